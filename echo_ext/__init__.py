@@ -1,0 +1,1 @@
+"""Echo noise and k-nearest-neighbour information estimators for PyTorch."""

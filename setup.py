@@ -1,0 +1,87 @@
+"""Drives CMake for pip; everything else is in pyproject.toml."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def wheel_nvcc():
+    """The compiler of NVIDIA's wheels in the build environment, or None."""
+    for entry in (sysconfig.get_path("purelib"), *sys.path):
+        nvcc = Path(entry) / "nvidia" / "cu13" / "bin" / "nvcc"
+        if nvcc.is_file():
+            return nvcc
+    return None
+
+
+def build_environment():
+    """The environment for CMake: a system nvcc wins over the wheel's, which needs to be told where its library is."""
+    env = dict(os.environ)
+    if env.get("ECHO_EXT_CUDA") == "0" or env.get("CUDACXX") or shutil.which("nvcc"):
+        return env
+    nvcc = wheel_nvcc()
+    if nvcc is not None:
+        for tool in nvcc.parent.iterdir():
+            tool.chmod(tool.stat().st_mode | 0o111)
+        env["CUDACXX"] = str(nvcc)
+        library = str(nvcc.parent.parent / "lib")
+        env["LIBRARY_PATH"] = os.pathsep.join(filter(None, [library, env.get("LIBRARY_PATH")]))
+    return env
+
+
+class FreshBuild(build):
+    """Builds wheels in a tree of their own: what an earlier build left behind never gets into a wheel."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.fresh_tree = tempfile.TemporaryDirectory(prefix="echo-ext-build-")
+        self.build_base = self.fresh_tree.name
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext):
+        if self.editable_mode:
+            output, tree = ROOT / "echo_ext", ROOT / "build" / "native"  # kept, so that a rebuild is quick
+            (tree / "CMakeCache.txt").unlink(missing_ok=True)  # the build environment's paths change every time
+        else:
+            output, tree = Path(self.get_ext_fullpath(ext.name)).parent.resolve(), Path(self.build_temp).resolve()
+        tree.mkdir(parents=True, exist_ok=True)
+        env = build_environment()
+        pybind11 = importlib.util.find_spec("pybind11").submodule_search_locations[0]
+        configure = [
+            "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(tree),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11}/share/cmake/pybind11",
+            f"-DECHO_EXT_OUTPUT_DIR={output}",
+            f"-DECHO_EXT_CUDA={env.get('ECHO_EXT_CUDA', '')}",
+            f"-DECHO_EXT_CUDA_ARCHS={env.get('ECHO_EXT_CUDA_ARCHS', '')}",
+            f"-DECHO_EXT_WERROR={env.get('ECHO_EXT_WERROR', '0')}",
+        ]  # fmt: skip
+        for command in (configure, ["cmake", "--build", str(tree)]):
+            try:
+                subprocess.run(command, env=env, check=True)
+            except FileNotFoundError:
+                sys.exit("echo-ext: cmake was not found: install cmake and ninja, or let pip build in isolation")
+            except subprocess.CalledProcessError as failure:
+                sys.exit(
+                    f"echo-ext: '{' '.join(command[:2])}' failed with status {failure.returncode}; its own message is above. "
+                    "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++); "
+                    "ECHO_EXT_CUDA=0 leaves the CUDA part out."
+                )
+
+
+setup(
+    ext_modules=[Extension("echo_ext._C", sources=[])],
+    cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},
+)
