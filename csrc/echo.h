@@ -19,6 +19,10 @@ struct EchoProblem {
   DType dtype;
 };
 
+ECHO_EXT_HD Draws draws_of(const EchoProblem& problem, int64_t seed) {
+  return {static_cast<uint64_t>(seed), problem.bank_rows, problem.exclude_self, problem.sampling};
+}
+
 // Rows and bank are contiguous (rows, width) and (bank_rows, width) of the problem's dtype.
 struct EchoForward {
   const int64_t* seed;  // on the problem's device

@@ -130,25 +130,33 @@ ECHO_EXT_HD int32_t draw(const Draws& draws, const Bijection& order, DrawKey key
 // has the row at position p start at p + 1; with a bank of its own, row i starts at position i, and every further
 // `bank_rows` rows get a circle of another order.
 
-ECHO_EXT_HD DrawKey circle_key(uint64_t seed, uint64_t circle) { return draw_key(~seed, circle); }
+ECHO_EXT_HD DrawKey circle_key(uint64_t seed, int64_t circle) { return draw_key(~seed, static_cast<uint64_t>(circle)); }
 
-struct RingPlace {
-  uint64_t circle;
-  uint32_t start;  // the position of the window's first row
-};
-
-ECHO_EXT_HD RingPlace ring_place(const Draws& draws, const Bijection& order, int64_t row) {
-  const uint64_t size = static_cast<uint64_t>(draws.bank_rows);
-  if (!draws.exclude_self) return {static_cast<uint64_t>(row) / size, static_cast<uint32_t>(static_cast<uint64_t>(row) % size)};
-  const uint32_t position = order.inverse(circle_key(draws.seed, 0), static_cast<uint32_t>(row));
-  return {0, position + 1 == size ? 0 : position + 1};
+ECHO_EXT_HD int64_t num_circles(const Draws& draws, int64_t rows) {
+  return draws.exclude_self ? 1 : (rows + draws.bank_rows - 1) / draws.bank_rows;
 }
 
-// The row whose window starts at a position; the inverse of ring_place.
-ECHO_EXT_HD int64_t ring_row(const Draws& draws, const Bijection& order, uint64_t circle, uint32_t start) {
-  if (!draws.exclude_self) return static_cast<int64_t>(circle) * draws.bank_rows + start;
-  const uint32_t position = start == 0 ? static_cast<uint32_t>(draws.bank_rows) - 1 : start - 1;
-  return order(circle_key(draws.seed, 0), position);
+// A circle's windows, which start at positions [0, num_windows).
+ECHO_EXT_HD int64_t num_windows(const Draws& draws, int64_t rows, int64_t circle) {
+  const int64_t left = rows - circle * draws.bank_rows;
+  return left < draws.bank_rows ? left : draws.bank_rows;
+}
+
+struct RingPlace {
+  int64_t circle, start;
+};
+
+ECHO_EXT_HD RingPlace ring_place(const Draws& draws, int64_t row) {
+  if (!draws.exclude_self) return {row / draws.bank_rows, row % draws.bank_rows};
+  const Bijection order(static_cast<uint32_t>(draws.bank_rows));
+  const int64_t position = order.inverse(circle_key(draws.seed, 0), static_cast<uint32_t>(row));
+  return {0, position + 1 == draws.bank_rows ? 0 : position + 1};
+}
+
+ECHO_EXT_HD int64_t ring_draw(const Draws& draws, RingPlace place, int64_t term) {
+  const Bijection order(static_cast<uint32_t>(draws.bank_rows));
+  return order(circle_key(draws.seed, place.circle),
+               static_cast<uint32_t>((place.start + term) % draws.bank_rows));
 }
 
 }  // namespace echo_ext
