@@ -13,10 +13,12 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-constexpr int kDrawBatch = 16;
+constexpr int kDrawBatch = 64;
 constexpr int kTermsPerCheck = 8;
 static_assert(kDrawBatch % kTermsPerCheck == 0, "a check falls on the end of a batch");
 constexpr int64_t kRowsPerTask = 64;
+// The backward pass shares only tiles among threads.
+constexpr int kForwardLines = kMaxTileLines, kBackwardLines = kMaxTileLines < 2 ? kMaxTileLines : 2;
 
 // A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
 // what rounding the sum itself costs.
@@ -143,19 +145,18 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
-template <typename T>
 struct Layout {
   int64_t columns, tiles, tile_size;
-  explicit Layout(const EchoProblem& problem)
-      : columns(tile_columns<T>(problem.width)),
-        tiles(num_tiles<T>(problem.width)),
+  Layout(const EchoProblem& problem, int64_t columns_)
+      : columns(columns_),
+        tiles((problem.width + columns - 1) / columns),
         tile_size(problem.bank_rows * 2 * columns) {}
 };
 
 template <typename T>
 struct ForwardWorkspace {
   T *tiles, *bounds;
-  ForwardWorkspace(const Layout<T>& layout, Workspace& workspace)
+  ForwardWorkspace(const Layout& layout, Workspace& workspace)
       : tiles(workspace.take<T>(layout.tiles * layout.tile_size)),
         bounds(workspace.take<T>(layout.tiles * layout.columns)) {}
 };
@@ -165,7 +166,7 @@ template <typename T>
 struct BackwardSlot {
   T *tile, *bounds, *gradients, *weights;
   int32_t* rows;
-  BackwardSlot(const Layout<T>& layout, int64_t num_terms, Workspace& workspace)
+  BackwardSlot(const Layout& layout, int64_t num_terms, Workspace& workspace)
       : tile(workspace.take<T>(layout.tile_size)),
         bounds(workspace.take<T>(layout.columns)),
         gradients(workspace.take<T>(layout.tile_size)),
@@ -181,7 +182,7 @@ struct Forward {
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout<T> layout(problem);
+    const Layout layout(problem, P::kColumns);
     Workspace memory(io.workspace);
     const ForwardWorkspace<T> workspace(layout, memory);
     parallel_for(layout.tiles, num_threads, [&](int64_t t, int) {
@@ -214,7 +215,7 @@ struct Backward {
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout<T> layout(problem);
+    const Layout layout(problem, P::kColumns);
     const Draws draws = draws_of(problem, *io.seed);
     const Bijection order(num_candidates(draws));
     Workspace sizes(nullptr);
@@ -250,11 +251,11 @@ struct Backward {
 };
 
 void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Forward{problem, io, num_threads});
+  dispatch<kForwardLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
 }
 
 void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Backward{problem, io, num_threads});
+  dispatch<kBackwardLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 
 struct ForwardSize {
@@ -263,7 +264,7 @@ struct ForwardSize {
   template <typename Storage, typename P>
   void run() const {
     Workspace sizes(nullptr);
-    ForwardWorkspace<Compute<Storage>>(Layout<Compute<Storage>>(problem), sizes);
+    ForwardWorkspace<Compute<Storage>>(Layout(problem, P::kColumns), sizes);
     bytes = sizes.bytes();
   }
 };
@@ -274,7 +275,7 @@ struct BackwardSize {
   int64_t& bytes;
   template <typename Storage, typename P>
   void run() const {
-    const Layout<Compute<Storage>> layout(problem);
+    const Layout layout(problem, P::kColumns);
     Workspace sizes(nullptr);
     BackwardSlot<Compute<Storage>>(layout, problem.num_terms, sizes);
     bytes = sizes.bytes() * std::min(num_threads, layout.tiles);
@@ -283,13 +284,13 @@ struct BackwardSize {
 
 int64_t forward_workspace_bytes(const EchoProblem& problem, int) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, ForwardSize{problem, bytes});
+  dispatch<kForwardLines>(problem.dtype, problem.width, ForwardSize{problem, bytes});
   return bytes;
 }
 
 int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  dispatch<kBackwardLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
   return bytes;
 }
 
