@@ -35,12 +35,11 @@ struct RowDraws {
   RowDraws(const Draws& draws_, const Bijection& order_, int64_t row_)
       : draws(draws_), order(order_), row(row_), key(draw_key(draws_.seed, static_cast<uint64_t>(row_))) {}
 
-  // Writes kDrawBatch bank rows from term `first` on; beyond the last candidate they repeat it.
-  void batch(int64_t first, int32_t* rows) const {
+  // Writes the bank rows of terms [first, end), at most kDrawBatch of them; rows has room for kDrawBatch.
+  void batch(int64_t first, int64_t end, int32_t* rows) const {
     const uint32_t start = static_cast<uint32_t>(first);
     if (draws.sampling != Sampling::permutation || order.is_small()) {
-      for (uint32_t t = 0; t < kDrawBatch; ++t)
-        rows[t] = draw(draws, order, key, row, std::min(start + t, order.size - 1));
+      for (uint32_t t = 0; t < end - first; ++t) rows[t] = draw(draws, order, key, row, start + t);
       return;
     }
     // The same as draw(), written so that it vectorises: few indices need more than one step of the bijection.
@@ -93,9 +92,9 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   int32_t rows[kDrawBatch];
   for (int64_t first = 0; first < num_terms; first += kDrawBatch) {
-    draws.batch(first, rows);
-    const int64_t end = std::min<int64_t>(kDrawBatch, num_terms - first);
-    for (int64_t t = 0; t < end; ++t) {
+    const int64_t end = std::min(first + kDrawBatch, num_terms);
+    draws.batch(first, end, rows);
+    for (int64_t t = 0; t < end - first; ++t) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
       sum = sum + weight * P::loaded(f);
       weight = weight * P::loaded(f + P::kColumns);
@@ -117,8 +116,8 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
-    draws.batch(used, rows + used);
     const int64_t end = std::min(used + kDrawBatch, num_terms);
+    draws.batch(used, end, rows + used);
     for (; used < end && !settled; ++used) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
       const P s = P::loaded(f + P::kColumns);
