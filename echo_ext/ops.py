@@ -58,10 +58,10 @@ def _require_cuda_build() -> None:
 # f + s * eps with eps made of bank rows, or eps itself where f and s are None. Without a bank of the caller's the batch
 # is passed as the bank and exclude_self is set; then the bank's gradients are the whole gradients of f and s.
 
-_library = torch.library.Library("echo_ext", "DEF")
+_library: Any = torch.library.Library("echo_ext", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, int sampling, "
-    "bool exclude_self) -> Tensor"
+    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
+    "int sampling, bool exclude_self) -> Tensor"
 )
 _library.define(
     "echo_backward(Tensor grad, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
@@ -232,7 +232,7 @@ def _echo_backward_cuda(
 
 
 class _Echo(torch.autograd.Function):
-    """The gradient. Written out, since what torch.library.register_autograd generates costs three times as much a call."""
+    """The gradient. Written out: what torch.library.register_autograd generates costs three times as much a call."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -242,7 +242,7 @@ class _Echo(torch.autograd.Function):
             return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         s, bank_f, bank_s, seed = ctx.saved_tensors
         own = s is not None and not ctx.settings[-1]
         grad_s, grad_bank_f, grad_bank_s = torch.ops.echo_ext.echo_backward.default(
@@ -284,9 +284,7 @@ def _indices_shape(
     return seed.new_empty((rows, num_terms))
 
 
-def _indices_problem(
-    rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool
-) -> _C.EchoProblem:
+def _indices_problem(rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> _C.EchoProblem:
     return _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
 
 
@@ -334,9 +332,9 @@ def echo_sample(
             Half types accumulate in float32.
         num_terms: terms of each noise; None for all that there are (B - 1, or the bank's rows).
         sampling: ``"permutation"``: each row its own uniform ordering of the others. ``"replacement"``: uniform over
-            the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the same
-            law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are dependent,
-            which statistics across the batch (MMD, a discriminator) see.
+            the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the
+            same law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are
+            dependent, which statistics across the batch (MMD, a discriminator) see.
         bank: (f_bank, s_bank), each (K, *): draw from these rows instead, none excluded; f may then have one row.
         seed: an int, or an int64 tensor of one element on f's device. None draws one from torch's generator of that
             device, so that ``torch.manual_seed`` makes runs repeat; the host is never synchronised.
@@ -465,8 +463,8 @@ def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> flo
 
 def _common_autocast_dtype(f: Any, s: Any) -> tuple[Any, Any]:
     """Under autocast f and s may come out of their layers with different dtypes: take the wider."""
-    if isinstance(f, Tensor) and isinstance(s, Tensor) and f.dtype != s.dtype and f.is_floating_point():
-        if s.is_floating_point() and torch.is_autocast_enabled(f.device.type):
-            wider = torch.promote_types(f.dtype, s.dtype)
-            return f.to(wider), s.to(wider)
-    return f, s
+    both = isinstance(f, Tensor) and isinstance(s, Tensor) and f.is_floating_point() and s.is_floating_point()
+    if not both or f.dtype == s.dtype or not torch.is_autocast_enabled(f.device.type):
+        return f, s
+    wider = torch.promote_types(f.dtype, s.dtype)
+    return f.to(wider), s.to(wider)

@@ -100,7 +100,14 @@ def test_draws_do_not_change_between_releases():
     assert echo_ext.echo_indices(6, sampling="replacement", seed=1)[0].tolist() == REPLACEMENT_OF_6
 
 
-PERMUTATION_OF_6 = [[3, 1, 5, 4, 2], [5, 2, 0, 3, 4], [5, 1, 4, 3, 0], [4, 1, 5, 2, 0], [3, 2, 5, 0, 1], [4, 1, 3, 0, 2]]
+PERMUTATION_OF_6 = [
+    [3, 1, 5, 4, 2],
+    [5, 2, 0, 3, 4],
+    [5, 1, 4, 3, 0],
+    [4, 1, 5, 2, 0],
+    [3, 2, 5, 0, 1],
+    [4, 1, 3, 0, 2],
+]
 PERMUTATION_OF_100 = [42, 40, 4, 70, 63]
 RING_OF_6 = [5, 3, 4, 1, 2]
 REPLACEMENT_OF_6 = [3, 3, 5, 5, 2]
