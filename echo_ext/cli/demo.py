@@ -266,7 +266,7 @@ def _report(console: Console, result: dict[str, Any], out: Path) -> None:
         "rate (bound)": "the VAE's KL(q(z|x) | N(0, I)): at least what its z tells about the image",
         "distortion": "-E log p(x|z), the cross-entropy of the pixels with their reconstruction",
         "-ELBO": "rate + distortion, a bound on -log p(x): lower is better",
-        "rate floor": f"{echo['rate_floor']:.2f}, the least rate of an Echo channel with {latents} latents, {terms} terms",
+        "rate floor": f"{echo['rate_floor']:.2f}, the least that {latents} Echo latents of {terms} terms can send",
         "noise TC": f"{echo['noise_total_correlation']:.2f}, the total correlation of Echo's noise (second order): "
         "how dependent its dimensions are; a VAE's noise has 0",
         "measured": f"after {result['epochs']} epochs, mean over the test images with {TEST_DRAWS} noise draws each, "
