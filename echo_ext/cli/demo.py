@@ -251,15 +251,13 @@ def _report(console: Console, result: dict[str, Any], out: Path) -> None:
 
     echo, vae, latents = result["models"]["echo"], result["models"]["vae"], result["latent_dim"]
     terms = result["batch_size"] - 1
-    table = Table(
-        title=f"{result['data']}, {result['rows']['test']} test images, nats per sample", title_justify="left"
-    )
+    table = Table()
     table.add_column("model")
     for column in ("rate", "distortion", "-ELBO"):
         table.add_column(column, justify="right")
     for name, rate, kind, model in (("Echo", echo["rate"], "exact", echo), ("VAE", vae["rate_bound"], "bound", vae)):
         table.add_row(name, f"{rate:.2f} ({kind})", f"{model['distortion']:.2f}", f"{model['neg_elbo']:.2f}")
-    console.print()
+    console.print(f"\n{result['data']}, {result['rows']['test']} test images, nats per sample", markup=False)
     console.print(table)
     lines = {
         "rate (exact)": "what Echo's z tells about the image, -E log|s| summed over the latents: no bound, no estimate",

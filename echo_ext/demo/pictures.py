@@ -8,6 +8,7 @@ from statistics import fmean
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -53,22 +54,31 @@ def curves(history: Mapping[str, History], tested: Mapping[str, Measured], *, ra
             epochs, training = _thinned([getattr(measured, quantity) for measured, _ in points])
             _, validation = _thinned([getattr(measured, quantity) for _, measured in points])
             axes.plot(epochs, training, color=_COLOURS[kind], alpha=0.35, linewidth=1)
-            axes.plot(epochs, validation, color=_COLOURS[kind], linewidth=1.8, label=MODELS[kind])
+            axes.plot(epochs, validation, color=_COLOURS[kind], linewidth=1.8)
             test = getattr(tested[kind], quantity)
             axes.plot([len(points)], [test], "o", markersize=6, markeredgecolor="white", zorder=5, **look)
             skipped = min(3, len(validation) // 4)
             settled += [test, *training[skipped:], *validation[skipped:]]
         if quantity == "rate":
-            axes.axhline(rate_floor, color=_INK, linewidth=1, linestyle=":", label="Echo's floor")
+            axes.axhline(rate_floor, color=_INK, linewidth=1, linestyle=":")
             axes.set_ylim(0, 1.06 * max(*settled, rate_floor))
         else:  # the first epochs would flatten all that comes after them
             margin = 0.06 * (max(settled) - min(settled)) or 1.0
             axes.set_ylim(min(settled) - margin, max(settled) + margin)
         _dress(axes, title)
-    figure.axes[0].legend(frameon=False, loc="lower right", labelcolor=_INK)
-    legend = "full line: validation        faint line: training        dot: test, after training"
-    figure.supxlabel(legend, fontsize=9, color="#666666")
+    figure.legend(handles=_key(), loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
     return figure
+
+
+def _key() -> list[Line2D]:
+    grey = "#888888"
+    return [
+        *(Line2D([], [], color=_COLOURS[kind], linewidth=3, label=name) for kind, name in MODELS.items()),
+        Line2D([], [], color=_INK, linewidth=1, linestyle=":", label="Echo's least rate"),
+        Line2D([], [], color=grey, linewidth=1.8, label="validation"),
+        Line2D([], [], color=grey, linewidth=1, alpha=0.5, label="training"),
+        Line2D([], [], color=grey, linewidth=0, marker="o", markersize=6, label="test, after training"),
+    ]
 
 
 def _dress(axes: Axes, title: str) -> None:
