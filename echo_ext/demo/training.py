@@ -41,9 +41,9 @@ class Setting:
 
 
 SETTINGS = {
-    "digits": Setting(latent_dim=8, hidden=128, learning_rate=3e-3, epochs=800),
-    "fashion-mnist": Setting(latent_dim=10, hidden=256, learning_rate=2e-3, epochs=10),
-    "mnist": Setting(latent_dim=10, hidden=256, learning_rate=2e-3, epochs=10),
+    "digits": Setting(latent_dim=8, hidden=128, learning_rate=3e-3, epochs=600),
+    "fashion-mnist": Setting(latent_dim=10, hidden=256, learning_rate=2e-3, epochs=8),
+    "mnist": Setting(latent_dim=10, hidden=256, learning_rate=2e-3, epochs=8),
 }
 
 
