@@ -1,4 +1,4 @@
-"""The CUDA kernels' own source, run on the CPU under AddressSanitizer and UndefinedBehaviorSanitizer (see cuda_shim/)."""
+"""The CUDA kernels' own source, run on the CPU under ASan and UBSan (see cuda_shim/)."""
 
 import shutil
 import struct
@@ -204,7 +204,8 @@ def oracle(problem: Problem, values: Values, indices: np.ndarray, magnitudes: bo
     grad_bank_f, grad_bank_s = np.zeros_like(bank_f), np.zeros_like(bank_s)
     for l in range(problem.num_terms):
         np.add.at(grad_bank_f, indices[:, l], grad_eps * weights[l])
-        np.add.at(grad_bank_s, indices[:, l], grad_eps * weights[l] * tails[l + 1])
+        if l + 1 < problem.num_terms:
+            np.add.at(grad_bank_s, indices[:, l], grad_eps * weights[l] * tails[l + 1])
     eps = tails[0]
     if not problem.sample:
         return [eps, grad_bank_f, grad_bank_s]
@@ -215,8 +216,10 @@ def oracle(problem: Problem, values: Values, indices: np.ndarray, magnitudes: bo
 
 def assert_close(problem: Problem, found: torch.Tensor, expected: np.ndarray, scale: np.ndarray) -> None:
     found = found.double().numpy()
-    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
-    finite = np.isfinite(expected)
+    # A gradient may meet what is not finite once more often than the oracle, as NaN times zero, in that column.
+    finite = np.isfinite(found)
+    assert not (finite & ~np.isfinite(expected)).any()
+    assert finite[:, np.isfinite(expected).all(axis=0)].all()
     # Rounding errors of a product grow with its length, which counts where weights do not decay.
     largest = np.where(np.isfinite(scale), scale, 0).max(axis=0)
     tolerance = np.broadcast_to(TOLERANCE[problem.dtype] * (1 + problem.num_terms / 256) * largest, expected.shape)
@@ -234,6 +237,7 @@ def check(shim: Shim, problem: Problem, values: Values | None = None) -> None:
     assert len(found) == len(expected)
     for one_found, one_expected, one_scale in zip(found, expected, scale, strict=True):
         assert_close(problem, one_found, one_expected, one_scale)
+    np.testing.assert_array_equal(np.isfinite(found[0].double().numpy()), np.isfinite(expected[0]))
 
 
 # ---- The shim itself -------------------------------------------------------------------------------------------------
@@ -335,9 +339,7 @@ def test_deterministic_repeats_bit_for_bit(shim, sampling, dtype):
     first = run_backward(shim, problem, values)
     again = run_backward(shim, replace(problem, descending=True), values)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert torch.equal(
-        run_forward(shim, problem, values), run_forward(shim, replace(problem, descending=True), values)
-    )
+    assert torch.equal(run_forward(shim, problem, values), run_forward(shim, replace(problem, descending=True), values))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -351,6 +353,19 @@ def test_bank_beyond_shared_memory(shim, sampling, width):
 def test_many_rows_for_few_multiprocessors(shim, sampling):
     check(shim, Problem(300, 3, 20, 0, sampling, multiprocessors=1))
     check(shim, Problem(300, 3, 20, 37, sampling, multiprocessors=1, descending=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "noise"])
+@pytest.mark.parametrize("bank_rows", [0, 900])
+def test_ring_in_one_scan(shim, bank_rows, sample, dtype):
+    # Weights that soon are zero, long segments; columns of long memory make a few segments take the exact way.
+    problem = Problem(850, 21, 849, bank_rows, "ring", dtype, sample=sample, multiprocessors=1)
+    values = random_values(problem, 0.1)
+    check(shim, problem, values)
+    values.bank_s[:, 20] = 0.97
+    check(shim, problem, values)
+    check(shim, replace(problem, num_terms=120), values)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
