@@ -17,9 +17,10 @@ namespace {
 
 constexpr int kThreads = 256, kExactThreads = 128;
 constexpr int kBatch = 32;  // positions whose rows are drawn together
-constexpr int kFlight = 8;  // positions whose loads are in flight together
 
-// Positions whose values a thread keeps in registers.
+// Positions whose loads are in flight together, and positions whose values an exact step keeps in registers.
+template <typename T>
+constexpr int kFlight = 32 / static_cast<int>(sizeof(T));
 template <typename T>
 constexpr int kStep = 64 / static_cast<int>(sizeof(T));
 
@@ -27,7 +28,7 @@ struct RingPlan {
   int64_t num_circles;
   int64_t segment;  // positions; a multiple of the step unless there is one segment only
   int64_t num_segments;
-  int64_t steps_of_segment;
+  int64_t steps_of_segment, flights_of_segment;
   int lanes;  // columns of a group
   int64_t num_column_blocks;
   __host__ __device__ int64_t items_of_circle() const { return num_segments * num_column_blocks; }
@@ -36,7 +37,7 @@ struct RingPlan {
 template <typename T>
 struct RingWorkspace {
   bool* is_exact;   // [circle][item]: to be done by the exact kernel
-  T* checkpoints;   // windows' sums at the ends of a segment's steps: [segment][step][column]
+  T* checkpoints;   // windows' sums at the ends of a segment's flights: [segment][flight][column]
   T* accumulators;  // of the bank's gradients where several circles add up, f's and then s's; else null
 };
 
@@ -78,9 +79,9 @@ struct RingGroup {
   Draws draws;
   Bijection order;
   DrawnRows* rows;
-  int lanes, lane;
+  int lanes, lane, width;
   unsigned mask;
-  int64_t column = 0;
+  int column = 0;
   bool is_column = false;
   int64_t circle = 0;
   DrawKey key = {};
@@ -95,7 +96,8 @@ struct RingGroup {
         draws(draws_of(problem_, *seed)),
         order(static_cast<uint32_t>(problem_.bank_rows)),
         lanes(plan.lanes),
-        lane(static_cast<int>(threadIdx.x) % plan.lanes) {
+        lane(static_cast<int>(threadIdx.x) % plan.lanes),
+        width(static_cast<int>(problem_.width)) {
     rows = reinterpret_cast<DrawnRows*>(dynamic_shared_memory) + static_cast<int>(threadIdx.x) / lanes;
     const unsigned first_lane = threadIdx.x % kWarp / static_cast<unsigned>(lanes) * static_cast<unsigned>(lanes);
     mask = (kFullWarp >> (kWarp - lanes)) << first_lane;
@@ -105,9 +107,9 @@ struct RingGroup {
   __device__ __forceinline__ void start(int64_t circle_, int64_t item, const RingPlan& plan) {
     circle = circle_;
     key = circle_key(draws.seed, circle_);
-    column = item % plan.num_column_blocks * lanes + lane;
-    is_column = column < problem.width;
-    if (!is_column) column = problem.width - 1;
+    column = static_cast<int>(item % plan.num_column_blocks) * lanes + lane;
+    is_column = column < width;
+    if (!is_column) column = width - 1;
     begin = item / plan.num_column_blocks * plan.segment;
     end = begin + plan.segment < problem.bank_rows ? begin + plan.segment : problem.bank_rows;
   }
@@ -134,15 +136,29 @@ struct RingGroup {
   __device__ __forceinline__ void draw_here(int64_t first, int count) { draw_rows(rows->here, first - 1, count + 1); }
   __device__ __forceinline__ int32_t row_here(int slot) const { return rows->here[slot + 1]; }
 
-  __device__ __forceinline__ int64_t offset(int64_t row) const { return row * problem.width + column; }
-  __device__ __forceinline__ T load(const Storage* from, int64_t row) const { return to_compute(from[offset(row)]); }
+  // A bank row's element in this thread's column.
+  __device__ __forceinline__ int64_t offset(int32_t row) const { return static_cast<int64_t>(row) * width + column; }
+  __device__ __forceinline__ T load(const void* from, int64_t at) const {
+    return to_compute(static_cast<const Storage*>(from)[at]);
+  }
 
-  // The row whose window starts at drawn slot `slot`, position q; -1 where there is none.
+  __device__ __forceinline__ void load_terms(const int32_t* drawn, int count, T (&term_f)[kFlight<T>],
+                                             T (&term_s)[kFlight<T>]) const {
+#pragma unroll
+    for (int k = 0; k < kFlight<T>; ++k) {
+      if (k >= count) continue;
+      const int64_t at = offset(drawn[k]);
+      term_f[k] = load(f, at);
+      term_s[k] = load(s, at);
+    }
+  }
+
+  // The element of the row whose window starts at position q, drawn at `slot`; -1 where there is none.
   __device__ __forceinline__ int64_t owner(int64_t q, int slot) const {
-    if (windows.at_own_row) return rows->here[slot + 1];
-    if (windows.behind_own_row) return rows->here[slot];
+    if (windows.at_own_row) return offset(rows->here[slot + 1]);
+    if (windows.behind_own_row) return offset(rows->here[slot]);
     const int64_t row = circle * problem.bank_rows + wrap(q);
-    return row < problem.rows ? row : -1;
+    return row < problem.rows ? row * width + column : -1;
   }
 
   // Adds the terms from `position` on to sum, until `limit` are in or all columns' weights are zero; the number of
@@ -151,21 +167,16 @@ struct RingGroup {
     for (int64_t done = 0; done < limit; done += kBatch) {
       const int count = limit - done < kBatch ? static_cast<int>(limit - done) : kBatch;
       draw_rows(rows->behind, position + done, count);
-      for (int slot = 0; slot < count; slot += kFlight) {
-        T term_f[kFlight], term_s[kFlight];
+      for (int slot = 0; slot < count; slot += kFlight<T>) {
+        T term_f[kFlight<T>], term_s[kFlight<T>];
+        load_terms(rows->behind + slot, count - slot, term_f, term_s);
 #pragma unroll
-        for (int k = 0; k < kFlight; ++k) {
-          if (slot + k >= count) continue;
-          term_f[k] = load(f, rows->behind[slot + k]);
-          term_s[k] = load(s, rows->behind[slot + k]);
-        }
-#pragma unroll
-        for (int k = 0; k < kFlight; ++k) {
+        for (int k = 0; k < kFlight<T>; ++k) {
           if (slot + k >= count) continue;
           sum += weight * term_f[k];
           weight *= term_s[k];
         }
-        if (__all_sync(mask, weight == 0)) return slot + kFlight < count ? done + slot + kFlight : done + count;
+        if (__all_sync(mask, weight == 0)) return slot + kFlight<T> < count ? done + slot + kFlight<T> : done + count;
       }
     }
     return limit + 1;
@@ -185,12 +196,10 @@ struct RingForward : RingGroup<Storage> {
       : Group(problem, io_.seed, io_.bank_f, io_.bank_s, windows_of(problem, io_.f != nullptr), plan), io(io_) {}
 
   __device__ __forceinline__ void emit(int64_t q, int slot, T eps) {
-    const int64_t row = this->owner(q, slot);
-    if (row < 0 || !this->is_column) return;
-    if (io.f != nullptr && !this->windows.at_own_row)
-      eps =
-          this->load(static_cast<const Storage*>(io.f), row) + this->load(static_cast<const Storage*>(io.s), row) * eps;
-    static_cast<Storage*>(io.out)[this->offset(row)] = from_compute<Storage>(eps);
+    const int64_t at = this->owner(q, slot);
+    if (at < 0 || !this->is_column) return;
+    if (io.f != nullptr && !this->windows.at_own_row) eps = this->load(io.f, at) + this->load(io.s, at) * eps;
+    static_cast<Storage*>(io.out)[at] = from_compute<Storage>(eps);
   }
 
   // False where the windows' ends matter; else each value is read once and each result written once.
@@ -202,16 +211,11 @@ struct RingForward : RingGroup<Storage> {
       const int count = first - this->begin < kBatch ? static_cast<int>(first - this->begin) : kBatch;
       first -= count;
       this->draw_here(first, count);
-      for (int slot = (count - 1) / kFlight * kFlight; slot >= 0; slot -= kFlight) {
-        T term_f[kFlight], term_s[kFlight];
+      for (int slot = (count - 1) / kFlight<T> * kFlight<T>; slot >= 0; slot -= kFlight<T>) {
+        T term_f[kFlight<T>], term_s[kFlight<T>];
+        this->load_terms(this->rows->here + 1 + slot, count - slot, term_f, term_s);
 #pragma unroll
-        for (int k = 0; k < kFlight; ++k) {
-          if (slot + k >= count) continue;
-          term_f[k] = this->load(this->f, this->row_here(slot + k));
-          term_s[k] = this->load(this->s, this->row_here(slot + k));
-        }
-#pragma unroll
-        for (int k = kFlight - 1; k >= 0; --k) {
+        for (int k = kFlight<T> - 1; k >= 0; --k) {
           if (slot + k >= count) continue;
           eps = term_f[k] + term_s[k] * eps;
           emit(first + slot + k, slot + k, eps);
@@ -229,8 +233,8 @@ struct RingForward : RingGroup<Storage> {
 #pragma unroll
     for (int k = kStep<T> - 1; k >= 0; --k) {
       if (k >= count) continue;
-      const T term_s = this->load(this->s, this->row_here(k));
-      tail = this->load(this->f, this->row_here(k)) + term_s * tail;
+      const T term_s = this->load(this->s, this->offset(this->row_here(k)));
+      tail = this->load(this->f, this->offset(this->row_here(k))) + term_s * tail;
       decay *= term_s;
       tails[k] = tail;
       decays[k] = decay;
@@ -243,14 +247,14 @@ struct RingForward : RingGroup<Storage> {
       if (k >= count) continue;
       emit(first + k, k, decays[k] == 0 ? tails[k] : tails[k] + decays[k] * sum);
       if (k + 1 >= count || weight == 0) continue;
-      sum += weight * this->load(this->f, this->rows->behind[k]);
-      weight *= this->load(this->s, this->rows->behind[k]);
+      sum += weight * this->load(this->f, this->offset(this->rows->behind[k]));
+      weight *= this->load(this->s, this->offset(this->rows->behind[k]));
     }
   }
 };
 
 template <typename Storage>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* is_exact) {
   RingForward<Storage> group(problem, io, plan);
   for_each_item(plan.num_circles * plan.items_of_circle(), plan.lanes, [&](int64_t item) {
@@ -261,7 +265,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename Storage>
-__global__ void __launch_bounds__(kExactThreads)
+__global__ void __launch_bounds__(kExactThreads, 2)
     ring_forward_exact_kernel(EchoProblem problem, EchoForward io, RingPlan plan, const bool* is_exact) {
   RingForward<Storage> group(problem, io, plan);
   const int64_t num_items = plan.num_circles * plan.items_of_circle();
@@ -298,10 +302,10 @@ struct RingBackward : RingGroup<Storage> {
   __device__ __forceinline__ bool has_grad_s() const { return io.s != nullptr && !this->windows.at_own_row; }
 
   __device__ __forceinline__ T window_gradient(int64_t q, int slot) const {
-    const int64_t row = this->owner(q, slot);
-    if (row < 0) return 0;
-    const T grad = this->load(static_cast<const Storage*>(io.grad), row);
-    return has_grad_s() ? grad * this->load(static_cast<const Storage*>(io.s), row) : grad;
+    const int64_t at = this->owner(q, slot);
+    if (at < 0) return 0;
+    const T grad = this->load(io.grad, at);
+    return has_grad_s() ? grad * this->load(io.s, at) : grad;
   }
 
   __device__ __forceinline__ void emit(int slot, T to_f, T to_s) {
@@ -309,7 +313,7 @@ struct RingBackward : RingGroup<Storage> {
     const int64_t at = this->offset(this->row_here(slot));
     if (accumulators != nullptr) {
       accumulators[at] += to_f;
-      accumulators[this->problem.bank_rows * this->problem.width + at] += to_s;
+      accumulators[this->problem.bank_rows * this->width + at] += to_s;
     } else {
       static_cast<Storage*>(io.grad_bank_f)[at] = from_compute<Storage>(to_f);
       static_cast<Storage*>(io.grad_bank_s)[at] = from_compute<Storage>(to_s);
@@ -318,10 +322,9 @@ struct RingBackward : RingGroup<Storage> {
 
   // The gradient of the row's own s in f + s * eps.
   __device__ __forceinline__ void emit_row(int64_t q, int slot, T eps) {
-    const int64_t row = this->owner(q, slot);
-    if (!has_grad_s() || row < 0 || !this->is_column) return;
-    const T grad = this->load(static_cast<const Storage*>(io.grad), row);
-    static_cast<Storage*>(io.grad_s)[this->offset(row)] = from_compute<Storage>(grad * eps);
+    if (!has_grad_s() || !this->is_column) return;
+    const int64_t at = this->owner(q, slot);
+    if (at >= 0) static_cast<Storage*>(io.grad_s)[at] = from_compute<Storage>(this->load(io.grad, at) * eps);
   }
 
   // What windows from before `position` bring to it, at most `limit` of them; their number as in add_terms. `weight` is
@@ -331,28 +334,28 @@ struct RingBackward : RingGroup<Storage> {
       const int count = limit - done < kBatch ? static_cast<int>(limit - done) : kBatch;
       const int64_t first = position - done - count;
       this->draw_here(first, count);
-      for (int end = count; end > 0; end -= kFlight) {
-        T term_s[kFlight], grad[kFlight];
+      for (int end = count; end > 0; end -= kFlight<T>) {
+        T term_s[kFlight<T>], grad[kFlight<T>];
 #pragma unroll
-        for (int k = 0; k < kFlight; ++k) {
+        for (int k = 0; k < kFlight<T>; ++k) {
           const int slot = end - 1 - k;
           if (slot < 0) continue;
-          term_s[k] = this->load(this->s, this->row_here(slot));
+          term_s[k] = this->load(this->s, this->offset(this->row_here(slot)));
           grad[k] = window_gradient(first + slot, slot);
         }
 #pragma unroll
-        for (int k = 0; k < kFlight; ++k) {
+        for (int k = 0; k < kFlight<T>; ++k) {
           if (end - 1 - k < 0) continue;
           weight *= term_s[k];
           carry += weight * grad[k];
         }
-        if (__all_sync(this->mask, weight == 0)) return done + count - (end > kFlight ? end - kFlight : 0);
+        if (__all_sync(this->mask, weight == 0)) return done + count - (end > kFlight<T> ? end - kFlight<T> : 0);
       }
     }
     return limit + 1;
   }
 
-  // False where the windows' ends matter; else down for the windows' sums, of which one a step is kept, then up.
+  // False where the windows' ends matter; else down for the windows' sums, one of which is kept for each flight, then up.
   __device__ __forceinline__ bool scan(const RingPlan& plan) {
     // Every window that counts must end beyond what counts behind the segment.
     const int64_t begin = this->begin, end = this->end, spare = this->windows.num_terms - (end - begin);
@@ -362,50 +365,45 @@ struct RingBackward : RingGroup<Storage> {
     weight = 1;
     if (add_earlier(begin, spare - num_behind, carry, weight) > spare - num_behind) return false;
 
-    T* checkpoint = checkpoints + begin / plan.segment * plan.steps_of_segment * this->problem.width + this->column;
-    const int num_steps = static_cast<int>((end - begin + kStep<T> - 1) / kStep<T>);
-    for (int step = num_steps - 1; step > 0; --step) {
-      const int64_t first = begin + step * kStep<T>;
-      const int count = end - first < kStep<T> ? static_cast<int>(end - first) : kStep<T>;
-      if (this->is_column) checkpoint[step * this->problem.width] = eps;
+    T* checkpoint = checkpoints + begin / plan.segment * plan.flights_of_segment * this->width + this->column;
+    T term_f[kFlight<T>], term_s[kFlight<T>], grad[kFlight<T>];
+    for (int64_t first = end, before; first > begin;) {
+      before = begin + (first - 1 - begin) / kBatch * kBatch;
+      const int count = static_cast<int>(first - before);
+      first = before;
       this->draw_here(first, count);
-      T term_f[kStep<T>], term_s[kStep<T>];
+      for (int slot = (count - 1) / kFlight<T> * kFlight<T>; slot >= 0; slot -= kFlight<T>) {
+        if (this->is_column) checkpoint[(first - begin + slot) / kFlight<T> * this->width] = eps;
+        this->load_terms(this->rows->here + 1 + slot, count - slot, term_f, term_s);
 #pragma unroll
-      for (int k = 0; k < kStep<T>; ++k) {
-        if (k >= count) continue;
-        term_f[k] = this->load(this->f, this->row_here(k));
-        term_s[k] = this->load(this->s, this->row_here(k));
+        for (int k = kFlight<T> - 1; k >= 0; --k)
+          if (slot + k < count) eps = term_f[k] + term_s[k] * eps;
       }
-#pragma unroll
-      for (int k = kStep<T> - 1; k >= 0; --k)
-        if (k < count) eps = term_f[k] + term_s[k] * eps;
     }
-    for (int step = 0; step < num_steps; ++step) {
-      const int64_t first = begin + step * kStep<T>;
-      const int count = end - first < kStep<T> ? static_cast<int>(end - first) : kStep<T>;
-      if (step > 0) eps = checkpoint[step * this->problem.width];
+    for (int64_t first = begin; first < end; first += kBatch) {
+      const int count = end - first < kBatch ? static_cast<int>(end - first) : kBatch;
       this->draw_here(first, count);
-      T term_s[kStep<T>], behind[kStep<T>];  // the window from behind each position
+      for (int slot = 0; slot < count; slot += kFlight<T>) {
+        this->load_terms(this->rows->here + 1 + slot, count - slot, term_f, term_s);
 #pragma unroll
-      for (int k = 0; k < kStep<T>; ++k) {
-        if (k >= count) continue;
-        behind[k] = this->load(this->f, this->row_here(k));
-        term_s[k] = this->load(this->s, this->row_here(k));
-      }
+        for (int k = 0; k < kFlight<T>; ++k)
+          if (slot + k < count) grad[k] = window_gradient(first + slot + k, slot + k);
+        eps = checkpoint[(first - begin + slot) / kFlight<T> * this->width];
 #pragma unroll
-      for (int k = kStep<T> - 1; k >= 0; --k) {
-        if (k >= count) continue;
-        const T here = behind[k] + term_s[k] * eps;
-        behind[k] = eps;
-        eps = here;
-        emit_row(first + k, k, here);
-      }
+        for (int k = kFlight<T> - 1; k >= 0; --k) {
+          if (slot + k >= count) continue;
+          const T here = term_f[k] + term_s[k] * eps;
+          term_f[k] = eps;  // from now on the window from behind
+          eps = here;
+          emit_row(first + slot + k, slot + k, here);
+        }
 #pragma unroll
-      for (int k = 0; k < kStep<T>; ++k) {
-        if (k >= count) continue;
-        const T value = window_gradient(first + k, k) + carry;
-        emit(k, value, value * behind[k]);
-        carry = term_s[k] * value;
+        for (int k = 0; k < kFlight<T>; ++k) {
+          if (slot + k >= count) continue;
+          const T value = grad[k] + carry;
+          emit(slot + k, value, value * term_f[k]);
+          carry = term_s[k] * value;
+        }
       }
     }
     return true;
@@ -436,8 +434,8 @@ struct RingBackward : RingGroup<Storage> {
       if (k >= count) continue;
       tails[k] = tail;
       decays[k] = decay;
-      const T term_s = this->load(this->s, this->row_here(k));
-      tail = this->load(this->f, this->row_here(k)) + term_s * tail;
+      const T term_s = this->load(this->s, this->offset(this->row_here(k)));
+      tail = this->load(this->f, this->offset(this->row_here(k))) + term_s * tail;
       decay *= term_s;
     }
 
@@ -451,7 +449,7 @@ struct RingBackward : RingGroup<Storage> {
       this->draw_rows(this->rows->behind, start + num_terms, now);
 #pragma unroll 4
       for (int slot = 0; slot < now; ++slot) {
-        const T grad = window_gradient(start + slot, slot), term_s = this->load(this->s, this->row_here(slot));
+        const T grad = window_gradient(start + slot, slot), term_s = this->load(this->s, this->offset(this->row_here(slot)));
         tail_carry = term_s * (tail_carry + grad);
         decay_carry = term_s * (decay_carry + grad * prefix);
         add_term(slot, prefix, prefix_weight);
@@ -462,11 +460,11 @@ struct RingBackward : RingGroup<Storage> {
 #pragma unroll
     for (int k = 0; k < kStep<T>; ++k) {
       if (k >= count) continue;
-      const T grad = window_gradient(begin + k, k), term_s = this->load(this->s, this->row_here(k));
+      const T grad = window_gradient(begin + k, k), term_s = this->load(this->s, this->offset(this->row_here(k)));
       const T through_tail = tail_carry + grad, through_decay = decay_carry + grad * prefix;
       emit(k, to_f[k] + through_tail, to_s[k] + (through_tail * tails[k] + through_decay * decays[k]));
       if (has_grad_s())
-        emit_row(begin + k, k, this->load(this->f, this->row_here(k)) + term_s * (tails[k] + decays[k] * prefix));
+        emit_row(begin + k, k, this->load(this->f, this->offset(this->row_here(k))) + term_s * (tails[k] + decays[k] * prefix));
       tail_carry = term_s * through_tail;
       decay_carry = term_s * through_decay;
       add_term(k, prefix, prefix_weight);
@@ -475,8 +473,8 @@ struct RingBackward : RingGroup<Storage> {
 
   __device__ __forceinline__ void add_term(int slot, T& sum, T& weight) {
     if (weight == 0) return;
-    sum += weight * this->load(this->f, this->rows->behind[slot]);
-    weight *= this->load(this->s, this->rows->behind[slot]);
+    sum += weight * this->load(this->f, this->offset(this->rows->behind[slot]));
+    weight *= this->load(this->s, this->offset(this->rows->behind[slot]));
   }
 
   // Of the windows that end in the step: the one from begin + l + 1 - num_terms ends at begin + l. `weight` is the
@@ -490,7 +488,7 @@ struct RingBackward : RingGroup<Storage> {
     for (int k = 0; k < kStep<T>; ++k) {
       to_f[k] = product;
       to_s[k] = 0;
-      if (k < count) product *= this->load(this->s, this->rows->behind[k]);
+      if (k < count) product *= this->load(this->s, this->offset(this->rows->behind[k]));
     }
     const int64_t first = begin + 1 - this->windows.num_terms;
     this->draw_here(first, count - 1);
@@ -501,9 +499,9 @@ struct RingBackward : RingGroup<Storage> {
         to_f[k] = 0;
         continue;
       }
-      const int32_t next = this->rows->behind[k + 1];
+      const int64_t next = this->offset(this->rows->behind[k + 1]);
       sums = this->load(this->f, next) * reaching + this->load(this->s, next) * sums;
-      weight *= this->load(this->s, this->row_here(k));
+      weight *= this->load(this->s, this->offset(this->row_here(k)));
       reaching += weight * window_gradient(first + k, k);
       to_s[k] = to_f[k] * sums;
       to_f[k] *= reaching;
@@ -527,7 +525,7 @@ __global__ void __launch_bounds__(kThreads) ring_backward_kernel(EchoProblem pro
 }
 
 template <typename Storage>
-__global__ void __launch_bounds__(kExactThreads)
+__global__ void __launch_bounds__(kExactThreads, 2)
     ring_backward_exact_kernel(EchoProblem problem, EchoBackward io, RingPlan plan,
                                RingWorkspace<Compute<Storage>> workspace) {
   RingBackward<Storage> group(problem, io, plan, workspace);
@@ -574,6 +572,7 @@ RingPlan make_plan(const EchoProblem& problem, bool has_rows, const DeviceLimits
   plan.segment = segment < num_terms ? segment : num_terms;
   plan.num_segments = ceil_div(problem.bank_rows, plan.segment);
   plan.steps_of_segment = ceil_div(plan.segment, kStep<T>);
+  plan.flights_of_segment = ceil_div(plan.segment, kFlight<T>);
   plan.lanes = 1;
   while (plan.lanes < kWarp && plan.lanes < problem.width) plan.lanes *= 2;
   plan.num_column_blocks = ceil_div(problem.width, plan.lanes);
@@ -584,7 +583,7 @@ template <typename T>
 RingWorkspace<T> take_workspace(Workspace& memory, const EchoProblem& problem, const RingPlan& plan, bool backward) {
   RingWorkspace<T> workspace{};
   workspace.is_exact = memory.take<bool>(plan.num_circles * plan.items_of_circle());
-  if (backward) workspace.checkpoints = memory.take<T>(plan.num_segments * plan.steps_of_segment * problem.width);
+  if (backward) workspace.checkpoints = memory.take<T>(plan.num_segments * plan.flights_of_segment * problem.width);
   if (backward && plan.num_circles != 1) workspace.accumulators = memory.take<T>(2 * problem.bank_rows * problem.width);
   return workspace;
 }
