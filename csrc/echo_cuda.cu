@@ -224,14 +224,15 @@ __device__ __forceinline__ int at_most(uint32_t count, int limit) {
 // ---- Forward
 // -----------------------------------------------------------------------------------------------------------
 
-constexpr int kMaxThreads = 512;
-constexpr int kCheck = 8;  // terms between two looks at the bounds
+constexpr int kMaxThreads = 512;  // with a minimum of blocks given to the compiler, it does not spill for more
+constexpr int kCheck = 8;         // terms between two looks at the bounds
 
 template <int kLanes>
 constexpr int kForwardDraws = kLanes < 16 ? 16 : kLanes;
 
 template <typename T, int kLanes, bool kStaged>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(EchoProblem problem, EchoForward io, PackedBank<T> bank) {
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    forward_kernel(EchoProblem problem, EchoForward io, PackedBank<T> bank) {
   constexpr int kBatch = kForwardDraws<kLanes>;
   RowWalk<T, kLanes, kStaged, kBatch> walk(problem, io.seed, bank);
   const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
@@ -323,8 +324,9 @@ struct BankGradients {
 };
 
 template <typename T, int kLanes, bool kStaged, bool kDeterministic>
-__global__ void __launch_bounds__(kMaxThreads) backward_kernel(EchoProblem problem, EchoBackward io, PackedBank<T> bank,
-                                                               BankGradients<T> gradients, T* checkpoints) {
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    backward_kernel(EchoProblem problem, EchoBackward io, PackedBank<T> bank, BankGradients<T> gradients,
+                    T* checkpoints) {
   constexpr int kTileColumns = kLanes * kColumns<T>;
   constexpr int kBatch = kForwardDraws<kLanes>;
   RowWalk<T, kLanes, kStaged, kChunk> walk(problem, io.seed, bank);

@@ -15,7 +15,7 @@ namespace {
 // ---- Traits
 // ------------------------------------------------------------------------------------------------------------
 
-constexpr int kThreads = 256, kExactThreads = 128;
+constexpr int kThreads = 128;
 constexpr int kBatch = 32;  // positions whose rows are drawn together
 
 // Positions whose loads are in flight together, and positions whose values an exact step keeps in registers.
@@ -31,6 +31,7 @@ struct RingPlan {
   int64_t steps_of_segment, flights_of_segment;
   int lanes;  // columns of a group
   int64_t num_column_blocks;
+  bool blocks_own_columns;  // several circles add to the same rows, one after another
   __host__ __device__ int64_t items_of_circle() const { return num_segments * num_column_blocks; }
 };
 
@@ -58,13 +59,16 @@ __host__ __device__ __forceinline__ Windows windows_of(const EchoProblem& proble
   return {problem.num_terms + (is_longer ? 1 : 0), is_longer, problem.exclude_self && !has_rows};
 }
 
-// Calls body(item) for this group's share of the items.
+// Calls body(item) for this group's share of the items. Where blocks own columns, their items are those of one block of
+// columns: item % num_column_blocks.
 template <typename Body>
-__device__ __forceinline__ void for_each_item(int64_t num_items, int lanes, const Body& body) {
-  const int64_t groups_of_block = blockDim.x / static_cast<unsigned>(lanes);
-  for (int64_t item = blockIdx.x * groups_of_block + threadIdx.x / static_cast<unsigned>(lanes); item < num_items;
-       item += gridDim.x * groups_of_block)
-    body(item);
+__device__ __forceinline__ void for_each_item(const RingPlan& plan, int64_t num_items, const Body& body) {
+  const int64_t groups_of_block = blockDim.x / static_cast<unsigned>(plan.lanes);
+  const int64_t group = threadIdx.x / static_cast<unsigned>(plan.lanes);
+  const int64_t first =
+      plan.blocks_own_columns ? group * plan.num_column_blocks + blockIdx.x : blockIdx.x * groups_of_block + group;
+  const int64_t stride = groups_of_block * (plan.blocks_own_columns ? plan.num_column_blocks : gridDim.x);
+  for (int64_t item = first; item < num_items; item += stride) body(item);
 }
 
 // One group of lanes at one block of columns of one circle.
@@ -254,10 +258,10 @@ struct RingForward : RingGroup<Storage> {
 };
 
 template <typename Storage>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 4)
     ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* is_exact) {
   RingForward<Storage> group(problem, io, plan);
-  for_each_item(plan.num_circles * plan.items_of_circle(), plan.lanes, [&](int64_t item) {
+  for_each_item(plan, plan.num_circles * plan.items_of_circle(), [&](int64_t item) {
     group.start(item / plan.items_of_circle(), item % plan.items_of_circle(), plan);
     const bool done = group.scan();
     if (group.lane == 0) is_exact[item] = !done;
@@ -265,11 +269,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <typename Storage>
-__global__ void __launch_bounds__(kExactThreads, 2)
+__global__ void __launch_bounds__(kThreads, 2)
     ring_forward_exact_kernel(EchoProblem problem, EchoForward io, RingPlan plan, const bool* is_exact) {
   RingForward<Storage> group(problem, io, plan);
   const int64_t num_items = plan.num_circles * plan.items_of_circle();
-  for_each_item(num_items * plan.steps_of_segment, plan.lanes, [&](int64_t step) {
+  for_each_item(plan, num_items * plan.steps_of_segment, [&](int64_t step) {
     const int64_t item = step % num_items;
     if (!is_exact[item]) return;
     group.start(item / plan.items_of_circle(), item % plan.items_of_circle(), plan);
@@ -355,7 +359,8 @@ struct RingBackward : RingGroup<Storage> {
     return limit + 1;
   }
 
-  // False where the windows' ends matter; else down for the windows' sums, one of which is kept for each flight, then up.
+  // False where the windows' ends matter; else down for the windows' sums, one of which is kept for each flight, then
+  // up.
   __device__ __forceinline__ bool scan(const RingPlan& plan) {
     // Every window that counts must end beyond what counts behind the segment.
     const int64_t begin = this->begin, end = this->end, spare = this->windows.num_terms - (end - begin);
@@ -449,7 +454,8 @@ struct RingBackward : RingGroup<Storage> {
       this->draw_rows(this->rows->behind, start + num_terms, now);
 #pragma unroll 4
       for (int slot = 0; slot < now; ++slot) {
-        const T grad = window_gradient(start + slot, slot), term_s = this->load(this->s, this->offset(this->row_here(slot)));
+        const T grad = window_gradient(start + slot, slot),
+                term_s = this->load(this->s, this->offset(this->row_here(slot)));
         tail_carry = term_s * (tail_carry + grad);
         decay_carry = term_s * (decay_carry + grad * prefix);
         add_term(slot, prefix, prefix_weight);
@@ -464,7 +470,8 @@ struct RingBackward : RingGroup<Storage> {
       const T through_tail = tail_carry + grad, through_decay = decay_carry + grad * prefix;
       emit(k, to_f[k] + through_tail, to_s[k] + (through_tail * tails[k] + through_decay * decays[k]));
       if (has_grad_s())
-        emit_row(begin + k, k, this->load(this->f, this->offset(this->row_here(k))) + term_s * (tails[k] + decays[k] * prefix));
+        emit_row(begin + k, k,
+                 this->load(this->f, this->offset(this->row_here(k))) + term_s * (tails[k] + decays[k] * prefix));
       tail_carry = term_s * through_tail;
       decay_carry = term_s * through_decay;
       add_term(k, prefix, prefix_weight);
@@ -509,13 +516,12 @@ struct RingBackward : RingGroup<Storage> {
   }
 };
 
-// One block walks all circles where there are several, since they add to the same rows.
 template <typename Storage>
-__global__ void __launch_bounds__(kThreads) ring_backward_kernel(EchoProblem problem, EchoBackward io, RingPlan plan,
-                                                                 RingWorkspace<Compute<Storage>> workspace) {
+__global__ void __launch_bounds__(kThreads, 4) ring_backward_kernel(EchoProblem problem, EchoBackward io, RingPlan plan,
+                                                                    RingWorkspace<Compute<Storage>> workspace) {
   RingBackward<Storage> group(problem, io, plan, workspace);
   for (int64_t circle = 0; circle < plan.num_circles; ++circle) {
-    for_each_item(plan.items_of_circle(), plan.lanes, [&](int64_t item) {
+    for_each_item(plan, plan.items_of_circle(), [&](int64_t item) {
       group.start(circle, item, plan);
       const bool done = group.scan(plan);
       if (group.lane == 0) workspace.is_exact[circle * plan.items_of_circle() + item] = !done;
@@ -525,12 +531,12 @@ __global__ void __launch_bounds__(kThreads) ring_backward_kernel(EchoProblem pro
 }
 
 template <typename Storage>
-__global__ void __launch_bounds__(kExactThreads, 2)
+__global__ void __launch_bounds__(kThreads, 2)
     ring_backward_exact_kernel(EchoProblem problem, EchoBackward io, RingPlan plan,
                                RingWorkspace<Compute<Storage>> workspace) {
   RingBackward<Storage> group(problem, io, plan, workspace);
   for (int64_t circle = 0; circle < plan.num_circles; ++circle) {
-    for_each_item(plan.items_of_circle() * plan.steps_of_segment, plan.lanes, [&](int64_t step) {
+    for_each_item(plan, plan.items_of_circle() * plan.steps_of_segment, [&](int64_t step) {
       const int64_t item = step % plan.items_of_circle();
       if (!workspace.is_exact[circle * plan.items_of_circle() + item]) return;
       group.start(circle, item, plan);
@@ -559,7 +565,7 @@ constexpr int64_t kThreadsOfMultiprocessor = 512;  // enough to keep memory busy
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 template <typename T>
-RingPlan make_plan(const EchoProblem& problem, bool has_rows, const DeviceLimits& limits) {
+RingPlan make_plan(const EchoProblem& problem, bool has_rows, bool backward, const DeviceLimits& limits) {
   const int64_t num_terms = windows_of(problem, has_rows).num_terms;
   RingPlan plan{};
   plan.num_circles = problem.exclude_self ? 1 : ceil_div(problem.rows, problem.bank_rows);
@@ -576,6 +582,7 @@ RingPlan make_plan(const EchoProblem& problem, bool has_rows, const DeviceLimits
   plan.lanes = 1;
   while (plan.lanes < kWarp && plan.lanes < problem.width) plan.lanes *= 2;
   plan.num_column_blocks = ceil_div(problem.width, plan.lanes);
+  plan.blocks_own_columns = backward && plan.num_circles != 1;
   return plan;
 }
 
@@ -584,7 +591,7 @@ RingWorkspace<T> take_workspace(Workspace& memory, const EchoProblem& problem, c
   RingWorkspace<T> workspace{};
   workspace.is_exact = memory.take<bool>(plan.num_circles * plan.items_of_circle());
   if (backward) workspace.checkpoints = memory.take<T>(plan.num_segments * plan.flights_of_segment * problem.width);
-  if (backward && plan.num_circles != 1) workspace.accumulators = memory.take<T>(2 * problem.bank_rows * problem.width);
+  if (plan.blocks_own_columns) workspace.accumulators = memory.take<T>(2 * problem.bank_rows * problem.width);
   return workspace;
 }
 
@@ -594,20 +601,20 @@ int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceL
   int64_t most = 0;
   for (const bool has_rows : {false, true}) {
     Workspace memory(nullptr);
-    take_workspace<T>(memory, problem, make_plan<T>(problem, has_rows, limits), backward);
+    take_workspace<T>(memory, problem, make_plan<T>(problem, has_rows, backward, limits), backward);
     if (memory.used() > most) most = memory.used();
   }
   return most;
 }
 
-// With one group of lanes for each item, unless one block must do them all.
+// With one group of lanes for each item, unless blocks own columns.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_items(void (*kernel)(Parameters...), int64_t num_items, bool in_one_block, int threads,
-                         const RingPlan& plan, cudaStream_t stream, const Arguments&... arguments) {
-  const int groups = threads / plan.lanes;
-  int64_t blocks = in_one_block ? 1 : ceil_div(num_items, groups);
+cudaError_t launch_items(void (*kernel)(Parameters...), int64_t num_items, const RingPlan& plan, cudaStream_t stream,
+                         const Arguments&... arguments) {
+  const int groups = kThreads / plan.lanes;
+  int64_t blocks = plan.blocks_own_columns ? plan.num_column_blocks : ceil_div(num_items, groups);
   if (blocks > kMaxBlocks) blocks = kMaxBlocks;
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, sizeof(DrawnRows) * static_cast<size_t>(groups),
+  return launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, sizeof(DrawnRows) * static_cast<size_t>(groups),
                 stream, arguments...);
 }
 
@@ -615,14 +622,13 @@ template <typename Storage>
 const char* ring_forward(const EchoProblem& problem, const EchoForward& io, const DeviceLimits& limits,
                          cudaStream_t stream) {
   using T = Compute<Storage>;
-  const RingPlan plan = make_plan<T>(problem, io.f != nullptr, limits);
+  const RingPlan plan = make_plan<T>(problem, io.f != nullptr, false, limits);
   Workspace memory(io.workspace);
   bool* is_exact = take_workspace<T>(memory, problem, plan, false).is_exact;
   const int64_t items = plan.num_circles * plan.items_of_circle();
-  ECHO_EXT_CUDA_CHECK(
-      launch_items(ring_forward_kernel<Storage>, items, false, kThreads, plan, stream, problem, io, plan, is_exact));
-  ECHO_EXT_CUDA_CHECK(launch_items(ring_forward_exact_kernel<Storage>, items * plan.steps_of_segment, false,
-                                   kExactThreads, plan, stream, problem, io, plan, is_exact));
+  ECHO_EXT_CUDA_CHECK(launch_items(ring_forward_kernel<Storage>, items, plan, stream, problem, io, plan, is_exact));
+  ECHO_EXT_CUDA_CHECK(launch_items(ring_forward_exact_kernel<Storage>, items * plan.steps_of_segment, plan, stream,
+                                   problem, io, plan, is_exact));
   return nullptr;
 }
 
@@ -630,18 +636,16 @@ template <typename Storage>
 const char* ring_backward(const EchoProblem& problem, const EchoBackward& io, const DeviceLimits& limits,
                           cudaStream_t stream) {
   using T = Compute<Storage>;
-  const RingPlan plan = make_plan<T>(problem, io.s != nullptr, limits);
+  const RingPlan plan = make_plan<T>(problem, io.s != nullptr, true, limits);
   Workspace memory(io.workspace);
   const RingWorkspace<T> workspace = take_workspace<T>(memory, problem, plan, true);
   const int64_t count = problem.bank_rows * problem.width, items = plan.items_of_circle();
-  const bool is_summed = workspace.accumulators != nullptr;
-  if (is_summed)
+  if (plan.blocks_own_columns)
     ECHO_EXT_CUDA_CHECK(cudaMemsetAsync(workspace.accumulators, 0, static_cast<size_t>(2 * count) * sizeof(T), stream));
-  ECHO_EXT_CUDA_CHECK(launch_items(ring_backward_kernel<Storage>, items, is_summed, kThreads, plan, stream, problem, io,
-                                   plan, workspace));
-  ECHO_EXT_CUDA_CHECK(launch_items(ring_backward_exact_kernel<Storage>, items * plan.steps_of_segment, is_summed,
-                                   kExactThreads, plan, stream, problem, io, plan, workspace));
-  if (is_summed) {
+  ECHO_EXT_CUDA_CHECK(launch_items(ring_backward_kernel<Storage>, items, plan, stream, problem, io, plan, workspace));
+  ECHO_EXT_CUDA_CHECK(launch_items(ring_backward_exact_kernel<Storage>, items * plan.steps_of_segment, plan, stream,
+                                   problem, io, plan, workspace));
+  if (plan.blocks_own_columns) {
     const int64_t blocks = ceil_div(count, kThreads), most_blocks = static_cast<int64_t>(limits.multiprocessors) * 16;
     const dim3 grid(static_cast<unsigned>(blocks < most_blocks ? blocks : most_blocks));
     ECHO_EXT_CUDA_CHECK(
