@@ -26,7 +26,11 @@ ECHO_EXT_HD uint32_t mix32(uint32_t x) {
 
 // floor(hash * size / 2^32) for size <= 2^16, in 32-bit operations, so that it vectorises.
 ECHO_EXT_HD uint32_t scale_hash(uint32_t hash, uint32_t size) {
+#if defined(__CUDA_ARCH__)
+  return __umulhi(hash, size);
+#else
   return ((hash >> 16) * size + (((hash & 0xffffu) * size) >> 16)) >> 16;
+#endif
 }
 
 // The key of one row's draws.
@@ -62,6 +66,9 @@ struct Bijection {
     const uint32_t low_mask = (1u << low_bits) - 1;
     uint32_t high = x >> low_bits, low = x & low_mask;
     uint32_t round_key = key.start;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 2  // kernels hold many copies, and have better use for registers
+#endif
     for (int round = 0; round < kRounds; round += 2) {
       high += scale_hash(mix32(low + round_key), high_size);
       high = high >= high_size ? high - high_size : high;
@@ -77,6 +84,9 @@ struct Bijection {
     const uint32_t low_mask = (1u << low_bits) - 1;
     uint32_t high = y >> low_bits, low = y & low_mask;
     uint32_t round_key = key.start + key.step * static_cast<uint32_t>(kRounds);
+#if defined(__CUDA_ARCH__)
+#pragma unroll 2
+#endif
     for (int round = 0; round < kRounds; round += 2) {
       round_key -= key.step;
       low = (low - mix32(high + round_key)) & low_mask;
