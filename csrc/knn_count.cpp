@@ -1,0 +1,256 @@
+// Neighbours within a radius, counted and never listed: by bisection where there is one column, else by the number of
+// points under the nodes of a tree.
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "batch.h"
+#include "kdtree.h"
+#include "knn.h"
+#include "simd_order.h"
+#include "sorted_column.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+namespace {
+
+constexpr int64_t kLeavesPerTask = 16;
+constexpr int64_t kPlacesPerTask = 4096;
+
+// ---- One column ------------------------------------------------------------------------------------------------------
+
+// Searches that go on side by side, so that the processor has other loads to wait for.
+constexpr int kSideBySide = 16;
+
+// For each of kSideBySide places from `first`: how many places beyond it, in `direction`, lie within its radius. The
+// difference to a place is evaluated as the search evaluated it, and it grows monotonically with the place.
+template <typename T, Metric M, bool kInclusive, int kDirection>
+void count_beyond(const SortedColumn<T>& column, int64_t first, const T* radii, int64_t* counts) {
+  const T* values = column.values();
+  const int64_t end = kDirection > 0 ? column.size() : -1;
+  const auto inside = [&](int lane, int64_t steps) {
+    const int64_t own = std::min(first + lane, column.size() - 1);
+    int64_t place = own + kDirection * steps;
+    place = kDirection > 0 ? std::min(place, end) : std::max(place, end);
+    return within<kInclusive>(extend_distance<M>(T(0), values[place] - values[own]), radii[lane]);
+  };
+  int64_t stride = 32;
+  for (bool every_end_found = false; !every_end_found; stride *= 2) {
+    every_end_found = true;
+    for (int lane = 0; lane < kSideBySide; ++lane) every_end_found &= !inside(lane, stride);
+  }
+  for (int lane = 0; lane < kSideBySide; ++lane) counts[lane] = 0;
+  for (stride /= 2; stride > 0; stride /= 2)
+    for (int lane = 0; lane < kSideBySide; ++lane) counts[lane] += inside(lane, counts[lane] + stride) ? stride : 0;
+}
+
+template <typename T, Metric M, bool kInclusive>
+void count_on_line(const SortedColumn<T>& column, const T* radii, int64_t* counts, int num_threads) {
+  const int64_t n = column.size();
+  parallel_for((n + kPlacesPerTask - 1) / kPlacesPerTask, num_threads, [&](int64_t task, int) {
+    const int64_t task_end = std::min(n, (task + 1) * kPlacesPerTask);
+    for (int64_t first = task * kPlacesPerTask; first < task_end; first += kSideBySide) {
+      T own_radii[kSideBySide];
+      int64_t below[kSideBySide];
+      int64_t above[kSideBySide];
+      const int active = static_cast<int>(std::min<int64_t>(kSideBySide, task_end - first));
+      for (int lane = 0; lane < kSideBySide; ++lane)
+        own_radii[lane] = lane < active ? radii[column.order()[first + lane]] : T(-1);  // -1: nothing is within
+      count_beyond<T, M, kInclusive, -1>(column, first, own_radii, below);
+      count_beyond<T, M, kInclusive, +1>(column, first, own_radii, above);
+      for (int lane = 0; lane < active; ++lane) counts[column.order()[first + lane]] = below[lane] + above[lane];
+    }
+  });
+}
+
+// ---- Several columns -------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct CountJob {
+  const KdTree<T>& tree;
+  const int32_t* groups;
+  int num_groups;
+  const T* radii;  // (num_groups, num_points)
+  int64_t* counts;
+};
+
+template <typename T, Metric M, bool kInclusive>
+class GroupCount {
+  using V = Vector<T>;
+  using I = Mask<T>;
+
+ public:
+  // Workspace for one thread.
+  explicit GroupCount(const CountJob<T>& job)
+      : job_(job), tree_(job.tree), query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
+        radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
+
+  // The points at places [place, place + lanes).
+  void run(int64_t place) {
+    const int64_t n = tree_.num_points();
+    for (int c = 0; c < tree_.dim(); ++c) store(query_.data() + c * kLanes<T>, load(tree_.column(c) + place));
+    for (int g = 0; g < job_.num_groups; ++g)
+      for (int lane = 0; lane < kLanes<T>; ++lane)
+        radii_[static_cast<size_t>(g * kLanes<T> + lane)] =
+            place + lane < n ? job_.radii[g * n + tree_.order()[place + lane]] : T(-1);
+
+    I counts = count_tree();
+    for (int lane = 0; lane < kLanes<T> && place + lane < n; ++lane) {
+      bool self = true;  // a point is at distance 0 from itself
+      for (int g = 0; g < job_.num_groups; ++g)
+        self = self && within<kInclusive>(T(0), radii_[static_cast<size_t>(g * kLanes<T> + lane)]);
+      job_.counts[tree_.order()[place + lane]] = counts[lane] - (self ? 1 : 0);
+    }
+  }
+
+ private:
+  V query(int c) const { return load(query_.data() + c * kLanes<T>); }
+  V radius(int c) const { return load(radii_.data() + (M == Metric::chebyshev ? job_.groups[c] : 0) * kLanes<T>); }
+
+  // Which lanes have every point between `low` and `high` outside their radius (to be skipped), or inside (to be added).
+  void judge(const T* low, const T* high, I& reaches, I& holds) const {
+    reaches = ~I{};
+    holds = ~I{};
+    V nearest = V{};
+    V farthest = V{};
+    for (int c = 0; c < tree_.dim(); ++c) {
+      const V q = query(c);
+      const V near = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
+      const V far = larger<T>(high[c] - q, q - low[c]);
+      if constexpr (M == Metric::chebyshev) {
+        const V limit = radius(c);
+        reaches &= within_lanes<kInclusive, T>(near, limit);
+        holds &= within_lanes<kInclusive, T>(far, limit);
+      } else {
+        nearest += near * near;
+        farthest += far * far;
+      }
+    }
+    if constexpr (M == Metric::euclidean) {
+      reaches = within_lanes<kInclusive, T>(nearest, radius(0));
+      holds = within_lanes<kInclusive, T>(farthest, radius(0));
+    }
+  }
+
+  I count_tree() const {
+    I counts = I{};
+    for (int64_t node = 0; node < tree_.num_nodes();) {
+      I reaches, holds;
+      judge(tree_.low(node), tree_.high(node), reaches, holds);
+      if (any<T>(reaches & ~holds)) {
+        if (tree_.is_leaf(node)) counts += count_leaf(tree_.first_leaf(node));
+        ++node;
+      } else {
+        counts += holds & static_cast<LaneInt<T>>(tree_.points_under(node));
+        node = tree_.after_subtree(node);
+      }
+    }
+    return counts;
+  }
+
+  I count_leaf(int64_t leaf) const {
+    I counts = I{};
+    for (int64_t place = leaf * KdTree<T>::kLeafSize; place < (leaf + 1) * KdTree<T>::kLeafSize; ++place) {
+      I inside = ~I{};
+      V distance = V{};
+      for (int c = 0; c < tree_.dim(); ++c) {
+        const V difference = tree_.column(c)[place] - query(c);
+        if constexpr (M == Metric::chebyshev) {
+          inside &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(c));
+        } else {
+          distance += difference * difference;
+        }
+      }
+      if constexpr (M == Metric::euclidean) inside = within_lanes<kInclusive, T>(distance, radius(0));
+      counts -= inside;
+    }
+    return counts;
+  }
+
+  const CountJob<T>& job_;
+  const KdTree<T>& tree_;
+  std::vector<T> query_;
+  std::vector<T> radii_;
+};
+
+template <typename T, Metric M, bool kInclusive>
+void count_in_tree(const CountJob<T>& job, int num_threads) {
+  const int64_t leaves = job.tree.num_leaves();
+  parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
+    GroupCount<T, M, kInclusive> group(job);
+    const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
+    const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
+    for (int64_t place = begin; place < end; place += kLanes<T>) group.run(place);
+  });
+}
+
+// ---- Both ------------------------------------------------------------------------------------------------------------
+
+// Takes back what was counted although it is too near in time.
+template <typename T, Metric M, bool kInclusive>
+void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64_t* counts) {
+  const auto row = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
+  const auto counted = [&](int64_t i, int64_t j) {
+    if constexpr (M == Metric::chebyshev) {
+      for (int c = 0; c < p.dim; ++c) {
+        const T distance = extend_distance<M>(T(0), points[j * p.dim + c] - points[i * p.dim + c]);
+        if (!within<kInclusive>(distance, radii[p.groups[c] * p.num_points + i])) return false;
+      }
+      return true;
+    } else {
+      T distance = 0;
+      for (int c = 0; c < p.dim; ++c) distance = extend_distance<M>(distance, points[j * p.dim + c] - points[i * p.dim + c]);
+      return within<kInclusive>(distance, radii[i]);
+    }
+  };
+  for (int64_t i = 0; i < p.num_points; ++i) {
+    for (int64_t j = i - 1; j >= 0 && row(i) - row(j) <= p.exclude_within; --j) counts[i] -= counted(i, j);
+    for (int64_t j = i + 1; j < p.num_points && row(j) - row(i) <= p.exclude_within; ++j) counts[i] -= counted(i, j);
+  }
+}
+
+template <typename T, Metric M, bool kInclusive>
+void count_item(const KnnCount& p, int64_t item, int num_threads) {
+  const int64_t n = p.num_points;
+  const auto* points = static_cast<const T*>(p.points) + item * n * p.dim;
+  const auto for_each_radius = [&](const auto& count) {
+    for (int64_t r = 0; r < p.num_radii; ++r) {
+      const auto* radii = static_cast<const T*>(p.radii) + (r * p.batch + item) * p.num_groups * n;
+      int64_t* counts = p.counts + (r * p.batch + item) * n;
+      count(radii, counts);
+      if (p.exclude_within > 0) uncount_near_rows<T, M, kInclusive>(p, points, radii, counts);
+    }
+  };
+  if (p.dim == 1) {
+    const SortedColumn<T> column(points, n);
+    for_each_radius([&](const T* radii, int64_t* counts) {
+      count_on_line<T, M, kInclusive>(column, radii, counts, num_threads);
+    });
+  } else {
+    const KdTree<T> tree(points, n, p.dim, num_threads);
+    for_each_radius([&](const T* radii, int64_t* counts) {
+      count_in_tree<T, M, kInclusive>({tree, p.groups, p.num_groups, radii, counts}, num_threads);
+    });
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void knn_count(const KnnCount& p) {
+  for_each_item(p.batch, p.num_threads, [&](int64_t item, int threads) {
+    if (p.metric == Metric::chebyshev) {
+      if (p.inclusive) count_item<T, Metric::chebyshev, true>(p, item, threads);
+      else count_item<T, Metric::chebyshev, false>(p, item, threads);
+    } else {
+      if (p.inclusive) count_item<T, Metric::euclidean, true>(p, item, threads);
+      else count_item<T, Metric::euclidean, false>(p, item, threads);
+    }
+  });
+}
+
+template void knn_count<float>(const KnnCount& p);
+template void knn_count<double>(const KnnCount& p);
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext
