@@ -21,16 +21,7 @@ class KdTree {
   static constexpr int kLeafSize = 16;
 
   // points: (num_points, dim), num_points < 2^31.
-  KdTree(const T* points, int64_t num_points, int dim, int num_threads)
-      : num_points_(num_points), dim_(dim), num_leaves_((num_points + kLeafSize - 1) / kLeafSize) {
-    order_.resize(static_cast<size_t>(stride()));
-    for (int64_t i = 0; i < stride(); ++i) order_[i] = static_cast<int32_t>(i);
-    first_leaf_.resize(static_cast<size_t>(num_nodes()));
-    leaf_count_.resize(static_cast<size_t>(num_nodes()));
-    boxes_.resize(static_cast<size_t>(num_nodes() * 2 * dim));
-    coordinates_.resize(static_cast<size_t>(stride() * dim));
-    split_all(points, num_threads);
-  }
+  KdTree(const T* points, int64_t num_points, int dim, int num_threads);
 
   int64_t num_points() const { return num_points_; }
   int dim() const { return dim_; }
@@ -53,11 +44,33 @@ class KdTree {
   }
 
  private:
-  static int64_t first_half(int64_t leaves) { return (leaves + 1) / 2; }
+  struct Item {
+    T value;
+    int32_t from;
+  };
+  // What a thread needs to divide a node, and the descendants that a division leaves to be divided.
+  struct Scratch {
+    std::vector<Item> items;
+    std::vector<uint16_t> buckets;
+    std::vector<uint32_t> starts;
+    std::vector<T> column;
+    std::vector<int32_t> order;
+  };
+  struct Range {
+    T low;
+    T high;
+  };
 
-  void split_all(const T* points, int num_threads);
-  void split(const T* points, int64_t node);
-  void fill_leaf(const T* points, int64_t node);
+  static int64_t first_half(int64_t leaves) { return (leaves + 1) / 2; }
+  int64_t first_place(int64_t node) const { return first_leaf_[node] * int64_t{kLeafSize}; }
+
+  void lay_out_nodes();
+  void divide_all(int num_threads);
+  void divide_subtree(int64_t node, Scratch& scratch);
+  void divide(int64_t node, Scratch& scratch, std::vector<int64_t>& parts);
+  int widest_column(int64_t begin, int64_t end, Range& range) const;
+  void list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const;
+  void enclose_leaf(int64_t node);
   void enclose_children(int64_t node);
 
   int64_t num_points_;
@@ -71,67 +84,167 @@ class KdTree {
 };
 
 template <typename T>
-void KdTree<T>::split_all(const T* points, int num_threads) {
-  (void)num_threads;
+KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
+    : num_points_(num_points),
+      dim_(dim),
+      num_leaves_((num_points + kLeafSize - 1) / kLeafSize),
+      order_(static_cast<size_t>(stride())),
+      first_leaf_(static_cast<size_t>(num_nodes())),
+      leaf_count_(static_cast<size_t>(num_nodes())),
+      boxes_(static_cast<size_t>(num_nodes() * 2 * dim)),
+      coordinates_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
+  for (int64_t i = 0; i < stride(); ++i) order_[i] = static_cast<int32_t>(i);
+  for (int c = 0; c < dim; ++c)
+    for (int64_t i = 0; i < num_points; ++i) coordinates_[c * stride() + i] = points[i * dim + c];
+  lay_out_nodes();
+  divide_all(num_threads);
+  for (int64_t node = num_nodes() - 1; node >= 0; --node) {
+    if (is_leaf(node)) enclose_leaf(node);
+    else enclose_children(node);
+  }
+}
+
+template <typename T>
+void KdTree<T>::lay_out_nodes() {
   first_leaf_[0] = 0;
   leaf_count_[0] = static_cast<int32_t>(num_leaves_);
   for (int64_t node = 0; node < num_nodes(); ++node) {
-    if (is_leaf(node)) fill_leaf(points, node);
-    else split(points, node);
+    if (is_leaf(node)) continue;
+    const auto half = static_cast<int32_t>(first_half(leaf_count_[node]));
+    first_leaf_[node + 1] = first_leaf_[node];
+    leaf_count_[node + 1] = half;
+    first_leaf_[second_child(node)] = first_leaf_[node] + half;
+    leaf_count_[second_child(node)] = leaf_count_[node] - half;
   }
-  for (int64_t node = num_nodes() - 1; node >= 0; --node)
-    if (!is_leaf(node)) enclose_children(node);
 }
 
-// Puts the lower half of a node's points, along its widest column, before the upper half.
+// The large nodes one after another, until there are subtrees enough for the threads.
 template <typename T>
-void KdTree<T>::split(const T* points, int64_t node) {
-  const int64_t begin = first_leaf_[node] * kLeafSize;
-  const int64_t end = begin + points_under(node);
-  const int64_t step = std::max<int64_t>(1, (end - begin) / 64);
-  int widest = 0;
-  T spread = -1;
+void KdTree<T>::divide_all(int num_threads) {
+  std::vector<int64_t> parts{0};
+  if (num_threads > 1) {
+    Scratch scratch;
+    for (size_t next = 0; next < parts.size() && parts.size() < next + 8 * static_cast<size_t>(num_threads); ++next)
+      divide(parts[next], scratch, parts), parts[next] = -1;
+  }
+  parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
+    Scratch scratch;
+    if (parts[task] >= 0) divide_subtree(parts[task], scratch);
+  });
+}
+
+template <typename T>
+void KdTree<T>::divide_subtree(int64_t node, Scratch& scratch) {
+  std::vector<int64_t> open{node};
+  while (!open.empty()) {
+    const int64_t next = open.back();
+    open.pop_back();
+    divide(next, scratch, open);
+  }
+}
+
+// Divides a node's points along their widest column between its descendants of some levels, which join `parts`. A
+// counting sort does most of it: selection by comparisons would cost a misprediction at every other point.
+template <typename T>
+void KdTree<T>::divide(int64_t node, Scratch& scratch, std::vector<int64_t>& parts) {
+  if (is_leaf(node)) return;
+  const int64_t begin = first_place(node);
+  const int64_t n = points_under(node);
+  Range range;
+  const int widest = widest_column(begin, begin + n, range);
+  T* const values = coordinates_.data() + widest * stride() + begin;
+
+  int log_leaves = 0;
+  while (leaf_count_[node] >> (log_leaves + 1) != 0) ++log_leaves;
+  const int levels = std::max(1, std::min(5, log_leaves / dim_));
+  const size_t first_part = parts.size();
+  list_parts(node, levels, parts);
+
+  const int num_buckets = static_cast<int>(std::max<int64_t>(32, std::min<int64_t>(2048, n / 2)));
+  scratch.starts.assign(static_cast<size_t>(num_buckets) + 1, 0u);
+  scratch.buckets.resize(static_cast<size_t>(n));
+  scratch.items.resize(static_cast<size_t>(n));
+  const T width = range.high - range.low;
+  const T scale = width > 0 ? static_cast<T>(num_buckets) / width : T(0);
+  for (int64_t i = 0; i < n; ++i) {
+    // The range is that of a sample: what lies beyond it goes to the outermost buckets.
+    const T scaled = std::max(T(0), std::min((values[i] - range.low) * scale, static_cast<T>(num_buckets - 1)));
+    const auto bucket = static_cast<uint16_t>(static_cast<int>(scaled));
+    scratch.buckets[i] = bucket;
+    ++scratch.starts[bucket + 1];
+  }
+  for (int b = 0; b < num_buckets; ++b) scratch.starts[b + 1] += scratch.starts[b];
+  for (int64_t i = 0; i < n; ++i)
+    scratch.items[scratch.starts[scratch.buckets[i]]++] = {values[i], static_cast<int32_t>(i)};
+  // Now starts[b] is where bucket b ends. A cut that falls within a bucket is made exact there.
+  int64_t settled = 0;
+  int bucket = 0;
+  for (size_t part = first_part + 1; part < parts.size(); ++part) {
+    const int64_t cut = first_place(parts[part]) - begin;
+    while (scratch.starts[bucket] <= cut) settled = scratch.starts[bucket++];
+    const auto items = scratch.items.begin();
+    if (settled < cut)
+      std::nth_element(items + settled, items + cut, items + scratch.starts[bucket],
+                       [](const Item& a, const Item& b) { return a.value < b.value; });
+    settled = cut;
+  }
+
+  scratch.column.resize(static_cast<size_t>(n));
+  scratch.order.resize(static_cast<size_t>(n));
   for (int c = 0; c < dim_; ++c) {
-    T low = std::numeric_limits<T>::infinity();
-    T high = -low;
+    T* column = coordinates_.data() + c * stride() + begin;
+    for (int64_t i = 0; i < n; ++i) scratch.column[i] = column[scratch.items[i].from];
+    std::copy(scratch.column.begin(), scratch.column.end(), column);
+  }
+  for (int64_t i = 0; i < n; ++i) scratch.order[i] = order_[begin + scratch.items[i].from];
+  std::copy(scratch.order.begin(), scratch.order.end(), order_.begin() + begin);
+}
+
+template <typename T>
+int KdTree<T>::widest_column(int64_t begin, int64_t end, Range& range) const {
+  constexpr int64_t kSample = 64;
+  const int64_t step = std::max<int64_t>(1, (end - begin) / kSample);
+  int widest = 0;
+  range = {0, -1};
+  for (int c = 0; c < dim_; ++c) {
+    const T* column = coordinates_.data() + c * stride();
+    T low = column[begin];
+    T high = low;
     for (int64_t i = begin; i < end; i += step) {
-      const T value = points[order_[i] * static_cast<int64_t>(dim_) + c];
-      low = std::min(low, value);
-      high = std::max(high, value);
+      low = std::min(low, column[i]);
+      high = std::max(high, column[i]);
     }
-    if (high - low > spread) {
-      spread = high - low;
+    if (high - low > range.high - range.low) {
+      range = {low, high};
       widest = c;
     }
   }
-  const int64_t half = first_half(leaf_count_[node]);
-  const auto first = order_.begin();
-  std::nth_element(first + begin, first + begin + half * kLeafSize, first + end, [&](int32_t a, int32_t b) {
-    return points[a * static_cast<int64_t>(dim_) + widest] < points[b * static_cast<int64_t>(dim_) + widest];
-  });
-  const int64_t left = node + 1;
-  const int64_t right = node + 2 * half;
-  first_leaf_[left] = first_leaf_[node];
-  leaf_count_[left] = static_cast<int32_t>(half);
-  first_leaf_[right] = static_cast<int32_t>(first_leaf_[node] + half);
-  leaf_count_[right] = static_cast<int32_t>(leaf_count_[node] - half);
+  return widest;
+}
+
+// The descendants `levels` below a node, and leaves above that, in order.
+template <typename T>
+void KdTree<T>::list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const {
+  if (levels == 0 || is_leaf(node)) {
+    parts.push_back(node);
+    return;
+  }
+  list_parts(node + 1, levels - 1, parts);
+  list_parts(second_child(node), levels - 1, parts);
 }
 
 template <typename T>
-void KdTree<T>::fill_leaf(const T* points, int64_t node) {
-  const int64_t begin = first_leaf_[node] * kLeafSize;
+void KdTree<T>::enclose_leaf(int64_t node) {
+  const int64_t begin = first_place(node);
   const int64_t end = begin + points_under(node);
   for (int c = 0; c < dim_; ++c) {
-    T* column = coordinates_.data() + c * stride();
-    T low = std::numeric_limits<T>::infinity();
-    T high = -low;
-    for (int64_t i = begin; i < end; ++i) {
-      const T value = points[order_[i] * static_cast<int64_t>(dim_) + c];
-      column[i] = value;
-      low = std::min(low, value);
-      high = std::max(high, value);
+    const T* column = coordinates_.data() + c * stride();
+    T low = column[begin];
+    T high = low;
+    for (int64_t i = begin + 1; i < end; ++i) {
+      low = std::min(low, column[i]);
+      high = std::max(high, column[i]);
     }
-    for (int64_t i = end; i < begin + kLeafSize; ++i) column[i] = std::numeric_limits<T>::infinity();
     boxes_[node * 2 * dim_ + c] = low;
     boxes_[node * 2 * dim_ + dim_ + c] = high;
   }

@@ -19,29 +19,39 @@ constexpr int64_t kPlacesPerTask = 4096;
 
 // ---- One column ------------------------------------------------------------------------------------------------------
 
-// Searches that go on side by side, so that the processor has other loads to wait for.
-constexpr int kSideBySide = 16;
+// Vectors of searches that go on side by side, so that the processor has other loads to wait for.
+constexpr int kSideBySide = 2;
 
-// For each of kSideBySide places from `first`: how many places beyond it, in `direction`, lie within its radius. The
-// difference to a place is evaluated as the search evaluated it, and it grows monotonically with the place.
+template <typename T>
+struct LineQueries {
+  static constexpr int kSize = kSideBySide * kLanes<T>;
+  LaneInt<T> place[kSize];
+  T value[kSize];
+  T radius[kSize];
+};
+
+// How many places beyond each query's own, in `direction`, lie within its radius. The difference to a place is evaluated
+// as the search evaluated it, and grows monotonically with the place.
 template <typename T, Metric M, bool kInclusive, int kDirection>
-void count_beyond(const SortedColumn<T>& column, int64_t first, const T* radii, int64_t* counts) {
-  const T* values = column.values();
-  const int64_t end = kDirection > 0 ? column.size() : -1;
-  const auto inside = [&](int lane, int64_t steps) {
-    const int64_t own = std::min(first + lane, column.size() - 1);
-    int64_t place = own + kDirection * steps;
-    place = kDirection > 0 ? std::min(place, end) : std::max(place, end);
-    return within<kInclusive>(extend_distance<M>(T(0), values[place] - values[own]), radii[lane]);
+void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, LaneInt<T>* counts) {
+  using I = Mask<T>;
+  const I end = I{} + static_cast<LaneInt<T>>(kDirection > 0 ? column.size() : -1);
+  const auto inside = [&](int v, I steps) {
+    I place = load_ints<T>(queries.place + v * kLanes<T>) + kDirection * steps;
+    place = (kDirection > 0 ? place < end : place > end) ? place : end;
+    const Vector<T> difference = gather<T>(column.values(), place) - load(queries.value + v * kLanes<T>);
+    return within_lanes<kInclusive, T>(extend_lanes<M, T>(Vector<T>{}, difference), load(queries.radius + v * kLanes<T>));
   };
-  int64_t stride = 32;
-  for (bool every_end_found = false; !every_end_found; stride *= 2) {
-    every_end_found = true;
-    for (int lane = 0; lane < kSideBySide; ++lane) every_end_found &= !inside(lane, stride);
+  LaneInt<T> stride = 16;
+  for (I some = ~I{}; any<T>(some);) {
+    stride *= 2;
+    some = I{};
+    for (int v = 0; v < kSideBySide; ++v) some |= inside(v, I{} + stride);
   }
-  for (int lane = 0; lane < kSideBySide; ++lane) counts[lane] = 0;
+  I found[kSideBySide] = {};
   for (stride /= 2; stride > 0; stride /= 2)
-    for (int lane = 0; lane < kSideBySide; ++lane) counts[lane] += inside(lane, counts[lane] + stride) ? stride : 0;
+    for (int v = 0; v < kSideBySide; ++v) found[v] += inside(v, found[v] + stride) & stride;
+  std::memcpy(counts, found, sizeof(found));
 }
 
 template <typename T, Metric M, bool kInclusive>
@@ -49,16 +59,20 @@ void count_on_line(const SortedColumn<T>& column, const T* radii, int64_t* count
   const int64_t n = column.size();
   parallel_for((n + kPlacesPerTask - 1) / kPlacesPerTask, num_threads, [&](int64_t task, int) {
     const int64_t task_end = std::min(n, (task + 1) * kPlacesPerTask);
-    for (int64_t first = task * kPlacesPerTask; first < task_end; first += kSideBySide) {
-      T own_radii[kSideBySide];
-      int64_t below[kSideBySide];
-      int64_t above[kSideBySide];
-      const int active = static_cast<int>(std::min<int64_t>(kSideBySide, task_end - first));
-      for (int lane = 0; lane < kSideBySide; ++lane)
-        own_radii[lane] = lane < active ? radii[column.order()[first + lane]] : T(-1);  // -1: nothing is within
-      count_beyond<T, M, kInclusive, -1>(column, first, own_radii, below);
-      count_beyond<T, M, kInclusive, +1>(column, first, own_radii, above);
-      for (int lane = 0; lane < active; ++lane) counts[column.order()[first + lane]] = below[lane] + above[lane];
+    for (int64_t first = task * kPlacesPerTask; first < task_end; first += LineQueries<T>::kSize) {
+      LineQueries<T> queries;
+      for (int i = 0; i < LineQueries<T>::kSize; ++i) {
+        const int64_t place = std::min(first + i, n - 1);
+        queries.place[i] = static_cast<LaneInt<T>>(place);
+        queries.value[i] = column.values()[place];
+        queries.radius[i] = radii[column.order()[place]];
+      }
+      LaneInt<T> below[LineQueries<T>::kSize];
+      LaneInt<T> above[LineQueries<T>::kSize];
+      count_beyond<T, M, kInclusive, -1>(column, queries, below);
+      count_beyond<T, M, kInclusive, +1>(column, queries, above);
+      for (int i = 0; i < LineQueries<T>::kSize && first + i < task_end; ++i)
+        counts[column.order()[first + i]] = below[i] + above[i];
     }
   });
 }

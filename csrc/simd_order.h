@@ -92,5 +92,21 @@ inline Mask<T> load_ints(const LaneInt<T>* from) {
   return v;
 }
 
+// values[place] for each lane.
+template <typename T>
+inline Vector<T> gather(const T* values, Mask<T> places) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8) {
+    return (Vector<T>)_mm512_mask_i64gather_pd(_mm512_setzero_pd(), 0xff, (__m512i)places, values, 8);
+  } else {
+    return (Vector<T>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)places, values, 4);
+  }
+#else
+  Vector<T> v = Vector<T>{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = values[places[lane]];
+  return v;
+#endif
+}
+
 }  // namespace ECHO_EXT_ISA
 }  // namespace echo_ext
