@@ -12,13 +12,14 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Points are put in the order of the leaves, column by column; the last leaf is filled up with points at infinity.
+// Points are put in the order of the leaves; the last leaf is filled up with points at infinity.
 // Nodes are stored in preorder: a node over m leaves and its descendants take 2m - 1 places, so that a traversal needs
 // no stack and no pointers: the next node is the first child (node + 1), or what follows the whole subtree.
 template <typename T>
 class KdTree {
  public:
   static constexpr int kLeafSize = 16;
+  static constexpr int kSmallSubtree = 64;  // leaves
 
   // points: (num_points, dim), num_points < 2^31.
   KdTree(const T* points, int64_t num_points, int dim, int num_threads);
@@ -29,7 +30,8 @@ class KdTree {
   int64_t num_nodes() const { return 2 * num_leaves_ - 1; }
   int64_t stride() const { return num_leaves_ * kLeafSize; }
 
-  const T* column(int c) const { return coordinates_.data() + c * stride(); }
+  // (dim, kLeafSize): the points of a leaf, column by column.
+  const T* leaf(int64_t leaf) const { return leaves_.data() + leaf * kLeafSize * dim_; }
   const int32_t* order() const { return order_.data(); }  // the row of each place; num_points and above: filling
   const T* low(int64_t node) const { return boxes_.data() + node * 2 * dim_; }
   const T* high(int64_t node) const { return low(node) + dim_; }
@@ -62,6 +64,7 @@ class KdTree {
   };
 
   static int64_t first_half(int64_t leaves) { return (leaves + 1) / 2; }
+  T* column(int c) { return columns_.data() + c * num_points_; }
   int64_t first_place(int64_t node) const { return first_leaf_[node] * int64_t{kLeafSize}; }
 
   void lay_out_nodes();
@@ -70,7 +73,7 @@ class KdTree {
   void divide(int64_t node, Scratch& scratch, std::vector<int64_t>& parts);
   int widest_column(int64_t begin, int64_t end, Range& range) const;
   void list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const;
-  void enclose_leaf(int64_t node);
+  void fill_leaf(int64_t node);
   void enclose_children(int64_t node);
 
   int64_t num_points_;
@@ -80,7 +83,8 @@ class KdTree {
   std::vector<int32_t> first_leaf_;
   std::vector<int32_t> leaf_count_;
   std::vector<T> boxes_;
-  std::vector<T> coordinates_;
+  std::vector<T> columns_;  // while dividing: (dim, num_points), in the order so far
+  std::vector<T> leaves_;
 };
 
 template <typename T>
@@ -92,16 +96,18 @@ KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
       first_leaf_(static_cast<size_t>(num_nodes())),
       leaf_count_(static_cast<size_t>(num_nodes())),
       boxes_(static_cast<size_t>(num_nodes() * 2 * dim)),
-      coordinates_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
+      columns_(static_cast<size_t>(num_points * dim)),
+      leaves_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
   for (int64_t i = 0; i < stride(); ++i) order_[i] = static_cast<int32_t>(i);
   for (int c = 0; c < dim; ++c)
-    for (int64_t i = 0; i < num_points; ++i) coordinates_[c * stride() + i] = points[i * dim + c];
+    for (int64_t i = 0; i < num_points; ++i) columns_[c * num_points + i] = points[i * dim + c];
   lay_out_nodes();
   divide_all(num_threads);
   for (int64_t node = num_nodes() - 1; node >= 0; --node) {
-    if (is_leaf(node)) enclose_leaf(node);
+    if (is_leaf(node)) fill_leaf(node);
     else enclose_children(node);
   }
+  std::vector<T>().swap(columns_);
 }
 
 template <typename T>
@@ -118,18 +124,21 @@ void KdTree<T>::lay_out_nodes() {
   }
 }
 
-// The large nodes one after another, until there are subtrees enough for the threads.
 template <typename T>
 void KdTree<T>::divide_all(int num_threads) {
   std::vector<int64_t> parts{0};
-  if (num_threads > 1) {
+  if (num_threads > 1) {  // the large nodes one after another, until there are subtrees enough for all threads
     Scratch scratch;
-    for (size_t next = 0; next < parts.size() && parts.size() < next + 8 * static_cast<size_t>(num_threads); ++next)
-      divide(parts[next], scratch, parts), parts[next] = -1;
+    std::vector<int64_t> smaller;
+    while (parts.size() < 4 * static_cast<size_t>(num_threads) && leaf_count_[parts.front()] > kSmallSubtree) {
+      for (const int64_t node : parts) divide(node, scratch, smaller);
+      parts.swap(smaller);
+      smaller.clear();
+    }
   }
   parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
     Scratch scratch;
-    if (parts[task] >= 0) divide_subtree(parts[task], scratch);
+    divide_subtree(parts[task], scratch);
   });
 }
 
@@ -152,7 +161,7 @@ void KdTree<T>::divide(int64_t node, Scratch& scratch, std::vector<int64_t>& par
   const int64_t n = points_under(node);
   Range range;
   const int widest = widest_column(begin, begin + n, range);
-  T* const values = coordinates_.data() + widest * stride() + begin;
+  T* const values = column(widest) + begin;
 
   int log_leaves = 0;
   while (leaf_count_[node] >> (log_leaves + 1) != 0) ++log_leaves;
@@ -192,7 +201,7 @@ void KdTree<T>::divide(int64_t node, Scratch& scratch, std::vector<int64_t>& par
   scratch.column.resize(static_cast<size_t>(n));
   scratch.order.resize(static_cast<size_t>(n));
   for (int c = 0; c < dim_; ++c) {
-    T* column = coordinates_.data() + c * stride() + begin;
+    T* column = this->column(c) + begin;
     for (int64_t i = 0; i < n; ++i) scratch.column[i] = column[scratch.items[i].from];
     std::copy(scratch.column.begin(), scratch.column.end(), column);
   }
@@ -207,7 +216,7 @@ int KdTree<T>::widest_column(int64_t begin, int64_t end, Range& range) const {
   int widest = 0;
   range = {0, -1};
   for (int c = 0; c < dim_; ++c) {
-    const T* column = coordinates_.data() + c * stride();
+    const T* column = columns_.data() + c * num_points_;
     T low = column[begin];
     T high = low;
     for (int64_t i = begin; i < end; i += step) {
@@ -234,16 +243,18 @@ void KdTree<T>::list_parts(int64_t node, int levels, std::vector<int64_t>& parts
 }
 
 template <typename T>
-void KdTree<T>::enclose_leaf(int64_t node) {
+void KdTree<T>::fill_leaf(int64_t node) {
   const int64_t begin = first_place(node);
-  const int64_t end = begin + points_under(node);
-  for (int c = 0; c < dim_; ++c) {
-    const T* column = coordinates_.data() + c * stride();
-    T low = column[begin];
+  const int64_t n = points_under(node);
+  T* leaf = leaves_.data() + begin * dim_;
+  for (int c = 0; c < dim_; ++c, leaf += kLeafSize) {
+    const T* const values = column(c) + begin;
+    T low = values[0];
     T high = low;
-    for (int64_t i = begin + 1; i < end; ++i) {
-      low = std::min(low, column[i]);
-      high = std::max(high, column[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      leaf[i] = values[i];
+      low = std::min(low, values[i]);
+      high = std::max(high, values[i]);
     }
     boxes_[node * 2 * dim_ + c] = low;
     boxes_[node * 2 * dim_ + dim_ + c] = high;

@@ -40,7 +40,8 @@ void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, 
     I place = load_ints<T>(queries.place + v * kLanes<T>) + kDirection * steps;
     place = (kDirection > 0 ? place < end : place > end) ? place : end;
     const Vector<T> difference = gather<T>(column.values(), place) - load(queries.value + v * kLanes<T>);
-    return within_lanes<kInclusive, T>(extend_lanes<M, T>(Vector<T>{}, difference), load(queries.radius + v * kLanes<T>));
+    const Vector<T> distance = M == Metric::chebyshev ? fabs_lanes<T>(difference) : difference * difference;
+    return within_lanes<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
   };
   LaneInt<T> stride = 16;
   for (I some = ~I{}; any<T>(some);) {
@@ -88,10 +89,12 @@ struct CountJob {
   int64_t* counts;
 };
 
-template <typename T, Metric M, bool kInclusive>
+// kGrouped: several groups of columns, each with a radius of its own.
+template <typename T, Metric M, bool kInclusive, bool kGrouped>
 class GroupCount {
   using V = Vector<T>;
   using I = Mask<T>;
+  static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
   // Workspace for one thread.
@@ -102,7 +105,8 @@ class GroupCount {
   // The points at places [place, place + lanes).
   void run(int64_t place) {
     const int64_t n = tree_.num_points();
-    for (int c = 0; c < tree_.dim(); ++c) store(query_.data() + c * kLanes<T>, load(tree_.column(c) + place));
+    const T* own = tree_.leaf(place / kLeafSize) + place % kLeafSize;
+    for (int c = 0; c < tree_.dim(); ++c) store(query_.data() + c * kLanes<T>, load(own + c * kLeafSize));
     for (int g = 0; g < job_.num_groups; ++g)
       for (int lane = 0; lane < kLanes<T>; ++lane)
         radii_[static_cast<size_t>(g * kLanes<T> + lane)] =
@@ -119,9 +123,9 @@ class GroupCount {
 
  private:
   V query(int c) const { return load(query_.data() + c * kLanes<T>); }
-  V radius(int c) const { return load(radii_.data() + (M == Metric::chebyshev ? job_.groups[c] : 0) * kLanes<T>); }
+  V radius(int group) const { return load(radii_.data() + group * kLanes<T>); }
 
-  // Which lanes have every point between `low` and `high` outside their radius (to be skipped), or inside (to be added).
+  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius holds all of them.
   void judge(const T* low, const T* high, I& reaches, I& holds) const {
     reaches = ~I{};
     holds = ~I{};
@@ -131,16 +135,15 @@ class GroupCount {
       const V q = query(c);
       const V near = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
       const V far = larger<T>(high[c] - q, q - low[c]);
-      if constexpr (M == Metric::chebyshev) {
-        const V limit = radius(c);
-        reaches &= within_lanes<kInclusive, T>(near, limit);
-        holds &= within_lanes<kInclusive, T>(far, limit);
+      if constexpr (kGrouped) {
+        reaches &= within_lanes<kInclusive, T>(near, radius(job_.groups[c]));
+        holds &= within_lanes<kInclusive, T>(far, radius(job_.groups[c]));
       } else {
-        nearest += near * near;
-        farthest += far * far;
+        nearest = extend_lanes<M, T>(nearest, near);
+        farthest = extend_lanes<M, T>(farthest, far);
       }
     }
-    if constexpr (M == Metric::euclidean) {
+    if constexpr (!kGrouped) {
       reaches = within_lanes<kInclusive, T>(nearest, radius(0));
       holds = within_lanes<kInclusive, T>(farthest, radius(0));
     }
@@ -163,20 +166,22 @@ class GroupCount {
   }
 
   I count_leaf(int64_t leaf) const {
+    constexpr int kTogether = 4;
     I counts = I{};
-    for (int64_t place = leaf * KdTree<T>::kLeafSize; place < (leaf + 1) * KdTree<T>::kLeafSize; ++place) {
-      I inside = ~I{};
-      V distance = V{};
+    const T* points = tree_.leaf(leaf);
+    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
+      V distances[kTogether] = {};
+      I inside[kTogether];
+      for (int e = 0; e < kTogether; ++e) inside[e] = ~I{};
       for (int c = 0; c < tree_.dim(); ++c) {
-        const V difference = tree_.column(c)[place] - query(c);
-        if constexpr (M == Metric::chebyshev) {
-          inside &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(c));
-        } else {
-          distance += difference * difference;
+        for (int e = 0; e < kTogether; ++e) {
+          const V difference = points[c * kLeafSize + e] - query(c);
+          if constexpr (kGrouped) inside[e] &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(job_.groups[c]));
+          else distances[e] = extend_lanes<M, T>(distances[e], difference);
         }
       }
-      if constexpr (M == Metric::euclidean) inside = within_lanes<kInclusive, T>(distance, radius(0));
-      counts -= inside;
+      for (int e = 0; e < kTogether; ++e)
+        counts -= kGrouped ? inside[e] : within_lanes<kInclusive, T>(distances[e], radius(0));
     }
     return counts;
   }
@@ -187,11 +192,11 @@ class GroupCount {
   std::vector<T> radii_;
 };
 
-template <typename T, Metric M, bool kInclusive>
+template <typename T, Metric M, bool kInclusive, bool kGrouped>
 void count_in_tree(const CountJob<T>& job, int num_threads) {
   const int64_t leaves = job.tree.num_leaves();
   parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
-    GroupCount<T, M, kInclusive> group(job);
+    GroupCount<T, M, kInclusive, kGrouped> group(job);
     const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
     const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
     for (int64_t place = begin; place < end; place += kLanes<T>) group.run(place);
@@ -243,7 +248,9 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
   } else {
     const KdTree<T> tree(points, n, p.dim, num_threads);
     for_each_radius([&](const T* radii, int64_t* counts) {
-      count_in_tree<T, M, kInclusive>({tree, p.groups, p.num_groups, radii, counts}, num_threads);
+      const CountJob<T> job{tree, p.groups, p.num_groups, radii, counts};
+      if (M == Metric::chebyshev && p.num_groups > 1) count_in_tree<T, Metric::chebyshev, kInclusive, true>(job, num_threads);
+      else count_in_tree<T, M, kInclusive, false>(job, num_threads);
     });
   }
 }

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kLeavesPerTask = 16;
 constexpr int kMaxDepth = 40;
+constexpr int kTogether = 4;  // points of a leaf, whose distances are independent work
 constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 
 template <typename T>
@@ -72,7 +73,8 @@ class GroupSearch {
 
   // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it.
   void run(int64_t place, int64_t leaf) {
-    for (int c = 0; c < dim(); ++c) query_.set(c, load(job_.queries.column(c) + place));
+    const T* own = job_.queries.leaf(leaf) + place % kLeafSize;
+    for (int c = 0; c < dim(); ++c) query_.set(c, load(own + c * kLeafSize));
     for (int r = 0; r < slots(); ++r) {
       nearest_.set(r, broadcast<T>(std::numeric_limits<T>::infinity()));
       if constexpr (kIndices) rows_.set(r, I{} + kNoRow);
@@ -143,27 +145,25 @@ class GroupSearch {
     const auto query = query_;
     auto nearest = nearest_;
     auto rows = rows_;
-    for (int64_t place = leaf * kLeafSize; place < (leaf + 1) * kLeafSize; ++place) {
-      V distance = V{};
-      if constexpr (kDim != 0) {
-        for (int c = 0; c < kDim; ++c) distance = extend_lanes<M, T>(distance, tree_.column(c)[place] - query.get(c));
-      } else {
-        const V limit = nearest.get(job_.k - 1);
-        int c = 0;
-        for (; c < dim(); ++c) {
-          distance = extend_lanes<M, T>(distance, tree_.column(c)[place] - query.get(c));
-          if (c % 4 == 3 && !any<T>(within_lanes<kIndices, T>(distance, limit))) break;
+    const T* points = tree_.leaf(leaf);
+    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
+      V distances[kTogether] = {};
+      for (int c = 0; c < dim(); ++c)
+        for (int e = 0; e < kTogether; ++e)
+          distances[e] = extend_lanes<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
+      for (int e = 0; e < kTogether; ++e) {
+        if (kDim == 0 && !any<T>(within_lanes<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
+        const int64_t place = leaf * kLeafSize + first + e;
+        V distance = distances[e];
+        I row = I{} + tree_.order()[place];
+        if constexpr (kExclude) {
+          const I apart = job_.rows[place] - own_rows_;
+          const I close = (apart <= static_cast<LaneInt<T>>(exclude_)) & (apart >= static_cast<LaneInt<T>>(-exclude_));
+          distance = close ? broadcast<T>(std::numeric_limits<T>::infinity()) : distance;
+          row = close ? I{} + kNoRow : row;
         }
-        if (c < dim() || !any<T>(within_lanes<kIndices, T>(distance, limit))) continue;
+        if (!kIndices || tree_.order()[place] < tree_.num_points()) insert(distance, row, nearest, rows);
       }
-      I row = I{} + tree_.order()[place];
-      if constexpr (kExclude) {
-        const I apart = job_.rows[place] - own_rows_;
-        const I close = (apart <= static_cast<LaneInt<T>>(exclude_)) & (apart >= static_cast<LaneInt<T>>(-exclude_));
-        distance = close ? broadcast<T>(std::numeric_limits<T>::infinity()) : distance;
-        row = close ? I{} + kNoRow : row;
-      }
-      if (!kIndices || tree_.order()[place] < tree_.num_points()) insert(distance, row, nearest, rows);
     }
     nearest_ = nearest;
     rows_ = rows;

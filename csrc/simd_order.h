@@ -73,10 +73,19 @@ inline bool any(Mask<T> mask) {
 #endif
 }
 
+// extend_distance for each lane, where no difference is NaN.
 template <Metric M, typename T>
 inline Vector<T> extend_lanes(Vector<T> so_far, Vector<T> difference) {
-  if constexpr (M == Metric::chebyshev) return larger<T>(so_far, fabs_lanes<T>(difference));
-  else return so_far + difference * difference;
+  if constexpr (M == Metric::euclidean) return so_far + difference * difference;
+#if defined(__AVX512DQ__)
+  constexpr int kLargerMagnitude = 0b1011;
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_range_pd(0xff, (__m512d)so_far, (__m512d)difference, kLargerMagnitude);
+  else
+    return (Vector<T>)_mm512_maskz_range_ps(0xffff, (__m512)so_far, (__m512)difference, kLargerMagnitude);
+#else
+  return larger<T>(so_far, fabs_lanes<T>(difference));
+#endif
 }
 
 template <bool kInclusive, typename T>
