@@ -77,8 +77,7 @@ def mutual_information(
     if method == "ksg1" and _gradient.wanted(*variables):
         values = _ksg1_with_gradient(variables, options, boundary_width)
     else:
-        estimate = {"ksg1": _ksg1, "ksg2": _ksg2, "bi-ksg": _bi_ksg, "mixed": _mixed}[method]
-        values = _gradient.attach_none(estimate(variables, options), f"method {method!r}", *variables)
+        values = _gradient.attach_none(ESTIMATES[method](variables, options), f"method {method!r}", *variables)
     return options.finish(samples, values)
 
 
@@ -324,3 +323,7 @@ def _conditional_by_rectangles(variables: Sequence[Tensor], options: Options) ->
     nxz, nyz, nz = counted(0, 2), counted(1, 2), counted(2)
     values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz, n)
     return values - digamma(nxz, n) + 1 / nxz.double() - digamma(nyz, n) + 1 / nyz.double()
+
+
+# Each method's local values, (K, *batch, N), of two variables.
+ESTIMATES = {"ksg1": _ksg1, "ksg2": _ksg2, "bi-ksg": _bi_ksg, "mixed": _mixed}
