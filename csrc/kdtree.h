@@ -35,6 +35,7 @@ class KdTree {
   const int32_t* order() const { return order_.data(); }  // the row of each place; num_points and above: filling
   const T* low(int64_t node) const { return boxes_.data() + node * 2 * dim_; }
   const T* high(int64_t node) const { return low(node) + dim_; }
+  int32_t lowest_row(int64_t node) const { return lowest_row_[node]; }
   int64_t first_leaf(int64_t node) const { return first_leaf_[node]; }
   int64_t leaf_count(int64_t node) const { return leaf_count_[node]; }
   bool is_leaf(int64_t node) const { return leaf_count_[node] == 1; }
@@ -82,6 +83,7 @@ class KdTree {
   std::vector<int32_t> order_;
   std::vector<int32_t> first_leaf_;
   std::vector<int32_t> leaf_count_;
+  std::vector<int32_t> lowest_row_;
   std::vector<T> boxes_;
   std::vector<T> columns_;  // while dividing: (dim, num_points), in the order so far
   std::vector<T> leaves_;
@@ -95,6 +97,7 @@ KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
       order_(static_cast<size_t>(stride())),
       first_leaf_(static_cast<size_t>(num_nodes())),
       leaf_count_(static_cast<size_t>(num_nodes())),
+      lowest_row_(static_cast<size_t>(num_nodes())),
       boxes_(static_cast<size_t>(num_nodes() * 2 * dim)),
       columns_(static_cast<size_t>(num_points * dim)),
       leaves_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
@@ -246,6 +249,7 @@ template <typename T>
 void KdTree<T>::fill_leaf(int64_t node) {
   const int64_t begin = first_place(node);
   const int64_t n = points_under(node);
+  lowest_row_[node] = *std::min_element(order_.begin() + begin, order_.begin() + begin + n);
   T* leaf = leaves_.data() + begin * dim_;
   for (int c = 0; c < dim_; ++c, leaf += kLeafSize) {
     const T* const values = column(c) + begin;
@@ -267,6 +271,7 @@ void KdTree<T>::enclose_children(int64_t node) {
   T* high = low + dim_;
   const int64_t left = node + 1;
   const int64_t right = second_child(node);
+  lowest_row_[node] = std::min(lowest_row_[left], lowest_row_[right]);
   for (int c = 0; c < dim_; ++c) {
     low[c] = std::min(this->low(left)[c], this->low(right)[c]);
     high[c] = std::max(this->high(left)[c], this->high(right)[c]);

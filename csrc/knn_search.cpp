@@ -121,8 +121,13 @@ class GroupSearch {
   // Where to look first; any answer gives the same neighbours.
   bool nearer(int64_t left, int64_t right) const { return box_distance(left)[0] <= box_distance(right)[0]; }
 
-  // With indices, a point as far as the k-th may still replace it: the lower index wins.
-  bool may_hold_nearer(int64_t node) const { return any<T>(within_lanes<kIndices, T>(box_distance(node), bound())); }
+  // With indices, a point as far as the k-th replaces it if its row is lower.
+  bool may_hold_nearer(int64_t node) const {
+    const V distance = box_distance(node);
+    I may = distance < bound();
+    if constexpr (kIndices) may |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
+    return any<T>(may);
+  }
 
   void search_subtree(int64_t node) {
     const int64_t end = tree_.after_subtree(node);

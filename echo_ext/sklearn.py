@@ -1,7 +1,7 @@
 """scikit-learn's mutual_info_regression and mutual_info_classif, with its signatures, values and errors, faster.
 
 Needs scikit-learn. As there, continuous variables are scaled to unit variance and a little noise, drawn from
-``random_state``, parts repeated values; negative estimates become 0. The functions of `echo_ext` itself do none of this.
+``random_state``, parts repeated values; negative estimates become 0. The functions of `echo_ext` itself do neither.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _estimate(
     n_jobs: int | None,
     name: str,
 ) -> Numbers:
-    if not isinstance(n_neighbors, Integral) or isinstance(n_neighbors, bool) or n_neighbors < 1:
+    if not _is_positive_int(n_neighbors):
         raise ValueError(
             f"The 'n_neighbors' parameter of {name} must be an int in the range [1, inf). Got {n_neighbors!r} instead."
         )
@@ -121,6 +121,10 @@ def _estimate(
     finally:
         torch.set_num_threads(threads)
     return np.maximum(values, 0.0)
+
+
+def _is_positive_int(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 def _discrete_mask(discrete_features: Any, X: Any) -> npt.NDArray[np.bool_]:

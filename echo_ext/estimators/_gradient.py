@@ -44,7 +44,7 @@ class _Attached(torch.autograd.Function):
         return values.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.backward_of_values(grad)
 

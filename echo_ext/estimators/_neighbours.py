@@ -149,4 +149,6 @@ def _size(shape: list[int] | torch.Size) -> int:
 
 def _require_cpu(points: Tensor) -> None:
     if points.device.type != "cpu":
-        raise NotImplementedError(f"nearest neighbours are computed on the CPU only, but the tensor is on {points.device}")
+        raise NotImplementedError(
+            f"nearest neighbours are computed on the CPU only, but the data is on {points.device}"
+        )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ class Samples:
     @property
     def batch(self) -> torch.Size:
         """The broadcast batch."""
-        return torch.broadcast_shapes(*(v.shape[:-2] for v in self.variables))
+        return broadcast(*(v.shape[:-2] for v in self.variables))
 
     def give_back(self, values: Tensor) -> Estimate:
         """Results in the form of the input: a tensor of its dtype, an array, or a float for a single number."""
@@ -66,16 +66,26 @@ def read_samples(**given: object) -> Samples:
                 f"{names[0]} and {name} must have one number of samples, but have {first.shape[-2]} and "
                 f"{tensor.shape[-2]} (shapes {_shape(given[names[0]])} and {_shape(given[name])})"
             )
-    try:
-        torch.broadcast_shapes(*(t.shape[:-2] for t in tensors))
-    except RuntimeError:
-        shapes = ", ".join(f"{name} {tuple(t.shape[:-2])}" for name, t in zip(names, tensors, strict=True))
-        raise ValueError(f"the leading dimensions must broadcast, but are: {shapes}") from None
+    broadcast_batches(**{name: tensor.shape[:-2] for name, tensor in zip(names, tensors, strict=True)})
     return Samples(tuple(tensors), names, not isinstance(given[names[0]], Tensor))
 
 
-def _shape(value: object) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)  # type: ignore[arg-type]
+def broadcast(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that all shapes broadcast to."""
+    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def broadcast_batches(**batches: Sequence[int]) -> torch.Size:
+    """The common batch of the named variables' batches."""
+    try:
+        return broadcast(*batches.values())
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(batch)}" for name, batch in batches.items())
+        raise ValueError(f"the leading dimensions must broadcast, but are: {shapes}") from None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
 
 
 def _name(tensor: Tensor) -> str:
@@ -144,22 +154,12 @@ class Options:
         return samples.give_back(values * UNITS[self.unit])
 
 
-def read_options(
-    n: int, *, k: Neighbours, unit: str = "nats", local: bool = False, exclude_within: int = 0
-) -> Options:
+def read_options(n: int, *, k: Neighbours, unit: str = "nats", local: bool = False, exclude_within: int = 0) -> Options:
     """Check the common keywords against the number of samples."""
-    single = isinstance(k, Integral)
-    ks = (k,) if single else tuple(k) if isinstance(k, Sequence | np.ndarray) else ()
-    if not ks or any(isinstance(each, bool) or not isinstance(each, Integral) for each in ks):
-        raise TypeError(f"k must be an int or a sequence of ints, but is {k!r}")
-    if min(ks) < 1:
-        raise ValueError(f"k must be at least 1, but is {min(ks)}")
+    several = isinstance(k, Sequence | np.ndarray) and len(k) > 0
+    ks = tuple(read_int("k", each, 1) for each in (k if isinstance(k, Sequence | np.ndarray) and several else [k]))
     choose("unit", unit, UNITS)
-    if isinstance(exclude_within, bool) or not isinstance(exclude_within, Integral):
-        raise TypeError(f"exclude_within must be an int, but is {exclude_within!r}")
-    if exclude_within < 0:
-        raise ValueError(f"exclude_within must be at least 0, but is {exclude_within}")
-    options = Options(tuple(int(each) for each in ks), single, unit, bool(local), int(exclude_within))
+    options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0))
     fewest = int(options.others(n).min()) if n else 0
     if max(ks) > fewest:
         raise ValueError(
@@ -169,6 +169,15 @@ def read_options(
             f"{max(fewest, 0)} neighbours left"
         )
     return options
+
+
+def read_int(name: str, value: object, least: int) -> int:
+    """An integer that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int{' or a sequence of ints' if name == 'k' else ''}, but is {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value}")
+    return int(value)
 
 
 def choose(name: str, value: object, allowed: Sequence[str] | dict[str, float]) -> None:

@@ -8,7 +8,16 @@ from torch import Tensor
 
 from . import _gradient
 from ._neighbours import count, digamma, search
-from ._samples import ArrayLike, Estimate, Neighbours, Options, check_finite, read_options, read_samples
+from ._samples import (
+    ArrayLike,
+    Estimate,
+    Neighbours,
+    Options,
+    broadcast_batches,
+    check_finite,
+    read_options,
+    read_samples,
+)
 
 
 def mutual_information_discrete(
@@ -22,10 +31,10 @@ def mutual_information_discrete(
 ) -> Estimate:
     """Mutual information between x and discrete labels (Ross 2014, eq. 1).
 
-    ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``: N_i samples share sample i's label, k_i = min(k, N_i - 1), and
-    m_i others, of any label, are strictly nearer than the k_i-th neighbour of the same label (Chebyshev). A sample whose
-    label nobody shares has no such neighbour; it is left out altogether. With ``exclude_within``, one more than the
-    neighbours left stands for N and N_i.
+    ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``: N_i samples share sample i's label, k_i = min(k, N_i - 1),
+    and m_i others, of any label, are strictly nearer than the k_i-th neighbour of the same label (Chebyshev). A sample
+    whose label nobody shares has no such neighbour; it is left out altogether. With ``exclude_within``, one more than
+    the neighbours left stands for N and N_i.
 
     Args:
         x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
@@ -47,13 +56,7 @@ def mutual_information_discrete(
     n = samples.count
     if codes.shape[-1] != n:
         raise ValueError(f"x and labels must have one number of samples, but have {n} and {codes.shape[-1]}")
-    try:
-        batch = torch.broadcast_shapes(points.shape[:-2], codes.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"the leading dimensions must broadcast, but are: x {tuple(points.shape[:-2])}, "
-            f"labels {tuple(codes.shape[:-1])}"
-        ) from None
+    batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
     each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
     each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
     local_values = [_ross(one, label, options) for one, label in zip(each_x, each_label, strict=True)]
@@ -95,7 +98,7 @@ def _read_labels(labels: object) -> Tensor:
 def _ross(points: Tensor, labels: Tensor, options: Options) -> Tensor:
     """Local values (K, N) of one sample (N, d) and its labels (N,)."""
     w = options.exclude_within
-    _, label_of, sizes = labels.unique(return_inverse=True, return_counts=True)
+    _, label_of, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
     kept = (sizes > 1)[label_of].nonzero().squeeze(-1)
     if len(kept) == 0:
         raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
@@ -103,7 +106,7 @@ def _ross(points: Tensor, labels: Tensor, options: Options) -> Tensor:
     psi_k = torch.empty(radii.shape, dtype=torch.float64, device=points.device)
     psi_own = torch.empty(len(points), dtype=torch.float64, device=points.device)
     order = torch.argsort(label_of, stable=True)
-    for size, rows in zip(sizes.tolist(), order.split(sizes.tolist()), strict=True):
+    for size, rows in zip(sizes.tolist(), torch.split(order, sizes.tolist()), strict=True):
         if size == 1:
             continue
         left = _others(rows, w)

@@ -59,7 +59,7 @@ def entropy(
     eps = distances.double().movedim(-1, 0)[order]
     if euclidean:
         eps = eps.sqrt()
-    psi_k = torch.digamma(order + 1.0).double().view(-1, *([1] * (eps.ndim - 1)))
+    psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
     psi_n = torch.digamma(options.others(n).to(points.device) + 1)
     volume = log_unit_ball(dim) - dim * math.log(2.0) if euclidean else 0.0
     values = psi_n - psi_k + volume + dim * torch.log(2 * eps)

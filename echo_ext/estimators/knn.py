@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import _gradient
 from ._neighbours import search
-from ._samples import Array, ArrayLike, choose, read_options, read_samples
+from ._samples import Array, ArrayLike, broadcast_batches, choose, read_int, read_options, read_samples
 from .entropy import METRICS
 
 
@@ -40,8 +39,7 @@ def knn(
     choose("metric", metric, METRICS)
     samples = read_samples(points=points)
     (base,) = samples.variables
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an int, but is {k!r}")
+    k = read_int("k", k, 1)
     if queries is None:
         read_options(samples.count, k=k, exclude_within=exclude_within)
         sought = None
@@ -60,15 +58,9 @@ def knn(
             )
         if exclude_within != 0:
             raise ValueError(f"exclude_within must be 0 where there are queries, but is {exclude_within}")
-        if not 1 <= k <= samples.count:
-            raise ValueError(f"k must be between 1 and the number of points, {samples.count}, but is {k}")
-        try:
-            batch = torch.broadcast_shapes(base.shape[:-2], sought.shape[:-2])
-        except RuntimeError:
-            raise ValueError(
-                f"the leading dimensions must broadcast, but are: points {tuple(base.shape[:-2])}, "
-                f"queries {tuple(sought.shape[:-2])}"
-            ) from None
+        if k > samples.count:
+            raise ValueError(f"k must be at most the number of points, {samples.count}, but is {k}")
+        batch = broadcast_batches(points=base.shape[:-2], queries=sought.shape[:-2])
         base, sought = base.expand(*batch, *base.shape[-2:]), sought.expand(*batch, *sought.shape[-2:])
     euclidean = metric == "euclidean"
     distances, indices = search(

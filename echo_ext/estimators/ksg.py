@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _gradient
 from ._neighbours import boundary, count, digamma, search
-from ._samples import ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
+from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
@@ -40,8 +40,8 @@ def mutual_information(
       (Kraskov et al. 2004, eq. 8). Where k or more others equal a sample, it counts nx = ny = 0.
     * "ksg2": ``psi(k) - 1/k + psi(N) - <psi(nx) + psi(ny)>``, nx no farther in x than the k neighbours reach (eq. 9).
       Of equally near neighbours, those with the lower index are among the k.
-    * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``, nx no farther than the k-th neighbour, c the
-      volumes of unit balls (Gao, Oh and Viswanath 2018).
+    * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``, nx no farther than the k-th neighbour, c
+      the volumes of unit balls (Gao, Oh and Viswanath 2018).
     * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, nx strictly nearer; where the k-th neighbour is at
       distance 0, all equal samples count, the sample itself among them, in place of k, nx + 1 and ny + 1. For variables
       that are partly discrete (Gao, Kannan, Oh and Viswanath 2017).
@@ -71,8 +71,7 @@ def mutual_information(
     samples = read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     choose("method", method, METHODS)
-    if boundary_width < 1:
-        raise ValueError(f"boundary_width must be at least 1, but is {boundary_width}")
+    boundary_width = read_int("boundary_width", boundary_width, 1)
     variables = list(samples.variables)
     if method == "ksg1" and _gradient.wanted(*variables):
         values = _ksg1_with_gradient(variables, options, boundary_width)
@@ -98,7 +97,7 @@ def total_correlation(
 
     Args:
         x: (..., N, m), float64 or float32, tensor or array.
-        groups: Sets of columns, each of which is one variable, for example [[0, 1], [2]]; by default each column is one.
+        groups: Sets of columns, each of which is one variable, for example [[0, 1], [2]]; by default each is one.
         k, method, unit, local, exclude_within: As in `mutual_information`.
 
     Returns:
@@ -130,8 +129,8 @@ def conditional_mutual_information(
     """Conditional mutual information I(x; y | z) (Frenzel and Pompe 2007).
 
     * "ksg1": ``psi(k) + <psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)>``, counts strictly nearer than the k-th neighbour.
-    * "ksg2": ``psi(k) - 2/k + <psi(nz) - psi(nxz) + 1/nxz - psi(nyz) + 1/nyz>``, counts no farther in each of x, y and z
-      than the k neighbours reach there (Lizier 2014).
+    * "ksg2": ``psi(k) - 2/k + <psi(nz) - psi(nxz) + 1/nxz - psi(nyz) + 1/nyz>``, counts no farther in each of x, y
+      and z than the k neighbours reach there (Lizier 2014).
 
     No N appears, so that ``exclude_within`` changes neighbours and counts only.
 
@@ -167,7 +166,7 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
 
 def _join(variables: Sequence[Tensor]) -> Tensor:
     """All columns side by side, (*batch, N, D)."""
-    batch = torch.broadcast_shapes(*(v.shape[:-2] for v in variables))
+    batch = broadcast(*(v.shape[:-2] for v in variables))
     return torch.cat([v.detach().expand(*batch, *v.shape[-2:]) for v in variables], -1)
 
 
@@ -216,9 +215,8 @@ def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -
         """The gradient of one k's values: what the boundary of each ball gains or loses as points move."""
         density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
         own = -joint.shape[-1] * density.unsqueeze(-1)
-        parts = list(
-            _gradient.pull_back_distances(joint, nearest.unsqueeze(-1), own).split([v.shape[-1] for v in full], -1)
-        )
+        pull = _gradient.pull_back_distances(joint, nearest.unsqueeze(-1), own)
+        parts = list(torch.split(pull, [v.shape[-1] for v in full], -1))
         for i, margin in enumerate(full):
             near = boundary(margin, radii, nearest, width=width, exclude_within=options.exclude_within)
             there = near >= 0

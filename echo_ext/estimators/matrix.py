@@ -26,8 +26,8 @@ def mutual_information_matrix(
 
     Args:
         x: (..., N, p), or (N,) for one column; float64 or float32, tensor or array.
-        y: (..., N, q) of the same kind, or None for x itself: then the matrix is symmetric, each pair is estimated once,
-            and the diagonal holds I(x; x) as the method counts it (psi(N) - psi(k) for "ksg1").
+        y: (..., N, q) of the same kind, or None for x itself: then the matrix is symmetric, each pair is estimated
+            once, and the diagonal holds I(x; x) as the method counts it (psi(N) - psi(k) for "ksg1").
         k, method, unit, exclude_within: As in `mutual_information`.
 
     Returns:
@@ -40,7 +40,7 @@ def mutual_information_matrix(
     options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
     choose("method", method, METHODS)
     left, right = samples.variables[0], samples.variables[-1]
-    values = left.new_empty((len(options.ks), *samples.batch, left.shape[-1], right.shape[-1]), dtype=torch.float64)
+    values = left.new_zeros((len(options.ks), *samples.batch, left.shape[-1], right.shape[-1]), dtype=torch.float64)
     batch = list(samples.batch)
     columns_x = left.detach().expand(*batch, *left.shape[-2:]).transpose(-1, -2).unsqueeze(-1)  # (*batch, p, N, 1)
     columns_y = right.detach().expand(*batch, *right.shape[-2:]).transpose(-1, -2).unsqueeze(-1)
@@ -49,10 +49,11 @@ def mutual_information_matrix(
     for begin in range(0, left.shape[-1], step):
         end = min(begin + step, left.shape[-1])
         start = begin if y is None else 0
-        block = _pairs(columns_x[..., begin:end, :, :], columns_y[..., start:, :, :], method, options)
-        values[..., begin:end, start:] = block
-        if y is None:
-            values[..., start:, begin:end] = block.transpose(-1, -2)
+        values[..., begin:end, start:] = _pairs(
+            columns_x[..., begin:end, :, :], columns_y[..., start:, :, :], method, options
+        )
+    if y is None:
+        values = values.triu() + values.triu(1).mT
     values = _gradient.attach_none(values, "mutual_information_matrix", *samples.variables)
     return samples.give_back((values[0] if options.single_k else values) * UNITS[unit])
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
 from . import _gradient
-from ._samples import ArrayLike, Estimate, Neighbours, read_options, read_samples
+from ._samples import ArrayLike, Estimate, Neighbours, read_int, read_options, read_samples
 from .ksg import _conditional
 
 
@@ -26,8 +24,8 @@ def transfer_entropy(
 ) -> Estimate:
     """Transfer entropy (Schreiber 2000): what the source's past tells of the target's next value beyond its own past.
 
-    ``I(target[t]; source[t-lag], ..., source[t-lag-source_history+1] | target[t-1], ..., target[t-history])`` by Frenzel
-    and Pompe's estimator, over all t for which every term exists.
+    ``I(target[t]; source[t-lag], ..., source[t-lag-source_history+1] | target[t-1], ..., target[t-history])`` by
+    Frenzel and Pompe's estimator, over all t for which every term exists.
 
     Args:
         source, target: (..., N, d) with their own d, or (N,) for one column: rows are consecutive times. float64 or
@@ -46,10 +44,7 @@ def transfer_entropy(
     """
     samples = read_samples(source=source, target=target)
     for name, value in (("history", history), ("source_history", source_history), ("lag", lag)):
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise TypeError(f"{name} must be an int, but is {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, but is {value}")
+        read_int(name, value, 1)
     first = max(history, lag + source_history - 1)
     if samples.count - first < 2:
         raise ValueError(f"the histories need {first} rows and two more, but there are {samples.count} rows")

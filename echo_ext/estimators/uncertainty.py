@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._samples import Array, ArrayLike, Estimate, Samples, read_options, read_samples
+from ._samples import Array, ArrayLike, Estimate, Samples, read_int, read_options, read_samples
 from .ksg import mutual_information
 
 # Numbers held for the permuted copies that are estimated together.
@@ -43,8 +43,8 @@ def mutual_information_error(
 ) -> UncertainEstimate:
     """Mutual information and its standard error, by estimates on disjoint parts of the sample.
 
-    The variance falls as 1 / N, so that the variance between estimates on `parts` disjoint parts, divided by `parts`, is
-    that of the whole (Holmes and Nemenman 2019); it is averaged over `repeats` random partitions. Drawing with
+    The variance falls as 1 / N, so that the variance between estimates on `parts` disjoint parts, divided by `parts`,
+    is that of the whole (Holmes and Nemenman 2019); it is averaged over `repeats` random partitions. Drawing with
     replacement, as a bootstrap does, would repeat samples, and a repeated sample is its own nearest neighbour. With
     ``exclude_within`` the rows are a time series: the parts are consecutive, the partition is one.
 
@@ -62,13 +62,12 @@ def mutual_information_error(
     """
     samples = read_samples(x=x, y=y)
     n = samples.count
-    if not 2 <= parts <= max(n, 2) or repeats < 1:
-        raise ValueError(f"parts must be at least 2 and repeats at least 1, but are {parts} and {repeats}")
+    parts, repeats = read_int("parts", parts, 2), read_int("repeats", repeats, 1)
     size = n // parts
     try:
         read_options(size, k=k, unit=unit, exclude_within=exclude_within)
-    except ValueError as error:
-        raise ValueError(f"parts={parts} leaves {size} samples in a part: {error}") from None
+    except ValueError as refusal:
+        raise ValueError(f"parts={parts} leaves {size} samples in a part: {refusal}") from None
     left, right = _aligned(samples)
 
     def estimate(a: Tensor, b: Tensor) -> Tensor:
@@ -100,8 +99,8 @@ def permutation_test(
 ) -> PermutationTest:
     """Test of independence: how often mutual information with y's rows permuted reaches the estimate.
 
-    The p-value is (1 + the number of permutations that reach it) / (1 + n), which is exact for exchangeable rows; rows of
-    time series that depend on each other are not exchangeable, whatever ``exclude_within`` says.
+    The p-value is (1 + the number of permutations that reach it) / (1 + n), which is exact for exchangeable rows; rows
+    of time series that depend on each other are not exchangeable, whatever ``exclude_within`` says.
 
     Args:
         x, y, k, method, unit, exclude_within: As in `mutual_information`; one k.
@@ -116,8 +115,7 @@ def permutation_test(
     """
     samples = read_samples(x=x, y=y)
     read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
-    if n < 1:
-        raise ValueError(f"n must be at least 1, but is {n}")
+    n = read_int("n", n, 1)
     left, right = _aligned(samples)
 
     def estimate(a: Tensor, b: Tensor) -> Tensor:
