@@ -6,8 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "parallel.h"
+#include "counting_sort.h"
 #include "isa.h"
+#include "parallel.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
@@ -55,7 +56,7 @@ class KdTree {
   struct Scratch {
     std::vector<Item> items;
     std::vector<uint16_t> buckets;
-    std::vector<uint32_t> starts;
+    std::vector<uint32_t> ends;
     std::vector<T> column;
     std::vector<int32_t> order;
   };
@@ -71,11 +72,15 @@ class KdTree {
   void lay_out_nodes();
   void divide_all(int num_threads);
   void divide_subtree(int64_t node, Scratch& scratch);
-  void divide(int64_t node, Scratch& scratch, std::vector<int64_t>& parts);
+  void divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts);
+  template <typename Value>
+  static void rearrange(Value* values, const std::vector<Item>& items, int64_t n, int num_threads,
+                        std::vector<Value>& scratch);
   int widest_column(int64_t begin, int64_t end, Range& range) const;
   void list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const;
   void fill_leaf(int64_t node);
   void enclose_children(int64_t node);
+  void enclose_above(int64_t node, const std::vector<int64_t>& parts);
 
   int64_t num_points_;
   int dim_;
@@ -102,14 +107,12 @@ KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
       columns_(static_cast<size_t>(num_points * dim)),
       leaves_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
   for (int64_t i = 0; i < stride(); ++i) order_[i] = static_cast<int32_t>(i);
-  for (int c = 0; c < dim; ++c)
-    for (int64_t i = 0; i < num_points; ++i) columns_[c * num_points + i] = points[i * dim + c];
+  for_each_run(num_points, num_threads, [&](int64_t from, int64_t to, int64_t) {
+    for (int c = 0; c < dim_; ++c)
+      for (int64_t i = from; i < to; ++i) column(c)[i] = points[i * dim_ + c];
+  });
   lay_out_nodes();
   divide_all(num_threads);
-  for (int64_t node = num_nodes() - 1; node >= 0; --node) {
-    if (is_leaf(node)) fill_leaf(node);
-    else enclose_children(node);
-  }
   std::vector<T>().swap(columns_);
 }
 
@@ -134,7 +137,7 @@ void KdTree<T>::divide_all(int num_threads) {
     Scratch scratch;
     std::vector<int64_t> smaller;
     while (parts.size() < 4 * static_cast<size_t>(num_threads) && leaf_count_[parts.front()] > kSmallSubtree) {
-      for (const int64_t node : parts) divide(node, scratch, smaller);
+      for (const int64_t node : parts) divide(node, num_threads, scratch, smaller);
       parts.swap(smaller);
       smaller.clear();
     }
@@ -142,7 +145,21 @@ void KdTree<T>::divide_all(int num_threads) {
   parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
     Scratch scratch;
     divide_subtree(parts[task], scratch);
+    for (int64_t node = after_subtree(parts[task]) - 1; node >= parts[task]; --node) {
+      if (is_leaf(node)) fill_leaf(node);
+      else enclose_children(node);
+    }
   });
+  enclose_above(0, parts);
+}
+
+// The nodes above some parts, which are in ascending order and enclosed already.
+template <typename T>
+void KdTree<T>::enclose_above(int64_t node, const std::vector<int64_t>& parts) {
+  if (std::binary_search(parts.begin(), parts.end(), node)) return;
+  enclose_above(node + 1, parts);
+  enclose_above(second_child(node), parts);
+  enclose_children(node);
 }
 
 template <typename T>
@@ -151,14 +168,14 @@ void KdTree<T>::divide_subtree(int64_t node, Scratch& scratch) {
   while (!open.empty()) {
     const int64_t next = open.back();
     open.pop_back();
-    divide(next, scratch, open);
+    divide(next, 1, scratch, open);
   }
 }
 
 // Divides a node's points along their widest column between its descendants of some levels, which join `parts`. A
 // counting sort does most of it: selection by comparisons would cost a misprediction at every other point.
 template <typename T>
-void KdTree<T>::divide(int64_t node, Scratch& scratch, std::vector<int64_t>& parts) {
+void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
   if (is_leaf(node)) return;
   const int64_t begin = first_place(node);
   const int64_t n = points_under(node);
@@ -172,44 +189,50 @@ void KdTree<T>::divide(int64_t node, Scratch& scratch, std::vector<int64_t>& par
   const size_t first_part = parts.size();
   list_parts(node, levels, parts);
 
-  const int num_buckets = static_cast<int>(std::max<int64_t>(32, std::min<int64_t>(2048, n / 2)));
-  scratch.starts.assign(static_cast<size_t>(num_buckets) + 1, 0u);
+  const auto num_buckets = static_cast<uint32_t>(std::max<int64_t>(32, std::min<int64_t>(2048, n / 2)));
   scratch.buckets.resize(static_cast<size_t>(n));
   scratch.items.resize(static_cast<size_t>(n));
   const T width = range.high - range.low;
   const T scale = width > 0 ? static_cast<T>(num_buckets) / width : T(0);
-  for (int64_t i = 0; i < n; ++i) {
-    // The range is that of a sample: what lies beyond it goes to the outermost buckets.
-    const T scaled = std::max(T(0), std::min((values[i] - range.low) * scale, static_cast<T>(num_buckets - 1)));
-    const auto bucket = static_cast<uint16_t>(static_cast<int>(scaled));
-    scratch.buckets[i] = bucket;
-    ++scratch.starts[bucket + 1];
-  }
-  for (int b = 0; b < num_buckets; ++b) scratch.starts[b + 1] += scratch.starts[b];
-  for (int64_t i = 0; i < n; ++i)
-    scratch.items[scratch.starts[scratch.buckets[i]]++] = {values[i], static_cast<int32_t>(i)};
-  // Now starts[b] is where bucket b ends. A cut that falls within a bucket is made exact there.
+  for_each_run(n, num_threads, [&](int64_t from, int64_t to, int64_t) {
+    for (int64_t i = from; i < to; ++i) {
+      // The range is that of a sample: what lies beyond it goes to the outermost buckets.
+      const T scaled = std::max(T(0), std::min((values[i] - range.low) * scale, static_cast<T>(num_buckets - 1)));
+      scratch.buckets[i] = static_cast<uint16_t>(static_cast<int>(scaled));
+    }
+  });
+  counting_sort(
+      n, num_buckets, num_threads, scratch.ends, [&](int64_t i) { return scratch.buckets[i]; },
+      [&](int64_t i, uint32_t place) { scratch.items[place] = {values[i], static_cast<int32_t>(i)}; });
+  // A cut that falls within a bucket is made exact there.
   int64_t settled = 0;
   int bucket = 0;
   for (size_t part = first_part + 1; part < parts.size(); ++part) {
     const int64_t cut = first_place(parts[part]) - begin;
-    while (scratch.starts[bucket] <= cut) settled = scratch.starts[bucket++];
+    while (scratch.ends[bucket] <= cut) settled = scratch.ends[bucket++];
     const auto items = scratch.items.begin();
     if (settled < cut)
-      std::nth_element(items + settled, items + cut, items + scratch.starts[bucket],
+      std::nth_element(items + settled, items + cut, items + scratch.ends[bucket],
                        [](const Item& a, const Item& b) { return a.value < b.value; });
     settled = cut;
   }
 
   scratch.column.resize(static_cast<size_t>(n));
   scratch.order.resize(static_cast<size_t>(n));
-  for (int c = 0; c < dim_; ++c) {
-    T* column = this->column(c) + begin;
-    for (int64_t i = 0; i < n; ++i) scratch.column[i] = column[scratch.items[i].from];
-    std::copy(scratch.column.begin(), scratch.column.end(), column);
-  }
-  for (int64_t i = 0; i < n; ++i) scratch.order[i] = order_[begin + scratch.items[i].from];
-  std::copy(scratch.order.begin(), scratch.order.end(), order_.begin() + begin);
+  for (int c = 0; c < dim_; ++c) rearrange(column(c) + begin, scratch.items, n, num_threads, scratch.column);
+  rearrange(order_.data() + begin, scratch.items, n, num_threads, scratch.order);
+}
+
+template <typename T>
+template <typename Value>
+void KdTree<T>::rearrange(Value* values, const std::vector<Item>& items, int64_t n, int num_threads,
+                          std::vector<Value>& scratch) {
+  for_each_run(n, num_threads, [&](int64_t from, int64_t to, int64_t) {
+    for (int64_t i = from; i < to; ++i) scratch[i] = values[items[i].from];
+  });
+  for_each_run(n, num_threads, [&](int64_t from, int64_t to, int64_t) {
+    std::copy(scratch.begin() + from, scratch.begin() + to, values + from);
+  });
 }
 
 template <typename T>

@@ -18,7 +18,7 @@ constexpr int64_t kPointsPerTask = 256;
 template <typename T>
 void boundary_on_line(const KnnBoundary& p, const T* points, const T* radii, const int64_t* skip, int64_t* indices,
                       int num_threads) {
-  const SortedColumn<T> column(points, p.num_points);
+  const SortedColumn<T> column(points, p.num_points, num_threads);
   const int64_t n = p.num_points;
   const T* values = column.values();
   const int32_t* order = column.order();

@@ -241,7 +241,7 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
     }
   };
   if (p.dim == 1) {
-    const SortedColumn<T> column(points, n);
+    const SortedColumn<T> column(points, n, num_threads);
     for_each_radius([&](const T* radii, int64_t* counts) {
       count_on_line<T, M, kInclusive>(column, radii, counts, num_threads);
     });
