@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,7 @@ def permutation_test(
     unit: str = "nats",
     exclude_within: int = 0,
     seed: int | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PermutationTest:
     """Test of independence: how often mutual information with y's rows permuted reaches the estimate.
 
@@ -106,6 +108,7 @@ def permutation_test(
         x, y, k, method, unit, exclude_within: As in `mutual_information`; one k.
         n: Number of permutations, at least 1; the smallest possible p-value is 1 / (1 + n).
         seed: Of the permutations; None draws one from torch's generator.
+        progress: Called now and then with the number of permutations done.
 
     Returns:
         (estimate, p_value, null): null holds the n estimates with permuted rows, (n, ...).
@@ -132,6 +135,8 @@ def permutation_test(
         many = min(step, n - begin)
         orders = torch.stack([torch.randperm(rows, generator=generator) for _ in range(many)]).to(right.device)
         null.append(estimate(left, right[..., orders, :].movedim(-3, 0)))
+        if progress is not None:
+            progress(begin + many)
     nulls = torch.cat(null)
     observed = estimate(left, right)
     p_value = (1 + (nulls >= observed).sum(0)).double() / (1 + n)
