@@ -198,7 +198,7 @@ def main():
         "threads": matrix_and_threads(),
         "peak_memory_mib": {n: peak_memory(n) for n in (100_000, 1_000_000) if n <= args.largest},
     }
-    print(f"growth: N^{result['growth_exponent_1+1']:.2f} at 1+1; peak memory MiB: {result['peak_memory_mib']}")
+    print(f"growth exponent at 1+1: {result['growth_exponent_1+1']}; peak memory MiB: {result['peak_memory_mib']}")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "mutual_information.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(rows, args.out / "mutual_information.png")
