@@ -22,6 +22,9 @@ class KdTree {
   static constexpr int kLeafSize = 16;
   static constexpr int kSmallSubtree = 64;  // leaves
 
+  // Whether boxes spared a traversal so much that looking at them was worth it; in many dimensions they spare nothing.
+  bool pays(int64_t leaves_visited) const { return 4 * leaves_visited < 3 * num_leaves_; }
+
   // points: (num_points, dim), num_points < 2^31.
   KdTree(const T* points, int64_t num_points, int dim, int num_threads);
 

@@ -31,9 +31,11 @@ struct SearchJob {
   bool among_themselves() const { return &points == &queries; }
 };
 
-// The places of one thread where kDim and kMaxK are not known to the compiler.
+// What one task's groups share: memory, where sizes are not known to the compiler, and whether the tree is of use. The
+// first group measures that; where it visits most leaves anyway, the others take all leaves, one after another.
 template <typename T>
 struct SearchSpace {
+  bool tree_pays = true;
   std::vector<T> query;
   std::vector<T> nearest;
   std::vector<LaneInt<T>> nearest_rows;
@@ -68,7 +70,7 @@ class GroupSearch {
 
  public:
   GroupSearch(const SearchJob<T>& job, SearchSpace<T>& space)
-      : job_(job), tree_(job.points), query_(space.query.data()), nearest_(space.nearest.data()),
+      : job_(job), tree_(job.points), space_(space), query_(space.query.data()), nearest_(space.nearest.data()),
         rows_(space.nearest_rows.data()) {}
 
   // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it.
@@ -97,6 +99,7 @@ class GroupSearch {
     if (self) scan<true>(tree_.first_leaf(node));
     else scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
+    space_.tree_pays = tree_.pays(leaves_visited_);
     write(place);
   }
 
@@ -132,10 +135,11 @@ class GroupSearch {
   void search_subtree(int64_t node) {
     const int64_t end = tree_.after_subtree(node);
     while (node < end) {
-      if (!may_hold_nearer(node)) {
+      if (space_.tree_pays && !may_hold_nearer(node)) {
         node = tree_.after_subtree(node);
       } else {
         if (tree_.is_leaf(node)) {
+          ++leaves_visited_;
           if (exclude_ > 0) scan<true>(tree_.first_leaf(node));
           else scan<false>(tree_.first_leaf(node));
         }
@@ -204,6 +208,8 @@ class GroupSearch {
 
   const SearchJob<T>& job_;
   const KdTree<T>& tree_;
+  SearchSpace<T>& space_;
+  int64_t leaves_visited_ = 0;
   Vectors<V, T, kDim> query_;
   Vectors<V, T, kSlots> nearest_;
   Vectors<I, LaneInt<T>, kIndices ? kSlots : 1> rows_;

@@ -1,9 +1,9 @@
 """An encoder that keeps what two views of the same thing share, by maximising I(z; x) between them.
 
-A signal of one dimension is hidden in two noisy views of ten dimensions each, behind fixed random non-linear maps. Linear
-encoders would see the views' loudest directions, which are noise. Maximising echo_ext.mutual_information between the
-codes of the two views finds the signal instead: nothing else is told to the encoders. The script succeeds (exit status 0)
-when the rank correlation between code and hidden signal, on fresh samples, exceeds 0.8; it writes informative_encoder.png.
+A signal of one dimension is hidden in two noisy views of ten dimensions each, behind fixed random non-linear maps. The
+loudest directions of the views are noise of their own. Maximising echo_ext.mutual_information between the codes of the
+two views finds the signal nevertheless: nothing else is told to the encoders. The script succeeds (exit status 0) when
+the rank correlation between code and hidden signal, on fresh samples, exceeds 0.8; it writes informative_encoder.png.
 """
 
 import argparse
