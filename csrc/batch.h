@@ -7,7 +7,8 @@
 
 namespace echo_ext {
 
-// Calls solve(item, num_threads) for each item: many items run side by side, few run one after another with all threads.
+// Calls solve(item, num_threads) for each item: many items run side by side, few run one after another with all
+// threads.
 template <typename Solve>
 void for_each_item(int64_t num_items, int num_threads, const Solve& solve) {
   if (num_items >= num_threads) {

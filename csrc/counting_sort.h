@@ -19,8 +19,8 @@ void for_each_run(int64_t n, int num_threads, const Run& run) {
   parallel_for(runs, num_threads, [&](int64_t r, int) { run(r * n / runs, (r + 1) * n / runs, r); });
 }
 
-// Calls move(i, place) for every i in [0, n), with the places that a stable sort by key(i) < num_keys gives; the order of
-// the calls is free. Afterwards ends[v] is the place behind the last item of key v.
+// Calls move(i, place) for every i in [0, n), with the places that a stable sort by key(i) < num_keys gives; the order
+// of the calls is free. Afterwards ends[v] is the place behind the last item of key v.
 template <typename Key, typename Move>
 void counting_sort(int64_t n, uint32_t num_keys, int num_threads, std::vector<uint32_t>& ends, const Key& key,
                    const Move& move) {

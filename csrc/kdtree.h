@@ -149,8 +149,10 @@ void KdTree<T>::divide_all(int num_threads) {
     Scratch scratch;
     divide_subtree(parts[task], scratch);
     for (int64_t node = after_subtree(parts[task]) - 1; node >= parts[task]; --node) {
-      if (is_leaf(node)) fill_leaf(node);
-      else enclose_children(node);
+      if (is_leaf(node))
+        fill_leaf(node);
+      else
+        enclose_children(node);
     }
   });
   enclose_above(0, parts);

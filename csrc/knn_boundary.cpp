@@ -25,7 +25,9 @@ void boundary_on_line(const KnnBoundary& p, const T* points, const T* radii, con
   parallel_for((n + kPointsPerTask - 1) / kPointsPerTask, num_threads, [&](int64_t task, int) {
     for (int64_t own = task * kPointsPerTask; own < std::min(n, (task + 1) * kPointsPerTask); ++own) {
       const int64_t row = order[own];
-      const auto distance = [&](int64_t place) { return extend_distance<Metric::chebyshev>(T(0), values[place] - values[own]); };
+      const auto distance = [&](int64_t place) {
+        return extend_distance<Metric::chebyshev>(T(0), values[place] - values[own]);
+      };
       const auto usable = [&](int64_t place) {
         const int64_t apart = order[place] < row ? row - order[place] : order[place] - row;
         return apart > p.exclude_within && order[place] != skip[row];
@@ -73,13 +75,16 @@ void boundary_by_all_pairs(const KnnBoundary& p, const T* points, const T* radii
         T distance = 0;
         for (int c = 0; c < p.dim; ++c)
           distance = extend_distance<Metric::chebyshev>(distance, points[j * p.dim + c] - points[i * p.dim + c]);
-        if (distance < radii[i]) inside.emplace_back(-distance, j);
-        else outside.emplace_back(distance, j);
+        if (distance < radii[i])
+          inside.emplace_back(-distance, j);
+        else
+          outside.emplace_back(distance, j);
       }
       int64_t* out = indices + i * (2 * p.width + 1);
       int64_t* const out_end = out + 2 * p.width + 1;
       const auto take_first = [&out](std::vector<std::pair<T, int64_t>>& candidates, int wanted) {
-        const auto end = candidates.begin() + std::min<std::ptrdiff_t>(wanted, static_cast<std::ptrdiff_t>(candidates.size()));
+        const auto end =
+            candidates.begin() + std::min<std::ptrdiff_t>(wanted, static_cast<std::ptrdiff_t>(candidates.size()));
         if (end != candidates.end()) std::nth_element(candidates.begin(), end, candidates.end());
         for (auto at = candidates.begin(); at != end; ++at) *out++ = at->second;
       };
@@ -99,8 +104,10 @@ void knn_boundary(const KnnBoundary& p) {
     const auto* points = static_cast<const T*>(p.points) + first * p.dim;
     const auto* radii = static_cast<const T*>(p.radii) + first;
     int64_t* indices = p.indices + first * (2 * p.width + 1);
-    if (p.dim == 1) boundary_on_line<T>(p, points, radii, p.skip + first, indices, threads);
-    else boundary_by_all_pairs<T>(p, points, radii, p.skip + first, indices, threads);
+    if (p.dim == 1)
+      boundary_on_line<T>(p, points, radii, p.skip + first, indices, threads);
+    else
+      boundary_by_all_pairs<T>(p, points, radii, p.skip + first, indices, threads);
   });
 }
 

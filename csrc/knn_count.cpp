@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kLeavesPerTask = 16;
 constexpr int64_t kPlacesPerTask = 4096;
 
-// ---- One column ------------------------------------------------------------------------------------------------------
+// ---- One column
+// ------------------------------------------------------------------------------------------------------
 
 // Vectors of searches that go on side by side, so that the processor has other loads to wait for.
 constexpr int kSideBySide = 2;
@@ -30,8 +31,8 @@ struct LineQueries {
   T radius[kSize];
 };
 
-// How many places beyond each query's own, in `direction`, lie within its radius. The difference to a place is evaluated
-// as the search evaluated it, and grows monotonically with the place.
+// How many places beyond each query's own, in `direction`, lie within its radius. The difference to a place is
+// evaluated as the search evaluated it, and grows monotonically with the place.
 template <typename T, Metric M, bool kInclusive, int kDirection>
 void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, LaneInt<T>* counts) {
   using I = Mask<T>;
@@ -78,7 +79,8 @@ void count_on_line(const SortedColumn<T>& column, const T* radii, int64_t* count
   });
 }
 
-// ---- Several columns -------------------------------------------------------------------------------------------------
+// ---- Several columns
+// -------------------------------------------------------------------------------------------------
 
 template <typename T>
 struct CountJob {
@@ -99,7 +101,9 @@ class GroupCount {
  public:
   // Workspace for one thread.
   explicit GroupCount(const CountJob<T>& job)
-      : job_(job), tree_(job.tree), query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
+      : job_(job),
+        tree_(job.tree),
+        query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
         radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
 
   // The points at places [place, place + lanes).
@@ -125,7 +129,8 @@ class GroupCount {
   V query(int c) const { return load(query_.data() + c * kLanes<T>); }
   V radius(int group) const { return load(radii_.data() + group * kLanes<T>); }
 
-  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius holds all of them.
+  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius holds all of
+  // them.
   void judge(const T* low, const T* high, I& reaches, I& holds) const {
     reaches = ~I{};
     holds = ~I{};
@@ -185,8 +190,10 @@ class GroupCount {
       for (int c = 0; c < tree_.dim(); ++c) {
         for (int e = 0; e < kTogether; ++e) {
           const V difference = points[c * kLeafSize + e] - query(c);
-          if constexpr (kGrouped) inside[e] &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(job_.groups[c]));
-          else distances[e] = extend_lanes<M, T>(distances[e], difference);
+          if constexpr (kGrouped)
+            inside[e] &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(job_.groups[c]));
+          else
+            distances[e] = extend_lanes<M, T>(distances[e], difference);
         }
       }
       for (int e = 0; e < kTogether; ++e)
@@ -213,7 +220,8 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
   });
 }
 
-// ---- Both ------------------------------------------------------------------------------------------------------------
+// ---- Both
+// ------------------------------------------------------------------------------------------------------------
 
 // Takes back what was counted although it is too near in time.
 template <typename T, Metric M, bool kInclusive>
@@ -228,7 +236,8 @@ void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64
       return true;
     } else {
       T distance = 0;
-      for (int c = 0; c < p.dim; ++c) distance = extend_distance<M>(distance, points[j * p.dim + c] - points[i * p.dim + c]);
+      for (int c = 0; c < p.dim; ++c)
+        distance = extend_distance<M>(distance, points[j * p.dim + c] - points[i * p.dim + c]);
       return within<kInclusive>(distance, radii[i]);
     }
   };
@@ -252,15 +261,16 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
   };
   if (p.dim == 1) {
     const SortedColumn<T> column(points, n, num_threads);
-    for_each_radius([&](const T* radii, int64_t* counts) {
-      count_on_line<T, M, kInclusive>(column, radii, counts, num_threads);
-    });
+    for_each_radius(
+        [&](const T* radii, int64_t* counts) { count_on_line<T, M, kInclusive>(column, radii, counts, num_threads); });
   } else {
     const KdTree<T> tree(points, n, p.dim, num_threads);
     for_each_radius([&](const T* radii, int64_t* counts) {
       const CountJob<T> job{tree, p.groups, p.num_groups, radii, counts};
-      if (M == Metric::chebyshev && p.num_groups > 1) count_in_tree<T, Metric::chebyshev, kInclusive, true>(job, num_threads);
-      else count_in_tree<T, M, kInclusive, false>(job, num_threads);
+      if (M == Metric::chebyshev && p.num_groups > 1)
+        count_in_tree<T, Metric::chebyshev, kInclusive, true>(job, num_threads);
+      else
+        count_in_tree<T, M, kInclusive, false>(job, num_threads);
     });
   }
 }
@@ -271,11 +281,15 @@ template <typename T>
 void knn_count(const KnnCount& p) {
   for_each_item(p.batch, p.num_threads, [&](int64_t item, int threads) {
     if (p.metric == Metric::chebyshev) {
-      if (p.inclusive) count_item<T, Metric::chebyshev, true>(p, item, threads);
-      else count_item<T, Metric::chebyshev, false>(p, item, threads);
+      if (p.inclusive)
+        count_item<T, Metric::chebyshev, true>(p, item, threads);
+      else
+        count_item<T, Metric::chebyshev, false>(p, item, threads);
     } else {
-      if (p.inclusive) count_item<T, Metric::euclidean, true>(p, item, threads);
-      else count_item<T, Metric::euclidean, false>(p, item, threads);
+      if (p.inclusive)
+        count_item<T, Metric::euclidean, true>(p, item, threads);
+      else
+        count_item<T, Metric::euclidean, false>(p, item, threads);
     }
   });
 }

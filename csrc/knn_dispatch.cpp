@@ -3,11 +3,11 @@
 namespace echo_ext {
 
 #if defined(ECHO_EXT_X86_DISPATCH)
-#define ECHO_EXT_KNN_DISPATCH(kernel)                        \
-  switch (current_isa()) {                                   \
-    case Isa::baseline: return baseline::kernel<T>(p);       \
-    case Isa::avx2: return avx2::kernel<T>(p);               \
-    case Isa::avx512: return avx512::kernel<T>(p);           \
+#define ECHO_EXT_KNN_DISPATCH(kernel)                  \
+  switch (current_isa()) {                             \
+    case Isa::baseline: return baseline::kernel<T>(p); \
+    case Isa::avx2: return avx2::kernel<T>(p);         \
+    case Isa::avx512: return avx512::kernel<T>(p);     \
   }
 #else
 #define ECHO_EXT_KNN_DISPATCH(kernel) return baseline::kernel<T>(p);

@@ -8,7 +8,8 @@ namespace echo_ext {
 enum class Metric : int { chebyshev, euclidean };
 
 // A distance so far, extended by the difference in one more coordinate. Every step is monotone in |difference|, in
-// floating point too: bounds built by the same steps from a box's sides bound the distances to the points in it exactly.
+// floating point too: bounds built by the same steps from a box's sides bound the distances to the points in it
+// exactly.
 template <Metric M, typename T>
 ECHO_EXT_HD T extend_distance(T so_far, T difference) {
   if constexpr (M == Metric::chebyshev) {

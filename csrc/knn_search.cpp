@@ -70,7 +70,11 @@ class GroupSearch {
 
  public:
   GroupSearch(const SearchJob<T>& job, SearchSpace<T>& space)
-      : job_(job), tree_(job.points), space_(space), query_(space.query.data()), nearest_(space.nearest.data()),
+      : job_(job),
+        tree_(job.points),
+        space_(space),
+        query_(space.query.data()),
+        nearest_(space.nearest.data()),
         rows_(space.nearest_rows.data()) {}
 
   // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it.
@@ -96,8 +100,10 @@ class GroupSearch {
       siblings[depth++] = go_left ? right : left;
       node = go_left ? left : right;
     }
-    if (self) scan<true>(tree_.first_leaf(node));
-    else scan<false>(tree_.first_leaf(node));
+    if (self)
+      scan<true>(tree_.first_leaf(node));
+    else
+      scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
     space_.tree_pays = tree_.pays(leaves_visited_);
     write(place);
@@ -115,8 +121,10 @@ class GroupSearch {
     for (int c = 0; c < dim(); ++c) {
       const V q = query_.get(c);
       const V outside = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
-      if constexpr (M == Metric::chebyshev) distance = larger<T>(distance, outside);
-      else distance += outside * outside;
+      if constexpr (M == Metric::chebyshev)
+        distance = larger<T>(distance, outside);
+      else
+        distance += outside * outside;
     }
     return distance;
   }
@@ -140,8 +148,10 @@ class GroupSearch {
       } else {
         if (tree_.is_leaf(node)) {
           ++leaves_visited_;
-          if (exclude_ > 0) scan<true>(tree_.first_leaf(node));
-          else scan<false>(tree_.first_leaf(node));
+          if (exclude_ > 0)
+            scan<true>(tree_.first_leaf(node));
+          else
+            scan<false>(tree_.first_leaf(node));
         }
         ++node;
       }
@@ -264,10 +274,17 @@ void search_one(const KnnSearch& p, int64_t item, int num_threads) {
   const KdTree<T> tree(points, p.num_points, p.dim, num_threads);
   const auto search = [&](const KdTree<T>& queries, const LaneInt<T>* rows) {
     const int64_t offset = item * p.num_queries * p.k;
-    const SearchJob<T> job{tree, queries, rows, p.k, p.exclude_within, static_cast<T*>(p.distances) + offset,
+    const SearchJob<T> job{tree,
+                           queries,
+                           rows,
+                           p.k,
+                           p.exclude_within,
+                           static_cast<T*>(p.distances) + offset,
                            p.indices == nullptr ? nullptr : p.indices + offset};
-    if (p.metric == Metric::chebyshev) search_any<T, Metric::chebyshev>(job, num_threads);
-    else search_any<T, Metric::euclidean>(job, num_threads);
+    if (p.metric == Metric::chebyshev)
+      search_any<T, Metric::chebyshev>(job, num_threads);
+    else
+      search_any<T, Metric::euclidean>(job, num_threads);
   };
   if (p.queries != nullptr) {
     const auto* queries = static_cast<const T*>(p.queries) + item * p.num_queries * p.dim;

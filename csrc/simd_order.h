@@ -1,6 +1,10 @@
 // Comparisons of vectors: what a search needs beside arithmetic.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
 #include "knn_math.h"
 #include "simd.h"
 
@@ -23,19 +27,25 @@ inline Vector<T> fabs_lanes(Vector<T> v) {
   return reinterpret_cast<Vector<T>>(reinterpret_cast<Mask<T>>(v) & kNoSign);
 }
 
-// As a > b ? a : b, in one instruction (the second where either is not a number). The masked forms are the plain ones to
-// the compiler, without GCC 12's false warning about uninitialised values in them.
+// As a > b ? a : b, in one instruction (the second where either is not a number). The masked forms are the plain ones
+// to the compiler, without GCC 12's false warning about uninitialised values in them.
 template <typename T>
 inline Vector<T> larger(Vector<T> a, Vector<T> b) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
-  else return (Vector<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+  else
+    return (Vector<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
 #elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
-  else return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  else
+    return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
 #elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm_max_pd((__m128d)a, (__m128d)b);
-  else return (Vector<T>)_mm_max_ps((__m128)a, (__m128)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm_max_pd((__m128d)a, (__m128d)b);
+  else
+    return (Vector<T>)_mm_max_ps((__m128)a, (__m128)b);
 #else
   return a > b ? a : b;
 #endif
@@ -44,14 +54,20 @@ inline Vector<T> larger(Vector<T> a, Vector<T> b) {
 template <typename T>
 inline Vector<T> smaller(Vector<T> a, Vector<T> b) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
-  else return (Vector<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  else
+    return (Vector<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
 #elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
-  else return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  else
+    return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
 #elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 8) return (Vector<T>)_mm_min_pd((__m128d)a, (__m128d)b);
-  else return (Vector<T>)_mm_min_ps((__m128)a, (__m128)b);
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm_min_pd((__m128d)a, (__m128d)b);
+  else
+    return (Vector<T>)_mm_min_ps((__m128)a, (__m128)b);
 #else
   return a < b ? a : b;
 #endif
@@ -60,8 +76,10 @@ inline Vector<T> smaller(Vector<T> a, Vector<T> b) {
 template <typename T>
 inline bool any(Mask<T> mask) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask((__m512i)mask) != 0;
-  else return _mm512_movepi32_mask((__m512i)mask) != 0;
+  if constexpr (sizeof(T) == 8)
+    return _mm512_movepi64_mask((__m512i)mask) != 0;
+  else
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
 #elif defined(__AVX2__)
   return _mm256_movemask_epi8((__m256i)mask) != 0;
 #elif defined(__SSE2__)
@@ -90,8 +108,10 @@ inline Vector<T> extend_lanes(Vector<T> so_far, Vector<T> difference) {
 
 template <bool kInclusive, typename T>
 inline Mask<T> within_lanes(Vector<T> distance, Vector<T> radius) {
-  if constexpr (kInclusive) return distance <= radius;
-  else return distance < radius;
+  if constexpr (kInclusive)
+    return distance <= radius;
+  else
+    return distance < radius;
 }
 
 template <typename T>

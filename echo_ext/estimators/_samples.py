@@ -19,7 +19,7 @@ Estimate: TypeAlias = Tensor | Array | float
 Neighbours: TypeAlias = int | Sequence[int]
 
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
-MAX_SAMPLES = 2**31 - 2
+MAX_SAMPLES = 2**30  # places are 32-bit integers in the kernels, and bisection steps beyond them
 
 
 @dataclass(frozen=True)
