@@ -1,0 +1,154 @@
+"""Searches and counts on batches of tensors; which device computes them is decided here."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from echo_ext import _C
+
+
+def search(
+    points: Tensor,
+    k: int,
+    *,
+    queries: Tensor | None = None,
+    euclidean: bool = False,
+    exclude_within: int = 0,
+    rows: Tensor | None = None,
+    indices: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Distances (*batch, N, k), ascending, to the k nearest of ``points`` (*batch, N, d), and their indices if asked.
+
+    Euclidean distances are squared. ``rows`` (N,), ascending, are the row numbers that ``exclude_within`` speaks of.
+    """
+    points = _dense(points)
+    *batch, n, dim = points.shape
+    sought = points if queries is None else _dense(queries)
+    shape = (*batch, sought.shape[-2], k)
+    distances = points.new_empty(shape)
+    found = torch.empty(shape, dtype=torch.int64, device=points.device) if indices else None
+    _require_cpu(points)
+    _C.knn_search(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        queries=0 if queries is None else sought.data_ptr(),
+        rows=0 if rows is None else rows.data_ptr(),
+        batch=_size(batch),
+        num_points=n,
+        num_queries=sought.shape[-2],
+        dim=dim,
+        k=k,
+        euclidean=euclidean,
+        exclude_within=exclude_within,
+        distances=distances.data_ptr(),
+        indices=0 if found is None else found.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    return distances, found
+
+
+def count(
+    points: Tensor,
+    radii: Tensor,
+    *,
+    groups: list[int] | None = None,
+    inclusive: bool = False,
+    euclidean: bool = False,
+    exclude_within: int = 0,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """How many other points are nearer than a radius (or as near): int64 (K, *batch, N).
+
+    points: (*some, N, d), whose batch broadcasts to ``radii``'s (K, *batch, N); what is broadcast is sorted once.
+    groups: the group of each column, where each of G groups has its own radius: radii (K, *batch, G, N).
+    """
+    num_groups = 1 if groups is None else max(groups) + 1
+    if groups is None:
+        radii = radii.unsqueeze(-2)
+    n, dim = points.shape[-2:]
+    batch = radii.shape[1:-2]
+    points = points.reshape((1,) * (len(batch) - points.ndim + 2) + points.shape)
+    shared = [i for i, size in enumerate(points.shape[:-2]) if size == 1]
+    own = [i for i in range(len(batch)) if i not in shared]
+    to_front = [0, *(i + 1 for i in shared), *(i + 1 for i in own)]
+    ordered = _dense(radii.permute(*to_front, radii.ndim - 2, radii.ndim - 1))
+    points = _dense(points)
+    columns = torch.tensor(groups if groups is not None else [0] * dim, dtype=torch.int32, device=points.device)
+    counts = torch.empty((*ordered.shape[:-2], n), dtype=torch.int64, device=points.device)
+    _require_cpu(points)
+    num_own = _size([batch[i] for i in own])
+    _C.knn_count(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        radii=ordered.data_ptr(),
+        groups=columns.data_ptr(),
+        rows=0 if rows is None else rows.data_ptr(),
+        batch=num_own,
+        num_points=n,
+        num_radii=_size(ordered.shape[:-2]) // max(num_own, 1),
+        num_groups=num_groups,
+        dim=dim,
+        euclidean=euclidean,
+        inclusive=inclusive,
+        exclude_within=exclude_within,
+        counts=counts.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    back = sorted(range(len(to_front)), key=to_front.__getitem__)
+    return counts.permute(*back, len(to_front))
+
+
+def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
+    """The neighbours nearest in rank to the boundary of each point's ball: int64 (*batch, N, 2 width + 1), -1 for none.
+
+    points: (*batch, N, d); radii: (*batch, N); skip: int64 (*batch, N), one neighbour of each to pass over.
+    """
+    points, radii, skip = _dense(points), _dense(radii), _dense(skip)
+    *batch, n, dim = points.shape
+    found = torch.empty((*batch, n, 2 * width + 1), dtype=torch.int64, device=points.device)
+    _require_cpu(points)
+    _C.knn_boundary(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        radii=radii.data_ptr(),
+        skip=skip.data_ptr(),
+        batch=_size(batch),
+        num_points=n,
+        dim=dim,
+        width=width,
+        exclude_within=exclude_within,
+        indices=found.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    return found
+
+
+def digamma(counts: Tensor, largest: int) -> Tensor:
+    """The digamma function of counts between 0 and ``largest``, float64."""
+    return _digamma_table(1 << largest.bit_length(), counts.device)[counts]
+
+
+@lru_cache(maxsize=4)
+def _digamma_table(size: int, device: torch.device) -> Tensor:
+    return torch.digamma(torch.arange(size, dtype=torch.float64, device=device))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous()
+
+
+def _size(shape: list[int] | torch.Size) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
+
+
+def _require_cpu(points: Tensor) -> None:
+    if points.device.type != "cpu":
+        raise NotImplementedError(
+            f"nearest neighbours are computed on the CPU only, but the data is on {points.device}"
+        )
