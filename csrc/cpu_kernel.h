@@ -45,42 +45,34 @@ struct Columns {
   }
 };
 
-// Two cache lines of columns at a time where a row has them and the registers suffice, else one.
-template <typename T>
-constexpr int64_t kLineColumns = 64 / static_cast<int64_t>(sizeof(T));
-template <typename T>
-inline bool use_wide_tiles(int64_t width) {
-  return kVectorBytes > 16 && width > kLineColumns<T>;
-}
-template <typename T>
-inline int64_t tile_columns(int64_t width) {
-  return use_wide_tiles<T>(width) ? 2 * kLineColumns<T> : kLineColumns<T>;
-}
-template <typename T>
-inline int64_t num_tiles(int64_t width) {
-  return (width + tile_columns<T>(width) - 1) / tile_columns<T>(width);
-}
-template <typename T>
-using NarrowPack = Pack<T, 64 / kVectorBytes>;
-template <typename T>
-using WidePack = Pack<T, 128 / kVectorBytes>;
+// A tile of columns is 1, 2 or 4 cache lines wide, as the row has them and the registers suffice. Wide tiles share the
+// cost of a draw among more columns; narrow ones leave more tiles to share among threads.
+constexpr int kMaxTileLines = kVectorBytes == 64 ? 4 : kVectorBytes == 32 ? 2 : 1;
 
-// Calls body.template run<Storage, Pack>() for a problem's element type and width.
-template <typename Body>
+template <typename T>
+constexpr int kLineColumns = 64 / static_cast<int>(sizeof(T));
+
+template <typename T, int kLines>
+using TilePack = Pack<T, kLines * 64 / kVectorBytes>;
+
+template <int kMaxLines, typename Storage, typename Body>
+void dispatch_tile(int64_t width, const Body& body) {
+  using T = Compute<Storage>;
+  if constexpr (kMaxLines >= 4)
+    if (width > 2 * kLineColumns<T>) return body.template run<Storage, TilePack<T, 4>>();
+  if constexpr (kMaxLines >= 2)
+    if (width > kLineColumns<T>) return body.template run<Storage, TilePack<T, 2>>();
+  return body.template run<Storage, TilePack<T, 1>>();
+}
+
+// Calls body.template run<Storage, Pack>() for an element type and a width.
+template <int kMaxLines, typename Body>
 void dispatch(DType dtype, int64_t width, const Body& body) {
   switch (dtype) {
-    case DType::float64:
-      return use_wide_tiles<double>(width) ? body.template run<double, WidePack<double>>()
-                                           : body.template run<double, NarrowPack<double>>();
-    case DType::float32:
-      return use_wide_tiles<float>(width) ? body.template run<float, WidePack<float>>()
-                                          : body.template run<float, NarrowPack<float>>();
-    case DType::bfloat16:
-      return use_wide_tiles<float>(width) ? body.template run<BFloat16, WidePack<float>>()
-                                          : body.template run<BFloat16, NarrowPack<float>>();
-    case DType::float16:
-      return use_wide_tiles<float>(width) ? body.template run<Float16, WidePack<float>>()
-                                          : body.template run<Float16, NarrowPack<float>>();
+    case DType::float64: return dispatch_tile<kMaxLines, double>(width, body);
+    case DType::float32: return dispatch_tile<kMaxLines, float>(width, body);
+    case DType::bfloat16: return dispatch_tile<kMaxLines, BFloat16>(width, body);
+    case DType::float16: return dispatch_tile<kMaxLines, Float16>(width, body);
   }
 }
 

@@ -13,10 +13,12 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-constexpr int kDrawBatch = 16;
+constexpr int kDrawBatch = 64;
 constexpr int kTermsPerCheck = 8;
 static_assert(kDrawBatch % kTermsPerCheck == 0, "a check falls on the end of a batch");
 constexpr int64_t kRowsPerTask = 64;
+// The backward pass shares only tiles among threads.
+constexpr int kForwardLines = kMaxTileLines, kBackwardLines = kMaxTileLines < 2 ? kMaxTileLines : 2;
 
 // A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
 // what rounding the sum itself costs.
@@ -33,12 +35,11 @@ struct RowDraws {
   RowDraws(const Draws& draws_, const Bijection& order_, int64_t row_)
       : draws(draws_), order(order_), row(row_), key(draw_key(draws_.seed, static_cast<uint64_t>(row_))) {}
 
-  // Writes kDrawBatch bank rows from term `first` on; beyond the last candidate they repeat it.
-  void batch(int64_t first, int32_t* rows) const {
+  // Writes the bank rows of terms [first, end), at most kDrawBatch of them; rows has room for kDrawBatch.
+  void batch(int64_t first, int64_t end, int32_t* rows) const {
     const uint32_t start = static_cast<uint32_t>(first);
     if (draws.sampling != Sampling::permutation || order.is_small()) {
-      for (uint32_t t = 0; t < kDrawBatch; ++t)
-        rows[t] = draw(draws, order, key, row, std::min(start + t, order.size - 1));
+      for (uint32_t t = 0; t < end - first; ++t) rows[t] = draw(draws, order, key, row, start + t);
       return;
     }
     // The same as draw(), written so that it vectorises: few indices need more than one step of the bijection.
@@ -91,9 +92,9 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   int32_t rows[kDrawBatch];
   for (int64_t first = 0; first < num_terms; first += kDrawBatch) {
-    draws.batch(first, rows);
-    const int64_t end = std::min<int64_t>(kDrawBatch, num_terms - first);
-    for (int64_t t = 0; t < end; ++t) {
+    const int64_t end = std::min(first + kDrawBatch, num_terms);
+    draws.batch(first, end, rows);
+    for (int64_t t = 0; t < end - first; ++t) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
       sum = sum + weight * P::loaded(f);
       weight = weight * P::loaded(f + P::kColumns);
@@ -115,8 +116,8 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
-    draws.batch(used, rows + used);
     const int64_t end = std::min(used + kDrawBatch, num_terms);
+    draws.batch(used, end, rows + used);
     for (; used < end && !settled; ++used) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
       const P s = P::loaded(f + P::kColumns);
@@ -143,19 +144,18 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
-template <typename T>
 struct Layout {
   int64_t columns, tiles, tile_size;
-  explicit Layout(const EchoProblem& problem)
-      : columns(tile_columns<T>(problem.width)),
-        tiles(num_tiles<T>(problem.width)),
+  Layout(const EchoProblem& problem, int64_t columns_)
+      : columns(columns_),
+        tiles((problem.width + columns - 1) / columns),
         tile_size(problem.bank_rows * 2 * columns) {}
 };
 
 template <typename T>
 struct ForwardWorkspace {
   T *tiles, *bounds;
-  ForwardWorkspace(const Layout<T>& layout, Workspace& workspace)
+  ForwardWorkspace(const Layout& layout, Workspace& workspace)
       : tiles(workspace.take<T>(layout.tiles * layout.tile_size)),
         bounds(workspace.take<T>(layout.tiles * layout.columns)) {}
 };
@@ -165,7 +165,7 @@ template <typename T>
 struct BackwardSlot {
   T *tile, *bounds, *gradients, *weights;
   int32_t* rows;
-  BackwardSlot(const Layout<T>& layout, int64_t num_terms, Workspace& workspace)
+  BackwardSlot(const Layout& layout, int64_t num_terms, Workspace& workspace)
       : tile(workspace.take<T>(layout.tile_size)),
         bounds(workspace.take<T>(layout.columns)),
         gradients(workspace.take<T>(layout.tile_size)),
@@ -181,7 +181,7 @@ struct Forward {
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout<T> layout(problem);
+    const Layout layout(problem, P::kColumns);
     Workspace memory(io.workspace);
     const ForwardWorkspace<T> workspace(layout, memory);
     parallel_for(layout.tiles, num_threads, [&](int64_t t, int) {
@@ -214,7 +214,7 @@ struct Backward {
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout<T> layout(problem);
+    const Layout layout(problem, P::kColumns);
     const Draws draws = draws_of(problem, *io.seed);
     const Bijection order(num_candidates(draws));
     Workspace sizes(nullptr);
@@ -250,11 +250,11 @@ struct Backward {
 };
 
 void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Forward{problem, io, num_threads});
+  dispatch<kForwardLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
 }
 
 void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Backward{problem, io, num_threads});
+  dispatch<kBackwardLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 
 struct ForwardSize {
@@ -263,7 +263,7 @@ struct ForwardSize {
   template <typename Storage, typename P>
   void run() const {
     Workspace sizes(nullptr);
-    ForwardWorkspace<Compute<Storage>>(Layout<Compute<Storage>>(problem), sizes);
+    ForwardWorkspace<Compute<Storage>>(Layout(problem, P::kColumns), sizes);
     bytes = sizes.bytes();
   }
 };
@@ -274,7 +274,7 @@ struct BackwardSize {
   int64_t& bytes;
   template <typename Storage, typename P>
   void run() const {
-    const Layout<Compute<Storage>> layout(problem);
+    const Layout layout(problem, P::kColumns);
     Workspace sizes(nullptr);
     BackwardSlot<Compute<Storage>>(layout, problem.num_terms, sizes);
     bytes = sizes.bytes() * std::min(num_threads, layout.tiles);
@@ -283,13 +283,13 @@ struct BackwardSize {
 
 int64_t forward_workspace_bytes(const EchoProblem& problem, int) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, ForwardSize{problem, bytes});
+  dispatch<kForwardLines>(problem.dtype, problem.width, ForwardSize{problem, bytes});
   return bytes;
 }
 
 int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  dispatch<kBackwardLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
   return bytes;
 }
 

@@ -60,8 +60,8 @@ ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one,
   }
 }
 
-// The adjoint of ring_forward. Io further has noise_gradient(start), and add_gradient(position, df, ds); emit is called as
-// above. Scratch: prefix, prefix_gradient, tails and decays with one entry for each place of the segment, weights with
+// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and returns
+// its gradient; and add_gradient(position, df, ds). Scratch: prefix, prefix_gradient, tails and decays with one entry for each place of the segment, weights with
 // one for each of segment.behind().
 template <typename Value, typename Scratch>
 struct RingScratch {
@@ -98,21 +98,21 @@ ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one
     io.term(q, f, s);
     tail = f + s * tail;
     decay = s * decay;
-    io.emit(q, tail + decay * prefix(q));
   }
   // Through the suffixes, from the outermost inwards.
   Value tail_gradient = zero, decay_gradient = zero, sum_gradient = zero;
   for (int64_t q = segment.begin; q < segment.end; ++q) {
     io.term(q, f, s);
-    const Value grad = io.noise_gradient(q), decay_behind = scratch.decays[q - segment.begin];
+    const Value tail_behind = scratch.tails[q - segment.begin], decay_behind = scratch.decays[q - segment.begin];
+    const Value behind = prefix(q);
+    const Value grad = io.noise_gradient(q, f + s * (tail_behind + decay_behind * behind));
     const Value through_prefix = grad * (s * decay_behind);
     if (segment.prefix_terms(q) >= settled)
       sum_gradient = sum_gradient + through_prefix;
     else
       scratch.prefix_gradient[q - segment.begin] = through_prefix;
     tail_gradient = tail_gradient + grad;
-    decay_gradient = decay_gradient + grad * prefix(q);
-    const Value tail_behind = scratch.tails[q - segment.begin];
+    decay_gradient = decay_gradient + grad * behind;
     io.add_gradient(q, tail_gradient, tail_gradient * tail_behind + decay_gradient * decay_behind);
     tail_gradient = tail_gradient * s;
     decay_gradient = decay_gradient * s;

@@ -72,25 +72,21 @@ struct BackwardIo {
     f = columns.read(io.bank_f, row);
     s = columns.read(io.bank_s, row);
   }
-  P noise_gradient(int64_t start) const {
+  P noise_gradient(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
     const P grad = columns.read(io.grad, row);
-    return io.s == nullptr ? grad : grad * columns.read(io.s, row);
+    if (io.s == nullptr) return grad;
+    if (circle.exclude_self)
+      add(row, grad, grad * noise);
+    else
+      columns.write(io.grad_s, row, grad * noise);
+    return grad * columns.read(io.s, row);
   }
   void add(int64_t row, const P& df, const P& ds) const {
     sums.write(sum_f, row, sums.read(sum_f, row) + df);
     sums.write(sum_s, row, sums.read(sum_s, row) + ds);
   }
   void add_gradient(int64_t position, const P& df, const P& ds) const { add(circle.bank_row(position), df, ds); }
-  void emit(int64_t start, const P& noise) const {
-    if (io.s == nullptr) return;
-    const int64_t row = circle.noise_row(start);
-    const P grad = columns.read(io.grad, row);
-    if (circle.exclude_self)
-      add(row, grad, grad * noise);
-    else
-      columns.write(io.grad_s, row, grad * noise);
-  }
 };
 
 template <typename P>
@@ -205,11 +201,11 @@ struct Backward {
 };
 
 void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Forward{problem, io, num_threads});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
 }
 
 void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch(problem.dtype, problem.width, Backward{problem, io, num_threads});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 
 struct ForwardSize {
@@ -238,13 +234,13 @@ struct BackwardSize {
 
 int64_t forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, ForwardSize{problem, num_threads, bytes});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, num_threads, bytes});
   return bytes;
 }
 
 int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
   return bytes;
 }
 

@@ -93,7 +93,7 @@ def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
 
 
 def seed_tensor(seed: object, device: torch.device) -> Tensor:
-    """The seed as a 0-d int64 tensor on the device; None draws it from torch's generator there, without synchronising."""
+    """The seed as an int64 tensor on the device; None draws it from torch's generator there, without synchronising."""
     if seed is None:
         return torch.randint(0, INT64[1], (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
@@ -108,9 +108,9 @@ def seed_tensor(seed: object, device: torch.device) -> Tensor:
         raise TypeError(f"seed must be None, an int or an int64 tensor, but is {_brief(seed)}")
     if not INT64[0] <= seed <= INT64[1]:
         raise ValueError(f"seed must fit into 64 bits, between {INT64[0]} and {INT64[1]}, but is {seed}")
-    return torch.full((), seed, dtype=torch.int64, device=device)
+    return torch.full((), int(seed), dtype=torch.int64, device=device)
 
 
 def _brief(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}... of type {type(value).__name__}"
+    return text if len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"

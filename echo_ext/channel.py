@@ -26,17 +26,18 @@ class EchoChannel(nn.Module):
     """Echo noise with the paper's parameterisation (Brekelmans et al. 2019, section 3 and appendix C).
 
     ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r + logsigmoid(s_raw)`` with
-    ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the rate, which is therefore exact.
+    ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the rate, which is therefore
+    exact.
 
     In training a row's noise is made of the other rows of its batch, and gradients flow through it. The module keeps a
     bank of recent training rows (buffers ``bank_f`` and ``bank_s``, saved in the state_dict), as BatchNorm keeps its
-    statistics: in eval mode noise is made of the bank, so that a single sample can be encoded, independently of what else
-    is in its batch. The first training batch fills the whole bank, by repetition if need be; a training batch with too
-    few rows for num_terms is filled up from it.
+    statistics: in eval mode noise is made of the bank, so that a single sample can be encoded, independently of what
+    else is in its batch. The first training batch fills the whole bank, by repetition if need be; a training batch with
+    too few rows for num_terms is filled up from it.
 
     Args:
-        num_terms: terms of each noise; more terms allow lower rates (the floor is ``-log r`` nats per dimension, 0.179 at
-            99 terms) and need larger batches.
+        num_terms: terms of each noise; more terms allow lower rates (the floor is ``-log r`` nats per dimension, 0.179
+            at 99 terms) and need larger batches.
         bound: the largest ``|f|``.
         activation_scale: how far f_raw goes before tanh saturates.
         sampling: "permutation", "replacement" or "ring", see :func:`echo_ext.echo_sample`.
@@ -113,15 +114,15 @@ class EchoChannel(nn.Module):
             z = echo_sample(filled_f, filled_s, num_terms=self.num_terms, sampling=self.sampling)[:rows]
         else:
             raise ValueError(
-                f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {self.num_terms + 1} and the bank is still "
-                "empty: let the first training batch be a full one, or use fewer terms"
+                f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {self.num_terms + 1} and the bank is "
+                "still empty: let the first training batch be a full one, or use fewer terms"
             )
         self._remember(f.detach(), s.detach())
         return z
 
     def _send_in_eval(self, f: Tensor, s: Tensor) -> Tensor:
         if not self.has_bank:
-            raise ValueError("in eval mode noise is made of rows seen in training, but there were none: train a batch first")
+            raise ValueError("eval mode draws from the rows seen in training, but there were none: train a batch first")
         return echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling, bank=self._bank_like(f))
 
     def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,10 +58,10 @@ def _require_cuda_build() -> None:
 # f + s * eps with eps made of bank rows, or eps itself where f and s are None. Without a bank of the caller's the batch
 # is passed as the bank and exclude_self is set; then the bank's gradients are the whole gradients of f and s.
 
-_library = torch.library.Library("echo_ext", "DEF")
+_library: Any = torch.library.Library("echo_ext", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
-    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, int sampling, "
-    "bool exclude_self) -> Tensor"
+    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
+    "int sampling, bool exclude_self) -> Tensor"
 )
 _library.define(
     "echo_backward(Tensor grad, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
@@ -231,36 +231,48 @@ def _echo_backward_cuda(
     return grads
 
 
-def _echo_setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, s, bank_f, bank_s, seed, *ctx.settings = inputs
-    ctx.save_for_backward(s, bank_f, bank_s, seed)
+class _Echo(torch.autograd.Function):
+    """The gradient. Written out: what torch.library.register_autograd generates costs three times as much a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
+        ctx.save_for_backward(s, bank_f, bank_s, seed)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        s, bank_f, bank_s, seed = ctx.saved_tensors
+        own = s is not None and not ctx.settings[-1]
+        grad_s, grad_bank_f, grad_bank_s = torch.ops.echo_ext.echo_backward.default(
+            grad, s, bank_f, bank_s, seed, *ctx.settings
+        )
+        return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
 
 
-def _echo_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    s, bank_f, bank_s, seed = ctx.saved_tensors
-    rows, num_terms, sampling, exclude_self = ctx.settings
-    grad_s, grad_bank_f, grad_bank_s = torch.ops.echo_ext.echo_backward(
-        grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self
-    )
-    own = s is not None and not exclude_self
-    return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
+class _EchoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo_backward.default(*inputs)  # type: ignore[no-any-return]
 
-
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "Echo noise has no double backward: the gradient of its gradient was asked for. "
-        "echo_ext.reference.echo_sample(f, s, echo_ext.echo_indices(...)) has one, on the same draws"
-    )
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "Echo noise has no double backward: the gradient of its gradient was asked for. "
+            "echo_ext.reference.echo_sample(f, s, echo_ext.echo_indices(...)) has one, on the same draws"
+        )
 
 
 torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
+_library.impl("echo", _Echo.apply, "Autograd")
 _library.impl("echo", _echo_cpu, "CPU")
 _library.impl("echo", _echo_cuda, "CUDA")
-torch.library.register_autograd("echo_ext::echo", _echo_autograd, setup_context=_echo_setup_context, lib=_library)
 torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
+_library.impl("echo_backward", _EchoBackward.apply, "Autograd")
 _library.impl("echo_backward", _echo_backward_cpu, "CPU")
 _library.impl("echo_backward", _echo_backward_cuda, "CUDA")
-torch.library.register_autograd("echo_ext::echo_backward", _no_double_backward, lib=_library)
 
 
 # ---- echo_ext::echo_indices ------------------------------------------------------------------------------------------
@@ -272,9 +284,7 @@ def _indices_shape(
     return seed.new_empty((rows, num_terms))
 
 
-def _indices_problem(
-    rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool
-) -> _C.EchoProblem:
+def _indices_problem(rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> _C.EchoProblem:
     return _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
 
 
@@ -322,9 +332,9 @@ def echo_sample(
             Half types accumulate in float32.
         num_terms: terms of each noise; None for all that there are (B - 1, or the bank's rows).
         sampling: ``"permutation"``: each row its own uniform ordering of the others. ``"replacement"``: uniform over
-            the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the same
-            law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are dependent,
-            which statistics across the batch (MMD, a discriminator) see.
+            the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the
+            same law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are
+            dependent, which statistics across the batch (MMD, a discriminator) see.
         bank: (f_bank, s_bank), each (K, *): draw from these rows instead, none excluded; f may then have one row.
         seed: an int, or an int64 tensor of one element on f's device. None draws one from torch's generator of that
             device, so that ``torch.manual_seed`` makes runs repeat; the host is never synchronised.
@@ -345,7 +355,7 @@ def echo_sample(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, f.device)
-    return torch.ops.echo_ext.echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)  # type: ignore[no-any-return]
+    return torch.ops.echo_ext.echo.default(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)  # type: ignore[no-any-return]
 
 
 def echo_noise(
@@ -382,7 +392,7 @@ def echo_noise(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, bank_f.device)
-    return torch.ops.echo_ext.echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)  # type: ignore[no-any-return]
+    return torch.ops.echo_ext.echo.default(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)  # type: ignore[no-any-return]
 
 
 def echo_indices(
@@ -415,7 +425,7 @@ def echo_indices(
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else torch.get_default_device()
     seed = _checks.seed_tensor(seed, torch.device(device))
-    return torch.ops.echo_ext.echo_indices(seed, rows, bank_rows, count, code, own_bank)  # type: ignore[no-any-return]
+    return torch.ops.echo_ext.echo_indices.default(seed, rows, bank_rows, count, code, own_bank)  # type: ignore[no-any-return]
 
 
 def echo_rate(s: Tensor) -> Tensor:
@@ -453,8 +463,8 @@ def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> flo
 
 def _common_autocast_dtype(f: Any, s: Any) -> tuple[Any, Any]:
     """Under autocast f and s may come out of their layers with different dtypes: take the wider."""
-    if isinstance(f, Tensor) and isinstance(s, Tensor) and f.dtype != s.dtype and f.is_floating_point():
-        if s.is_floating_point() and torch.is_autocast_enabled(f.device.type):
-            wider = torch.promote_types(f.dtype, s.dtype)
-            return f.to(wider), s.to(wider)
-    return f, s
+    both = isinstance(f, Tensor) and isinstance(s, Tensor) and f.is_floating_point() and s.is_floating_point()
+    if not both or f.dtype == s.dtype or not torch.is_autocast_enabled(f.device.type):
+        return f, s
+    wider = torch.promote_types(f.dtype, s.dtype)
+    return f.to(wider), s.to(wider)
