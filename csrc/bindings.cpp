@@ -20,6 +20,11 @@ T* at(uintptr_t address) {
 void check_cuda(const char* error) {
   if (error != nullptr) throw std::runtime_error(error);
 }
+
+int64_t checked_size(int64_t bytes) {
+  if (bytes < 0) throw std::runtime_error("echo_ext cannot reach the CUDA device (echo-ext info shows why)");
+  return bytes;
+}
 #endif
 
 using NoGil = py::call_guard<py::gil_scoped_release>;
@@ -61,8 +66,12 @@ void bind_echo(py::module_& m) {
       },
       NoGil());
 #if defined(ECHO_EXT_WITH_CUDA)
-  m.def("echo_cuda_forward_workspace_bytes", &echo_cuda_forward_workspace_bytes);
-  m.def("echo_cuda_backward_workspace_bytes", &echo_cuda_backward_workspace_bytes);
+  m.def("echo_cuda_forward_workspace_bytes", [](const EchoProblem& problem, int device) {
+    return checked_size(echo_cuda_forward_workspace_bytes(problem, device));
+  });
+  m.def("echo_cuda_backward_workspace_bytes", [](const EchoProblem& problem, bool deterministic, int device) {
+    return checked_size(echo_cuda_backward_workspace_bytes(problem, deterministic, device));
+  });
   m.def(
       "echo_cuda_forward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t f, uintptr_t s,

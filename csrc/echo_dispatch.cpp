@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "echo_cpu.h"
 #include "isa.h"
 #include "parallel.h"
@@ -14,22 +16,29 @@ const EchoCpuKernels& kernels(const EchoProblem& problem) {
   return ring ? baseline::echo_ring_kernels : baseline::echo_kernels;
 }
 
+// Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy.
+int worthwhile_threads(const EchoProblem& problem, int num_threads) {
+  constexpr int64_t kUsualTerms = 64, kRingTerms = 4, kLeastWork = int64_t{1} << 19;  // about 100 microseconds
+  const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kUsualTerms);
+  return problem.rows * problem.width * terms < kLeastWork ? 1 : num_threads;
+}
+
 }  // namespace
 
 int64_t echo_cpu_forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
-  return kernels(problem).forward_workspace_bytes(problem, num_threads);
+  return kernels(problem).forward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
 }
 
 int64_t echo_cpu_backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
-  return kernels(problem).backward_workspace_bytes(problem, num_threads);
+  return kernels(problem).backward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
 }
 
 void echo_cpu_forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  kernels(problem).forward(problem, io, num_threads);
+  kernels(problem).forward(problem, io, worthwhile_threads(problem, num_threads));
 }
 
 void echo_cpu_backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  kernels(problem).backward(problem, io, num_threads);
+  kernels(problem).backward(problem, io, worthwhile_threads(problem, num_threads));
 }
 
 void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* indices, int num_threads) {

@@ -132,7 +132,8 @@ def _echo_cuda(
     f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
     out = bank_f.new_empty((rows, *bank_f.shape[1:]))
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem), bank_f.device)
+    device, stream = _device_and_stream(bank_f.device)
+    workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
     _C.echo_cuda_forward(
         problem,
         seed.data_ptr(),
@@ -142,7 +143,8 @@ def _echo_cuda(
         _address(s),
         out.data_ptr(),
         workspace.data_ptr(),
-        *_device_and_stream(bank_f.device),
+        device,
+        stream,
     )
     return out
 
@@ -213,7 +215,8 @@ def _echo_backward_cuda(
     grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    workspace = _workspace(_C.echo_cuda_backward_workspace_bytes(problem, deterministic), bank_f.device)
+    device, stream = _device_and_stream(bank_f.device)
+    workspace = _workspace(_C.echo_cuda_backward_workspace_bytes(problem, deterministic, device), bank_f.device)
     _C.echo_cuda_backward(
         problem,
         seed.data_ptr(),
@@ -226,7 +229,8 @@ def _echo_backward_cuda(
         grads[2].data_ptr(),
         workspace.data_ptr(),
         deterministic,
-        *_device_and_stream(bank_f.device),
+        device,
+        stream,
     )
     return grads
 
