@@ -1,0 +1,176 @@
+"""What gpu_check.sh runs with nothing but torch: results against the oracle, times, and a short tour for sanitizers.
+
+python benchmarks/gpu_check.py compare | touch | time --json FILE
+"""
+
+import argparse
+import itertools
+import json
+import platform
+import sys
+import time
+
+import torch
+
+import echo_ext
+from echo_ext import reference
+
+SAMPLINGS = ("permutation", "replacement", "ring")
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+SHAPES = [(2, 1, 0), (33, 17, 0), (257, 129, 0), (1030, 70, 0), (3000, 33, 0), (1, 5, 40), (300, 40, 7), (64, 20, 2500)]
+
+
+def inputs(rows, width, dtype=torch.float32, scale=None):
+    f = torch.randn(rows, width, device="cuda", dtype=torch.float64).tanh().to(dtype)
+    s = torch.randn(rows, width, device="cuda", dtype=torch.float64)
+    s = (0.97 * torch.sigmoid(s) if scale is None else torch.full_like(s, scale)).to(dtype)
+    return f.requires_grad_(), s.requires_grad_()
+
+
+def run(function, tensors, grad):
+    value = function(*tensors)
+    return (value, *torch.autograd.grad(value, tensors, grad.to(value.dtype)))
+
+
+def case_error(rows, width, bank_rows, sampling, dtype, scale=None):
+    """The largest error beside the largest value, of the result and each gradient."""
+    seed = int(torch.randint(2**62, ()))
+    tensors = inputs(rows, width, dtype, scale)
+    bank = inputs(bank_rows, width, dtype, scale) if bank_rows else None
+    indices = echo_ext.echo_indices(rows, sampling=sampling, seed=seed, bank_size=bank_rows or None, device="cuda")
+    grad = torch.randn(rows, width, device="cuda", dtype=torch.float64)
+
+    def ours(f, s, *bank):
+        return echo_ext.echo_sample(f, s, sampling=sampling, bank=bank or None, seed=seed)
+
+    def oracle(f, s, *bank):
+        return reference.echo_sample(f, s, indices, bank=bank or None)
+
+    tensors = (*tensors, *(bank or ()))
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    pairs = zip(run(ours, tensors, grad), run(oracle, wide, grad.to(dtype).double()), strict=True)
+    return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs)
+
+
+def compare():
+    failed = 0
+    for shape, sampling, dtype in itertools.product(SHAPES, SAMPLINGS, TOLERANCES):
+        for deterministic, scale in ((False, None), (True, None), (False, 0.97)):
+            torch.use_deterministic_algorithms(deterministic)
+            error = case_error(*shape, sampling, dtype, scale)
+            if not error <= TOLERANCES[dtype]:
+                failed += 1
+                print(f"{shape} {sampling} {dtype} deterministic={deterministic} scale={scale}: error {error:.2e}")
+    for sampling in SAMPLINGS:
+        torch.use_deterministic_algorithms(True)
+        f, s = inputs(700, 50)
+        grad = torch.randn_like(f)
+        results = [
+            run(lambda f, s, how=sampling: echo_ext.echo_sample(f, s, sampling=how, seed=5), (f, s), grad)
+            for _ in range(2)
+        ]
+        if not all(torch.equal(a, b) for a, b in zip(*results, strict=True)):
+            failed += 1
+            print(f"{sampling}: not the same bits twice")
+        on_cpu = echo_ext.echo_indices(500, sampling=sampling, seed=9)
+        if not torch.equal(echo_ext.echo_indices(500, sampling=sampling, seed=9, device="cuda").cpu(), on_cpu):
+            failed += 1
+            print(f"{sampling}: other draws than on the CPU")
+    print(f"{failed} failed")
+    return failed
+
+
+def touch():
+    """Every kernel once, on sizes for a sanitizer: staged, from L2, deterministic, both ways of the ring."""
+    for shape in ((70, 20, 0), (2000, 40, 0), (40, 9, 7), (3, 3, 2100)):
+        for sampling, dtype in ((a, b) for a in SAMPLINGS for b in (torch.float32, torch.float64)):
+            for deterministic in (False, True):
+                torch.use_deterministic_algorithms(deterministic)
+                rows, width, bank_rows = shape
+                bank = inputs(bank_rows, width, dtype) if bank_rows else None
+                tensors = (*inputs(rows, width, dtype), *(bank or ()))
+                terms = min(160, bank_rows or rows - 1)
+                value = echo_ext.echo_sample(*tensors[:2], num_terms=terms, sampling=sampling, bank=bank)
+                torch.autograd.grad(value.sum(), tensors)
+    torch.cuda.synchronize()
+    return 0
+
+
+def device_seconds(call, repeats=20):
+    """Of one call, replayed from a CUDA graph, so that launching costs nothing."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    start.record()
+    for _ in range(repeats):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats
+
+
+def copy_bandwidth():
+    source = torch.empty(2**28, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() * 4 / device_seconds(lambda: target.copy_(source))
+
+
+def time_case(sampling, rows, width, scale, bandwidth):
+    f, s = inputs(rows, width, scale=scale)
+    f_data, s_data, grad = f.detach(), s.detach(), torch.ones_like(f)
+
+    def forward():
+        return echo_ext.echo_sample(f_data, s_data, sampling=sampling)
+
+    def forward_backward():
+        return torch.autograd.grad(echo_ext.echo_sample(f, s, sampling=sampling), (f, s), grad)
+
+    seconds, seconds_both = device_seconds(forward), device_seconds(forward_backward)
+    return {
+        "sampling": sampling,
+        "rows": rows,
+        "width": width,
+        "scale": "flat" if scale else "decaying",
+        "forward_us": seconds * 1e6,
+        "forward_backward_us": seconds_both * 1e6,
+        "share_of_copy_bandwidth": 3 * rows * width * 4 / seconds / bandwidth,  # f and s read, z written
+    }
+
+
+def times(path):
+    bandwidth = copy_bandwidth()
+    shapes = [("permutation", 256, 64), ("permutation", 1024, 128), ("permutation", 4096, 256)]
+    shapes += [("replacement", 1024, 128), ("ring", 1024, 128), ("ring", 2**16, 64), ("ring", 2**20, 64)]
+    cases = []
+    for shape, scale in itertools.product(shapes, (None, 0.97)):
+        cases.append(time_case(*shape, scale, bandwidth))
+        print(json.dumps(cases[-1]), flush=True)
+    report = {
+        "device": torch.cuda.get_device_name(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "echo_ext": echo_ext.__version__,
+        "copy_bandwidth": bandwidth,
+        "cases": cases,
+    }
+    with open(path, "w") as file:
+        json.dump(report, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["compare", "touch", "time"])
+    parser.add_argument("--json", default="gpu_times.json")
+    options = parser.parse_args()
+    torch.manual_seed(time.time_ns())
+    sys.exit({"compare": compare, "touch": touch, "time": lambda: times(options.json)}[options.what]() != 0)
