@@ -68,6 +68,15 @@ void bind_knn(py::module_& m) {
         py::arg("num_points"), py::arg("num_radii"), py::arg("num_groups"), py::arg("dim"), py::arg("euclidean"),
         py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
 
+  m.def("knn_add_digamma",
+        [](Address counts, Address values, int64_t size, int64_t shift, double factor, int num_threads) {
+          const py::gil_scoped_release release;
+          echo_ext::knn_add_digamma(
+              {address<int64_t>(counts), address<double>(values), size, shift, factor, num_threads});
+        },
+        py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"), py::arg("factor"),
+        py::arg("num_threads"));
+
   m.def("knn_boundary",
         [](bool single, Address points, Address radii, Address skip, int64_t batch, int64_t num_points, int dim,
            int width, int64_t exclude_within, Address indices, int num_threads) {
