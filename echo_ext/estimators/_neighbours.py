@@ -129,7 +129,7 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
 
 def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
     """values += factor * psi(counts + shift), in place: float64 and int64 tensors of one shape, values contiguous."""
-    counts = counts.contiguous()
+    counts = _dense(counts)
     _require_cpu(values)
     _C.knn_add_digamma(
         counts=counts.data_ptr(),
@@ -188,7 +188,10 @@ def all_finite(values: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
+    tensor = tensor.detach()
+    if tensor.is_contiguous() or tensor.device.type != "cpu":
+        return tensor.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
 
 
 def _size(shape: list[int] | torch.Size) -> int:
