@@ -75,7 +75,8 @@ class CMakeBuild(build_ext):
                 sys.exit("echo-ext: cmake was not found: install cmake and ninja, or let pip build in isolation")
             except subprocess.CalledProcessError as failure:
                 sys.exit(
-                    f"echo-ext: '{' '.join(command[:2])}' failed with status {failure.returncode}; its own message is above. "
+                    f"echo-ext: '{' '.join(command[:2])}' failed with status {failure.returncode}; "
+                    "its own message is above. "
                     "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++); "
                     "ECHO_EXT_CUDA=0 leaves the CUDA part out."
                 )

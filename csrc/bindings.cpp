@@ -1,27 +1,110 @@
 // The only file that knows pybind11. Tensors arrive as addresses and sizes: the core knows no torch.
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
+
+#include "echo.h"
 #include "isa.h"
 #include "knn.h"
 
 namespace py = pybind11;
-
-void bind_knn(py::module_& m);
-
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "The native core of echo_ext: kernels over raw memory.";
-  m.def("isa", [] { return echo_ext::isa_name(echo_ext::current_isa()); },
-        "The instruction set that the CPU kernels run on.");
-  bind_knn(m);
-}
-
-// ---- Nearest neighbours ----------------------------------------------------------------------------------------------
+using namespace echo_ext;
 
 namespace {
 
-template <typename T>
-T* address(std::uintptr_t a) {
-  return reinterpret_cast<T*>(a);
+template <typename T = void>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+#if defined(ECHO_EXT_WITH_CUDA)
+void check_cuda(const char* error) {
+  if (error != nullptr) throw std::runtime_error(error);
+}
+
+int64_t checked_size(int64_t bytes) {
+  if (bytes < 0) throw std::runtime_error("echo_ext cannot reach the CUDA device (echo-ext info shows why)");
+  return bytes;
+}
+#endif
+
+using NoGil = py::call_guard<py::gil_scoped_release>;
+
+void bind_echo(py::module_& m) {
+  py::class_<EchoProblem>(m, "EchoProblem")
+      .def(py::init([](int64_t rows, int64_t bank_rows, int64_t width, int64_t num_terms, bool exclude_self,
+                       int sampling, int dtype) {
+             return EchoProblem{rows,
+                                bank_rows,
+                                width,
+                                num_terms,
+                                exclude_self,
+                                static_cast<Sampling>(sampling),
+                                static_cast<DType>(dtype)};
+           }),
+           py::arg("rows"), py::arg("bank_rows"), py::arg("width"), py::arg("num_terms"), py::arg("exclude_self"),
+           py::arg("sampling"), py::arg("dtype"));
+
+  m.def("echo_cpu_forward_workspace_bytes", &echo_cpu_forward_workspace_bytes);
+  m.def("echo_cpu_backward_workspace_bytes", &echo_cpu_backward_workspace_bytes);
+  m.def(
+      "echo_cpu_forward",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t f, uintptr_t s,
+         uintptr_t out, uintptr_t workspace, int num_threads) {
+        echo_cpu_forward(problem, {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out), at(workspace)},
+                         num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_cpu_backward",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t s, uintptr_t grad,
+         uintptr_t grad_s, uintptr_t grad_bank_f, uintptr_t grad_bank_s, uintptr_t workspace, int num_threads) {
+        echo_cpu_backward(problem,
+                          {at<int64_t>(seed), at(bank_f), at(bank_s), at(s), at(grad), at(grad_s), at(grad_bank_f),
+                           at(grad_bank_s), at(workspace)},
+                          num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_cpu_indices",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t indices, int num_threads) {
+        echo_cpu_indices(problem, at<int64_t>(seed), at<int64_t>(indices), num_threads);
+      },
+      NoGil());
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.def("echo_cuda_forward_workspace_bytes", [](const EchoProblem& problem, int device) {
+    return checked_size(echo_cuda_forward_workspace_bytes(problem, device));
+  });
+  m.def("echo_cuda_backward_workspace_bytes", [](const EchoProblem& problem, bool deterministic, int device) {
+    return checked_size(echo_cuda_backward_workspace_bytes(problem, deterministic, device));
+  });
+  m.def(
+      "echo_cuda_forward",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t f, uintptr_t s,
+         uintptr_t out, uintptr_t workspace, int device, uintptr_t stream) {
+        check_cuda(echo_cuda_forward(problem,
+                                     {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out), at(workspace)},
+                                     device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_cuda_backward",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t s, uintptr_t grad,
+         uintptr_t grad_s, uintptr_t grad_bank_f, uintptr_t grad_bank_s, uintptr_t workspace, bool deterministic,
+         int device, uintptr_t stream) {
+        check_cuda(echo_cuda_backward(problem,
+                                      {at<int64_t>(seed), at(bank_f), at(bank_s), at(s), at(grad), at(grad_s),
+                                       at(grad_bank_f), at(grad_bank_s), at(workspace)},
+                                      deterministic, device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_cuda_indices",
+      [](const EchoProblem& problem, uintptr_t seed, uintptr_t indices, int device, uintptr_t stream) {
+        check_cuda(echo_cuda_indices(problem, at<int64_t>(seed), at<int64_t>(indices), device, at(stream)));
+      },
+      NoGil());
+#endif
 }
 
 // The kernels exist in double and single precision.
@@ -31,62 +114,70 @@ void run_knn(bool single, const Params& p, void (*in_double)(const Params&), voi
   (single ? in_single : in_double)(p);
 }
 
-}  // namespace
-
 void bind_knn(py::module_& m) {
-  using echo_ext::Metric;
-  using Address = std::uintptr_t;
   const auto metric = [](bool euclidean) { return euclidean ? Metric::euclidean : Metric::chebyshev; };
 
-  m.def("knn_search",
-        [metric](bool single, Address points, Address queries, Address rows, int64_t batch, int64_t num_points,
-                 int64_t num_queries, int dim, int k, bool euclidean, int64_t exclude_within, Address distances,
-                 Address indices, int num_threads) {
-          run_knn<echo_ext::KnnSearch>(
-              single,
-              {address<void>(points), address<void>(queries), address<int64_t>(rows), batch, num_points, num_queries,
-               dim, k, metric(euclidean), exclude_within, address<void>(distances), address<int64_t>(indices),
-               num_threads},
-              echo_ext::knn_search<double>, echo_ext::knn_search<float>);
-        },
-        py::arg("single"), py::arg("points"), py::arg("queries"), py::arg("rows"), py::arg("batch"),
-        py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"), py::arg("euclidean"),
-        py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("num_threads"));
+  m.def(
+      "knn_search",
+      [metric](bool single, uintptr_t points, uintptr_t queries, uintptr_t rows, int64_t batch, int64_t num_points,
+               int64_t num_queries, int dim, int k, bool euclidean, int64_t exclude_within, uintptr_t distances,
+               uintptr_t indices, int num_threads) {
+        run_knn<KnnSearch>(single,
+                           {at<>(points), at<>(queries), at<int64_t>(rows), batch, num_points, num_queries, dim, k,
+                            metric(euclidean), exclude_within, at<>(distances), at<int64_t>(indices), num_threads},
+                           knn_search<double>, knn_search<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("queries"), py::arg("rows"), py::arg("batch"),
+      py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"), py::arg("euclidean"),
+      py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("num_threads"));
 
-  m.def("knn_count",
-        [metric](bool single, Address points, Address radii, Address groups, Address rows, int64_t batch,
-                 int64_t num_points, int64_t num_radii, int num_groups, int dim, bool euclidean, bool inclusive,
-                 int64_t exclude_within, Address counts, int num_threads) {
-          run_knn<echo_ext::KnnCount>(
-              single,
-              {address<void>(points), address<void>(radii), address<int32_t>(groups), address<int64_t>(rows), batch,
-               num_points, num_radii, num_groups, dim, metric(euclidean), inclusive, exclude_within,
-               address<int64_t>(counts), num_threads},
-              echo_ext::knn_count<double>, echo_ext::knn_count<float>);
-        },
-        py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"), py::arg("batch"),
-        py::arg("num_points"), py::arg("num_radii"), py::arg("num_groups"), py::arg("dim"), py::arg("euclidean"),
-        py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
+  m.def(
+      "knn_count",
+      [metric](bool single, uintptr_t points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t batch,
+               int64_t num_points, int64_t num_radii, int num_groups, int dim, bool euclidean, bool inclusive,
+               int64_t exclude_within, uintptr_t counts, int num_threads) {
+        run_knn<KnnCount>(
+            single,
+            {at<>(points), at<>(radii), at<int32_t>(groups), at<int64_t>(rows), batch, num_points, num_radii,
+             num_groups, dim, metric(euclidean), inclusive, exclude_within, at<int64_t>(counts), num_threads},
+            knn_count<double>, knn_count<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"), py::arg("batch"),
+      py::arg("num_points"), py::arg("num_radii"), py::arg("num_groups"), py::arg("dim"), py::arg("euclidean"),
+      py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
 
-  m.def("knn_add_digamma",
-        [](Address counts, Address values, int64_t size, int64_t shift, double factor, int num_threads) {
-          const py::gil_scoped_release release;
-          echo_ext::knn_add_digamma(
-              {address<int64_t>(counts), address<double>(values), size, shift, factor, num_threads});
-        },
-        py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"), py::arg("factor"),
-        py::arg("num_threads"));
+  m.def(
+      "knn_add_digamma",
+      [](uintptr_t counts, uintptr_t values, int64_t size, int64_t shift, double factor, int num_threads) {
+        knn_add_digamma({at<int64_t>(counts), at<double>(values), size, shift, factor, num_threads});
+      },
+      NoGil(), py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"), py::arg("factor"),
+      py::arg("num_threads"));
+  m.def(
+      "knn_boundary",
+      [](bool single, uintptr_t points, uintptr_t radii, uintptr_t skip, int64_t batch, int64_t num_points, int dim,
+         int width, int64_t exclude_within, uintptr_t indices, int num_threads) {
+        run_knn<KnnBoundary>(single,
+                             {at<>(points), at<>(radii), at<int64_t>(skip), batch, num_points, dim, width,
+                              exclude_within, at<int64_t>(indices), num_threads},
+                             knn_boundary<double>, knn_boundary<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("batch"), py::arg("num_points"),
+      py::arg("dim"), py::arg("width"), py::arg("exclude_within"), py::arg("indices"), py::arg("num_threads"));
+}
 
-  m.def("knn_boundary",
-        [](bool single, Address points, Address radii, Address skip, int64_t batch, int64_t num_points, int dim,
-           int width, int64_t exclude_within, Address indices, int num_threads) {
-          run_knn<echo_ext::KnnBoundary>(
-              single,
-              {address<void>(points), address<void>(radii), address<int64_t>(skip), batch, num_points, dim, width,
-               exclude_within, address<int64_t>(indices), num_threads},
-              echo_ext::knn_boundary<double>, echo_ext::knn_boundary<float>);
-        },
-        py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("batch"),
-        py::arg("num_points"), py::arg("dim"), py::arg("width"), py::arg("exclude_within"), py::arg("indices"),
-        py::arg("num_threads"));
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native core of echo_ext: kernels over raw memory.";
+  m.def("isa", [] { return isa_name(current_isa()); });
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.attr("cuda_version") = ECHO_EXT_CUDA_VERSION;
+  m.attr("cuda_archs") = ECHO_EXT_CUDA_ARCHS;
+#else
+  m.attr("cuda_version") = py::none();
+  m.attr("cuda_archs") = "";
+#endif
+  bind_echo(m);
+  bind_knn(m);
 }

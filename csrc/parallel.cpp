@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -32,61 +33,53 @@ class ThreadPool {
   // False, and nothing done, when another caller is using the pool.
   bool try_run(int64_t num_tasks, int num_threads, TaskRef task) {
     if (in_use_.exchange(true, std::memory_order_acquire)) return false;
-    const int helpers = grow(num_threads - 1);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       task_ = &task;
       num_tasks_ = num_tasks;
       next_task_.store(0, std::memory_order_relaxed);
-      active_helpers_ = helpers;
-      running_ = helpers;
-      generation_.fetch_add(1, std::memory_order_release);
+      wanted_helpers_ = grow(num_threads - 1);
+      open_ = true;
+      ++generation_;
     }
     wake_.notify_all();
     work(0);
-    // Helpers finish within one task of each other: spinning first is cheaper than sleeping.
-    for (int spin = 0; spin < kSpins && running_.load(std::memory_order_acquire) != 0; ++spin) std::this_thread::yield();
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return running_.load(std::memory_order_acquire) == 0; });
-    lock.unlock();
+    {
+      // A helper that is still asleep is not waited for: it finds the job closed.
+      std::unique_lock<std::mutex> lock(mutex_);
+      open_ = false;
+      done_.wait(lock, [this] { return working_helpers_ == 0; });
+    }
     in_use_.store(false, std::memory_order_release);
     return true;
   }
 
  private:
-  static constexpr int kSpins = 64;
-
   // Starts threads until there are `wanted`; fewer where the system gives no more.
   int grow(int wanted) {
     while (static_cast<int>(threads_.size()) < wanted) {
       const int slot = static_cast<int>(threads_.size()) + 1;
-      const uint64_t seen = generation_.load(std::memory_order_relaxed);
       try {
-        threads_.emplace_back([this, slot, seen] { serve(slot, seen); });
+        threads_.emplace_back([this, slot, seen = generation_] { serve(slot, seen); });
       } catch (const std::system_error&) {
         break;
       }
       threads_.back().detach();
     }
-    const int have = static_cast<int>(threads_.size());
-    return have < wanted ? have : wanted;
+    return std::min(static_cast<int>(threads_.size()), wanted);
   }
 
   void serve(int slot, uint64_t seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      bool active = false;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-        seen = generation_.load(std::memory_order_relaxed);
-        active = slot <= active_helpers_;
-      }
-      if (!active) continue;
+      wake_.wait(lock, [&] { return generation_ != seen; });
+      seen = generation_;
+      if (!open_ || slot > wanted_helpers_) continue;
+      ++working_helpers_;
+      lock.unlock();
       work(slot);
-      if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        done_.notify_one();
-      }
+      lock.lock();
+      if (--working_helpers_ == 0) done_.notify_one();
     }
   }
 
@@ -99,17 +92,19 @@ class ThreadPool {
   }
 
   const int64_t process_;
-  std::mutex mutex_;
+  std::atomic<bool> in_use_{false};
+  std::vector<std::thread> threads_;  // the caller's alone
+  std::atomic<int64_t> next_task_{0};
+
+  std::mutex mutex_;  // guards the rest
   std::condition_variable wake_;
   std::condition_variable done_;
-  std::vector<std::thread> threads_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int64_t> next_task_{0};
-  std::atomic<int> running_{0};
-  std::atomic<bool> in_use_{false};
   const TaskRef* task_ = nullptr;
   int64_t num_tasks_ = 0;
-  int active_helpers_ = 0;
+  int wanted_helpers_ = 0;
+  int working_helpers_ = 0;
+  uint64_t generation_ = 0;
+  bool open_ = false;
 };
 
 // Never destroyed: its threads may outlive static destruction, and a child's copy has no threads to join.

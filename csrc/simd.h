@@ -1,7 +1,11 @@
-// One vector register of the instruction set that this file is compiled for, as a value type with arithmetic.
+// Vector registers of the instruction set that this file is compiled for, as value types with arithmetic.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "isa.h"
 
@@ -22,7 +26,7 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int mask __attribute__((vector_size(kVectorBytes)));
+  typedef int mask __attribute__((vector_size(kVectorBytes)));  // of a comparison
 };
 template <>
 struct VectorOf<double> {
@@ -53,23 +57,81 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
-template <typename T>
-inline Vector<T> absolute(Vector<T> v) {
-  return v < 0 ? -v : v;
-}
+inline Vector<float> absolute(Vector<float> v) { return v < 0.0f ? -v : v; }
+inline Vector<double> absolute(Vector<double> v) { return v < 0.0 ? -v : v; }
 
-template <typename T>
-inline Vector<T> maximum(Vector<T> a, Vector<T> b) {
+// The larger of each pair; b where a is NaN.
+template <typename V>
+inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
 
-// True where every lane of a comparison's result is set.
-template <typename T>
-inline bool all(typename VectorOf<T>::mask mask) {
+// Whether a <= b in every lane; false where either is NaN.
+#if defined(__AVX512F__)
+inline bool all_less_equal(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff; }
+inline bool all_less_equal(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ) == 0xff; }
+#elif defined(__AVX2__)
+inline bool all_less_equal(Vector<float> a, Vector<float> b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)) == 0xff;
+}
+inline bool all_less_equal(Vector<double> a, Vector<double> b) {
+  return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_LE_OQ)) == 0xf;
+}
+#elif defined(__SSE2__)
+inline bool all_less_equal(Vector<float> a, Vector<float> b) { return _mm_movemask_ps(_mm_cmple_ps(a, b)) == 0xf; }
+inline bool all_less_equal(Vector<double> a, Vector<double> b) { return _mm_movemask_pd(_mm_cmple_pd(a, b)) == 0x3; }
+#else
+template <typename V>
+inline bool all_less_equal(V a, V b) {
+  const auto compared = a <= b;
   bool every = true;
-  for (int lane = 0; lane < kLanes<T>; ++lane) every = every && mask[lane] != 0;
+  for (int lane = 0; lane < static_cast<int>(sizeof(V) / sizeof(a[0])); ++lane) every &= compared[lane] != 0;
   return every;
 }
+#endif
+
+// kVectors registers side by side: the columns that one thread works on.
+template <typename T, int kVectors>
+struct Pack {
+  static constexpr int kColumns = kVectors * kLanes<T>;
+  Vector<T> part[kVectors];
+
+  static inline Pack filled(T value) {
+    Pack p;
+    for (int v = 0; v < kVectors; ++v) p.part[v] = broadcast<T>(value);
+    return p;
+  }
+  static inline Pack loaded(const T* from) {
+    Pack p;
+    for (int v = 0; v < kVectors; ++v) p.part[v] = load(from + v * kLanes<T>);
+    return p;
+  }
+  inline void store_to(T* to) const {
+    for (int v = 0; v < kVectors; ++v) store(to + v * kLanes<T>, part[v]);
+  }
+  friend inline Pack operator+(Pack a, const Pack& b) {
+    for (int v = 0; v < kVectors; ++v) a.part[v] += b.part[v];
+    return a;
+  }
+  friend inline Pack operator*(Pack a, const Pack& b) {
+    for (int v = 0; v < kVectors; ++v) a.part[v] *= b.part[v];
+    return a;
+  }
+  friend inline Pack absolute(Pack a) {
+    for (int v = 0; v < kVectors; ++v) a.part[v] = absolute(a.part[v]);
+    return a;
+  }
+  friend inline Pack maximum(Pack a, const Pack& b) {
+    for (int v = 0; v < kVectors; ++v) a.part[v] = maximum(a.part[v], b.part[v]);
+    return a;
+  }
+  friend inline bool all_less_equal(const Pack& a, const Pack& b) {
+    bool every = true;
+    for (int v = 0; v < kVectors; ++v) every = every & all_less_equal(a.part[v], b.part[v]);
+    return every;
+  }
+  friend inline bool is_zero(const Pack& a) { return all_less_equal(absolute(a), Pack::filled(0)); }
+};
 
 }  // namespace ECHO_EXT_ISA
 }  // namespace echo_ext

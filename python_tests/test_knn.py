@@ -8,7 +8,7 @@ import torch
 from knn_cases import KINDS, fresh, sample
 
 import echo_ext
-from echo_ext import _reference_knn as reference
+from echo_ext import reference
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -7,7 +7,7 @@ from knn_cases import KINDS, fresh, related, sample
 from scipy.special import digamma
 
 import echo_ext
-from echo_ext import _reference_knn as reference
+from echo_ext import reference
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 KSG = ("ksg1", "ksg2")

@@ -5,8 +5,7 @@ import pytest
 import torch
 from knn_cases import fresh, sample
 
-from echo_ext import _reference_knn as reference
-from echo_ext import conditional_mutual_information, mutual_information, transfer_entropy
+from echo_ext import conditional_mutual_information, mutual_information, reference, transfer_entropy
 
 
 def coupled(rng, n, own=0.5, coupling=0.7, lag=1):

@@ -74,7 +74,7 @@ def read_samples(**given: object) -> Samples:
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
     """The shape that all shapes broadcast to."""
-    return torch.Size(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    return torch.Size(torch.broadcast_shapes(*shapes))
 
 
 def broadcast_batches(**batches: Sequence[int]) -> torch.Size:

@@ -1,4 +1,3 @@
-import argparse
 import json
 
 import numpy as np
@@ -6,19 +5,15 @@ import pytest
 from knn_cases import fresh
 
 import echo_ext
-from echo_ext.cli_mi import add_mi_command
+from echo_ext.cli import main
 
 pandas = pytest.importorskip("pandas")
 
 
 @pytest.fixture
 def mi(capsys):
-    parser = argparse.ArgumentParser()
-    add_mi_command(parser.add_subparsers())
-
     def call(*words):
-        args = parser.parse_args(["mi", *map(str, words)])
-        assert args.run(args) == 0
+        assert main(["--debug", "mi", *map(str, words)]) == 0
         return capsys.readouterr().out
 
     return call

@@ -13,25 +13,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._tables import Table, read_table
-from .estimators import (
+from echo_ext.cli.tables import Table, read_table
+from echo_ext.estimators import (
     conditional_mutual_information,
     mutual_information,
     mutual_information_error,
     mutual_information_matrix,
     permutation_test,
 )
-from .estimators.ksg import METHODS
+from echo_ext.estimators.ksg import METHODS
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "mutual information of columns of a CSV, NPY, NPZ or Parquet file, by nearest neighbours"
 
 
-def add_mi_command(subparsers: Any) -> None:
-    """Add ``mi`` to the subcommands of a parser; its ``run`` default is what carries it out."""
-    parser = subparsers.add_parser(
-        "mi",
-        help="mutual information of columns of a CSV, NPY, NPZ or Parquet file",
-        description="Mutual information of columns of a file, by nearest neighbours. Columns are named, or numbered "
-        "from 0, and separated by commas.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Columns are named, or numbered from 0, and separated by commas."""
     parser.add_argument("file", type=Path, help="a .csv, .npy, .npz or .parquet file; rows are samples")
     parser.add_argument("--x", metavar="COLS", help="columns of the first variable")
     parser.add_argument("--y", metavar="COLS", help="columns of the second variable")
@@ -46,10 +44,9 @@ def add_mi_command(subparsers: Any) -> None:
     parser.add_argument("--matrix", action="store_true", help="every pair of columns (those of --x and --y, if given)")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="picture of the matrix or of the scan")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     """Carry out ``mi``; ValueError and TypeError, in one line, are about the input."""
     if args.matrix and (args.given or args.permutations or args.lag is not None):
         raise ValueError("--matrix goes with --x, --y, --k, --method, --unit and --plot only")
@@ -63,15 +60,18 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--given does not go with --permutations or --lag")
     table = read_table(args.file)
     if args.matrix:
-        return _matrix(args, table)
-    return _lags(args, table) if args.lag is not None else _pair(args, table)
+        _matrix(args, table)
+    elif args.lag is not None:
+        _lags(args, table)
+    else:
+        _pair(args, table)
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {"k": args.k, "method": args.method, "unit": args.unit, "exclude_within": args.exclude_within}
 
 
-def _pair(args: argparse.Namespace, table: Table) -> int:
+def _pair(args: argparse.Namespace, table: Table) -> None:
     names = {"x": table.find(args.x), "y": table.find(args.y)}
     x, y = (table.numbers(columns) for columns in names.values())
     result: dict[str, Any] = {"file": str(args.file), "n": len(x), **names, **_options(args)}
@@ -89,7 +89,7 @@ def _pair(args: argparse.Namespace, table: Table) -> int:
         result["standard_error"] = mutual_information_error(x, y, seed=args.seed, **_options(args)).standard_error
     if args.json:
         print(json.dumps(result))
-        return 0
+        return
     given = f" | {','.join(result['given'])}" if args.given else ""
     line = f"I({','.join(names['x'])}; {','.join(names['y'])}{given}) = {result['estimate']:.6g}"
     if "standard_error" in result:
@@ -98,10 +98,9 @@ def _pair(args: argparse.Namespace, table: Table) -> int:
     if args.permutations:
         line += f"   p = {result['p_value']:.4g} ({args.permutations} permutations)"
     print(line)
-    return 0
 
 
-def _lags(args: argparse.Namespace, table: Table) -> int:
+def _lags(args: argparse.Namespace, table: Table) -> None:
     names = {"x": table.find(args.x), "y": table.find(args.y)}
     x, y = (table.numbers(columns) for columns in names.values())
     if args.lag >= len(x):
@@ -120,10 +119,9 @@ def _lags(args: argparse.Namespace, table: Table) -> int:
             axes.axvline(best, color="0.7", linewidth=1, zorder=0)
             axes.set_xlabel(f"lag of {','.join(names['x'])} (rows)")
             axes.set_ylabel(f"mutual information with {','.join(names['y'])} ({args.unit})")
-    return 0
 
 
-def _matrix(args: argparse.Namespace, table: Table) -> int:
+def _matrix(args: argparse.Namespace, table: Table) -> None:
     rows = table.find(args.x) if args.x else table.numeric_names()
     columns = table.find(args.y) if args.y else rows
     if not rows:
@@ -139,7 +137,6 @@ def _matrix(args: argparse.Namespace, table: Table) -> int:
             print(f"{name:>{width}}" + "".join(f"{value:{width}.4f}" for value in values))
     if args.plot:
         _heat_map(args.plot, matrix, rows, columns, args.unit)
-    return 0
 
 
 def _heat_map(path: Path, matrix: npt.NDArray[Any], rows: list[str], columns: list[str], unit: str) -> None:

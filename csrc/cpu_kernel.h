@@ -1,0 +1,105 @@
+// What the CPU kernel files share: rows of tensors as packs of columns, dispatch over element types, workspace layout.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "dtype.h"
+#include "simd.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+
+// Columns [first, first + count) of a row-major matrix, as packs padded with zeros.
+template <typename Storage, typename P>
+struct Columns {
+  using T = Compute<Storage>;
+  int64_t width, first;
+  int count;
+
+  Columns(int64_t width_, int64_t tile)
+      : width(width_),
+        first(tile * P::kColumns),
+        count(static_cast<int>(std::min<int64_t>(P::kColumns, width_ - tile * P::kColumns))) {}
+
+  P read(const void* matrix, int64_t row) const {
+    const Storage* from = static_cast<const Storage*>(matrix) + row * width + first;
+    alignas(64) T values[P::kColumns];
+    if (count == P::kColumns) {
+      for (int c = 0; c < P::kColumns; ++c) values[c] = to_compute(from[c]);
+    } else {
+      for (int c = 0; c < P::kColumns; ++c) values[c] = c < count ? to_compute(from[c]) : T(0);
+    }
+    return P::loaded(values);
+  }
+
+  void write(void* matrix, int64_t row, const P& pack) const {
+    Storage* to = static_cast<Storage*>(matrix) + row * width + first;
+    alignas(64) T values[P::kColumns];
+    pack.store_to(values);
+    if (count == P::kColumns) {
+      for (int c = 0; c < P::kColumns; ++c) to[c] = from_compute<Storage>(values[c]);
+    } else {
+      for (int c = 0; c < count; ++c) to[c] = from_compute<Storage>(values[c]);
+    }
+  }
+};
+
+// A tile of columns is 1, 2 or 4 cache lines wide, as the row has them and the registers suffice. Wide tiles share the
+// cost of a draw among more columns; narrow ones leave more tiles to share among threads.
+constexpr int kMaxTileLines = kVectorBytes == 64 ? 4 : kVectorBytes == 32 ? 2 : 1;
+
+template <typename T>
+constexpr int kLineColumns = 64 / static_cast<int>(sizeof(T));
+
+template <typename T, int kLines>
+using TilePack = Pack<T, kLines * 64 / kVectorBytes>;
+
+template <int kMaxLines, typename Storage, typename Body>
+void dispatch_tile(int64_t width, const Body& body) {
+  using T = Compute<Storage>;
+  if constexpr (kMaxLines >= 4)
+    if (width > 2 * kLineColumns<T>) return body.template run<Storage, TilePack<T, 4>>();
+  if constexpr (kMaxLines >= 2)
+    if (width > kLineColumns<T>) return body.template run<Storage, TilePack<T, 2>>();
+  return body.template run<Storage, TilePack<T, 1>>();
+}
+
+// Calls body.template run<Storage, Pack>() for an element type and a width.
+template <int kMaxLines, typename Body>
+void dispatch(DType dtype, int64_t width, const Body& body) {
+  switch (dtype) {
+    case DType::float64: return dispatch_tile<kMaxLines, double>(width, body);
+    case DType::float32: return dispatch_tile<kMaxLines, float>(width, body);
+    case DType::bfloat16: return dispatch_tile<kMaxLines, BFloat16>(width, body);
+    case DType::float16: return dispatch_tile<kMaxLines, Float16>(width, body);
+  }
+}
+
+// Hands out aligned pieces of a workspace; with a null base it only adds up their sizes.
+class Workspace {
+ public:
+  static constexpr int64_t kAlignment = 64;
+
+  explicit Workspace(void* base) : base_(aligned(reinterpret_cast<uintptr_t>(base))) {}
+  template <typename T>
+  T* take(int64_t count) {
+    T* piece = base_ == 0 ? nullptr : reinterpret_cast<T*>(base_ + static_cast<uintptr_t>(used_));
+    used_ += aligned(static_cast<uint64_t>(count) * sizeof(T));
+    return piece;
+  }
+  // A base of any alignment has room for all the pieces in this many bytes.
+  int64_t bytes() const { return used_ + kAlignment; }
+
+ private:
+  template <typename Integer>
+  static Integer aligned(Integer bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  }
+
+  uintptr_t base_;
+  int64_t used_ = 0;
+};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

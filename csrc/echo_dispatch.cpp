@@ -1,0 +1,60 @@
+#include <algorithm>
+
+#include "echo_cpu.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace echo_ext {
+namespace {
+
+const EchoCpuKernels& kernels(const EchoProblem& problem) {
+  const bool ring = problem.sampling == Sampling::ring;
+#if defined(ECHO_EXT_X86_DISPATCH)
+  if (current_isa() == Isa::avx512) return ring ? avx512::echo_ring_kernels : avx512::echo_kernels;
+  if (current_isa() == Isa::avx2) return ring ? avx2::echo_ring_kernels : avx2::echo_kernels;
+#endif
+  return ring ? baseline::echo_ring_kernels : baseline::echo_kernels;
+}
+
+// Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy.
+int worthwhile_threads(const EchoProblem& problem, int num_threads) {
+  constexpr int64_t kUsualTerms = 64, kRingTerms = 4, kLeastWork = int64_t{1} << 19;  // about 100 microseconds
+  const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kUsualTerms);
+  return problem.rows * problem.width * terms < kLeastWork ? 1 : num_threads;
+}
+
+}  // namespace
+
+int64_t echo_cpu_forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  return kernels(problem).forward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
+}
+
+int64_t echo_cpu_backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  return kernels(problem).backward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
+}
+
+void echo_cpu_forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
+  kernels(problem).forward(problem, io, worthwhile_threads(problem, num_threads));
+}
+
+void echo_cpu_backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
+  kernels(problem).backward(problem, io, worthwhile_threads(problem, num_threads));
+}
+
+void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* indices, int num_threads) {
+  const Draws draws = draws_of(problem, *seed);
+  parallel_for(problem.rows, num_threads, [&](int64_t row, int) {
+    int64_t* out = indices + row * problem.num_terms;
+    if (draws.sampling == Sampling::ring) {
+      const RingPlace place = ring_place(draws, row);
+      for (int64_t term = 0; term < problem.num_terms; ++term) out[term] = ring_draw(draws, place, term);
+      return;
+    }
+    const Bijection order(num_candidates(draws));
+    const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
+    for (int64_t term = 0; term < problem.num_terms; ++term)
+      out[term] = draw(draws, order, key, row, static_cast<uint32_t>(term));
+  });
+}
+
+}  // namespace echo_ext

@@ -1,0 +1,131 @@
+// The ring's noises: for every start q on a circle of terms (f_p, s_p), the sum over a window of exactly `num_terms`
+// consecutive positions,  eps_q = f_q + s_q * (f_{q+1} + s_{q+1} * ( ... )),  all of them in one scan.
+//
+// The circle is cut into segments of at most num_terms positions. A window that starts inside a segment is a suffix of
+// the segment and a prefix of what follows it, so that with
+//     prefix_m = the sum of the first m terms behind the segment,
+//     (tail_q, decay_q) = the suffix from q as an affine map of what follows,
+// eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division.
+// Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight is exactly zero.
+//
+// Value is a number or a pack of columns; is_zero(Value) tells whether all of it is exactly zero.
+#pragma once
+
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace echo_ext {
+
+ECHO_EXT_HD bool is_zero(float value) { return value == 0; }
+ECHO_EXT_HD bool is_zero(double value) { return value == 0; }
+ECHO_EXT_HD float absolute(float value) { return value < 0 ? -value : value; }
+ECHO_EXT_HD double absolute(double value) { return value < 0 ? -value : value; }
+ECHO_EXT_HD float maximum(float a, float b) { return a > b ? a : b; }
+ECHO_EXT_HD double maximum(double a, double b) { return a > b ? a : b; }
+
+struct RingSegment {
+  int64_t begin, end;  // starts
+  int64_t num_terms;   // at least end - begin
+  // Terms behind the segment that some window needs, and those of them that every window has.
+  ECHO_EXT_HD int64_t behind() const { return num_terms - 1; }
+  ECHO_EXT_HD int64_t shared() const { return num_terms - (end - begin); }
+  // Of the window from q.
+  ECHO_EXT_HD int64_t prefix_terms(int64_t q) const { return num_terms - (end - q); }
+};
+
+// Scratch is indexed by place within the segment; Io has term(position, f, s) (positions may exceed the circle by less
+// than one turn) and emit(start, eps).
+template <typename Value, typename Scratch, typename Io>
+ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one, Scratch prefix, const Io& io) {
+  Value sum = zero, weight = one, f, s;
+  int64_t settled = segment.behind();  // prefix_m is the same from here on
+  for (int64_t m = 0; m < segment.behind(); ++m) {
+    if (m >= segment.shared()) prefix[m - segment.shared()] = sum;
+    io.term(segment.end + m, f, s);
+    sum = sum + weight * f;
+    weight = weight * s;
+    if (is_zero(weight)) {
+      settled = m + 1;
+      break;
+    }
+  }
+  Value tail = zero, decay = one;
+  for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
+    io.term(q, f, s);
+    tail = f + s * tail;
+    decay = s * decay;
+    const int64_t m = segment.prefix_terms(q);
+    io.emit(q, is_zero(decay) ? tail : tail + decay * (m >= settled ? sum : prefix[m - segment.shared()]));
+  }
+}
+
+// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
+// returns its gradient; and add_gradient(position, df, ds). Scratch: prefix, prefix_gradient, tails and decays with one
+// entry for each place of the segment, weights with one for each of segment.behind().
+template <typename Value, typename Scratch>
+struct RingScratch {
+  Scratch prefix, prefix_gradient, tails, decays, weights;
+};
+
+template <typename Value, typename Scratch, typename Io>
+ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one, RingScratch<Value, Scratch> scratch,
+                               const Io& io) {
+  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
+  // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
+  Value sum = zero, weight = one, left_out = zero, f, s;
+  int64_t settled = segment.behind();
+  for (int64_t m = 0; m < segment.behind(); ++m) {
+    if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
+    scratch.weights[m] = weight;
+    io.term(segment.end + m, f, s);
+    sum = sum + weight * f;
+    left_out = maximum(left_out * absolute(s), absolute(weight));
+    weight = weight * s;
+    if (is_zero(left_out)) {
+      settled = m + 1;
+      break;
+    }
+  }
+  const auto prefix = [&](int64_t q) -> Value {
+    const int64_t m = segment.prefix_terms(q);
+    return m >= settled ? sum : Value(scratch.prefix[m - segment.shared()]);
+  };
+  Value tail = zero, decay = one;
+  for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
+    scratch.tails[q - segment.begin] = tail;
+    scratch.decays[q - segment.begin] = decay;
+    io.term(q, f, s);
+    tail = f + s * tail;
+    decay = s * decay;
+  }
+  // Through the suffixes, from the outermost inwards.
+  Value tail_gradient = zero, decay_gradient = zero, sum_gradient = zero;
+  for (int64_t q = segment.begin; q < segment.end; ++q) {
+    io.term(q, f, s);
+    const Value tail_behind = scratch.tails[q - segment.begin], decay_behind = scratch.decays[q - segment.begin];
+    const Value behind = prefix(q);
+    const Value grad = io.noise_gradient(q, f + s * (tail_behind + decay_behind * behind));
+    const Value through_prefix = grad * (s * decay_behind);
+    if (segment.prefix_terms(q) >= settled)
+      sum_gradient = sum_gradient + through_prefix;
+    else
+      scratch.prefix_gradient[q - segment.begin] = through_prefix;
+    tail_gradient = tail_gradient + grad;
+    decay_gradient = decay_gradient + grad * behind;
+    io.add_gradient(q, tail_gradient, tail_gradient * tail_behind + decay_gradient * decay_behind);
+    tail_gradient = tail_gradient * s;
+    decay_gradient = decay_gradient * s;
+  }
+  // Through the prefix, from its last term back; sum_gradient is that of prefix_{m+1} and all later ones.
+  Value weight_gradient = zero;
+  for (int64_t m = settled - 1; m >= 0; --m) {
+    io.term(segment.end + m, f, s);
+    weight = scratch.weights[m];
+    io.add_gradient(segment.end + m, weight * sum_gradient, weight * weight_gradient);
+    weight_gradient = f * sum_gradient + s * weight_gradient;
+    if (m >= segment.shared()) sum_gradient = sum_gradient + Value(scratch.prefix_gradient[m - segment.shared()]);
+  }
+}
+
+}  // namespace echo_ext

@@ -1,0 +1,250 @@
+// Ring: all rows' noises from one scan around a keyed circle of the bank.
+#include "cpu_kernel.h"
+#include "echo_cpu.h"
+#include "echo_ring.h"
+#include "parallel.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+namespace {
+
+// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, short enough that a
+// segment's scratch stays in the cache.
+constexpr int64_t kSegmentLength = 4096;
+constexpr int64_t kCircleTask = 4096;
+
+int64_t segment_length(const EchoProblem& problem) { return std::min(problem.num_terms, kSegmentLength); }
+
+// Which bank row lies at each position of a circle.
+void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
+  const Bijection order(static_cast<uint32_t>(draws.bank_rows));
+  const DrawKey key = circle_key(draws.seed, circle);
+  const int64_t tasks = (draws.bank_rows + kCircleTask - 1) / kCircleTask;
+  parallel_for(tasks, num_threads, [&](int64_t task, int) {
+    const int64_t end = std::min((task + 1) * kCircleTask, draws.bank_rows);
+    for (int64_t position = task * kCircleTask; position < end; ++position)
+      rows[position] = static_cast<int32_t>(order(key, static_cast<uint32_t>(position)));
+  });
+}
+
+// A circle of bank rows, and the rows whose windows start on it.
+struct Circle {
+  const int32_t* rows;
+  int64_t size, first_row;
+  bool exclude_self;
+
+  int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
+  int64_t noise_row(int64_t start) const {
+    return exclude_self ? rows[start == 0 ? size - 1 : start - 1] : first_row + start;
+  }
+};
+
+template <typename Storage, typename P>
+struct ForwardIo {
+  const EchoForward& io;
+  const Circle& circle;
+  const Columns<Storage, P>& columns;
+
+  void term(int64_t position, P& f, P& s) const {
+    const int64_t row = circle.bank_row(position);
+    f = columns.read(io.bank_f, row);
+    s = columns.read(io.bank_s, row);
+  }
+  void emit(int64_t start, const P& noise) const {
+    const int64_t row = circle.noise_row(start);
+    columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
+  }
+};
+
+template <typename Storage, typename P>
+struct BackwardIo {
+  using T = Compute<Storage>;
+  const EchoBackward& io;
+  const Circle& circle;
+  const Columns<Storage, P>& columns;
+  const Columns<T, P>& sums;  // where gradients add up, in the computing type
+  T *sum_f, *sum_s;
+
+  void term(int64_t position, P& f, P& s) const {
+    const int64_t row = circle.bank_row(position);
+    f = columns.read(io.bank_f, row);
+    s = columns.read(io.bank_s, row);
+  }
+  P noise_gradient(int64_t start, const P& noise) const {
+    const int64_t row = circle.noise_row(start);
+    const P grad = columns.read(io.grad, row);
+    if (io.s == nullptr) return grad;
+    if (circle.exclude_self)
+      add(row, grad, grad * noise);
+    else
+      columns.write(io.grad_s, row, grad * noise);
+    return grad * columns.read(io.s, row);
+  }
+  void add(int64_t row, const P& df, const P& ds) const {
+    sums.write(sum_f, row, sums.read(sum_f, row) + df);
+    sums.write(sum_s, row, sums.read(sum_s, row) + ds);
+  }
+  void add_gradient(int64_t position, const P& df, const P& ds) const { add(circle.bank_row(position), df, ds); }
+};
+
+template <typename P>
+struct ForwardLayout {
+  int64_t tiles, segments;
+  int32_t* rows;
+  P* prefixes;  // a segment's for each thread
+  int64_t prefix_size;
+
+  ForwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
+      : tiles((problem.width + P::kColumns - 1) / P::kColumns),
+        rows(workspace.take<int32_t>(problem.bank_rows)),
+        prefixes(nullptr),
+        prefix_size(segment_length(problem)) {
+    prefixes = workspace.take<P>(num_threads * prefix_size);
+  }
+};
+
+template <typename Storage, typename P>
+struct BackwardLayout {
+  using T = Compute<Storage>;
+  static constexpr bool kSumsAreOutputs = sizeof(Storage) == sizeof(T);
+  int64_t tiles;
+  int32_t* rows;
+  T *sum_f = nullptr, *sum_s = nullptr;
+  P* scratch;  // for each thread
+  int64_t segment_size, scratch_size;
+
+  BackwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
+      : tiles((problem.width + P::kColumns - 1) / P::kColumns),
+        rows(workspace.take<int32_t>(problem.bank_rows)),
+        segment_size(segment_length(problem)),
+        scratch_size(4 * segment_size + problem.num_terms) {
+    scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles) * scratch_size);
+    if (kSumsAreOutputs) return;
+    sum_f = workspace.take<T>(problem.bank_rows * problem.width);
+    sum_s = workspace.take<T>(problem.bank_rows * problem.width);
+  }
+
+  RingScratch<P, P*> slot_scratch(int slot) const {
+    P* first = scratch + slot * scratch_size;
+    return {first, first + segment_size, first + 2 * segment_size, first + 3 * segment_size, first + 4 * segment_size};
+  }
+};
+
+struct Forward {
+  const EchoProblem& problem;
+  const EchoForward& io;
+  int num_threads;
+
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace workspace(io.workspace);
+    const ForwardLayout<P> layout(problem, num_threads, workspace);
+    const Draws draws = draws_of(problem, *io.seed);
+    for (int64_t c = 0; c < num_circles(draws, problem.rows); ++c) {
+      fill_circle(draws, c, layout.rows, num_threads);
+      const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
+      const int64_t windows = num_windows(draws, problem.rows, c), length = segment_length(problem);
+      parallel_for(layout.tiles * ((windows + length - 1) / length), num_threads, [&](int64_t task, int slot) {
+        const Columns<Storage, P> columns(problem.width, task % layout.tiles);
+        const int64_t begin = task / layout.tiles * length;
+        const RingSegment segment{begin, std::min(begin + length, windows), problem.num_terms};
+        ring_forward(segment, P::filled(0), P::filled(1), layout.prefixes + slot * layout.prefix_size,
+                     ForwardIo<Storage, P>{io, circle, columns});
+      });
+    }
+  }
+};
+
+struct Backward {
+  const EchoProblem& problem;
+  const EchoBackward& io;
+  int num_threads;
+
+  // A tile's gradients are one thread's work: neighbouring segments add to the same rows.
+  template <typename Storage, typename P>
+  void run() const {
+    using T = Compute<Storage>;
+    Workspace workspace(io.workspace);
+    const BackwardLayout<Storage, P> layout(problem, num_threads, workspace);
+    T* sum_f = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_f) : layout.sum_f;
+    T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
+    const Draws draws = draws_of(problem, *io.seed);
+    const int64_t circles = num_circles(draws, problem.rows);
+    for (int64_t c = 0; c < circles; ++c) {
+      fill_circle(draws, c, layout.rows, num_threads);
+      const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
+      const int64_t windows = num_windows(draws, problem.rows, c);
+      parallel_for(layout.tiles, num_threads, [&](int64_t t, int slot) {
+        const Columns<Storage, P> columns(problem.width, t);
+        const Columns<T, P> sums(problem.width, t);
+        if (c == 0) {
+          for (int64_t row = 0; row < problem.bank_rows; ++row) {
+            sums.write(sum_f, row, P::filled(0));
+            sums.write(sum_s, row, P::filled(0));
+          }
+        }
+        const BackwardIo<Storage, P> tile_io{io, circle, columns, sums, sum_f, sum_s};
+        for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
+          const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
+          ring_backward(segment, P::filled(0), P::filled(1), layout.slot_scratch(slot), tile_io);
+        }
+        if (layout.kSumsAreOutputs || c + 1 < circles) return;
+        for (int64_t row = 0; row < problem.bank_rows; ++row) {
+          columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
+          columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
+        }
+      });
+    }
+  }
+};
+
+void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
+}
+
+void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
+}
+
+struct ForwardSize {
+  const EchoProblem& problem;
+  int num_threads;
+  int64_t& bytes;
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace sizes(nullptr);
+    ForwardLayout<P>(problem, num_threads, sizes);
+    bytes = sizes.bytes();
+  }
+};
+
+struct BackwardSize {
+  const EchoProblem& problem;
+  int num_threads;
+  int64_t& bytes;
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace sizes(nullptr);
+    BackwardLayout<Storage, P>(problem, num_threads, sizes);
+    bytes = sizes.bytes();
+  }
+};
+
+int64_t forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  int64_t bytes = 0;
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, num_threads, bytes});
+  return bytes;
+}
+
+int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  int64_t bytes = 0;
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  return bytes;
+}
+
+}  // namespace
+
+const EchoCpuKernels echo_ring_kernels = {forward_workspace_bytes, backward_workspace_bytes, forward, backward};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,116 @@
+"""The one home of argument errors: each names the argument, its value and what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SAMPLINGS = ("permutation", "replacement", "ring")
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MAX_ROWS = 2**31 - 1
+INT64 = (-(2**63), 2**63 - 1)
+
+
+def floating_tensor(name: str, value: object) -> Tensor:
+    """Any tensor that the kernels take."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, but is {type(value).__name__}")
+    if value.dtype not in FLOATING:
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+        raise TypeError(f"{name} must be one of {allowed}, but is {str(value.dtype).removeprefix('torch.')}")
+    if value.ndim == 0:
+        raise ValueError(f"{name} must have the sample as its dimension 0, but is 0-dimensional")
+    return value
+
+
+def matching_pair(name_f: str, f: object, name_s: str, s: object) -> tuple[Tensor, Tensor]:
+    """Signal and scale: one shape, dtype and device."""
+    f, s = floating_tensor(name_f, f), floating_tensor(name_s, s)
+    if f.shape != s.shape:
+        raise ValueError(f"{name_f} and {name_s} must have one shape, but have {tuple(f.shape)} and {tuple(s.shape)}")
+    if f.dtype != s.dtype:
+        raise TypeError(f"{name_f} and {name_s} must have one dtype, but have {f.dtype} and {s.dtype}")
+    if f.device != s.device:
+        raise ValueError(f"{name_f} and {name_s} must be on one device, but are on {f.device} and {s.device}")
+    return f, s
+
+
+def bank_pair(bank: object, like: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The rows to draw from, with the trailing shape, dtype and device of ``like``."""
+    if not isinstance(bank, Sequence) or len(bank) != 2:
+        raise TypeError(f"bank must be a pair (f_bank, s_bank) of tensors, but is {_brief(bank)}")
+    bank_f, bank_s = matching_pair("bank[0]", bank[0], "bank[1]", bank[1])
+    if len(bank_f) == 0:
+        raise ValueError(f"bank must have at least one row, but has shape {tuple(bank_f.shape)}")
+    if like is not None:
+        if bank_f.shape[1:] != like.shape[1:]:
+            raise ValueError(
+                f"bank must have rows of f's shape {tuple(like.shape[1:])}, but its rows have {tuple(bank_f.shape[1:])}"
+            )
+        if bank_f.dtype != like.dtype:
+            raise TypeError(f"bank must have f's dtype {like.dtype}, but has {bank_f.dtype}")
+        if bank_f.device != like.device:
+            raise ValueError(f"bank must be on f's device {like.device}, but is on {bank_f.device}")
+    return bank_f, bank_s
+
+
+def sampling_code(sampling: object) -> int:
+    """The native core's number for a sampling."""
+    if sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, but is {sampling!r}")
+    return SAMPLINGS.index(sampling)
+
+
+def row_count(name: str, value: object, *, least: int) -> int:
+    """A number of rows or terms."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, but is {_brief(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value}")
+    if value > MAX_ROWS:
+        raise ValueError(f"{name} must be at most {MAX_ROWS}, but is {value}")
+    return value  # type: ignore[return-value]  # a SymInt stands for an int
+
+
+def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
+    """How many terms a noise has: all that there are, or ``num_terms`` of them."""
+    if exclude_self and bank_rows < 2:
+        raise ValueError(
+            f"f must have at least 2 rows, since a row's noise is made of the others, but has {bank_rows}; "
+            "give a bank to draw from instead"
+        )
+    row_count("f's or the bank's number of rows", bank_rows, least=1)
+    available = bank_rows - 1 if exclude_self else bank_rows
+    if num_terms is None:
+        return available
+    count = row_count("num_terms", num_terms, least=1)
+    if count > available:
+        source = "other rows in the batch" if exclude_self else "rows in the bank"
+        raise ValueError(f"num_terms is {count}, but there are only {available} {source}")
+    return count
+
+
+def seed_tensor(seed: object, device: torch.device) -> Tensor:
+    """The seed as an int64 tensor on the device; None draws it from torch's generator there, without synchronising."""
+    if seed is None:
+        return torch.randint(0, INT64[1], (), dtype=torch.int64, device=device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise ValueError(
+                f"seed must be an int64 tensor of one element, but has dtype {seed.dtype} and shape {tuple(seed.shape)}"
+            )
+        if seed.device != device:
+            raise ValueError(f"seed must be on f's device {device}, but is on {seed.device}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt):
+        raise TypeError(f"seed must be None, an int or an int64 tensor, but is {_brief(seed)}")
+    if not INT64[0] <= seed <= INT64[1]:
+        raise ValueError(f"seed must fit into 64 bits, between {INT64[0]} and {INT64[1]}, but is {seed}")
+    return torch.full((), int(seed), dtype=torch.int64, device=device)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"

@@ -1,0 +1,162 @@
+"""The Echo channel as a module: a drop-in for ``mu + sigma * torch.randn_like(sigma)``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from echo_ext import _checks
+from echo_ext.ops import echo_noise, echo_sample, max_scale
+
+__all__ = ["ChannelOutput", "EchoChannel"]
+
+
+class ChannelOutput(NamedTuple):
+    """What a channel makes of a batch: the latent ``z`` (B, *) and its ``rate`` (B, *) in nats per dimension."""
+
+    z: Tensor
+    rate: Tensor
+
+
+class EchoChannel(nn.Module):
+    """Echo noise with the paper's parameterisation (Brekelmans et al. 2019, section 3 and appendix C).
+
+    ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r + logsigmoid(s_raw)`` with
+    ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the rate, which is therefore
+    exact.
+
+    In training a row's noise is made of the other rows of its batch, and gradients flow through it. The module keeps a
+    bank of recent training rows (buffers ``bank_f`` and ``bank_s``, saved in the state_dict), as BatchNorm keeps its
+    statistics: in eval mode noise is made of the bank, so that a single sample can be encoded, independently of what
+    else is in its batch. The first training batch fills the whole bank, by repetition if need be; a training batch with
+    too few rows for num_terms is filled up from it.
+
+    Args:
+        num_terms: terms of each noise; more terms allow lower rates (the floor is ``-log r`` nats per dimension, 0.179
+            at 99 terms) and need larger batches.
+        bound: the largest ``|f|``.
+        activation_scale: how far f_raw goes before tanh saturates.
+        sampling: "permutation", "replacement" or "ring", see :func:`echo_ext.echo_sample`.
+        bank_size: rows of the bank; None for 1024, or num_terms where that is more.
+        multiplicative: ``z = exp(f + s * eps)`` instead; the information is the same.
+
+    Raises:
+        ValueError: an argument is out of range; a batch is too small and the bank is still empty; eval mode or
+            :meth:`sample` before any training batch.
+    """
+
+    bank_f: Tensor
+    bank_s: Tensor
+
+    def __init__(
+        self,
+        num_terms: int = 99,
+        *,
+        bound: float = 1.0,
+        activation_scale: float = 16.0,
+        sampling: str = "permutation",
+        bank_size: int | None = None,
+        multiplicative: bool = False,
+    ) -> None:
+        super().__init__()
+        _checks.sampling_code(sampling)
+        self.scale = max_scale(num_terms, bound=bound)
+        if not (activation_scale > 0 and math.isfinite(activation_scale)):
+            raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
+        self.num_terms = num_terms
+        self.bound = bound
+        self.activation_scale = activation_scale
+        self.sampling = sampling
+        self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
+        _checks.row_count("bank_size", self.bank_size, least=num_terms)
+        self.multiplicative = multiplicative
+        # Their width is that of the first training batch.
+        self.register_buffer("bank_f", torch.empty(0))
+        self.register_buffer("bank_s", torch.empty(0))
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether a training batch has filled the bank."""
+        return self.bank_f.numel() > 0
+
+    def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        """Encode (B, *) pre-activations: ``z`` of their dtype and the exact rate; both (B, *)."""
+        _checks.matching_pair("f_raw", f_raw, "s_raw", s_raw)
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        # In at least float32: a rate must not be rounded to a half type's three digits.
+        wide = torch.promote_types(s_raw.dtype, torch.float32)
+        log_s = math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+        s = log_s.exp().to(f.dtype)
+        z = self._send_in_training(f, s) if self.training else self._send_in_eval(f, s)
+        return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
+
+    def sample(self, n: int) -> Tensor:
+        """``n`` draws from the marginal q(z), the optimal prior: (n, *) of the bank's dtype and device."""
+        if not self.has_bank:
+            raise ValueError("sample() draws from the rows seen in training, but there were none: train a batch first")
+        noise = echo_noise(
+            None, None, size=n, num_terms=self.num_terms, sampling=self.sampling, bank=(self.bank_f, self.bank_s)
+        )
+        return noise.exp() if self.multiplicative else noise
+
+    def _send_in_training(self, f: Tensor, s: Tensor) -> Tensor:
+        rows = f.shape[0]
+        missing = self.num_terms + 1 - rows
+        if missing <= 0:
+            z = echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
+        elif self.has_bank:
+            bank_f, bank_s = self._bank_like(f)
+            filled_f, filled_s = torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
+            z = echo_sample(filled_f, filled_s, num_terms=self.num_terms, sampling=self.sampling)[:rows]
+        else:
+            raise ValueError(
+                f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {self.num_terms + 1} and the bank is "
+                "still empty: let the first training batch be a full one, or use fewer terms"
+            )
+        self._remember(f.detach(), s.detach())
+        return z
+
+    def _send_in_eval(self, f: Tensor, s: Tensor) -> Tensor:
+        if not self.has_bank:
+            raise ValueError("eval mode draws from the rows seen in training, but there were none: train a batch first")
+        return echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling, bank=self._bank_like(f))
+
+    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        if self.bank_f.shape[1:] != f.shape[1:]:
+            raise ValueError(
+                f"f_raw must have rows of shape {tuple(self.bank_f.shape[1:])}, as in training, "
+                f"but they have {tuple(f.shape[1:])}"
+            )
+        return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
+
+    @torch.no_grad()
+    def _remember(self, f: Tensor, s: Tensor) -> None:
+        """Put the newest rows first and drop the oldest."""
+        if not self.has_bank:
+            repeats = -(-self.bank_size // f.shape[0])
+            tail = [1] * (f.ndim - 1)
+            self.bank_f = f.repeat(repeats, *tail)[: self.bank_size].clone()
+            self.bank_s = s.repeat(repeats, *tail)[: self.bank_size].clone()
+            return
+        self._bank_like(f)
+        self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
+        self.bank_s.copy_(torch.cat([s.to(self.bank_s.dtype), self.bank_s])[: self.bank_size])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The saved bank decides the width; load it into buffers of its shape.
+        for name in ("bank_f", "bank_s"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``repr``."""
+        return (
+            f"num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
+            f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}"
+        )

@@ -1,0 +1,474 @@
+"""The Echo ops: for each its schema, its shapes, its CPU and CUDA implementation and its gradient, then the functions.
+
+Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Autoencoders via Echo Noise", NeurIPS 2019.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from echo_ext import _C, _checks
+
+__all__ = ["echo_indices", "echo_noise", "echo_rate", "echo_sample", "max_scale"]
+
+# ---- Calling the native core -----------------------------------------------------------------------------------------
+
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(_checks.FLOATING)}
+
+
+def _problem(
+    bank: Tensor, rows: int, num_terms: int, exclude_self: bool, sampling: int, dtype: torch.dtype
+) -> _C.EchoProblem:
+    bank_rows = bank.shape[0]
+    return _C.EchoProblem(
+        rows, bank_rows, bank.numel() // bank_rows, num_terms, exclude_self, sampling, _DTYPE_CODES[dtype]
+    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _workspace(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _device_and_stream(device: torch.device) -> tuple[int, int]:
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def _require_cuda_build() -> None:
+    if _C.cuda_version is None:
+        raise RuntimeError(
+            "f is a CUDA tensor, but this echo_ext was built without CUDA: rebuild it where nvcc is found, with "
+            "ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps . (echo-ext info shows what a build has)"
+        )
+
+
+# ---- echo_ext::echo --------------------------------------------------------------------------------------------------
+# f + s * eps with eps made of bank rows, or eps itself where f and s are None. Without a bank of the caller's the batch
+# is passed as the bank and exclude_self is set; then the bank's gradients are the whole gradients of f and s.
+
+_library: Any = torch.library.Library("echo_ext", "DEF")
+_library.define(
+    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
+    "int sampling, bool exclude_self) -> Tensor"
+)
+_library.define(
+    "echo_backward(Tensor grad, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
+    "int sampling, bool exclude_self) -> (Tensor grad_s, Tensor grad_bank_f, Tensor grad_bank_s)"
+)
+_library.define(
+    "echo_indices(Tensor seed, SymInt rows, SymInt bank_rows, SymInt num_terms, int sampling, bool exclude_self) "
+    "-> Tensor"
+)
+
+
+def _echo_shape(
+    f: Tensor | None,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> Tensor:
+    return bank_f.new_empty((rows, *bank_f.shape[1:]))
+
+
+def _echo_cpu(
+    f: Tensor | None,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> Tensor:
+    f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
+    out = bank_f.new_empty((rows, *bank_f.shape[1:]))
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
+    threads = torch.get_num_threads()
+    workspace = _workspace(_C.echo_cpu_forward_workspace_bytes(problem, threads), bank_f.device)
+    _C.echo_cpu_forward(
+        problem,
+        seed.data_ptr(),
+        bank_f.data_ptr(),
+        bank_s.data_ptr(),
+        _address(f),
+        _address(s),
+        out.data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return out
+
+
+def _echo_cuda(
+    f: Tensor | None,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> Tensor:
+    _require_cuda_build()
+    f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
+    out = bank_f.new_empty((rows, *bank_f.shape[1:]))
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
+    device, stream = _device_and_stream(bank_f.device)
+    workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
+    _C.echo_cuda_forward(
+        problem,
+        seed.data_ptr(),
+        bank_f.data_ptr(),
+        bank_s.data_ptr(),
+        _address(f),
+        _address(s),
+        out.data_ptr(),
+        workspace.data_ptr(),
+        device,
+        stream,
+    )
+    return out
+
+
+def _echo_backward_shape(
+    grad: Tensor,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    own_s = s is not None and not exclude_self
+    return (
+        bank_f.new_empty(grad.shape if own_s else (0,)),
+        bank_f.new_empty(bank_f.shape),
+        bank_f.new_empty(bank_f.shape),
+    )
+
+
+def _echo_backward_cpu(
+    grad: Tensor,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, s, bank_f, bank_s = grad.contiguous(), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
+    grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
+    threads = torch.get_num_threads()
+    workspace = _workspace(_C.echo_cpu_backward_workspace_bytes(problem, threads), bank_f.device)
+    _C.echo_cpu_backward(
+        problem,
+        seed.data_ptr(),
+        bank_f.data_ptr(),
+        bank_s.data_ptr(),
+        _address(s),
+        grad.data_ptr(),
+        grads[0].data_ptr(),
+        grads[1].data_ptr(),
+        grads[2].data_ptr(),
+        workspace.data_ptr(),
+        threads,
+    )
+    return grads
+
+
+def _echo_backward_cuda(
+    grad: Tensor,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, s, bank_f, bank_s = grad.contiguous(), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
+    grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    device, stream = _device_and_stream(bank_f.device)
+    workspace = _workspace(_C.echo_cuda_backward_workspace_bytes(problem, deterministic, device), bank_f.device)
+    _C.echo_cuda_backward(
+        problem,
+        seed.data_ptr(),
+        bank_f.data_ptr(),
+        bank_s.data_ptr(),
+        _address(s),
+        grad.data_ptr(),
+        grads[0].data_ptr(),
+        grads[1].data_ptr(),
+        grads[2].data_ptr(),
+        workspace.data_ptr(),
+        deterministic,
+        device,
+        stream,
+    )
+    return grads
+
+
+class _Echo(torch.autograd.Function):
+    """The gradient. Written out: what torch.library.register_autograd generates costs three times as much a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
+        ctx.save_for_backward(s, bank_f, bank_s, seed)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        s, bank_f, bank_s, seed = ctx.saved_tensors
+        own = s is not None and not ctx.settings[-1]
+        grad_s, grad_bank_f, grad_bank_s = torch.ops.echo_ext.echo_backward.default(
+            grad, s, bank_f, bank_s, seed, *ctx.settings
+        )
+        return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
+
+
+class _EchoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo_backward.default(*inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "Echo noise has no double backward: the gradient of its gradient was asked for. "
+            "echo_ext.reference.echo_sample(f, s, echo_ext.echo_indices(...)) has one, on the same draws"
+        )
+
+
+torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
+_library.impl("echo", _Echo.apply, "Autograd")
+_library.impl("echo", _echo_cpu, "CPU")
+_library.impl("echo", _echo_cuda, "CUDA")
+torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
+_library.impl("echo_backward", _EchoBackward.apply, "Autograd")
+_library.impl("echo_backward", _echo_backward_cpu, "CPU")
+_library.impl("echo_backward", _echo_backward_cuda, "CUDA")
+
+
+# ---- echo_ext::echo_indices ------------------------------------------------------------------------------------------
+
+
+def _indices_shape(
+    seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool
+) -> Tensor:
+    return seed.new_empty((rows, num_terms))
+
+
+def _indices_problem(rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> _C.EchoProblem:
+    return _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
+
+
+def _indices_cpu(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
+    out = seed.new_empty((rows, num_terms))
+    problem = _indices_problem(rows, bank_rows, num_terms, sampling, exclude_self)
+    _C.echo_cpu_indices(problem, seed.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def _indices_cuda(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
+    _require_cuda_build()
+    out = seed.new_empty((rows, num_terms))
+    problem = _indices_problem(rows, bank_rows, num_terms, sampling, exclude_self)
+    _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *_device_and_stream(seed.device))
+    return out
+
+
+torch.library.register_fake("echo_ext::echo_indices", _indices_shape, lib=_library)
+_library.impl("echo_indices", _indices_cpu, "CPU")
+_library.impl("echo_indices", _indices_cuda, "CUDA")
+
+
+# ---- The functions ---------------------------------------------------------------------------------------------------
+
+
+def echo_sample(
+    f: Tensor,
+    s: Tensor,
+    *,
+    num_terms: int | None = None,
+    sampling: str = "permutation",
+    bank: tuple[Tensor, Tensor] | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    r"""Send a batch through the Echo channel: ``z = f + s * eps``, elementwise.
+
+    The noise of row i is made of other rows, ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]``, so that eps and z have
+    the same law and the information that z carries about x is exactly ``-log|s|``, see :func:`echo_rate`
+    (Brekelmans et al. 2019, eqs. 5 and 7). Gradients flow through the noise.
+
+    Args:
+        f, s: (B, *) tensors of one shape, dtype (float64, float32, bfloat16, float16) and device; dimension 0 is the
+            sample. ``|f|`` bounded and ``|s| <= max_scale(num_terms)`` make the truncated sum exact to rounding.
+            Half types accumulate in float32.
+        num_terms: terms of each noise; None for all that there are (B - 1, or the bank's rows).
+        sampling: ``"permutation"``: each row its own uniform ordering of the others. ``"replacement"``: uniform over
+            the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the
+            same law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are
+            dependent, which statistics across the batch (MMD, a discriminator) see.
+        bank: (f_bank, s_bank), each (K, *): draw from these rows instead, none excluded; f may then have one row.
+        seed: an int, or an int64 tensor of one element on f's device. None draws one from torch's generator of that
+            device, so that ``torch.manual_seed`` makes runs repeat; the host is never synchronised.
+
+    Returns:
+        z, (B, *), of f's dtype. With the same seed it is made of exactly the rows that :func:`echo_indices` names.
+
+    Raises:
+        TypeError: a tensor is not floating point, or dtypes differ.
+        ValueError: shapes or devices differ; fewer rows than num_terms needs; fewer than 2 rows without a bank; an
+            unknown sampling; a seed that does not fit 64 bits.
+        RuntimeError: a CUDA tensor in a build without CUDA; a double backward.
+    """
+    f, s = _common_autocast_dtype(f, s)
+    f, s = _checks.matching_pair("f", f, "s", s)
+    bank_f, bank_s = (f, s) if bank is None else _checks.bank_pair(bank, f)
+    own_bank = bank is None
+    count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
+    code = _checks.sampling_code(sampling)
+    seed = _checks.seed_tensor(seed, f.device)
+    return torch.ops.echo_ext.echo.default(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)  # type: ignore[no-any-return]
+
+
+def echo_noise(
+    f: Tensor | None,
+    s: Tensor | None,
+    *,
+    size: int | None = None,
+    num_terms: int | None = None,
+    sampling: str = "permutation",
+    bank: tuple[Tensor, Tensor] | None = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """The noise alone, ``eps`` of :func:`echo_sample`: same arguments, errors and draws.
+
+    With a bank and ``size=n``: n draws from the bank's marginal q(z), which is eps's own law, (n, *); f and s may then
+    be None.
+
+    Raises:
+        ValueError: as :func:`echo_sample`; also a size without a bank, or a size below 1.
+    """
+    if f is None and s is None and bank is not None and size is not None:
+        bank_f, bank_s = _checks.bank_pair(bank, None)
+    else:
+        f, s = _common_autocast_dtype(f, s)
+        f, s = _checks.matching_pair("f", f, "s", s)
+        bank_f, bank_s = (f, s) if bank is None else _checks.bank_pair(bank, f)
+    if size is None:
+        rows = f.shape[0]  # type: ignore[union-attr]
+    elif bank is None:
+        raise ValueError(f"size is {size}, but there is no bank: give bank=(f_bank, s_bank) to draw from")
+    else:
+        rows = _checks.row_count("size", size, least=1)
+    own_bank = bank is None
+    count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
+    code = _checks.sampling_code(sampling)
+    seed = _checks.seed_tensor(seed, bank_f.device)
+    return torch.ops.echo_ext.echo.default(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)  # type: ignore[no-any-return]
+
+
+def echo_indices(
+    batch_size: int,
+    *,
+    num_terms: int | None = None,
+    sampling: str = "permutation",
+    seed: int | Tensor,
+    bank_size: int | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The rows that :func:`echo_sample` draws with this seed: int64 (batch_size, num_terms), the same on every device.
+
+    Args:
+        batch_size: rows of f.
+        num_terms: None for all that there are.
+        sampling: as :func:`echo_sample`.
+        seed: an int, or an int64 tensor of one element on the device.
+        bank_size: rows of the bank; None where the batch is its own bank.
+        device: of the result.
+
+    Raises:
+        ValueError, TypeError: as :func:`echo_sample`.
+    """
+    rows = _checks.row_count("batch_size", batch_size, least=1)
+    own_bank = bank_size is None
+    bank_rows = rows if own_bank else _checks.row_count("bank_size", bank_size, least=1)
+    count = _checks.term_count(num_terms, bank_rows=bank_rows, exclude_self=own_bank)
+    code = _checks.sampling_code(sampling)
+    if device is None:
+        device = seed.device if isinstance(seed, Tensor) else torch.get_default_device()
+    seed = _checks.seed_tensor(seed, torch.device(device))
+    return torch.ops.echo_ext.echo_indices.default(seed, rows, bank_rows, count, code, own_bank)  # type: ignore[no-any-return]
+
+
+def echo_rate(s: Tensor) -> Tensor:
+    """The exact rate of the Echo channel, ``-log|s|``, in nats per dimension (Brekelmans et al. 2019, eq. 7).
+
+    Summed over the dimensions of a sample it is the pointwise information; its mean over samples is I(x; z).
+    """
+    return -s.abs().log()
+
+
+def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> float:
+    """The largest scale whose truncated tail cannot be seen: the root r of ``bound * r**num_terms / (1 - r) = tol``.
+
+    With ``|f| <= bound`` and ``|s| <= r``, dropping all terms after the first ``num_terms`` changes a noise by at most
+    ``tol``. Its logarithm is the least rate that the channel can have, ``-log r`` nats per dimension.
+
+    Raises:
+        ValueError: num_terms is below 1, or bound or tol is not a positive number.
+    """
+    count = _checks.row_count("num_terms", num_terms, least=1)
+    for name, value in (("bound", bound), ("tol", tol)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a positive number, but is {value}")
+    log_ratio = math.log(tol / bound)
+    low, high = 0.0, 1.0
+    while True:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            return low
+        if count * math.log(middle) - math.log1p(-middle) > log_ratio:
+            high = middle
+        else:
+            low = middle
+
+
+def _common_autocast_dtype(f: Any, s: Any) -> tuple[Any, Any]:
+    """Under autocast f and s may come out of their layers with different dtypes: take the wider."""
+    both = isinstance(f, Tensor) and isinstance(s, Tensor) and f.is_floating_point() and s.is_floating_point()
+    if not both or f.dtype == s.dtype or not torch.is_autocast_enabled(f.device.type):
+        return f, s
+    wider = torch.promote_types(f.dtype, s.dtype)
+    return f.to(wider), s.to(wider)

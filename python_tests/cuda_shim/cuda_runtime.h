@@ -1,0 +1,162 @@
+// A stand-in for CUDA's header that lets the `.cu` files compile as C++17 and run on the CPU, for tests only.
+// Blocks run one after another; a block's threads are fibers that meet at barriers and warp intrinsics. Dynamic shared
+// memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Errors in the use of
+// barriers end the process with a message. Kernels may use what is declared here, and no static __shared__ variables.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+constexpr int warpSize = 32;
+
+// ---- The runtime
+// -------------------------------------------------------------------------------------------------------
+
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+using cudaStream_t = struct CUstream_st*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+const char* cudaGetErrorString(cudaError_t status);
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+
+namespace cuda_shim {
+
+// Threads run in this order between two meeting points; a kernel that lacks a barrier fails in one of the orders.
+enum class Order { ascending, descending };
+
+struct Device {
+  int multiprocessors = 4;
+  int shared_bytes = 227 * 1024;
+  Order order = Order::ascending;
+};
+extern Device device;
+
+cudaError_t allow_shared_bytes(const void* kernel, int bytes);
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread);
+
+enum class Meeting { block_barrier, warp_barrier, shuffle, shuffle_xor, vote };
+void meet_block();
+// Returns when every lane of the mask has come to the same kind of meeting.
+void meet_warp(Meeting meeting, unsigned mask, uint64_t value);
+uint64_t value_of_lane(int lane);
+int lane_of_this_thread();
+
+template <typename T>
+uint64_t to_bits(T value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(value));
+  return bits;
+}
+
+template <typename T>
+T from_bits(uint64_t bits) {
+  T value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+}  // namespace cuda_shim
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+  return cuda_shim::allow_shared_bytes(reinterpret_cast<const void*>(kernel), value);
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  return cuda_shim::run(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
+}
+
+// ---- What kernels call
+// -------------------------------------------------------------------------------------------------
+
+inline void __syncthreads() { cuda_shim::meet_block(); }
+
+inline void __syncwarp(unsigned mask = 0xffffffffu) { cuda_shim::meet_warp(cuda_shim::Meeting::warp_barrier, mask, 0); }
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
+  cuda_shim::meet_warp(cuda_shim::Meeting::shuffle, mask, cuda_shim::to_bits(value));
+  const int first = cuda_shim::lane_of_this_thread() / width * width;
+  return cuda_shim::from_bits<T>(cuda_shim::value_of_lane(first + source % width));
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  cuda_shim::meet_warp(cuda_shim::Meeting::shuffle_xor, mask, cuda_shim::to_bits(value));
+  return cuda_shim::from_bits<T>(cuda_shim::value_of_lane(cuda_shim::lane_of_this_thread() ^ lane_mask));
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+  cuda_shim::meet_warp(cuda_shim::Meeting::vote, mask, predicate);
+  unsigned ballot = 0;
+  for (int lane = 0; lane < warpSize; ++lane)
+    if ((mask >> lane & 1u) != 0 && cuda_shim::value_of_lane(lane) != 0) ballot |= 1u << lane;
+  return ballot;
+}
+
+inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address = old + value;
+  return old;
+}
+
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  if (value > old) *address = value;
+  return old;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}

@@ -1,0 +1,318 @@
+// The machine behind cuda_runtime.h: a device, and a scheduler of one block's threads.
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <unordered_map>
+#include <vector>
+
+#include "cuda_runtime.h"
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+alignas(128) float4 dynamic_shared_memory[kMaxSharedBytes / sizeof(float4)];
+
+namespace cuda_shim {
+
+Device device;
+
+namespace {
+
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr int kMaxThreads = 1024;
+constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
+
+[[noreturn]] void fail(const char* message) {
+  std::fprintf(stderr, "cuda_shim: block (%u, %u, %u), thread %u: %s\n", blockIdx.x, blockIdx.y, blockIdx.z,
+               threadIdx.x, message);
+  std::_Exit(3);
+}
+
+// ---- Switching from one stack to another. ucontext would do everywhere, but enters the kernel at every switch. ----
+
+#if defined(__x86_64__)
+using Context = void*;  // the stack pointer; everything else lies on the stack
+extern "C" void cuda_shim_switch(Context* from, Context to);
+asm(R"(
+  .text
+  .globl cuda_shim_switch
+  .type cuda_shim_switch, @function
+cuda_shim_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size cuda_shim_switch, .-cuda_shim_switch
+)");
+
+void switch_context(Context* from, Context* to) { cuda_shim_switch(from, *to); }
+
+void prepare_context(Context* context, char* stack, void (*entry)()) {
+  auto** top = reinterpret_cast<void**>(stack + kStackBytes);
+  *--top = nullptr;  // entry's return address: it never returns, and the stack is aligned as after a call
+  *--top = reinterpret_cast<void*>(entry);
+  for (int callee_saved = 0; callee_saved < 6; ++callee_saved) *--top = nullptr;
+  *context = top;
+}
+#else
+using Context = ucontext_t;
+void switch_context(Context* from, Context* to) { swapcontext(from, to); }
+
+void prepare_context(Context* context, char* stack, void (*entry)()) {
+  getcontext(context);
+  context->uc_stack.ss_sp = stack;
+  context->uc_stack.ss_size = kStackBytes;
+  context->uc_link = nullptr;
+  makecontext(context, entry, 0);
+}
+#endif
+
+// ---- The threads of a block ----
+
+enum class State { ready, at_block_barrier, at_warp_meeting, finished };
+
+struct Thread {
+  Context context;
+  void* fake_stack = nullptr;  // AddressSanitizer's
+  char* stack = nullptr;
+  State state = State::finished;
+  Meeting meeting = Meeting::block_barrier;
+  unsigned mask = 0;
+  uint64_t value = 0;      // what it brings to a warp meeting
+  uint64_t published = 0;  // what the other lanes of the meeting see
+};
+
+Thread threads[kMaxThreads];
+int num_threads = 0;
+int current = 0;
+const std::function<void()>* body = nullptr;
+Context scheduler;
+void* scheduler_fake_stack = nullptr;
+const void* scheduler_stack = nullptr;
+size_t scheduler_stack_bytes = 0;
+
+void back_to_scheduler(bool for_good) {
+  Thread& self = threads[current];
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &self.fake_stack, scheduler_stack, scheduler_stack_bytes);
+  switch_context(&self.context, &scheduler);
+  __sanitizer_finish_switch_fiber(self.fake_stack, &scheduler_stack, &scheduler_stack_bytes);
+}
+
+void thread_main() {
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
+  (*body)();
+  threads[current].state = State::finished;
+  back_to_scheduler(true);
+}
+
+void resume(int index) {
+  current = index;
+  threadIdx = dim3(static_cast<unsigned>(index));
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, threads[index].stack, kStackBytes);
+  switch_context(&scheduler, &threads[index].context);
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+}
+
+int lanes_of_warp(int first) { return num_threads - first < warpSize ? num_threads - first : warpSize; }
+
+// Lets every lane run until it waits or ends.
+void run_lanes(int first) {
+  const int lanes = lanes_of_warp(first);
+  for (int i = 0; i < lanes; ++i) {
+    const int lane = device.order == Order::ascending ? i : lanes - 1 - i;
+    if (threads[first + lane].state == State::ready) resume(first + lane);
+  }
+}
+
+// Releases the lanes whose warp meeting is complete. Called when no lane can run, so that a meeting that is not
+// complete never will be.
+bool complete_warp_meetings(int first) {
+  const int lanes = lanes_of_warp(first);
+  unsigned released = 0;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const Thread& thread = threads[first + lane];
+    if (thread.state != State::at_warp_meeting || (released >> lane & 1u) != 0) continue;
+    threadIdx = dim3(static_cast<unsigned>(first + lane));
+    if ((thread.mask >> lane & 1u) == 0) fail("the mask of a warp intrinsic does not name the calling lane");
+    for (int other = 0; other < warpSize; ++other) {
+      if ((thread.mask >> other & 1u) == 0) continue;
+      if (other >= lanes) fail("the mask of a warp intrinsic names a lane beyond the block");
+      const Thread& peer = threads[first + other];
+      if (peer.state == State::finished) fail("the mask of a warp intrinsic names a lane that has exited");
+      if (peer.state == State::at_block_barrier) fail("a lane waits at __syncthreads, another at a warp intrinsic");
+      if (peer.meeting != thread.meeting) fail("lanes of one mask wait at different warp intrinsics");
+      if (peer.mask != thread.mask) fail("lanes of one warp intrinsic pass different masks");
+    }
+    released |= thread.mask;
+  }
+  for (int lane = 0; lane < lanes; ++lane)
+    if ((released >> lane & 1u) != 0) {
+      threads[first + lane].state = State::ready;
+      threads[first + lane].published = threads[first + lane].value;
+    }
+  return released != 0;
+}
+
+// True while there is more to run.
+bool complete_block_barrier() {
+  int waiting = 0;
+  for (int i = 0; i < num_threads; ++i) waiting += threads[i].state == State::at_block_barrier ? 1 : 0;
+  if (waiting == 0) return false;
+  for (int i = 0; i < num_threads; ++i) {
+    threadIdx = dim3(static_cast<unsigned>(i));
+    if (threads[i].state == State::finished) fail("exited while others wait at __syncthreads");
+    threads[i].state = State::ready;
+  }
+  return true;
+}
+
+void run_block() {
+  for (int i = 0; i < num_threads; ++i) {
+    Thread& thread = threads[i];
+    if (thread.stack == nullptr) {
+      void* memory =
+          mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (memory == MAP_FAILED) fail("no memory for a stack");
+      thread.stack = static_cast<char*>(memory);
+    }
+    thread.state = State::ready;
+    prepare_context(&thread.context, thread.stack, thread_main);
+  }
+  const int num_warps = (num_threads + warpSize - 1) / warpSize;
+  do {
+    for (int i = 0; i < num_warps; ++i) {
+      const int first = (device.order == Order::ascending ? i : num_warps - 1 - i) * warpSize;
+      do run_lanes(first);
+      while (complete_warp_meetings(first));
+    }
+  } while (complete_block_barrier());
+}
+
+void wait(State state) {
+  threads[current].state = state;
+  back_to_scheduler(false);
+}
+
+std::unordered_map<const void*, int>& allowed_shared_bytes() {
+  static std::unordered_map<const void*, int> allowed;
+  return allowed;
+}
+
+}  // namespace
+
+void meet_block() { wait(State::at_block_barrier); }
+
+void meet_warp(Meeting meeting, unsigned mask, uint64_t value) {
+  Thread& self = threads[current];
+  self.meeting = meeting;
+  self.mask = mask;
+  self.value = value;
+  wait(State::at_warp_meeting);
+}
+
+int lane_of_this_thread() { return current % warpSize; }
+
+// Safe until the caller's next meeting: all lanes of a meeting run on before any further meeting completes.
+uint64_t value_of_lane(int lane) {
+  const int first = current / warpSize * warpSize;
+  const Thread& self = threads[current];
+  if (lane < 0 || lane >= warpSize || (self.mask >> lane & 1u) == 0) fail("a shuffle reads a lane outside its mask");
+  return threads[first + lane].published;
+}
+
+cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
+  if (bytes > device.shared_bytes) return cudaErrorInvalidValue;
+  allowed_shared_bytes()[kernel] = bytes;
+  return cudaSuccess;
+}
+
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread) {
+  const auto allowed = allowed_shared_bytes().find(kernel);
+  const size_t shared_limit =
+      allowed == allowed_shared_bytes().end() ? kSharedBytesWithoutOptIn : static_cast<size_t>(allowed->second);
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || block.x == 0 ||
+      block.x > kMaxThreads || block.y != 1 || block.z != 1 || grid.x > 0x7fffffffu)
+    return cudaErrorInvalidConfiguration;
+  if (config.dynamicSmemBytes > shared_limit || config.dynamicSmemBytes > static_cast<size_t>(device.shared_bytes))
+    return cudaErrorInvalidValue;
+  gridDim = grid;
+  blockDim = block;
+  num_threads = static_cast<int>(block.x);
+  body = &thread;
+  auto* shared = reinterpret_cast<char*>(dynamic_shared_memory);
+  __asan_poison_memory_region(shared + config.dynamicSmemBytes, kMaxSharedBytes - config.dynamicSmemBytes);
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        std::memset(shared, 0xff, config.dynamicSmemBytes);  // NaN
+        run_block();
+      }
+  __asan_unpoison_memory_region(shared, kMaxSharedBytes);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_shim
+
+// ---- The runtime
+// -------------------------------------------------------------------------------------------------------
+
+namespace {
+int current_device = 0;
+}
+
+const char* cudaGetErrorString(cudaError_t status) {
+  switch (status) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+  }
+  return "unknown error";
+}
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  current_device = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = cuda_shim::device.multiprocessors; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = cuda_shim::device.shared_bytes; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = cuda_shim::device.shared_bytes + 1024;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
+  if (bytes != 0) std::memset(memory, value, bytes);
+  return cudaSuccess;
+}

@@ -1,0 +1,421 @@
+"""The CUDA kernels' own source, run on the CPU under ASan and UBSan (see cuda_shim/)."""
+
+import shutil
+import struct
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+SHIM = Path(__file__).parent / "cuda_shim"
+CSRC = Path(__file__).parent.parent / "csrc"
+SOURCES = [CSRC / "echo_cuda.cu", CSRC / "echo_ring_cuda.cu", SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
+WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
+SAMPLINGS = {"permutation": 0, "replacement": 1, "ring": 2}
+OPERATIONS = {"forward": 0, "backward": 1, "indices": 2, "host_indices": 3, "self_test": 4}
+# Of the largest sum of magnitudes in a column; half types round the result once.
+TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
+
+
+class ShimError(Exception):
+    pass
+
+
+class Shim:
+    """One process that answers requests until it fails."""
+
+    def __init__(self, program: Path) -> None:
+        self.program = program
+        self.process: subprocess.Popen | None = None
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def read(self, size: int) -> bytes:
+        data = self.process.stdout.read(size)
+        if len(data) < size:
+            _, errors = self.process.communicate()
+            self.process = None
+            raise ShimError(errors.decode(errors="replace"))
+        return data
+
+    def call(self, header: bytes, arrays: list[torch.Tensor], results: list[torch.Tensor]) -> None:
+        if self.process is None:
+            pipe = subprocess.PIPE
+            self.process = subprocess.Popen([self.program], stdin=pipe, stdout=pipe, stderr=pipe)
+        try:
+            self.process.stdin.write(header + b"".join(as_bytes(array) for array in arrays))
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what follows tells why
+        (length,) = struct.unpack("q", self.read(8))
+        if length:
+            raise ShimError(self.read(length).decode())
+        for result in results:
+            data = bytearray(self.read(result.numel() * result.element_size()))
+            if data:
+                result.view(-1).view(torch.uint8).copy_(torch.frombuffer(data, dtype=torch.uint8))
+
+
+def as_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("the shim needs g++ with its sanitizers")
+    folder = tmp_path_factory.mktemp("cuda_shim")
+    flags = ["-std=c++17", "-O1", "-g", *WARNINGS, *SANITIZERS, "-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, SOURCES))
+    program = folder / "driver"
+    subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
+    shim = Shim(program)
+    yield shim
+    shim.close()
+
+
+@dataclass(frozen=True)
+class Problem:
+    rows: int
+    width: int
+    num_terms: int
+    bank_rows: int = 0  # 0: the batch is its own bank
+    sampling: str = "permutation"
+    dtype: str = "float32"
+    seed: int = 1
+    sample: bool = True  # f + s * eps, instead of eps
+    deterministic: bool = False
+    multiprocessors: int = 4
+    shared_bytes: int = 227 * 1024
+    descending: bool = False
+
+    @property
+    def exclude_self(self) -> bool:
+        return self.bank_rows == 0
+
+    def header(self, operation: str) -> bytes:
+        return struct.pack(
+            "14q",
+            OPERATIONS[operation],
+            self.multiprocessors,
+            self.shared_bytes,
+            self.descending,
+            self.rows,
+            self.bank_rows or self.rows,
+            self.width,
+            self.num_terms,
+            self.exclude_self,
+            SAMPLINGS[self.sampling],
+            DTYPE_CODES[self.dtype],
+            self.seed,
+            self.deterministic,
+            self.sample,
+        )
+
+
+@dataclass
+class Values:
+    bank_f: torch.Tensor
+    bank_s: torch.Tensor
+    f: torch.Tensor
+    s: torch.Tensor
+    grad: torch.Tensor
+
+
+def random_values(problem: Problem, scale: float = 0.97, rng: np.random.Generator | None = None) -> Values:
+    rng = rng or np.random.default_rng()
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values).to(DTYPES[problem.dtype])
+
+    def f(rows: int) -> torch.Tensor:
+        return tensor(rng.standard_normal((rows, problem.width)))
+
+    def s(rows: int) -> torch.Tensor:
+        return tensor(scale / (1 + np.exp(rng.standard_normal((rows, problem.width)))))
+
+    bank_f, bank_s = f(problem.bank_rows or problem.rows), s(problem.bank_rows or problem.rows)
+    if problem.exclude_self:
+        return Values(bank_f, bank_s, bank_f, bank_s, f(problem.rows))
+    return Values(bank_f, bank_s, f(problem.rows), s(problem.rows), f(problem.rows))
+
+
+def own_rows(problem: Problem, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return list(tensors) if problem.sample and not problem.exclude_self else []
+
+
+def run_forward(shim: Shim, problem: Problem, values: Values) -> torch.Tensor:
+    out = torch.empty_like(values.grad)
+    rows = own_rows(problem, values.f, values.s)
+    shim.call(problem.header("forward"), [values.bank_f, values.bank_s, *rows], [out])
+    return out
+
+
+def run_backward(shim: Shim, problem: Problem, values: Values) -> list[torch.Tensor]:
+    results = [torch.empty_like(values.bank_f), torch.empty_like(values.bank_s)]
+    results += [torch.empty_like(tensor) for tensor in own_rows(problem, values.s)]
+    rows = own_rows(problem, values.s)
+    shim.call(problem.header("backward"), [values.bank_f, values.bank_s, *rows, values.grad], results)
+    return results
+
+
+def run_indices(shim: Shim, problem: Problem, operation: str = "indices") -> np.ndarray:
+    indices = torch.empty((problem.rows, problem.num_terms), dtype=torch.int64)
+    shim.call(problem.header(operation), [], [indices])
+    return indices.numpy()
+
+
+def oracle(problem: Problem, values: Values, indices: np.ndarray, magnitudes: bool = False) -> list[np.ndarray]:
+    """The formulas in float64: the result, then the gradients in run_backward's order.
+
+    With `magnitudes`, of the absolute values, which is what rounding errors are relative to.
+    """
+    arrays = [getattr(values, name).double().numpy() for name in ("bank_f", "bank_s", "f", "s", "grad")]
+    bank_f, bank_s, f, s, grad = [np.abs(array) for array in arrays] if magnitudes else arrays
+    weights = [np.ones((problem.rows, problem.width))]
+    for l in range(problem.num_terms):
+        weights.append(weights[-1] * bank_s[indices[:, l]])
+    tails = [np.zeros((problem.rows, problem.width))]
+    for l in reversed(range(problem.num_terms)):  # the last term's s is no factor of anything
+        behind = bank_s[indices[:, l]] * tails[-1] if l + 1 < problem.num_terms else 0
+        tails.append(bank_f[indices[:, l]] + behind)
+    tails.reverse()
+    grad_eps = grad * s if problem.sample else grad
+    grad_bank_f, grad_bank_s = np.zeros_like(bank_f), np.zeros_like(bank_s)
+    for l in range(problem.num_terms):
+        np.add.at(grad_bank_f, indices[:, l], grad_eps * weights[l])
+        if l + 1 < problem.num_terms:
+            np.add.at(grad_bank_s, indices[:, l], grad_eps * weights[l] * tails[l + 1])
+    eps = tails[0]
+    if not problem.sample:
+        return [eps, grad_bank_f, grad_bank_s]
+    if not problem.exclude_self:
+        return [f + s * eps, grad_bank_f, grad_bank_s, grad * eps]
+    return [f + s * eps, grad_bank_f + grad, grad_bank_s + grad * eps]
+
+
+def assert_close(problem: Problem, found: torch.Tensor, expected: np.ndarray, scale: np.ndarray) -> None:
+    found = found.double().numpy()
+    # A gradient may meet what is not finite once more often than the oracle, as NaN times zero, in that column.
+    finite = np.isfinite(found)
+    assert not (finite & ~np.isfinite(expected)).any()
+    assert finite[:, np.isfinite(expected).all(axis=0)].all()
+    # Rounding errors of a product grow with its length, which counts where weights do not decay.
+    largest = np.where(np.isfinite(scale), scale, 0).max(axis=0)
+    tolerance = np.broadcast_to(TOLERANCE[problem.dtype] * (1 + problem.num_terms / 256) * largest, expected.shape)
+    error = np.abs(np.where(finite, found - np.where(finite, expected, 0), 0))
+    assert (error <= tolerance + np.finfo(np.float32).tiny).all(), f"{problem}: {np.max(error / (tolerance + 1e-300))}"
+
+
+def check(shim: Shim, problem: Problem, values: Values | None = None) -> None:
+    values = values or random_values(problem)
+    indices = run_indices(shim, problem)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = oracle(problem, values, indices)
+        scale = oracle(problem, values, indices, magnitudes=True)
+    found = [run_forward(shim, problem, values), *run_backward(shim, problem, values)]
+    assert len(found) == len(expected)
+    for one_found, one_expected, one_scale in zip(found, expected, scale, strict=True):
+        assert_close(problem, one_found, one_expected, one_scale)
+    np.testing.assert_array_equal(np.isfinite(found[0].double().numpy()), np.isfinite(expected[0]))
+
+
+# ---- The shim itself -------------------------------------------------------------------------------------------------
+
+
+def self_test(shim: Shim, number: int, descending: bool = False) -> np.ndarray:
+    values = torch.arange(64, dtype=torch.float32)
+    out = torch.empty_like(values)
+    shim.call(Problem(number, 1, 1, descending=descending).header("self_test"), [values], [out])
+    return out.numpy()
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_shim_runs_barriers_and_warp_intrinsics(shim, descending):
+    np.testing.assert_array_equal(self_test(shim, 0, descending), np.arange(64)[::-1])
+    sums = np.repeat([496 + 0, 1520 + 32000 + 100000], 32)
+    np.testing.assert_array_equal(self_test(shim, 2, descending), sums)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_shim_shows_a_missing_barrier(shim, descending):
+    assert np.isnan(self_test(shim, 1, descending)).any()
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (3, "exited while others wait at __syncthreads"),
+        (4, "names a lane that has exited"),
+        (5, "waits at __syncthreads, another at a warp intrinsic"),
+        (6, "use-after-poison"),
+        (7, "heap-buffer-overflow"),
+        (8, "invalid argument"),
+        (9, "invalid configuration"),
+    ],
+)
+def test_shim_catches(shim, number, message):
+    with pytest.raises(ShimError, match=message):
+        self_test(shim, number)
+
+
+# ---- Draws -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("rows", "bank_rows"), [(2, 0), (3, 0), (33, 0), (257, 0), (1, 5), (17, 5), (5, 131)])
+def test_indices_are_the_cpus(shim, sampling, rows, bank_rows):
+    problem = Problem(rows, 1, (bank_rows or rows) - (bank_rows == 0), bank_rows, sampling, seed=-(2**62) + rows)
+    indices = run_indices(shim, problem)
+    np.testing.assert_array_equal(indices, run_indices(shim, problem, "host_indices"))
+    assert indices.min() >= 0
+    assert indices.max() < (bank_rows or rows)
+    if problem.exclude_self:
+        assert (indices != np.arange(rows)[:, None]).all()
+    if sampling != "replacement":
+        assert all(len(set(row)) == problem.num_terms for row in indices.tolist())
+
+
+# ---- The oracle ------------------------------------------------------------------------------------------------------
+
+SHAPES = [  # rows, width, num_terms, bank_rows
+    (2, 1, 1, 0),
+    (3, 3, 2, 0),
+    (33, 17, 32, 0),
+    (65, 33, 64, 0),
+    (257, 5, 200, 0),
+    (31, 129, 30, 0),
+    (1, 3, 1, 1),
+    (1, 17, 40, 40),
+    (50, 2, 7, 7),
+    (7, 33, 131, 300),
+]
+
+
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "noise"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_the_oracle(shim, shape, sampling, sample):
+    rows, width, num_terms, bank_rows = shape
+    problem = Problem(rows, width, num_terms, bank_rows, sampling, sample=sample, seed=rows * width)
+    check(shim, problem)
+    check(shim, replace(problem, dtype="float64", descending=True))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("bank_rows", [0, 40])
+def test_half_types(shim, dtype, sampling, bank_rows):
+    check(shim, Problem(37, 18, 36, bank_rows, sampling, dtype))
+    check(shim, Problem(37, 18, 36, bank_rows, sampling, dtype, sample=False, deterministic=True))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deterministic_repeats_bit_for_bit(shim, sampling, dtype):
+    problem = Problem(65, 35, 64, 0, sampling, dtype, deterministic=True)
+    values = random_values(problem)
+    check(shim, problem, values)
+    first = run_backward(shim, problem, values)
+    again = run_backward(shim, replace(problem, descending=True), values)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(run_forward(shim, problem, values), run_forward(shim, replace(problem, descending=True), values))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("width", [3, 70])
+def test_bank_beyond_shared_memory(shim, sampling, width):
+    check(shim, Problem(45, width, 44, 0, sampling, shared_bytes=22 * 1024))
+    check(shim, Problem(9, width, 150, 150, sampling, "float64", shared_bytes=22 * 1024))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_many_rows_for_few_multiprocessors(shim, sampling):
+    check(shim, Problem(300, 3, 20, 0, sampling, multiprocessors=1))
+    check(shim, Problem(300, 3, 20, 37, sampling, multiprocessors=1, descending=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("sample", [True, False], ids=["sample", "noise"])
+@pytest.mark.parametrize("bank_rows", [0, 900])
+def test_ring_in_one_scan(shim, bank_rows, sample, dtype):
+    # Weights that soon are zero, long segments; columns of long memory make a few segments take the exact way.
+    problem = Problem(850, 21, 849, bank_rows, "ring", dtype, sample=sample, multiprocessors=1)
+    values = random_values(problem, 0.1)
+    check(shim, problem, values)
+    values.bank_s[:, 20] = 0.97
+    check(shim, problem, values)
+    check(shim, replace(problem, num_terms=120), values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_weights_that_hardly_decay(shim, sampling, dtype):
+    problem = Problem(130, 5, 129, 0, sampling, dtype)
+    values = random_values(problem)
+    values.s[:] = 0.99
+    check(shim, problem, values)
+    values.s[:, 1] = 1.02
+    values.s[::3, 2] = -1
+    check(shim, problem, values)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("bank_rows", [0, 50])
+def test_zeros(shim, sampling, bank_rows):
+    problem = Problem(60, 6, 45, bank_rows, sampling, "float64")
+    values = random_values(problem)
+    values.bank_s[::7, 0] = 0
+    values.bank_s[:, 1] = 0
+    values.bank_s[3, 2] = 0
+    values.bank_f[:, 3] = 0
+    values.bank_s[::2, 4] = 0
+    values.bank_s[1::2, 4] = 1.5
+    check(shim, problem, values)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_column_and_rows(shim, sampling, bad):
+    problem = Problem(40, 20, 6, 0, sampling)
+    values = random_values(problem)
+    values.f[5, 3] = bad
+    values.s[7, 4] = bad
+    values.f[2, 19] = -bad
+    check(shim, problem, values)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_random_problems(shim, sampling, dtype, deterministic):
+    rng = np.random.default_rng()
+    for _ in range(12):
+        rows, width = int(rng.integers(2, 150)), int(rng.integers(1, 80))
+        bank_rows = int(rng.choice([0, rng.integers(1, 150)]))
+        num_terms = int(rng.integers(1, (bank_rows or rows - 1) + 1))
+        problem = Problem(rows, width, num_terms, bank_rows, sampling, dtype, int(rng.integers(2**62)))
+        problem = replace(problem, sample=bool(rng.integers(2)), deterministic=deterministic)
+        problem = replace(problem, multiprocessors=int(rng.choice([1, 4, 132])), descending=bool(rng.integers(2)))
+        check(shim, problem, random_values(problem, float(rng.choice([0.5, 0.97, 1.2])), rng))

@@ -1,0 +1,157 @@
+"""The demonstration: its models learn, its numbers hold together, its pictures show something."""
+
+import contextlib
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+from echo_ext import EchoChannel, cli, data, max_scale
+from echo_ext.demo import training
+from echo_ext.demo.models import GaussianChannel
+
+for needed in ("matplotlib", "rich", "sklearn"):
+    pytest.importorskip(needed)
+
+CPU = torch.device("cpu")
+SETTING = training.Setting(latent_dim=4, hidden=64, learning_rate=3e-3, epochs=120)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with training.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of the command with one seed and one with another."""
+    results = []
+    for seed in (3, 3, 4):
+        out = tmp_path_factory.mktemp("demo") / "deep" / "out"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert cli.main(["demo", "--epochs", "8", "--seed", str(seed), "--out", str(out)]) == 0
+        results.append((out, json.loads((out / "result.json").read_text())))
+    return results
+
+
+def test_the_numbers_hold_together(runs):
+    _, result = runs[0]
+    echo, vae = result["models"]["echo"], result["models"]["vae"]
+    assert echo["rate"] + echo["distortion"] == pytest.approx(echo["neg_elbo"], rel=1e-12)
+    assert vae["rate_bound"] + vae["distortion"] == pytest.approx(vae["neg_elbo"], rel=1e-12)
+    assert echo["rate_floor"] == pytest.approx(-math.log(max_scale(99)) * result["latent_dim"])
+    assert echo["rate"] >= echo["rate_floor"] - 1e-4
+    assert vae["rate_bound"] >= 0
+    assert echo["noise_total_correlation"] >= 0
+    assert result["rows"] == {"train": 1297, "valid": 200, "test": 300}
+    assert (result["data"], result["beta"], result["seed"], result["epochs"]) == ("digits", 1.0, 3, 8)
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["seconds"] > 0
+
+
+def test_the_same_seed_gives_the_same_numbers(runs):
+    first, second, other = (result["models"] for _, result in runs)
+    assert first == second
+    assert first["echo"]["distortion"] != other["echo"]["distortion"]
+    assert first["vae"]["distortion"] != other["vae"]["distortion"]
+
+
+def test_the_pictures_show_something_and_nothing_else_is_left(runs):
+    from matplotlib.image import imread
+
+    out, _ = runs[0]
+    sizes = {"reconstructions.png": (1281, 334), "samples.png": (1140, 615), "curves.png": (1440, 510)}
+    assert {path.name for path in out.iterdir()} == {*sizes, "result.json"}
+    for name, (width, height) in sizes.items():
+        assert (out / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        pixels = imread(out / name)
+        assert pixels.shape[:2] == pytest.approx((height, width), abs=1)
+        assert pixels[..., :3].std() > 0.05
+        assert (out / name).stat().st_size < 150_000
+
+
+def test_the_table_says_what_is_exact_and_what_a_bound(capsys, tmp_path):
+    assert cli.main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    echo, vae = (json.loads((tmp_path / "result.json").read_text())["models"][kind] for kind in ("echo", "vae"))
+    lines = printed.out.splitlines()
+    echo_row = next(line for line in lines if "Echo" in line and "(exact)" in line)
+    assert f"{echo['rate']:.2f} (exact)" in echo_row
+    assert f"{echo['neg_elbo']:.2f}" in echo_row
+    assert any(f"{vae['rate_bound']:.2f} (bound)" in line and "VAE" in line for line in lines)
+    assert any(line.startswith("noise TC") for line in lines)
+    assert printed.err == ""
+
+
+@pytest.mark.parametrize("kind", ["echo", "vae"])
+def test_training_lowers_the_loss_on_rows_never_seen(digits, kind):
+    model = training.build(kind, digits["train"], SETTING, seed=0)
+    history = list(training.train(model, digits, SETTING, beta=1.0, seed=0, device=CPU))
+    assert len(history) == SETTING.epochs
+    assert history[-1][0].neg_elbo < history[0][0].neg_elbo - 4
+    assert history[-1][1].neg_elbo < history[0][1].neg_elbo - 2
+    tested = training.measure(model, digits["test"], device=CPU, draws=4)
+    # Better than the best code that sends nothing: every pixel's mean over the training rows.
+    mean, x = digits["train"][:][0].mean(0).clamp(1e-3, 1 - 1e-3), digits["test"][:][0]
+    blind = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1).mean().item()
+    assert tested.neg_elbo < blind - 1
+
+
+def test_both_models_begin_with_the_same_weights(digits):
+    echo, vae = (training.build(kind, digits["train"], SETTING, seed=5) for kind in ("echo", "vae"))
+    theirs = dict(vae.named_parameters())
+    ours = dict(echo.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_beta_trades_rate_for_distortion(digits):
+    low, high = (
+        [
+            *training.train(
+                training.build("echo", digits["train"], SETTING, seed=0), digits, SETTING, beta=beta, seed=0, device=CPU
+            )
+        ][-1][1]
+        for beta in (0.1, 3.0)
+    )
+    assert low.rate > high.rate + 1
+    assert low.distortion < high.distortion - 1
+
+
+def test_the_gaussian_channel_s_rate_is_the_kl_divergence():
+    torch.manual_seed(0)
+    mu, log_sigma = torch.randn(50, 3), torch.randn(50, 3)
+    z, rate = GaussianChannel(3)(mu, log_sigma)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mu, log_sigma.exp()), torch.distributions.Normal(0, 1)
+    )
+    torch.testing.assert_close(rate, expected)
+    assert z.shape == (50, 3)
+
+
+def test_the_total_correlation_of_noise_made_of_correlated_rows():
+    """eps of rows f with a constant s has f's own correlation matrix."""
+    torch.manual_seed(0)
+    channel = EchoChannel(num_terms=40, bank_size=4000)
+    f = torch.randn(4000, 2)
+    f[:, 1] = 0.6 * f[:, 0] + 0.8 * f[:, 1]
+    with torch.no_grad():
+        channel(f, torch.zeros_like(f))
+    assert training.noise_total_correlation(channel) == pytest.approx(-0.5 * math.log(1 - 0.36), abs=0.03)
+
+
+def test_the_number_of_threads_is_put_back():
+    torch.set_num_threads(2)
+    with contextlib.suppress(KeyError), training.one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
+    assert torch.get_num_threads() == 2

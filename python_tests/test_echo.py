@@ -1,0 +1,333 @@
+"""The Echo ops against their oracle, and against the laws that they are made to obey."""
+
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from echo_cases import DTYPES, SAMPLINGS, TOLERANCE, oracle, relative_error, results, signal_and_scale
+
+import echo_ext
+from echo_ext import reference
+
+SHAPES = [(2, 1), (2, 33), (3, 5), (16, 16), (17, 1), (66, 67), (101, 129), (257, 31), (100, 32), (11, 2, 3, 5)]
+
+
+def check_against_oracle(device, shape, dtype, sampling, num_terms, largest_scale, *, bank_rows=None, size=None):
+    """echo_sample and echo_noise, forward and backward, on the draws that echo_indices names."""
+    tensors = signal_and_scale(shape, dtype, largest_scale, device)
+    if bank_rows is not None:
+        tensors += signal_and_scale((bank_rows, *shape[1:]), dtype, largest_scale, device)
+    seed = int(torch.randint(2**62, ()))
+    rows = shape[0] if size is None else size
+    indices = echo_ext.echo_indices(
+        rows, num_terms=num_terms, sampling=sampling, seed=seed, bank_size=bank_rows, device=device
+    )
+    options = {"num_terms": num_terms, "sampling": sampling, "seed": seed}
+    weights = torch.randn((rows, *shape[1:]), dtype=torch.float64).to(dtype).double()
+
+    for name in ("echo_sample", "echo_noise"):
+        if size is not None and name == "echo_sample":
+            continue
+        used = tensors if name == "echo_sample" or bank_rows is None else tensors[2:]
+
+        def call(*arguments, name=name):
+            if bank_rows is None:
+                return getattr(echo_ext, name)(*arguments, **options)
+            if name == "echo_sample":
+                f, s, *bank = arguments
+                return echo_ext.echo_sample(f, s, bank=bank, **options)
+            f, s = tensors[:2]
+            return echo_ext.echo_noise(f, s, bank=arguments, size=size, **options)
+
+        actual = results(call, used, weights)
+        if bank_rows is None or name == "echo_sample":
+            expected = oracle(name, used, indices, weights, with_bank=bank_rows is not None)
+        else:  # the noise of a bank is that of its rows
+            expected = oracle(name, used, indices, weights, with_bank=False)
+        for what, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):  # the value, then the gradients
+            assert ours.dtype == dtype
+            assert relative_error(ours, theirs) < TOLERANCE[dtype], (name, what)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_the_oracle(shape, dtype, sampling):
+    for largest_scale in (0.05, 0.6, 0.97):
+        for num_terms in {None, 1, shape[0] // 2}:
+            check_against_oracle("cpu", shape, dtype, sampling, num_terms, largest_scale)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "bank_rows"), [((1, 3), 1), ((1, 40), 70), ((9, 17), 5), ((67, 4), 131), ((300, 5), 33)]
+)
+def test_bank_agrees_with_the_oracle(shape, bank_rows, dtype, sampling):
+    for num_terms in {None, 1, bank_rows // 2 + 1}:
+        check_against_oracle("cpu", shape, dtype, sampling, num_terms, 0.8, bank_rows=bank_rows)
+    check_against_oracle("cpu", shape, dtype, sampling, None, 0.8, bank_rows=bank_rows, size=3 * bank_rows + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_agrees_with_the_oracle_at_working_sizes(sampling):
+    for dtype in (torch.float32, torch.float64):
+        for largest_scale in (0.97, 1.0):
+            check_against_oracle("cpu", (512, 128), dtype, sampling, None, largest_scale)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_every_term_counts_where_scales_do_not_decay(sampling):
+    """Scales at and beyond 1, alternating signs: no row may stop early."""
+    for scale in (0.999, 1.0, 1.02):
+        f = torch.randn(130, 9, dtype=torch.float64)
+        s = scale * torch.randn(130, 9, dtype=torch.float64).sign()
+        indices = echo_ext.echo_indices(130, sampling=sampling, seed=1)
+        expected = reference.echo_noise(f, s, indices)
+        assert relative_error(echo_ext.echo_noise(f, s, sampling=sampling, seed=1), expected) < 1e-12
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_scales_end_a_noise_but_not_its_gradient(sampling, dtype):
+    """A term whose scale is zero hides what follows from the noise, and yet the gradient of that scale sees it."""
+    f, s = signal_and_scale((150, 20), dtype)
+    s = (s.detach() * (torch.rand(150, 20) > 0.3)).requires_grad_()
+    indices = echo_ext.echo_indices(150, sampling=sampling, seed=2)
+    weights = torch.randn(150, 20, dtype=torch.float64)
+    actual = results(lambda f, s: echo_ext.echo_sample(f, s, sampling=sampling, seed=2), (f, s), weights)
+    expected = oracle("echo_sample", (f, s), indices, weights, with_bank=False)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert relative_error(ours, theirs) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("magnitude", [1e-12, 1e12])
+def test_outliers_and_scale_of_f_do_not_matter(magnitude):
+    """Stopping early is exact beside each column's own noise, whatever its magnitude, even with one huge row."""
+    f = torch.randn(200, 8, dtype=torch.float64) * magnitude
+    f[17] *= 1e9
+    s = 0.9 * torch.rand(200, 8, dtype=torch.float64)
+    indices = echo_ext.echo_indices(200, seed=3)
+    actual, expected = echo_ext.echo_noise(f, s, seed=3), reference.echo_noise(f, s, indices)
+    terms = reference.echo_noise(f.abs(), s, indices)  # the sum of magnitudes: what rounding is relative to
+    assert ((actual - expected).abs() / terms).max() < 1e-13
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_strides_do_not_matter(sampling):
+    f, s = signal_and_scale((40, 21))
+    expected = echo_ext.echo_sample(f, s, sampling=sampling, seed=4)
+    strided = echo_ext.echo_sample(
+        f.detach().T.contiguous().T, torch.stack([s.detach(), s.detach()], 2)[..., 1], sampling=sampling, seed=4
+    )
+    assert torch.equal(strided, expected)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_expanded_gradients(sampling):
+    """The gradient of a sum comes as one number with strides of zero."""
+    f, s = signal_and_scale((30, 7))
+    summed = torch.autograd.grad(echo_ext.echo_sample(f, s, sampling=sampling, seed=5).sum(), (f, s))
+    z = echo_ext.echo_sample(f, s, sampling=sampling, seed=5)
+    weighted = torch.autograd.grad((z * torch.ones(30, 7)).sum(), (f, s))
+    assert all(map(torch.equal, summed, weighted))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_gradcheck(sampling):
+    f, s = signal_and_scale((6, 3))
+    bank = signal_and_scale((5, 3))
+    options = {"sampling": sampling, "seed": 6}
+    assert torch.autograd.gradcheck(lambda f, s: echo_ext.echo_sample(f, s, **options), (f, s))
+    assert torch.autograd.gradcheck(lambda f, s: echo_ext.echo_noise(f, s, num_terms=3, **options), (f, s))
+    assert torch.autograd.gradcheck(lambda f, s, *b: echo_ext.echo_sample(f, s, bank=b, **options), (f, s, *bank))
+    assert torch.autograd.gradcheck(lambda *b: echo_ext.echo_noise(None, None, size=11, bank=b, **options), bank)
+
+
+def test_gradients_only_where_asked():
+    f, s = signal_and_scale((8, 2))
+    s = s.detach()
+    (grad_f,) = torch.autograd.grad(echo_ext.echo_sample(f, s, seed=7).sum(), f)
+    both = torch.autograd.grad(echo_ext.echo_sample(f, s.requires_grad_(), seed=7).sum(), (f, s))
+    assert torch.equal(grad_f, both[0])
+
+
+def test_double_backward_is_refused():
+    f, s = signal_and_scale((4, 2))
+    (grad,) = torch.autograd.grad(echo_ext.echo_sample(f, s, seed=8).sum(), f, create_graph=True)
+    with pytest.raises(RuntimeError, match="no double backward"):
+        torch.autograd.grad(grad.sum(), s)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_nothing_is_written_in_place(sampling):
+    f, s = signal_and_scale((20, 3))
+    copies = f.clone(), s.clone()
+    versions = f._version, s._version
+    echo_ext.echo_sample(f, s, sampling=sampling).sum().backward()
+    assert torch.equal(f, copies[0])
+    assert torch.equal(s, copies[1])
+    assert versions == (f._version, s._version)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_nan_reaches_the_rows_that_draw_it_and_no_others(sampling):
+    f, s = (tensor.detach() for tensor in signal_and_scale((40, 5)))
+    f[11, 2] = torch.nan
+    indices = echo_ext.echo_indices(40, num_terms=6, sampling=sampling, seed=9)
+    noise = echo_ext.echo_noise(f, s, num_terms=6, sampling=sampling, seed=9)
+    reached = (indices == 11).any(dim=1)
+    expected = torch.zeros(40, 5, dtype=torch.bool)
+    expected[:, 2] = reached
+    assert torch.equal(noise.isnan(), expected)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", [(100, 32), (1, 7, 3), (300, 130)])
+def test_results_do_not_depend_on_threads(sampling, shape):
+    shape = (shape[0] + 1, *shape[1:])
+    f, s = signal_and_scale(shape, torch.float32)
+    threads = torch.get_num_threads()
+    outcomes = []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            outcomes.append(
+                results(lambda f, s: echo_ext.echo_sample(f, s, sampling=sampling, seed=10), (f, s), torch.ones(shape))
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for outcome in outcomes[1:]:
+        assert all(map(torch.equal, outcome, outcomes[0]))
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_every_instruction_set_agrees_with_the_oracle(isa):
+    """The kernels for lesser processors, in a process that is told to use them."""
+    tests = [
+        "test_echo.py::test_agrees_with_the_oracle[shape5-dtype0-permutation]",
+        "test_echo.py::test_agrees_with_the_oracle[shape5-dtype1-ring]",
+        "test_echo.py::test_agrees_with_the_oracle[shape6-dtype1-permutation]",
+        "test_echo.py::test_agrees_with_the_oracle[shape6-dtype2-replacement]",
+    ]
+    script = (
+        "import sys, pytest, echo_ext._C as core\n"
+        f"assert core.isa() in ({isa!r}, 'baseline')\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    here = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *tests], cwd=here, env={**os.environ, "ECHO_EXT_ISA": isa}, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def _noise_in_child(connection, f, s):
+    # As bytes: torch's own threads do not survive a fork, so the child leaves all other ops alone.
+    connection.send_bytes(echo_ext.echo_sample(f, s, seed=11).numpy().tobytes())
+
+
+def test_works_in_a_forked_worker_after_the_parent_used_its_threads():
+    f, s = (tensor.detach() for tensor in signal_and_scale((300, 200)))
+    expected = echo_ext.echo_sample(f, s, seed=11)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_noise_in_child, args=(sender, f, s))
+    child.start()
+    try:
+        assert receiver.poll(60), "the child hangs"
+        assert receiver.recv_bytes() == expected.numpy().tobytes()
+    finally:
+        child.kill()
+        child.join()
+
+
+def _encode(batch):
+    f = torch.stack(batch)
+    return echo_ext.echo_sample(f, torch.full_like(f, 0.5))
+
+
+def test_works_in_a_data_loader():
+    data = list(torch.randn(64, 3).tanh())
+    loader = torch.utils.data.DataLoader(data, batch_size=16, num_workers=2, collate_fn=_encode, timeout=60)
+    batches = list(loader)
+    assert len(batches) == 4
+    assert all(batch.shape == (16, 3) and batch.isfinite().all() for batch in batches)
+
+
+# ---- Seeds -----------------------------------------------------------------------------------------------------------
+
+
+def test_manual_seed_makes_runs_repeat():
+    f, s = signal_and_scale((10, 2))
+    torch.manual_seed(12)
+    first, second = echo_ext.echo_sample(f, s), echo_ext.echo_sample(f, s)
+    torch.manual_seed(12)
+    assert torch.equal(echo_ext.echo_sample(f, s), first)
+    assert torch.equal(echo_ext.echo_sample(f, s), second)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
+def test_a_seed_may_be_an_int_or_a_tensor(seed):
+    f, s = signal_and_scale((10, 2))
+    assert torch.equal(echo_ext.echo_sample(f, s, seed=seed), echo_ext.echo_sample(f, s, seed=torch.tensor(seed)))
+    assert not torch.equal(echo_ext.echo_sample(f, s, seed=seed), echo_ext.echo_sample(f, s, seed=seed ^ 1))
+
+
+# ---- The method's laws -----------------------------------------------------------------------------------------------
+
+
+def test_max_scale_solves_its_equation_and_meets_known_roots():
+    for num_terms, bound, root in [(99, 1.0, 0.83587), (99, 10.0, 0.8175), (64, 1.0, 0.7622)]:
+        scale = echo_ext.max_scale(num_terms, bound=bound)
+        assert scale == pytest.approx(root, abs=5e-5)
+        assert bound * scale**num_terms / (1 - scale) == pytest.approx(2**-23, rel=1e-9)
+    assert -math.log(echo_ext.max_scale(99)) == pytest.approx(0.179, abs=5e-4)
+    assert echo_ext.max_scale(1, tol=1.0) == pytest.approx(0.5)
+    assert echo_ext.max_scale(100_000) < 1
+
+
+def test_rate_is_minus_log_scale():
+    s = torch.tensor([0.5, -0.25, 1.0], dtype=torch.float64, requires_grad=True)
+    rate = echo_ext.echo_rate(s)
+    assert torch.allclose(rate, torch.tensor([math.log(2), math.log(4), 0.0], dtype=torch.float64), rtol=0, atol=1e-15)
+    rate.sum().backward()
+    assert torch.allclose(s.grad, -1 / s.detach())
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_noise_of_constant_channels_is_the_geometric_series(sampling):
+    f, s = torch.full((101, 3), 0.7, dtype=torch.float64), torch.full((101, 3), 0.6, dtype=torch.float64)
+    noise = echo_ext.echo_noise(f, s, sampling=sampling)
+    assert torch.allclose(noise, torch.full_like(noise, 0.7 * (1 - 0.6**100) / (1 - 0.6)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_output_and_noise_have_one_law(sampling):
+    """z = f + s eps is distributed as eps: at constant s the mean is E f / (1 - s), the variance Var f / (1 - s^2)."""
+    count, scale = 20_000, 0.8
+    f = torch.rand(count, 4, dtype=torch.float64) - 0.3
+    s = torch.full_like(f, scale)
+    z = echo_ext.echo_sample(f, s, num_terms=200, sampling=sampling)
+    noise = echo_ext.echo_noise(f, s, num_terms=200, sampling=sampling)
+    for draws in (z, noise):
+        # Neighbours on a ring share their terms: the mean has (1 + s) / (1 - s) = 9 times the independent variance.
+        error = 6 * math.sqrt(9 / count)
+        assert torch.allclose(draws.mean(0), f.mean(0) / (1 - scale), atol=error * 0.5)
+        assert torch.allclose(draws.var(0), f.var(0) / (1 - scale**2), rtol=error)
+
+
+@pytest.mark.parametrize("sampling", ["permutation", "ring"])
+def test_rows_of_a_batch_are_exchangeable(sampling):
+    """A row's noise is unbiased over seeds: its mean is the others' mean times the geometric series."""
+    f = torch.arange(5, dtype=torch.float64)[:, None]
+    s = torch.full_like(f, 0.5)
+    noise = torch.stack([echo_ext.echo_noise(f, s, sampling=sampling, seed=q) for q in range(4000)]).mean(0)
+    others = (f.sum() - f) / 4
+    assert torch.allclose(noise, others * (1 - 0.5**4) / 0.5, atol=0.15)

@@ -1,0 +1,101 @@
+"""Every refusal is one line that names the argument, its value and what would be right."""
+
+import re
+
+import pytest
+import torch
+
+import echo_ext
+from echo_ext import _C, reference
+
+F = torch.zeros(5, 3)
+BANK = (torch.zeros(4, 3), torch.zeros(4, 3))
+
+
+def sample(**changes):
+    arguments = {"f": F, "s": F, **changes}
+    return echo_ext.echo_sample(arguments.pop("f"), arguments.pop("s"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: sample(f=[1.0]), TypeError, "f must be a torch.Tensor, but is list"),
+        (lambda: sample(s=F.long()), TypeError, "s must be one of float64, float32, bfloat16, float16, but is int64"),
+        (lambda: sample(f=F[0, 0]), ValueError, "f must have the sample as its dimension 0, but is 0-dimensional"),
+        (lambda: sample(s=F[:4]), ValueError, "f and s must have one shape, but have (5, 3) and (4, 3)"),
+        (
+            lambda: sample(s=F.double()),
+            TypeError,
+            "f and s must have one dtype, but have torch.float32 and torch.float64",
+        ),
+        (lambda: sample(s=F.to("meta")), ValueError, "f and s must be on one device, but are on cpu and meta"),
+        (lambda: sample(f=F[:1], s=F[:1]), ValueError, "f must have at least 2 rows"),
+        (lambda: sample(f=F[:0], s=F[:0]), ValueError, "f must have at least 2 rows"),
+        (lambda: sample(num_terms=5), ValueError, "num_terms is 5, but there are only 4 other rows in the batch"),
+        (lambda: sample(num_terms=5, bank=BANK), ValueError, "num_terms is 5, but there are only 4 rows in the bank"),
+        (lambda: sample(num_terms=0), ValueError, "num_terms must be at least 1, but is 0"),
+        (lambda: sample(num_terms=2.0), TypeError, "num_terms must be an int, but is 2.0"),
+        (lambda: sample(num_terms=True), TypeError, "num_terms must be an int, but is True"),
+        (lambda: sample(sampling="rings"), ValueError, "sampling must be one of 'permutation', 'replacement', 'ring'"),
+        (lambda: sample(sampling=None), ValueError, "sampling must be one of 'permutation', 'replacement', 'ring'"),
+        (lambda: sample(seed="x"), TypeError, "seed must be None, an int or an int64 tensor, but is 'x'"),
+        (lambda: sample(seed=2**63), ValueError, "seed must fit into 64 bits"),
+        (
+            lambda: sample(seed=torch.zeros(2, dtype=torch.int64)),
+            ValueError,
+            "seed must be an int64 tensor of one element",
+        ),
+        (lambda: sample(seed=torch.tensor(1.0)), ValueError, "seed must be an int64 tensor of one element"),
+        (lambda: sample(bank=F), TypeError, "bank must be a pair (f_bank, s_bank) of tensors"),
+        (lambda: sample(bank=(F, F[:4])), ValueError, "bank[0] and bank[1] must have one shape"),
+        (lambda: sample(bank=(F[:0], F[:0])), ValueError, "bank must have at least one row"),
+        (
+            lambda: sample(bank=(F[:, :2], F[:, :2])),
+            ValueError,
+            "bank must have rows of f's shape (3,), but its rows have (2,)",
+        ),
+        (lambda: sample(bank=(F.double(), F.double())), TypeError, "bank must have f's dtype torch.float32"),
+        (
+            lambda: sample(bank=(F.to("meta"), F.to("meta"))),
+            ValueError,
+            "bank must be on f's device cpu, but is on meta",
+        ),
+        (lambda: echo_ext.echo_noise(F, F, size=3), ValueError, "size is 3, but there is no bank"),
+        (lambda: echo_ext.echo_noise(F, F, size=0, bank=BANK), ValueError, "size must be at least 1, but is 0"),
+        (lambda: echo_ext.echo_noise(None, None, bank=BANK), TypeError, "f must be a torch.Tensor, but is NoneType"),
+        (lambda: echo_ext.echo_indices(1, seed=0), ValueError, "at least 2 rows"),
+        (lambda: echo_ext.echo_indices(4, num_terms=4, seed=0), ValueError, "num_terms is 4, but there are only 3"),
+        (lambda: echo_ext.echo_indices(-1, seed=0), ValueError, "batch_size must be at least 1, but is -1"),
+        (lambda: echo_ext.echo_indices(2.5, seed=0), TypeError, "batch_size must be an int, but is 2.5"),
+        (lambda: echo_ext.max_scale(0), ValueError, "num_terms must be at least 1, but is 0"),
+        (lambda: echo_ext.max_scale(9, bound=0.0), ValueError, "bound must be a positive number, but is 0.0"),
+        (lambda: echo_ext.max_scale(9, tol=float("nan")), ValueError, "tol must be a positive number, but is nan"),
+        (
+            lambda: reference.echo_noise(F, F, torch.tensor([[0, 5]])),
+            ValueError,
+            "indices must lie in [0, 5), the rows there are, but they range from 0 to 5",
+        ),
+        (lambda: reference.echo_noise(F, F, torch.tensor([[-1]])), ValueError, "indices must lie in [0, 5)"),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(_C.cuda_version is not None, reason="this build has CUDA")
+def test_a_build_without_cuda_says_how_to_rebuild():
+    from echo_ext.ops import _require_cuda_build
+
+    with pytest.raises(RuntimeError, match="ECHO_EXT_CUDA=1 pip install"):
+        _require_cuda_build()
+
+
+def test_an_empty_width_is_legal():
+    empty = torch.zeros(5, 0, requires_grad=True)
+    z = echo_ext.echo_sample(empty, empty.detach())
+    assert z.shape == (5, 0)
+    z.sum().backward()
+    assert empty.grad.shape == (5, 0)
