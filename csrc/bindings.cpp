@@ -147,6 +147,13 @@ void bind_knn(py::module_& m) {
       py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
 
   m.def(
+      "knn_add_digamma",
+      [](uintptr_t counts, uintptr_t values, int64_t size, int64_t shift, double factor, int num_threads) {
+        knn_add_digamma({at<int64_t>(counts), at<double>(values), size, shift, factor, num_threads});
+      },
+      NoGil(), py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"), py::arg("factor"),
+      py::arg("num_threads"));
+  m.def(
       "knn_boundary",
       [](bool single, uintptr_t points, uintptr_t radii, uintptr_t skip, int64_t batch, int64_t num_points, int dim,
          int width, int64_t exclude_within, uintptr_t indices, int num_threads) {

@@ -65,6 +65,18 @@ struct KnnBoundary {
   int num_threads;
 };
 
+// values += factor * digamma(counts + shift); counts + shift must not be negative.
+struct KnnDigamma {
+  const int64_t* counts;
+  double* values;
+  int64_t size;
+  int64_t shift;
+  double factor;
+  int num_threads;
+};
+
+void knn_add_digamma(const KnnDigamma& p);
+
 template <typename T>
 void knn_search(const KnnSearch& p);
 template <typename T>

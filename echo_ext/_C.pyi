@@ -113,6 +113,7 @@ def knn_count(
     counts: int,
     num_threads: int,
 ) -> None: ...
+def knn_add_digamma(counts: int, values: int, size: int, shift: int, factor: float, num_threads: int) -> None: ...
 def knn_boundary(
     single: bool,
     points: int,

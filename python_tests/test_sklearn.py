@@ -114,5 +114,5 @@ def test_continuous_targets_are_not_classes():
 
 def test_they_serve_in_a_pipeline():
     X, y, _ = data(fresh())
-    chosen = theirs.SelectKBest(ours.mutual_info_regression, k=2).fit(X, y).get_support()
-    assert chosen[[0, 2]].all()
+    chosen = theirs.SelectKBest(ours.mutual_info_regression, k=1).fit(X, y).get_support()
+    assert chosen.tolist() == [False, False, True, False, False, False]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,18 +127,71 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
     return found
 
 
-def digamma(counts: Tensor, largest: int) -> Tensor:
-    """The digamma function of counts between 0 and ``largest``, float64."""
-    return _digamma_table(1 << largest.bit_length(), counts.device)[counts]
+def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
+    """values += factor * psi(counts + shift), in place: float64 and int64 tensors of one shape, values contiguous."""
+    counts = _dense(counts)
+    _require_cpu(values)
+    _C.knn_add_digamma(
+        counts=counts.data_ptr(),
+        values=values.data_ptr(),
+        size=counts.numel(),
+        shift=shift,
+        factor=factor,
+        num_threads=torch.get_num_threads(),
+    )
 
 
-@lru_cache(maxsize=4)
-def _digamma_table(size: int, device: torch.device) -> Tensor:
-    return torch.digamma(torch.arange(size, dtype=torch.float64, device=device))
+def digamma(counts: Tensor) -> Tensor:
+    """The digamma function of counts, float64."""
+    values = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+    add_digamma(values, counts)
+    return values
+
+
+# ---- Simple steps on large tensors -----------------------------------------------------------------------------------
+# On the CPU they are NumPy's: after each of its own operations torch keeps its threads spinning for a while, on the
+# very cores that the kernels' threads want next.
+
+
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the last dimension."""
+    if tensors[0].device.type != "cpu":
+        return torch.cat(list(tensors), -1)
+    return torch.from_numpy(np.concatenate([t.numpy() for t in tensors], axis=-1))
+
+
+def kth(sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
+    """From (..., k) to (K, ...), contiguous: the ks-th values, counted from 1."""
+    if sorted_values.device.type != "cpu":
+        return torch.stack([sorted_values[..., k - 1] for k in ks])
+    return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
+
+
+def spread(values: Tensor, shape: torch.Size) -> Tensor:
+    """A contiguous copy of the values, broadcast."""
+    if values.device.type != "cpu":
+        return values.expand(shape).contiguous()
+    return torch.from_numpy(np.broadcast_to(values.numpy(), shape).copy())
+
+
+def mean(values: Tensor) -> Tensor:
+    """Over the last dimension."""
+    if values.device.type != "cpu" or values.requires_grad:
+        return values.mean(-1)
+    return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether none is NaN or infinite."""
+    values = values.detach()
+    return bool(np.isfinite(values.numpy()).all() if values.device.type == "cpu" else torch.isfinite(values).all())
 
 
 def _dense(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous()
+    tensor = tensor.detach()
+    if tensor.is_contiguous() or tensor.device.type != "cpu":
+        return tensor.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
 
 
 def _size(shape: list[int] | torch.Size) -> int:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._neighbours import all_finite, mean
+
 Array: TypeAlias = npt.NDArray[np.floating]
 ArrayLike: TypeAlias = Tensor | npt.ArrayLike
 Estimate: TypeAlias = Tensor | Array | float
@@ -123,9 +125,9 @@ def _from_array(name: str, value: object) -> Tensor:
 
 def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse NaN and infinity, saying how many there are and where the first is."""
-    bad = ~torch.isfinite(values.detach())
-    count = int(bad.sum())
-    if count:
+    if not all_finite(values):
+        bad = ~torch.isfinite(values.detach())
+        count = int(bad.sum())
         place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), shape)
         where = ", ".join(str(int(i)) for i in place)
         raise ValueError(f"{name} must be finite, but has {count} NaN or infinite values, the first at [{where}]")
@@ -142,14 +144,16 @@ class Options:
     exclude_within: int
 
     def others(self, n: int) -> Tensor:
-        """How many neighbours each of n samples may have: all others but those excluded. Shape (n,)."""
+        """How many neighbours each of n samples may have: all but those excluded: (n,), or (1,) for all alike."""
+        if self.exclude_within == 0:
+            return torch.tensor([n - 1.0], dtype=torch.float64)
         row = torch.arange(n, dtype=torch.float64)
         w = min(self.exclude_within, n - 1)
         return (n - 1) - row.clamp(max=w) - (n - 1 - row).clamp(max=w)
 
     def finish(self, samples: Samples, local_values: Tensor) -> Estimate:
         """From values in nats, (K, *batch, N), to what the caller asked for."""
-        values = local_values if self.local else local_values.mean(-1)
+        values = local_values if self.local else mean(local_values)
         values = values[0] if self.single_k else values
         return samples.give_back(values * UNITS[self.unit])
 

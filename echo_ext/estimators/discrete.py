@@ -121,7 +121,7 @@ def _ross(points: Tensor, labels: Tensor, options: Options) -> Tensor:
     near = count(points[kept], radii[:, kept], exclude_within=w, rows=kept)
     psi_all = torch.digamma(_others(kept, w).double() + 1)
     values = torch.full(radii.shape, torch.nan, dtype=torch.float64, device=points.device)
-    values[:, kept] = psi_all + psi_k[:, kept] - psi_own[kept] - digamma(near + 1, len(points))
+    values[:, kept] = psi_all + psi_k[:, kept] - psi_own[kept] - digamma(near + 1)
     return values
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import boundary, count, digamma, search
+from ._neighbours import add_digamma, boundary, count, digamma, join, kth, search, spread
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
@@ -167,12 +167,7 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
 def _join(variables: Sequence[Tensor]) -> Tensor:
     """All columns side by side, (*batch, N, D)."""
     batch = broadcast(*(v.shape[:-2] for v in variables))
-    return torch.cat([v.detach().expand(*batch, *v.shape[-2:]) for v in variables], -1)
-
-
-def _kth(distances: Tensor, ks: Sequence[int]) -> Tensor:
-    """From (*batch, N, k) to (K, *batch, N)."""
-    return torch.stack([distances[..., k - 1] for k in ks])
+    return join([v.detach().expand(*batch, *v.shape[-2:]) for v in variables])
 
 
 def _psi_k(options: Options, like: Tensor) -> Tensor:
@@ -191,16 +186,17 @@ def _available(options: Options, like: Tensor) -> Tensor:
 
 
 def _ksg1_from_radii(variables: Sequence[Tensor], eps: Tensor, options: Options) -> Tensor:
-    n = eps.shape[-1]
-    values = _psi_k(options, eps) + (len(variables) - 1) * torch.digamma(_available(options, eps))
+    constant = _psi_k(options, eps) + (len(variables) - 1) * torch.digamma(_available(options, eps))
+    values = spread(constant, eps.shape)
     for variable in variables:
-        values = values - digamma(count(variable, eps, exclude_within=options.exclude_within) + 1, n)
+        near = count(variable, eps, exclude_within=options.exclude_within)
+        add_digamma(values, near, shift=1, factor=-1.0)
     return values
 
 
 def _ksg1(variables: Sequence[Tensor], options: Options) -> Tensor:
     distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within)
-    return _ksg1_from_radii(variables, _kth(distances, options.ks), options)
+    return _ksg1_from_radii(variables, kth(distances, options.ks), options)
 
 
 def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -> Tensor:
@@ -208,7 +204,7 @@ def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -
     batch = joint.shape[:-2]
     distances, indices = search(joint, max(options.ks), exclude_within=options.exclude_within, indices=True)
     assert indices is not None
-    eps, kth = _kth(distances, options.ks), _kth(indices, options.ks)
+    eps, nearest = kth(distances, options.ks), kth(indices, options.ks)
     full = [v.detach().expand(*batch, *v.shape[-2:]) for v in variables]
 
     def flux(grad: Tensor, radii: Tensor, nearest: Tensor) -> list[Tensor]:
@@ -226,7 +222,7 @@ def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -
         return parts
 
     def backward(grad: Tensor) -> tuple[Tensor, ...]:
-        each = [flux(*one) for one in zip(grad, eps, kth, strict=True)]
+        each = [flux(*one) for one in zip(grad, eps, nearest, strict=True)]
         return tuple(
             torch.stack(parts).sum(0).sum_to_size(variable.shape).to(variable.dtype)
             for variable, parts in zip(variables, zip(*each, strict=True), strict=True)
@@ -247,7 +243,7 @@ def _reaches(variables: Sequence[Tensor], options: Options) -> list[Tensor]:
     for variable in variables:
         points = variable.detach().expand(*batch, *variable.shape[-2:]).reshape(index.shape[0], n, -1)
         reach = (points[item, index] - points.unsqueeze(2)).abs().amax(-1).cummax(-1).values
-        reaches.append(_kth(reach.view(indices.shape), options.ks))
+        reaches.append(kth(reach.view(indices.shape), options.ks))
     return reaches
 
 
@@ -255,17 +251,18 @@ def _ksg2(variables: Sequence[Tensor], options: Options) -> Tensor:
     reaches = _reaches(variables, options)
     like = reaches[0]
     margins = len(variables) - 1
-    values = _psi_k(options, like) - margins / _k(options, like) + margins * torch.digamma(_available(options, like))
+    constant = _psi_k(options, like) - margins / _k(options, like) + margins * torch.digamma(_available(options, like))
+    values = spread(constant, like.shape)
     for variable, reach in zip(variables, reaches, strict=True):
         inside = count(variable, reach, inclusive=True, exclude_within=options.exclude_within)
-        values = values - digamma(inside, like.shape[-1])
+        add_digamma(values, inside, factor=-1.0)
     return values
 
 
 def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
     x, y = variables
     distances, _ = search(_join(variables), max(options.ks), euclidean=True, exclude_within=options.exclude_within)
-    squares = _kth(distances, options.ks)
+    squares = kth(distances, options.ks)
     dims = [v.shape[-1] for v in variables]
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
     values = _psi_k(options, squares) + _available(options, squares).log() + volumes
@@ -278,38 +275,35 @@ def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
 def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
     joint = _join(variables)
     w = options.exclude_within
-    n = joint.shape[-2]
     distances, _ = search(joint, max(options.ks), exclude_within=w)
-    eps = _kth(distances, options.ks)
+    eps = kth(distances, options.ks)
     tied = eps == 0
     psi_k = _psi_k(options, eps).expand(eps.shape)
     if bool(tied.any()):
-        psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1, n), psi_k)
+        psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1), psi_k)
     values = psi_k + _available(options, eps).log()
     for variable in variables:
         inside = count(variable, eps, exclude_within=w)
         if bool(tied.any()):
             inside = torch.where(tied, count(variable, eps, inclusive=True, exclude_within=w), inside)
-        values = values - digamma(inside + 1, n)
+        values = values - digamma(inside + 1)
     return values
 
 
 def _conditional(variables: Sequence[Tensor], options: Options) -> Tensor:
     x, y, z = variables
     distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within)
-    eps = _kth(distances, options.ks)
-    n = eps.shape[-1]
-
-    def psi(variable: Tensor) -> Tensor:
-        return digamma(count(variable, eps, exclude_within=options.exclude_within) + 1, n)
-
-    return _psi_k(options, eps) + psi(z) - psi(_join([x, z])) - psi(_join([y, z]))
+    eps = kth(distances, options.ks)
+    values = spread(_psi_k(options, eps), eps.shape)
+    for margin, sign in ((z, 1.0), (_join([x, z]), -1.0), (_join([y, z]), -1.0)):
+        near = count(margin, eps, exclude_within=options.exclude_within)
+        add_digamma(values, near, shift=1, factor=sign)
+    return values
 
 
 def _conditional_by_rectangles(variables: Sequence[Tensor], options: Options) -> Tensor:
     reaches = _reaches(variables, options)
     like = reaches[0]
-    n = like.shape[-1]
 
     def counted(*which: int) -> Tensor:
         columns = [variables[i].shape[-1] for i in which]
@@ -319,8 +313,8 @@ def _conditional_by_rectangles(variables: Sequence[Tensor], options: Options) ->
         return count(points, radii, groups=groups, inclusive=True, exclude_within=options.exclude_within)
 
     nxz, nyz, nz = counted(0, 2), counted(1, 2), counted(2)
-    values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz, n)
-    return values - digamma(nxz, n) + 1 / nxz.double() - digamma(nyz, n) + 1 / nyz.double()
+    values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz)
+    return values - digamma(nxz) + 1 / nxz.double() - digamma(nyz) + 1 / nyz.double()
 
 
 # Each method's local values, (K, *batch, N), of two variables.

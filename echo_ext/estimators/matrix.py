@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
+from ._neighbours import mean
 from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
 from .ksg import ESTIMATES, METHODS
 
@@ -60,4 +61,4 @@ def mutual_information_matrix(
 
 def _pairs(columns_x: Tensor, columns_y: Tensor, method: str, options: Options) -> Tensor:
     """(K, *batch, p, q) from (*batch, p, N, 1) and (*batch, q, N, 1)."""
-    return ESTIMATES[method]([columns_x.unsqueeze(-3), columns_y.unsqueeze(-4)], options).mean(-1)
+    return mean(ESTIMATES[method]([columns_x.unsqueeze(-3), columns_y.unsqueeze(-4)], options))
