@@ -5,6 +5,7 @@
 
 #include "echo.h"
 #include "isa.h"
+#include "knn.h"
 
 namespace py = pybind11;
 using namespace echo_ext;
@@ -31,9 +32,14 @@ using NoGil = py::call_guard<py::gil_scoped_release>;
 
 void bind_echo(py::module_& m) {
   py::class_<EchoProblem>(m, "EchoProblem")
-      .def(py::init([](int64_t rows, int64_t bank_rows, int64_t width, int64_t num_terms, bool exclude_self, int sampling,
-                       int dtype) {
-             return EchoProblem{rows,         bank_rows, width, num_terms, exclude_self, static_cast<Sampling>(sampling),
+      .def(py::init([](int64_t rows, int64_t bank_rows, int64_t width, int64_t num_terms, bool exclude_self,
+                       int sampling, int dtype) {
+             return EchoProblem{rows,
+                                bank_rows,
+                                width,
+                                num_terms,
+                                exclude_self,
+                                static_cast<Sampling>(sampling),
                                 static_cast<DType>(dtype)};
            }),
            py::arg("rows"), py::arg("bank_rows"), py::arg("width"), py::arg("num_terms"), py::arg("exclude_self"),
@@ -76,9 +82,9 @@ void bind_echo(py::module_& m) {
       "echo_cuda_forward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t f, uintptr_t s,
          uintptr_t out, uintptr_t workspace, int device, uintptr_t stream) {
-        check_cuda(echo_cuda_forward(
-            problem, {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out), at(workspace)}, device,
-            at(stream)));
+        check_cuda(echo_cuda_forward(problem,
+                                     {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out), at(workspace)},
+                                     device, at(stream)));
       },
       NoGil());
   m.def(
@@ -101,6 +107,65 @@ void bind_echo(py::module_& m) {
 #endif
 }
 
+// The kernels exist in double and single precision.
+template <typename Params>
+void run_knn(bool single, const Params& p, void (*in_double)(const Params&), void (*in_single)(const Params&)) {
+  const py::gil_scoped_release release;
+  (single ? in_single : in_double)(p);
+}
+
+void bind_knn(py::module_& m) {
+  const auto metric = [](bool euclidean) { return euclidean ? Metric::euclidean : Metric::chebyshev; };
+
+  m.def(
+      "knn_search",
+      [metric](bool single, uintptr_t points, uintptr_t queries, uintptr_t rows, int64_t batch, int64_t num_points,
+               int64_t num_queries, int dim, int k, bool euclidean, int64_t exclude_within, uintptr_t distances,
+               uintptr_t indices, int num_threads) {
+        run_knn<KnnSearch>(single,
+                           {at<>(points), at<>(queries), at<int64_t>(rows), batch, num_points, num_queries, dim, k,
+                            metric(euclidean), exclude_within, at<>(distances), at<int64_t>(indices), num_threads},
+                           knn_search<double>, knn_search<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("queries"), py::arg("rows"), py::arg("batch"),
+      py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"), py::arg("euclidean"),
+      py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("num_threads"));
+
+  m.def(
+      "knn_count",
+      [metric](bool single, uintptr_t points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t batch,
+               int64_t num_points, int64_t num_radii, int num_groups, int dim, bool euclidean, bool inclusive,
+               int64_t exclude_within, uintptr_t counts, int num_threads) {
+        run_knn<KnnCount>(
+            single,
+            {at<>(points), at<>(radii), at<int32_t>(groups), at<int64_t>(rows), batch, num_points, num_radii,
+             num_groups, dim, metric(euclidean), inclusive, exclude_within, at<int64_t>(counts), num_threads},
+            knn_count<double>, knn_count<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"), py::arg("batch"),
+      py::arg("num_points"), py::arg("num_radii"), py::arg("num_groups"), py::arg("dim"), py::arg("euclidean"),
+      py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
+
+  m.def(
+      "knn_add_digamma",
+      [](uintptr_t counts, uintptr_t values, int64_t size, int64_t shift, double factor, int num_threads) {
+        knn_add_digamma({at<int64_t>(counts), at<double>(values), size, shift, factor, num_threads});
+      },
+      NoGil(), py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"), py::arg("factor"),
+      py::arg("num_threads"));
+  m.def(
+      "knn_boundary",
+      [](bool single, uintptr_t points, uintptr_t radii, uintptr_t skip, int64_t batch, int64_t num_points, int dim,
+         int width, int64_t exclude_within, uintptr_t indices, int num_threads) {
+        run_knn<KnnBoundary>(single,
+                             {at<>(points), at<>(radii), at<int64_t>(skip), batch, num_points, dim, width,
+                              exclude_within, at<int64_t>(indices), num_threads},
+                             knn_boundary<double>, knn_boundary<float>);
+      },
+      py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("batch"), py::arg("num_points"),
+      py::arg("dim"), py::arg("width"), py::arg("exclude_within"), py::arg("indices"), py::arg("num_threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -114,4 +179,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = "";
 #endif
   bind_echo(m);
+  bind_knn(m);
 }

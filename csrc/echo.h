@@ -55,8 +55,8 @@ void echo_cpu_backward(const EchoProblem& problem, const EchoBackward& io, int n
 void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* indices, int num_threads);
 
 #if defined(ECHO_EXT_WITH_CUDA)
-// Launched on the given cudaStream_t of the given device; no host synchronisation. They return null, or an error's text;
-// sizes return -1 where the device is out of reach.
+// Launched on the given cudaStream_t of the given device; no host synchronisation. They return null, or an error's
+// text; sizes return -1 where the device is out of reach.
 int64_t echo_cuda_forward_workspace_bytes(const EchoProblem& problem, int device);
 int64_t echo_cuda_backward_workspace_bytes(const EchoProblem& problem, bool deterministic, int device);
 const char* echo_cuda_forward(const EchoProblem& problem, const EchoForward& io, int device, void* stream);

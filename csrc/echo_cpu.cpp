@@ -1,7 +1,7 @@
 // Permutation and replacement: every row its own draws.
 //
-// The bank is first laid out as tiles: for a few cache lines of columns, each bank row's f and s side by side, padded and
-// in the computing type, so that a tile stays in the cache while all rows draw from it.
+// The bank is first laid out as tiles: for a few cache lines of columns, each bank row's f and s side by side, padded
+// and in the computing type, so that a tile stays in the cache while all rows draw from it.
 #include "echo_cpu.h"
 
 #include <limits>
@@ -109,8 +109,8 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
 // One row's part of the gradients of a tile; returns the row's noise. weights and rows hold num_terms entries each
 // (rows rounded up to whole batches).
 template <typename T, typename P>
-P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms, const P& grad,
-               T* weights, int32_t* rows) {
+P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
+               const P& grad, T* weights, int32_t* rows) {
   // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
   // of the product: left_out is the largest such product.
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
@@ -147,9 +147,7 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
 struct Layout {
   int64_t columns, tiles, tile_size;
   Layout(const EchoProblem& problem, int64_t columns_)
-      : columns(columns_),
-        tiles((problem.width + columns - 1) / columns),
-        tile_size(problem.bank_rows * 2 * columns) {}
+      : columns(columns_), tiles((problem.width + columns - 1) / columns), tile_size(problem.bank_rows * 2 * columns) {}
 };
 
 template <typename T>

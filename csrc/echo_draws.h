@@ -136,8 +136,8 @@ ECHO_EXT_HD int32_t draw(const Draws& draws, const Bijection& order, DrawKey key
 }
 
 // ---- Ring ----
-// The bank lies on a circle in a keyed order; a noise is a window of consecutive positions. A batch that is its own bank
-// has the row at position p start at p + 1; with a bank of its own, row i starts at position i, and every further
+// The bank lies on a circle in a keyed order; a noise is a window of consecutive positions. A batch that is its own
+// bank has the row at position p start at p + 1; with a bank of its own, row i starts at position i, and every further
 // `bank_rows` rows get a circle of another order.
 
 ECHO_EXT_HD DrawKey circle_key(uint64_t seed, int64_t circle) { return draw_key(~seed, static_cast<uint64_t>(circle)); }
@@ -165,8 +165,7 @@ ECHO_EXT_HD RingPlace ring_place(const Draws& draws, int64_t row) {
 
 ECHO_EXT_HD int64_t ring_draw(const Draws& draws, RingPlace place, int64_t term) {
   const Bijection order(static_cast<uint32_t>(draws.bank_rows));
-  return order(circle_key(draws.seed, place.circle),
-               static_cast<uint32_t>((place.start + term) % draws.bank_rows));
+  return order(circle_key(draws.seed, place.circle), static_cast<uint32_t>((place.start + term) % draws.bank_rows));
 }
 
 }  // namespace echo_ext

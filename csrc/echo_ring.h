@@ -5,8 +5,8 @@
 // the segment and a prefix of what follows it, so that with
 //     prefix_m = the sum of the first m terms behind the segment,
 //     (tail_q, decay_q) = the suffix from q as an affine map of what follows,
-// eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division. Weights
-// decay, so that prefix_m hardly ever needs all its terms: it stops where a weight is exactly zero.
+// eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division.
+// Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight is exactly zero.
 //
 // Value is a number or a pack of columns; is_zero(Value) tells whether all of it is exactly zero.
 #pragma once
@@ -60,9 +60,9 @@ ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one,
   }
 }
 
-// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and returns
-// its gradient; and add_gradient(position, df, ds). Scratch: prefix, prefix_gradient, tails and decays with one entry for each place of the segment, weights with
-// one for each of segment.behind().
+// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
+// returns its gradient; and add_gradient(position, df, ds). Scratch: prefix, prefix_gradient, tails and decays with one
+// entry for each place of the segment, weights with one for each of segment.behind().
 template <typename Value, typename Scratch>
 struct RingScratch {
   Scratch prefix, prefix_gradient, tails, decays, weights;
@@ -71,8 +71,8 @@ struct RingScratch {
 template <typename Value, typename Scratch, typename Io>
 ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one, RingScratch<Value, Scratch> scratch,
                                const Io& io) {
-  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight of
-  // zero alone does not settle the prefix: the product without its smallest factor must be zero too.
+  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
+  // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
   Value sum = zero, weight = one, left_out = zero, f, s;
   int64_t settled = segment.behind();
   for (int64_t m = 0; m < segment.behind(); ++m) {

@@ -1,8 +1,7 @@
 // Ring: all rows' noises from one scan around a keyed circle of the bank.
+#include "cpu_kernel.h"
 #include "echo_cpu.h"
 #include "echo_ring.h"
-
-#include "cpu_kernel.h"
 #include "parallel.h"
 
 namespace echo_ext {
@@ -53,8 +52,7 @@ struct ForwardIo {
   }
   void emit(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
-    columns.write(io.out, row,
-                  io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
+    columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
   }
 };
 

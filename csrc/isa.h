@@ -10,8 +10,8 @@ namespace echo_ext {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best that this processor runs and this build holds. The environment variable ECHO_EXT_ISA (baseline, avx2, avx512)
-// lowers it, for tests; read once.
+// The best that this processor runs and this build holds. The environment variable ECHO_EXT_ISA (baseline, avx2,
+// avx512) lowers it, for tests; read once.
 Isa current_isa();
 const char* isa_name(Isa isa);
 

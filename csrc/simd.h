@@ -26,10 +26,12 @@ struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef int mask __attribute__((vector_size(kVectorBytes)));  // of a comparison
 };
 template <>
 struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef long long mask __attribute__((vector_size(kVectorBytes)));
 };
 
 template <typename T>
@@ -66,12 +68,8 @@ inline V maximum(V a, V b) {
 
 // Whether a <= b in every lane; false where either is NaN.
 #if defined(__AVX512F__)
-inline bool all_less_equal(Vector<float> a, Vector<float> b) {
-  return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff;
-}
-inline bool all_less_equal(Vector<double> a, Vector<double> b) {
-  return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ) == 0xff;
-}
+inline bool all_less_equal(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff; }
+inline bool all_less_equal(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ) == 0xff; }
 #elif defined(__AVX2__)
 inline bool all_less_equal(Vector<float> a, Vector<float> b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)) == 0xff;

@@ -80,3 +80,50 @@ def echo_cuda_backward(
     /,
 ) -> None: ...
 def echo_cuda_indices(problem: EchoProblem, seed: int, indices: int, device: int, stream: int, /) -> None: ...
+def knn_search(
+    single: bool,
+    points: int,
+    queries: int,
+    rows: int,
+    batch: int,
+    num_points: int,
+    num_queries: int,
+    dim: int,
+    k: int,
+    euclidean: bool,
+    exclude_within: int,
+    distances: int,
+    indices: int,
+    num_threads: int,
+) -> None: ...
+def knn_count(
+    single: bool,
+    points: int,
+    radii: int,
+    groups: int,
+    rows: int,
+    batch: int,
+    num_points: int,
+    num_radii: int,
+    num_groups: int,
+    dim: int,
+    euclidean: bool,
+    inclusive: bool,
+    exclude_within: int,
+    counts: int,
+    num_threads: int,
+) -> None: ...
+def knn_add_digamma(counts: int, values: int, size: int, shift: int, factor: float, num_threads: int) -> None: ...
+def knn_boundary(
+    single: bool,
+    points: int,
+    radii: int,
+    skip: int,
+    batch: int,
+    num_points: int,
+    dim: int,
+    width: int,
+    exclude_within: int,
+    indices: int,
+    num_threads: int,
+) -> None: ...

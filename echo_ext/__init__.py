@@ -1,6 +1,18 @@
 """Echo noise and k-nearest-neighbour information estimators for PyTorch."""
 
 from echo_ext.channel import ChannelOutput, EchoChannel
+from echo_ext.estimators import (
+    conditional_mutual_information,
+    entropy,
+    knn,
+    mutual_information,
+    mutual_information_discrete,
+    mutual_information_error,
+    mutual_information_matrix,
+    permutation_test,
+    total_correlation,
+    transfer_entropy,
+)
 from echo_ext.ops import echo_indices, echo_noise, echo_rate, echo_sample, max_scale
 
 __version__ = "0.1.0"
@@ -8,9 +20,19 @@ __version__ = "0.1.0"
 __all__ = [
     "ChannelOutput",
     "EchoChannel",
+    "conditional_mutual_information",
     "echo_indices",
     "echo_noise",
     "echo_rate",
     "echo_sample",
+    "entropy",
+    "knn",
     "max_scale",
+    "mutual_information",
+    "mutual_information_discrete",
+    "mutual_information_error",
+    "mutual_information_matrix",
+    "permutation_test",
+    "total_correlation",
+    "transfer_entropy",
 ]

@@ -58,7 +58,7 @@ def _require_cuda_build() -> None:
 # f + s * eps with eps made of bank rows, or eps itself where f and s are None. Without a bank of the caller's the batch
 # is passed as the bank and exclude_self is set; then the bank's gradients are the whole gradients of f and s.
 
-_library: Any = torch.library.Library("echo_ext", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("echo_ext", "DEF")
 _library.define(
     "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
     "int sampling, bool exclude_self) -> Tensor"

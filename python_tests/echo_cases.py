@@ -2,14 +2,13 @@
 
 import torch
 
+import echo_ext
 from echo_ext import reference
 
 SAMPLINGS = ("permutation", "replacement", "ring")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # Largest error beside the largest value: the contract's for wide types, a rounding of the result for half types.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-
-DEVICES = ("cpu", "cuda")
 
 
 def signal_and_scale(shape, dtype=torch.float64, largest_scale=0.9, device="cpu"):
@@ -42,3 +41,40 @@ def oracle(name, tensors, indices, weights, *, with_bank):
     if with_bank:
         return results(lambda f, s, bf, bs: function(f, s, indices, bank=(bf, bs)), wide, weights)
     return results(lambda f, s: function(f, s, indices), wide, weights)
+
+
+def check_against_oracle(device, shape, dtype, sampling, num_terms, largest_scale, *, bank_rows=None, size=None):
+    """echo_sample and echo_noise, forward and backward, on the draws that echo_indices names."""
+    tensors = signal_and_scale(shape, dtype, largest_scale, device)
+    if bank_rows is not None:
+        tensors += signal_and_scale((bank_rows, *shape[1:]), dtype, largest_scale, device)
+    seed = int(torch.randint(2**62, ()))
+    rows = shape[0] if size is None else size
+    indices = echo_ext.echo_indices(
+        rows, num_terms=num_terms, sampling=sampling, seed=seed, bank_size=bank_rows, device=device
+    )
+    options = {"num_terms": num_terms, "sampling": sampling, "seed": seed}
+    weights = torch.randn((rows, *shape[1:]), dtype=torch.float64).to(dtype).double()
+
+    for name in ("echo_sample", "echo_noise"):
+        if size is not None and name == "echo_sample":
+            continue
+        used = tensors if name == "echo_sample" or bank_rows is None else tensors[2:]
+
+        def call(*arguments, name=name):
+            if bank_rows is None:
+                return getattr(echo_ext, name)(*arguments, **options)
+            if name == "echo_sample":
+                f, s, *bank = arguments
+                return echo_ext.echo_sample(f, s, bank=bank, **options)
+            f, s = tensors[:2]
+            return echo_ext.echo_noise(f, s, bank=arguments, size=size, **options)
+
+        actual = results(call, used, weights)
+        if bank_rows is None or name == "echo_sample":
+            expected = oracle(name, used, indices, weights, with_bank=bank_rows is not None)
+        else:  # the noise of a bank is that of its rows
+            expected = oracle(name, used, indices, weights, with_bank=False)
+        for what, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):  # the value, then the gradients
+            assert ours.dtype == dtype
+            assert relative_error(ours, theirs) < TOLERANCE[dtype], (name, what)

@@ -8,49 +8,21 @@ import sys
 
 import pytest
 import torch
-from echo_cases import DTYPES, SAMPLINGS, TOLERANCE, oracle, relative_error, results, signal_and_scale
+from echo_cases import (
+    DTYPES,
+    SAMPLINGS,
+    TOLERANCE,
+    check_against_oracle,
+    oracle,
+    relative_error,
+    results,
+    signal_and_scale,
+)
 
 import echo_ext
 from echo_ext import reference
 
 SHAPES = [(2, 1), (2, 33), (3, 5), (16, 16), (17, 1), (66, 67), (101, 129), (257, 31), (100, 32), (11, 2, 3, 5)]
-
-
-def check_against_oracle(device, shape, dtype, sampling, num_terms, largest_scale, *, bank_rows=None, size=None):
-    """echo_sample and echo_noise, forward and backward, on the draws that echo_indices names."""
-    tensors = signal_and_scale(shape, dtype, largest_scale, device)
-    if bank_rows is not None:
-        tensors += signal_and_scale((bank_rows, *shape[1:]), dtype, largest_scale, device)
-    seed = int(torch.randint(2**62, ()))
-    rows = shape[0] if size is None else size
-    indices = echo_ext.echo_indices(
-        rows, num_terms=num_terms, sampling=sampling, seed=seed, bank_size=bank_rows, device=device
-    )
-    options = {"num_terms": num_terms, "sampling": sampling, "seed": seed}
-    weights = torch.randn((rows, *shape[1:]), dtype=torch.float64).to(dtype).double()
-
-    for name in ("echo_sample", "echo_noise"):
-        if size is not None and name == "echo_sample":
-            continue
-        used = tensors if name == "echo_sample" or bank_rows is None else tensors[2:]
-
-        def call(*arguments, name=name):
-            if bank_rows is None:
-                return getattr(echo_ext, name)(*arguments, **options)
-            if name == "echo_sample":
-                f, s, *bank = arguments
-                return echo_ext.echo_sample(f, s, bank=bank, **options)
-            f, s = tensors[:2]
-            return echo_ext.echo_noise(f, s, bank=arguments, size=size, **options)
-
-        actual = results(call, used, weights)
-        if bank_rows is None or name == "echo_sample":
-            expected = oracle(name, used, indices, weights, with_bank=bank_rows is not None)
-        else:  # the noise of a bank is that of its rows
-            expected = oracle(name, used, indices, weights, with_bank=False)
-        for what, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):  # the value, then the gradients
-            assert ours.dtype == dtype
-            assert relative_error(ours, theirs) < TOLERANCE[dtype], (name, what)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

@@ -1,4 +1,4 @@
-"""The definitions in plain PyTorch: the oracle of every test and the baseline of every benchmark.
+"""Echo noise in plain PyTorch.
 
 Readable as the paper (Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Autoencoders via Echo
 Noise", NeurIPS 2019), and as wasteful: every term of every row is gathered, O(B D d) memory.

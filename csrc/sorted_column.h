@@ -1,0 +1,83 @@
+// One column in ascending order: counting neighbours on a line is finding the two ends of an interval.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "counting_sort.h"
+#include "isa.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+
+template <typename T>
+class SortedColumn {
+ public:
+  SortedColumn(const T* values, int64_t size, int num_threads);
+
+  int64_t size() const { return static_cast<int64_t>(order_.size()); }
+  const int32_t* order() const { return order_.data(); }  // the row of each place
+  // Places from -1 to size() may be read: the two ends hold no number, which is within no distance of anything.
+  const T* values() const { return values_.data() + 1; }
+
+ private:
+  std::vector<int32_t> order_;
+  std::vector<T> values_;
+};
+
+// Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then what those leave equal
+// by the values themselves. Values are first taken relative to a typical one, so that the leading bits tell apart what
+// is close together relative to the spread of the data, not to its distance from zero.
+template <typename T>
+SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
+    : order_(static_cast<size_t>(size)), values_(static_cast<size_t>(size) + 2) {
+  T probes[15];
+  for (int i = 0; i < 15; ++i) probes[i] = values[size * i / 15];
+  std::nth_element(probes, probes + 7, probes + 15);
+  const T centre = probes[7];
+
+  std::vector<uint64_t> items(static_cast<size_t>(size));  // the leading bits, and the row
+  std::vector<uint64_t> sorted(static_cast<size_t>(size));
+  for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) {
+      // Float is enough for a first sorting: rounding is monotone.
+      const float value = static_cast<float>(values[i] - centre);
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof(bits));
+      bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+      items[i] = static_cast<uint64_t>(bits) << 32 | static_cast<uint64_t>(i);
+    }
+  });
+  constexpr int kDigitBits = 11;
+  constexpr uint32_t kDigits = 1u << kDigitBits;
+  std::vector<uint32_t> ends;
+  for (int shift = 32; shift < 64; shift += kDigitBits) {
+    counting_sort(
+        size, kDigits, num_threads, ends, [&](int64_t i) { return (items[i] >> shift) % kDigits; },
+        [&](int64_t i, uint32_t place) { sorted[place] = items[i]; });
+    items.swap(sorted);
+  }
+
+  for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) order_[i] = static_cast<int32_t>(items[i] & 0xffffffffu);
+  });
+  for (int64_t begin = 0; begin < size;) {
+    int64_t end = begin + 1;
+    while (end < size && items[end] >> 32 == items[begin] >> 32) ++end;
+    if (end - begin > 1)
+      std::sort(order_.begin() + begin, order_.begin() + end,
+                [values](int32_t a, int32_t b) { return values[a] < values[b] || (values[a] == values[b] && a < b); });
+    begin = end;
+  }
+  values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();
+  for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
+    for (int64_t i = begin; i < end; ++i) values_[i + 1] = values[order_[i]];
+  });
+}
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,208 @@
+"""Searches and counts on batches of tensors; which device computes them is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echo_ext import _C
+
+
+def search(
+    points: Tensor,
+    k: int,
+    *,
+    queries: Tensor | None = None,
+    euclidean: bool = False,
+    exclude_within: int = 0,
+    rows: Tensor | None = None,
+    indices: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Distances (*batch, N, k), ascending, to the k nearest of ``points`` (*batch, N, d), and their indices if asked.
+
+    Euclidean distances are squared. ``rows`` (N,), ascending, are the row numbers that ``exclude_within`` speaks of.
+    """
+    points = _dense(points)
+    *batch, n, dim = points.shape
+    sought = points if queries is None else _dense(queries)
+    shape = (*batch, sought.shape[-2], k)
+    distances = points.new_empty(shape)
+    found = torch.empty(shape, dtype=torch.int64, device=points.device) if indices else None
+    _require_cpu(points)
+    _C.knn_search(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        queries=0 if queries is None else sought.data_ptr(),
+        rows=0 if rows is None else rows.data_ptr(),
+        batch=_size(batch),
+        num_points=n,
+        num_queries=sought.shape[-2],
+        dim=dim,
+        k=k,
+        euclidean=euclidean,
+        exclude_within=exclude_within,
+        distances=distances.data_ptr(),
+        indices=0 if found is None else found.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    return distances, found
+
+
+def count(
+    points: Tensor,
+    radii: Tensor,
+    *,
+    groups: list[int] | None = None,
+    inclusive: bool = False,
+    euclidean: bool = False,
+    exclude_within: int = 0,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """How many other points are nearer than a radius (or as near): int64 (K, *batch, N).
+
+    points: (*some, N, d), whose batch broadcasts to ``radii``'s (K, *batch, N); what is broadcast is sorted once.
+    groups: the group of each column, where each of G groups has its own radius: radii (K, *batch, G, N).
+    """
+    num_groups = 1 if groups is None else max(groups) + 1
+    if groups is None:
+        radii = radii.unsqueeze(-2)
+    n, dim = points.shape[-2:]
+    batch = radii.shape[1:-2]
+    points = points.reshape((1,) * (len(batch) - points.ndim + 2) + points.shape)
+    shared = [i for i, size in enumerate(points.shape[:-2]) if size == 1]
+    own = [i for i in range(len(batch)) if i not in shared]
+    to_front = [0, *(i + 1 for i in shared), *(i + 1 for i in own)]
+    ordered = _dense(radii.permute(*to_front, radii.ndim - 2, radii.ndim - 1))
+    points = _dense(points)
+    columns = torch.tensor(groups if groups is not None else [0] * dim, dtype=torch.int32, device=points.device)
+    counts = torch.empty((*ordered.shape[:-2], n), dtype=torch.int64, device=points.device)
+    _require_cpu(points)
+    num_own = _size([batch[i] for i in own])
+    _C.knn_count(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        radii=ordered.data_ptr(),
+        groups=columns.data_ptr(),
+        rows=0 if rows is None else rows.data_ptr(),
+        batch=num_own,
+        num_points=n,
+        num_radii=_size(ordered.shape[:-2]) // max(num_own, 1),
+        num_groups=num_groups,
+        dim=dim,
+        euclidean=euclidean,
+        inclusive=inclusive,
+        exclude_within=exclude_within,
+        counts=counts.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    back = sorted(range(len(to_front)), key=to_front.__getitem__)
+    return counts.permute(*back, len(to_front))
+
+
+def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
+    """The neighbours nearest in rank to the boundary of each point's ball: int64 (*batch, N, 2 width + 1), -1 for none.
+
+    points: (*batch, N, d); radii: (*batch, N); skip: int64 (*batch, N), one neighbour of each to pass over.
+    """
+    points, radii, skip = _dense(points), _dense(radii), _dense(skip)
+    *batch, n, dim = points.shape
+    found = torch.empty((*batch, n, 2 * width + 1), dtype=torch.int64, device=points.device)
+    _require_cpu(points)
+    _C.knn_boundary(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        radii=radii.data_ptr(),
+        skip=skip.data_ptr(),
+        batch=_size(batch),
+        num_points=n,
+        dim=dim,
+        width=width,
+        exclude_within=exclude_within,
+        indices=found.data_ptr(),
+        num_threads=torch.get_num_threads(),
+    )
+    return found
+
+
+def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
+    """values += factor * psi(counts + shift), in place: float64 and int64 tensors of one shape, values contiguous."""
+    counts = _dense(counts)
+    _require_cpu(values)
+    _C.knn_add_digamma(
+        counts=counts.data_ptr(),
+        values=values.data_ptr(),
+        size=counts.numel(),
+        shift=shift,
+        factor=factor,
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def digamma(counts: Tensor) -> Tensor:
+    """The digamma function of counts, float64."""
+    values = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+    add_digamma(values, counts)
+    return values
+
+
+# ---- Simple steps on large tensors -----------------------------------------------------------------------------------
+# On the CPU they are NumPy's: after each of its own operations torch keeps its threads spinning for a while, on the
+# very cores that the kernels' threads want next.
+
+
+def join(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the last dimension."""
+    if tensors[0].device.type != "cpu":
+        return torch.cat(list(tensors), -1)
+    return torch.from_numpy(np.concatenate([t.numpy() for t in tensors], axis=-1))
+
+
+def kth(sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
+    """From (..., k) to (K, ...), contiguous: the ks-th values, counted from 1."""
+    if sorted_values.device.type != "cpu":
+        return torch.stack([sorted_values[..., k - 1] for k in ks])
+    return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
+
+
+def spread(values: Tensor, shape: torch.Size) -> Tensor:
+    """A contiguous copy of the values, broadcast."""
+    if values.device.type != "cpu":
+        return values.expand(shape).contiguous()
+    return torch.from_numpy(np.broadcast_to(values.numpy(), shape).copy())
+
+
+def mean(values: Tensor) -> Tensor:
+    """Over the last dimension."""
+    if values.device.type != "cpu" or values.requires_grad:
+        return values.mean(-1)
+    return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether none is NaN or infinite."""
+    values = values.detach()
+    return bool(np.isfinite(values.numpy()).all() if values.device.type == "cpu" else torch.isfinite(values).all())
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.is_contiguous() or tensor.device.type != "cpu":
+        return tensor.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
+
+
+def _size(shape: list[int] | torch.Size) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total
+
+
+def _require_cpu(points: Tensor) -> None:
+    if points.device.type != "cpu":
+        raise NotImplementedError(
+            f"nearest neighbours are computed on the CPU only, but the data is on {points.device}"
+        )

@@ -1,0 +1,190 @@
+"""What the estimators are given and what they give back: arrays or tensors, batches, several k, units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ._neighbours import all_finite, mean
+
+Array: TypeAlias = npt.NDArray[np.floating]
+ArrayLike: TypeAlias = Tensor | npt.ArrayLike
+Estimate: TypeAlias = Tensor | Array | float
+Neighbours: TypeAlias = int | Sequence[int]
+
+UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
+MAX_SAMPLES = 2**30  # places are 32-bit integers in the kernels, and bisection steps beyond them
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Variables observed together: tensors (*batch, N, d), whose batches broadcast."""
+
+    variables: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    are_arrays: bool
+
+    @property
+    def count(self) -> int:
+        """N, the number of samples."""
+        return self.variables[0].shape[-2]
+
+    @property
+    def batch(self) -> torch.Size:
+        """The broadcast batch."""
+        return broadcast(*(v.shape[:-2] for v in self.variables))
+
+    def give_back(self, values: Tensor) -> Estimate:
+        """Results in the form of the input: a tensor of its dtype, an array, or a float for a single number."""
+        values = values.to(self.variables[0].dtype)
+        if not self.are_arrays:
+            return values
+        array = values.detach().numpy()
+        return float(array) if array.ndim == 0 else array
+
+
+def read_samples(**given: object) -> Samples:
+    """Check and unify the named variables; (N,) stands for one column."""
+    names = tuple(given)
+    tensors = [_read(name, value) for name, value in given.items()]
+    first = tensors[0]
+    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+        if isinstance(given[name], Tensor) != isinstance(given[names[0]], Tensor):
+            raise TypeError(f"{names[0]} and {name} must be both tensors or both arrays")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{names[0]} and {name} must have one dtype, but have {_name(first)} and {_name(tensor)}")
+        if tensor.device != first.device:
+            raise ValueError(f"{names[0]} and {name} must be on one device, but are on {first.device}, {tensor.device}")
+        if tensor.shape[-2] != first.shape[-2]:
+            raise ValueError(
+                f"{names[0]} and {name} must have one number of samples, but have {first.shape[-2]} and "
+                f"{tensor.shape[-2]} (shapes {_shape(given[names[0]])} and {_shape(given[name])})"
+            )
+    broadcast_batches(**{name: tensor.shape[:-2] for name, tensor in zip(names, tensors, strict=True)})
+    return Samples(tuple(tensors), names, not isinstance(given[names[0]], Tensor))
+
+
+def broadcast(*shapes: Sequence[int]) -> torch.Size:
+    """The shape that all shapes broadcast to."""
+    return torch.Size(torch.broadcast_shapes(*shapes))
+
+
+def broadcast_batches(**batches: Sequence[int]) -> torch.Size:
+    """The common batch of the named variables' batches."""
+    try:
+        return broadcast(*batches.values())
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(batch)}" for name, batch in batches.items())
+        raise ValueError(f"the leading dimensions must broadcast, but are: {shapes}") from None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _read(name: str, value: object) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else _from_array(name, value)
+    if tensor.dtype not in (torch.float64, torch.float32):
+        raise TypeError(f"{name} must be float64 or float32, but is {_name(tensor)}")
+    if tensor.ndim == 0:
+        raise ValueError(f"{name} must have shape (..., N, d) or (N,), but is a single number")
+    if tensor.ndim == 1:
+        tensor = tensor.unsqueeze(-1)
+    if tensor.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one column, but has shape {tuple(tensor.shape)}")
+    if tensor.shape[-2] > MAX_SAMPLES:
+        raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, but has {tensor.shape[-2]}")
+    check_finite(name, tensor, _shape(value))
+    return tensor
+
+
+def _from_array(name: str, value: object) -> Tensor:
+    array = np.asarray(value)
+    if array.dtype.kind in "biu":
+        array = array.astype(np.float64)
+    if array.dtype.kind != "f":
+        raise TypeError(f"{name} must be numeric (float64 or float32), but has dtype {array.dtype}")
+    if array.dtype not in (np.float64, np.float32):
+        raise TypeError(f"{name} must be float64 or float32, but is {array.dtype}")
+    native = array.dtype.newbyteorder("=")
+    array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse NaN and infinity, saying how many there are and where the first is."""
+    if not all_finite(values):
+        bad = ~torch.isfinite(values.detach())
+        count = int(bad.sum())
+        place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), shape)
+        where = ", ".join(str(int(i)) for i in place)
+        raise ValueError(f"{name} must be finite, but has {count} NaN or infinite values, the first at [{where}]")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keywords that every estimator has."""
+
+    ks: tuple[int, ...]
+    single_k: bool
+    unit: str
+    local: bool
+    exclude_within: int
+
+    def others(self, n: int) -> Tensor:
+        """How many neighbours each of n samples may have: all but those excluded: (n,), or (1,) for all alike."""
+        if self.exclude_within == 0:
+            return torch.tensor([n - 1.0], dtype=torch.float64)
+        row = torch.arange(n, dtype=torch.float64)
+        w = min(self.exclude_within, n - 1)
+        return (n - 1) - row.clamp(max=w) - (n - 1 - row).clamp(max=w)
+
+    def finish(self, samples: Samples, local_values: Tensor) -> Estimate:
+        """From values in nats, (K, *batch, N), to what the caller asked for."""
+        values = local_values if self.local else mean(local_values)
+        values = values[0] if self.single_k else values
+        return samples.give_back(values * UNITS[self.unit])
+
+
+def read_options(n: int, *, k: Neighbours, unit: str = "nats", local: bool = False, exclude_within: int = 0) -> Options:
+    """Check the common keywords against the number of samples."""
+    several = isinstance(k, Sequence | np.ndarray) and len(k) > 0
+    ks = tuple(read_int("k", each, 1) for each in (k if isinstance(k, Sequence | np.ndarray) and several else [k]))
+    choose("unit", unit, UNITS)
+    options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0))
+    fewest = int(options.others(n).min()) if n else 0
+    if max(ks) > fewest:
+        raise ValueError(
+            f"k must be less than the number of samples, but is {max(ks)} of {n}"
+            if exclude_within == 0
+            else f"k is {max(ks)}, but with exclude_within={exclude_within} some of the {n} samples have only "
+            f"{max(fewest, 0)} neighbours left"
+        )
+    return options
+
+
+def read_int(name: str, value: object, least: int) -> int:
+    """An integer that is large enough."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int{' or a sequence of ints' if name == 'k' else ''}, but is {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, but is {value}")
+    return int(value)
+
+
+def choose(name: str, value: object, allowed: Sequence[str] | dict[str, float]) -> None:
+    """Refuse what is not one of the allowed words."""
+    if value not in tuple(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but is {value!r}")

@@ -1,0 +1,134 @@
+"""Mutual information between a continuous variable and labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _gradient
+from ._neighbours import count, digamma, search
+from ._samples import (
+    ArrayLike,
+    Estimate,
+    Neighbours,
+    Options,
+    broadcast_batches,
+    check_finite,
+    read_options,
+    read_samples,
+)
+
+
+def mutual_information_discrete(
+    x: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: Neighbours = 3,
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Estimate:
+    """Mutual information between x and discrete labels (Ross 2014, eq. 1).
+
+    ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``: N_i samples share sample i's label, k_i = min(k, N_i - 1),
+    and m_i others, of any label, are strictly nearer than the k_i-th neighbour of the same label (Chebyshev). A sample
+    whose label nobody shares has no such neighbour; it is left out altogether. With ``exclude_within``, one more than
+    the neighbours left stands for N and N_i.
+
+    Args:
+        x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
+        labels: (..., N): integers, booleans, strings or whole numbers; tensor or array.
+        k, unit, local, exclude_within: As in `mutual_information`; local values are NaN where a sample is left out.
+
+    Returns:
+        A float for one array, else an array or a tensor of shape (...).
+
+    Raises:
+        TypeError: x is not float64 or float32; labels are objects.
+        ValueError: Values that are not finite, labels that are not whole numbers, another number of labels than of
+            samples, no label that occurs twice, k or exclude_within that leave too few neighbours.
+    """
+    samples = read_samples(x=x)
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
+    (points,) = samples.variables
+    codes = _read_labels(labels)
+    n = samples.count
+    if codes.shape[-1] != n:
+        raise ValueError(f"x and labels must have one number of samples, but have {n} and {codes.shape[-1]}")
+    batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
+    each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
+    each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
+    local_values = [_ross(one, label, options) for one, label in zip(each_x, each_label, strict=True)]
+    values = torch.stack(local_values, 1) if local_values else points.new_empty((len(options.ks), 0, n)).double()
+    values = values.reshape(len(options.ks), *batch, n)
+    if not local:  # the mean over those that are not left out
+        values = values.nanmean(-1, keepdim=True)
+    return options.finish(samples, _gradient.attach_none(values, "mutual_information_discrete", points))
+
+
+def _read_labels(labels: object) -> Tensor:
+    """Labels as int64 codes, (..., N)."""
+    if isinstance(labels, Tensor):
+        tensor = labels.detach()
+    else:
+        array = np.asarray(labels)
+        if array.dtype.kind not in "biufUS":
+            raise TypeError(f"labels must be integers, booleans or strings, but have dtype {array.dtype}")
+        if array.dtype.kind in "US":
+            array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
+        elif array.dtype.kind == "u":
+            array = array.astype(np.int64)
+        tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+    if tensor.ndim == 0:
+        raise ValueError("labels must have shape (..., N), but are a single one")
+    if tensor.is_floating_point():
+        check_finite("labels", tensor, tuple(tensor.shape))
+        split = tensor != tensor.round()
+        if bool(split.any()):
+            raise ValueError(
+                f"labels must be discrete, but {int(split.sum())} are not whole numbers, "
+                f"the first {float(tensor[split][0]):g}; for continuous variables there is mutual_information"
+            )
+    elif tensor.is_complex():
+        raise TypeError(f"labels must be integers, booleans or strings, but are {tensor.dtype}")
+    return tensor.to(torch.int64)
+
+
+def _ross(points: Tensor, labels: Tensor, options: Options) -> Tensor:
+    """Local values (K, N) of one sample (N, d) and its labels (N,)."""
+    w = options.exclude_within
+    _, label_of, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+    kept = (sizes > 1)[label_of].nonzero().squeeze(-1)
+    if len(kept) == 0:
+        raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
+    radii = points.new_empty((len(options.ks), len(points)))
+    psi_k = torch.empty(radii.shape, dtype=torch.float64, device=points.device)
+    psi_own = torch.empty(len(points), dtype=torch.float64, device=points.device)
+    order = torch.argsort(label_of, stable=True)
+    for size, rows in zip(sizes.tolist(), torch.split(order, sizes.tolist()), strict=True):
+        if size == 1:
+            continue
+        left = _others(rows, w)
+        fewest = int(left.min())
+        if fewest < 1:
+            raise ValueError(f"exclude_within={w} leaves a sample without a neighbour of its own label")
+        ks = torch.tensor([min(k, fewest) for k in options.ks], device=points.device)
+        distances, _ = search(points[rows], int(ks.max()), exclude_within=w, rows=rows)
+        radii[:, rows] = distances.T[ks - 1]
+        psi_k[:, rows] = torch.digamma(ks.double()).unsqueeze(-1)
+        psi_own[rows] = torch.digamma(left.double() + 1)
+    near = count(points[kept], radii[:, kept], exclude_within=w, rows=kept)
+    psi_all = torch.digamma(_others(kept, w).double() + 1)
+    values = torch.full(radii.shape, torch.nan, dtype=torch.float64, device=points.device)
+    values[:, kept] = psi_all + psi_k[:, kept] - psi_own[kept] - digamma(near + 1)
+    return values
+
+
+def _others(rows: Tensor, exclude_within: int) -> Tensor:
+    """How many of some ascending rows are neighbours of each: not itself, nor within the window."""
+    if exclude_within == 0:
+        return torch.full_like(rows, len(rows) - 1)
+    first = torch.searchsorted(rows, rows - exclude_within)
+    last = torch.searchsorted(rows, rows + exclude_within, right=True)
+    return len(rows) - (last - first)

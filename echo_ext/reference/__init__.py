@@ -1,0 +1,31 @@
+"""The definitions, as the papers state them: the oracle of every test and the baseline of every benchmark.
+
+``echo_noise``, ``echo_sample`` and ``random_orderings`` are plain PyTorch. The information estimators, which have the
+names that they have in ``echo_ext``, need SciPy; they are imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from echo_ext.reference.echo import echo_noise, echo_sample, random_orderings
+
+_INFORMATION = (
+    "conditional_mutual_information",
+    "entropy",
+    "knn",
+    "mutual_information",
+    "mutual_information_discrete",
+    "mutual_information_matrix",
+    "total_correlation",
+    "transfer_entropy",
+)
+
+__all__ = ["echo_noise", "echo_sample", "random_orderings", *_INFORMATION]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _INFORMATION:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("echo_ext.reference.information"), name)

@@ -1,0 +1,304 @@
+"""The information estimators as the papers state them: one sample after another, all pairs, NumPy and SciPy only.
+
+The oracle for the tests: slow, and meant to be read. Arguments as in `echo_ext`; results are floats or arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import digamma, gammaln
+
+Numbers: TypeAlias = npt.NDArray[Any]
+# From one item's variables, (N, d) each, and k to the N local values.
+LocalValues: TypeAlias = Callable[..., Numbers]
+
+
+def mutual_information(
+    x: Any,
+    y: Any,
+    *,
+    k: Any = 3,
+    method: str = "ksg1",
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Any:
+    """Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg), Gao et al. 2017 (mixed)."""
+
+    def values(k: int, *variables: Numbers) -> Numbers:
+        if method == "bi-ksg":
+            return _bi_ksg(variables, k, exclude_within)
+        if method == "mixed":
+            return _mixed(variables, k, exclude_within)
+        return _ksg(variables, k, method, exclude_within)
+
+    return _estimate(values, [x, y], k, unit, local)
+
+
+def total_correlation(
+    x: Any,
+    *,
+    k: Any = 3,
+    method: str = "ksg1",
+    groups: Sequence[Sequence[int]] | None = None,
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Any:
+    """Kraskov et al. 2004, equations 23 and 24."""
+
+    def values(k: int, points: Numbers) -> Numbers:
+        columns = groups if groups is not None else [[c] for c in range(points.shape[1])]
+        return _ksg([points[:, list(group)] for group in columns], k, method, exclude_within)
+
+    return _estimate(values, [x], k, unit, local)
+
+
+def conditional_mutual_information(
+    x: Any,
+    y: Any,
+    z: Any,
+    *,
+    k: Any = 3,
+    method: str = "ksg1",
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Any:
+    """Frenzel and Pompe 2007 (ksg1); Lizier 2014 (ksg2)."""
+
+    def values(k: int, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
+        return _conditional(x, y, z, k, method, exclude_within)
+
+    return _estimate(values, [x, y, z], k, unit, local)
+
+
+def transfer_entropy(
+    source: Any,
+    target: Any,
+    *,
+    history: int = 1,
+    source_history: int = 1,
+    lag: int = 1,
+    k: Any = 3,
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Any:
+    """Schreiber 2000, by Frenzel and Pompe 2007."""
+
+    def values(k: int, source: Numbers, target: Numbers) -> Numbers:
+        times = range(max(history, lag + source_history - 1), len(target))
+        own_past = np.array([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
+        past = np.array([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
+        return _conditional(target[times.start :], past, own_past, k, "ksg1", exclude_within)
+
+    return _estimate(values, [source, target], k, unit, local)
+
+
+def entropy(
+    x: Any, *, k: Any = 3, metric: str = "chebyshev", unit: str = "nats", local: bool = False, exclude_within: int = 0
+) -> Any:
+    """Kozachenko and Leonenko 1987; Kraskov et al. 2004, equation 20."""
+
+    def values(k: int, points: Numbers) -> Numbers:
+        n, dim = points.shape
+        log_volume = 0.0 if metric == "chebyshev" else _log_ball(dim) - dim * np.log(2)
+        result = np.empty(n)
+        for i in range(n):
+            others = _others(n, i, exclude_within)
+            eps = np.float64(np.sort(_distances(points, i, others, metric))[k - 1])
+            eps = np.sqrt(eps) if metric == "euclidean" else eps
+            with np.errstate(divide="ignore"):
+                result[i] = digamma(len(others) + 1) - digamma(k) + log_volume + dim * np.log(2 * eps)
+        return result
+
+    return _estimate(values, [x], k, unit, local)
+
+
+def mutual_information_discrete(
+    x: Any, labels: Any, *, k: Any = 3, unit: str = "nats", local: bool = False, exclude_within: int = 0
+) -> Any:
+    """Ross 2014; samples whose label occurs once are left out (NaN among the local values)."""
+
+    def values(k: int, points: Numbers, labels: Numbers) -> Numbers:
+        label = labels[:, 0]
+        n = len(label)
+        kept = np.array([np.sum(label == own) > 1 for own in label])
+        result = np.full(n, np.nan)
+        for i in np.flatnonzero(kept).tolist():
+            others = _others(n, i, exclude_within)
+            others = others[kept[others]]
+            same = others[label[others] == label[i]]
+            fewest = min(len(_same(label, j, exclude_within)) for j in np.flatnonzero(label == label[i]).tolist())
+            own_k = min(k, fewest)
+            radius = np.sort(_distances(points, i, same))[own_k - 1]
+            near = np.sum(_distances(points, i, others) < radius)
+            result[i] = digamma(len(others) + 1) + digamma(own_k) - digamma(len(same) + 1) - digamma(near + 1)
+        return result
+
+    codes = np.asarray(labels)
+    codes = np.unique(codes, return_inverse=True)[1].reshape(codes.shape).astype(np.float64)
+    return _estimate(values, [x, codes[..., None]], k, unit, local)
+
+
+def mutual_information_matrix(
+    x: Any, y: Any = None, *, k: Any = 3, method: str = "ksg1", unit: str = "nats", exclude_within: int = 0
+) -> Any:
+    """Each column of x with each column of y."""
+    left = _columns(x)
+    right = left if y is None else _columns(y)
+    rows = [
+        [
+            mutual_information(
+                left[..., a], right[..., b], k=k, method=method, unit=unit, exclude_within=exclude_within
+            )
+            for b in range(right.shape[-1])
+        ]
+        for a in range(left.shape[-1])
+    ]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def knn(
+    points: Any, queries: Any = None, k: int = 3, *, metric: str = "chebyshev", exclude_within: int = 0
+) -> tuple[Numbers, Numbers]:
+    """Distances and indices; the lower index first among equal distances."""
+    base = _columns(points)
+    sought = base if queries is None else _columns(queries)
+    distances = np.empty((len(sought), k), base.dtype)
+    indices = np.empty((len(sought), k), np.int64)
+    for i, query in enumerate(sought):
+        others = np.arange(len(base)) if queries is not None else _others(len(base), i, exclude_within)
+        apart = _lengths(base[others] - query, metric)
+        nearest = np.argsort(apart, kind="stable")[:k]
+        distances[i], indices[i] = apart[nearest], others[nearest]
+    return (np.sqrt(distances) if metric == "euclidean" else distances), indices
+
+
+# ---- One item, one k -------------------------------------------------------------------------------------------------
+
+
+def _ksg(variables: Sequence[Numbers], k: int, method: str, w: int) -> Numbers:
+    joint = np.concatenate(variables, axis=1)
+    n = len(joint)
+    margins = len(variables) - 1
+    result = np.empty(n)
+    for i in range(n):
+        others = _others(n, i, w)
+        apart = _distances(joint, i, others)
+        nearest = np.argsort(apart, kind="stable")[:k]
+        each = [_distances(v, i, others) for v in variables]
+        if method == "ksg1":
+            counts = [np.sum(a < apart[nearest[-1]]) + 1 for a in each]
+            result[i] = digamma(k) + margins * digamma(len(others) + 1) - sum(map(digamma, counts))
+        else:
+            counts = [np.sum(a <= a[nearest].max()) for a in each]
+            result[i] = digamma(k) - margins / k + margins * digamma(len(others) + 1) - sum(map(digamma, counts))
+    return result
+
+
+def _bi_ksg(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
+    joint = np.concatenate(variables, axis=1)
+    n = len(joint)
+    volumes = sum(_log_ball(v.shape[1]) for v in variables) - _log_ball(joint.shape[1])
+    result = np.empty(n)
+    for i in range(n):
+        others = _others(n, i, w)
+        radius = np.sort(_distances(joint, i, others, "euclidean"))[k - 1]
+        counts = [np.sum(_distances(v, i, others, "euclidean") <= radius) for v in variables]
+        result[i] = digamma(k) + np.log(len(others) + 1) + volumes - sum(map(np.log, counts))
+    return result
+
+
+def _mixed(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
+    joint = np.concatenate(variables, axis=1)
+    n = len(joint)
+    result = np.empty(n)
+    for i in range(n):
+        others = _others(n, i, w)
+        apart = _distances(joint, i, others)
+        radius = np.sort(apart)[k - 1]
+        each = [_distances(v, i, others) for v in variables]
+        if radius == 0:
+            own_k = np.sum(apart == 0) + 1
+            counts = [np.sum(a == 0) + 1 for a in each]
+        else:
+            own_k = k
+            counts = [np.sum(a < radius) + 1 for a in each]
+        result[i] = digamma(own_k) + np.log(len(others) + 1) - sum(map(digamma, counts))
+    return result
+
+
+def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int) -> Numbers:
+    joint = np.concatenate([x, y, z], axis=1)
+    n = len(joint)
+    result = np.empty(n)
+    for i in range(n):
+        others = _others(n, i, w)
+        apart = _distances(joint, i, others)
+        nearest = np.argsort(apart, kind="stable")[:k]
+        to_x, to_y, to_z = (_distances(v, i, others) for v in (x, y, z))
+        if method == "ksg1":
+            near_x, near_y, near_z = (a < apart[nearest[-1]] for a in (to_x, to_y, to_z))
+            nxz, nyz, nz = np.sum(near_x & near_z) + 1, np.sum(near_y & near_z) + 1, np.sum(near_z) + 1
+            result[i] = digamma(k) + digamma(nz) - digamma(nxz) - digamma(nyz)
+        else:
+            near_x, near_y, near_z = (a <= a[nearest].max() for a in (to_x, to_y, to_z))
+            nxz, nyz, nz = np.sum(near_x & near_z), np.sum(near_y & near_z), np.sum(near_z)
+            result[i] = digamma(k) - 2 / k + digamma(nz) - digamma(nxz) + 1 / nxz - digamma(nyz) + 1 / nyz
+    return result
+
+
+def _others(n: int, i: int, w: int) -> Numbers:
+    rows = np.arange(n)
+    return rows[np.abs(rows - i) > w]
+
+
+def _same(label: Numbers, i: int, w: int) -> Numbers:
+    others = _others(len(label), i, w)
+    return np.asarray(others[label[others] == label[i]])
+
+
+def _distances(points: Numbers, i: int, others: Numbers, metric: str = "chebyshev") -> Numbers:
+    """From sample i to some others, in the points' own precision; squared if Euclidean."""
+    return _lengths(points[others] - points[i], metric)
+
+
+def _lengths(differences: Numbers, metric: str) -> Numbers:
+    if metric == "chebyshev":
+        return np.asarray(np.abs(differences).max(axis=1))
+    squares = np.zeros(len(differences), differences.dtype)
+    for column in differences.T:
+        squares = squares + column * column
+    return squares
+
+
+def _log_ball(dim: int) -> float:
+    return float(dim / 2 * np.log(np.pi) - gammaln(dim / 2 + 1))
+
+
+# ---- Batches, several k, units ---------------------------------------------------------------------------------------
+
+
+def _columns(given: Any) -> Numbers:
+    array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    array = array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    return np.asarray(array[:, None] if array.ndim == 1 else array)
+
+
+def _estimate(values: LocalValues, given: Sequence[Any], k: Any, unit: str, local: bool) -> Any:
+    variables = [_columns(each) for each in given]
+    batch = np.broadcast_shapes(*(v.shape[:-2] for v in variables))
+    full = [np.broadcast_to(v, batch + v.shape[-2:]) for v in variables]
+    ks = [k] if np.ndim(k) == 0 else list(k)
+    local_values = np.array([[values(one_k, *(v[item] for v in full)) for item in np.ndindex(batch)] for one_k in ks])
+    local_values = local_values.reshape(len(ks), *batch, -1) / (np.log(2) if unit == "bits" else 1.0)
+    result = local_values if local else np.nanmean(local_values, axis=-1)
+    result = result[0] if np.ndim(k) == 0 else result
+    return float(result) if result.ndim == 0 else result

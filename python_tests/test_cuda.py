@@ -1,0 +1,124 @@
+"""The Echo ops on a GPU: the oracle again, the CPU's draws bit for bit, and CUDA's own engines."""
+
+import copy
+
+import pytest
+import torch
+from echo_cases import DTYPES, SAMPLINGS, check_against_oracle, results, signal_and_scale
+
+import echo_ext
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 1), (3, 5), (17, 1), (66, 67), (257, 31), (100, 32), (1024, 128), (11, 2, 3, 5)])
+def test_agrees_with_the_oracle(shape, dtype, sampling):
+    for largest_scale in (0.05, 0.6, 0.97):
+        for num_terms in {None, 1, shape[0] // 2}:
+            if shape[0] < 1024 or num_terms != shape[0] // 2:
+                check_against_oracle("cuda", shape, dtype, sampling, num_terms, largest_scale)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "bank_rows"), [((1, 3), 1), ((1, 40), 70), ((9, 17), 5), ((300, 5), 33)])
+def test_bank_agrees_with_the_oracle(shape, bank_rows, dtype, sampling):
+    check_against_oracle("cuda", shape, dtype, sampling, None, 0.8, bank_rows=bank_rows)
+    check_against_oracle("cuda", shape, dtype, sampling, None, 0.8, bank_rows=bank_rows, size=3 * bank_rows + 1)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("bank_size", [None, 40])
+def test_draws_are_the_cpus(sampling, bank_size):
+    options = {"sampling": sampling, "seed": 5, "bank_size": bank_size}
+    assert torch.equal(
+        echo_ext.echo_indices(130, device="cuda", **options).cpu(), echo_ext.echo_indices(130, **options)
+    )
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_repeats_bit_for_bit(sampling):
+    f, s = signal_and_scale((500, 40), torch.float32, device="cuda")
+    torch.use_deterministic_algorithms(sampling != "ring")  # the ring needs no asking
+    try:
+        once, again = (
+            results(lambda f, s: echo_ext.echo_sample(f, s, sampling=sampling, seed=1), (f, s), torch.ones(500, 40))
+            for _ in range(2)
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, once, again))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_graph_draws_fresh_noise_at_every_replay(sampling):
+    f, s = (t.detach() for t in signal_and_scale((100, 32), torch.float32, device="cuda"))
+    for _ in range(3):
+        echo_ext.echo_sample(f, s, sampling=sampling)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z = echo_ext.echo_sample(f, s, sampling=sampling)
+    graph.replay()
+    first = z.clone()
+    graph.replay()
+    assert not torch.equal(z, first)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_never_synchronises_the_host(sampling):
+    f, s = signal_and_scale((100, 32), torch.float32, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        echo_ext.echo_sample(f, s, sampling=sampling).sum().backward()
+        echo_ext.echo_sample(f, s, sampling=sampling, seed=7)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_runs_on_the_current_stream():
+    f, s = (t.detach() for t in signal_and_scale((400, 64), torch.float32, device="cuda"))
+    expected = echo_ext.echo_sample(f, s, seed=2)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late_f = f + 0.0
+        z = echo_ext.echo_sample(late_f, s, seed=2)
+    stream.synchronize()
+    assert torch.equal(z, expected)
+
+
+def test_memory_stays_linear():
+    """No (B, D, d) tensor and no index tensor: at most a few dozen times the input."""
+    f, s = signal_and_scale((1024, 128), torch.float32, device="cuda")
+    echo_ext.echo_sample(f, s).sum().backward()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    echo_ext.echo_sample(f, s).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 64 * f.numel() * 4
+
+
+def test_compiles_and_moves_between_devices():
+    channel = echo_ext.EchoChannel(num_terms=20, bank_size=50)
+    channel(torch.randn(30, 4), torch.randn(30, 4))
+    moved = copy.deepcopy(channel).cuda()
+    assert moved.bank_f.device.type == "cuda"
+    compiled = torch.compile(moved, fullgraph=True)
+    z, rate = compiled(torch.randn(30, 4, device="cuda"), torch.randn(30, 4, device="cuda"))
+    assert z.isfinite().all()
+    assert rate.isfinite().all()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        half = torch.randn(30, 4, device="cuda", dtype=torch.bfloat16)
+        assert moved(half, half).z.dtype == torch.bfloat16
+
+
+def test_devices_must_agree():
+    f, s = (t.detach() for t in signal_and_scale((5, 3)))
+    with pytest.raises(ValueError, match="must be on one device, but are on cuda:0 and cpu"):
+        echo_ext.echo_sample(f.cuda(), s)
+    with pytest.raises(ValueError, match="seed must be on f's device cuda:0, but is on cpu"):
+        echo_ext.echo_sample(f.cuda(), s.cuda(), seed=torch.tensor(1))

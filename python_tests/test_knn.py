@@ -1,0 +1,155 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from knn_cases import KINDS, fresh, sample
+
+import echo_ext
+from echo_ext import reference
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neighbours_are_those_of_all_pairs(kind, metric, dtype):
+    rng = fresh()
+    for _ in range(6):
+        n, d = int(rng.integers(2, 250)), int(rng.integers(1, 12))
+        k = int(rng.integers(1, min(n, 40)))
+        points = sample(rng, n, d, kind, dtype)
+        distances, indices = echo_ext.knn(points, k=k, metric=metric)
+        expected, nearest = reference.knn(points, k=k, metric=metric)
+        assert distances.dtype == dtype
+        # Roots may be rounded differently; what was compared are squares.
+        np.testing.assert_allclose(distances, expected, rtol=0 if metric == "chebyshev" else 2 * np.finfo(dtype).eps)
+        np.testing.assert_array_equal(indices, nearest)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_queries_of_their_own(kind):
+    rng = fresh()
+    for _ in range(4):
+        n, m, d = int(rng.integers(1, 200)), int(rng.integers(1, 60)), int(rng.integers(1, 5))
+        k = int(rng.integers(1, n + 1))
+        points = sample(rng, n, d, kind)
+        queries = np.concatenate([sample(rng, m, d, kind), points[:3], 100 + points[:1]])
+        distances, indices = echo_ext.knn(points, queries, k)
+        expected, nearest = reference.knn(points, queries, k)
+        np.testing.assert_array_equal(distances, expected)
+        np.testing.assert_array_equal(indices, nearest)
+
+
+def test_window_excludes_rows_that_are_near_in_time():
+    rng = fresh()
+    for w in (1, 3, 10):
+        points = np.cumsum(sample(rng, 150, 2), axis=0)
+        distances, indices = echo_ext.knn(points, k=4, exclude_within=w)
+        expected, nearest = reference.knn(points, k=4, exclude_within=w)
+        np.testing.assert_array_equal(distances, expected)
+        np.testing.assert_array_equal(indices, nearest)
+        assert (np.abs(indices - np.arange(150)[:, None]) > w).all()
+
+
+def test_batches_broadcast():
+    points, queries = torch.randn(2, 1, 40, 3), torch.randn(3, 10, 3)
+    distances, indices = echo_ext.knn(points, queries, 2)
+    assert distances.shape == indices.shape == (2, 3, 10, 2)
+    for i in range(2):
+        for j in range(3):
+            alone = echo_ext.knn(points[i, 0], queries[j], 2)
+            assert torch.equal(distances[i, j], alone[0])
+            assert torch.equal(indices[i, j], alone[1])
+
+
+def test_any_strides_and_one_column():
+    points = torch.randn(3, 100).T
+    assert torch.equal(echo_ext.knn(points)[0], echo_ext.knn(points.contiguous())[0])
+    assert torch.equal(echo_ext.knn(points[:, 0])[0], echo_ext.knn(points[:, :1].contiguous())[0])
+
+
+def test_many_points_in_few_dimensions():
+    scipy_spatial = pytest.importorskip("scipy.spatial")
+    points = sample(fresh(), 20_000, 2)
+    distances, _ = echo_ext.knn(points, k=3)
+    expected, _ = scipy_spatial.cKDTree(points).query(points, k=4, p=np.inf)
+    np.testing.assert_array_equal(distances, expected[:, 1:])
+
+
+def test_threads_do_not_change_results():
+    x = torch.randn(5000, 2, dtype=torch.float64)
+    many = torch.randn(7, 300, 2)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append((*echo_ext.knn(x), echo_ext.mutual_information(x, x.flip(0)), *echo_ext.knn(many)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+ON_ONE_ISA = """
+import hashlib, sys
+import numpy as np
+import echo_ext
+rng = np.random.default_rng(int(sys.argv[1]))
+digest = hashlib.sha256()
+for d in (1, 2, 3, 9):
+    for dtype in (np.float32, np.float64):
+        x, y = rng.standard_normal((2, 400, d)).astype(dtype)
+        y += x
+        for metric in ("chebyshev", "euclidean"):
+            for part in echo_ext.knn(x, k=4, metric=metric):
+                digest.update(part.tobytes())
+        for method in ("ksg1", "ksg2", "bi-ksg"):
+            digest.update(echo_ext.mutual_information(x, y, k=[1, 3, 7], method=method).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_instruction_sets_agree_bit_for_bit():
+    seed = str(int(torch.randint(2**31, ())))
+    results = set()
+    for isa in ("baseline", "avx2", "avx512"):
+        run = subprocess.run(
+            [sys.executable, "-c", ON_ONE_ISA, seed],
+            env={**os.environ, "ECHO_EXT_ISA": isa},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        results.add(run.stdout)
+    assert len(results) == 1, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(points=np.ones((5, 2)), k=5), ValueError, "k must be less than the number of samples, but is 5 of 5"),
+        (dict(points=np.ones((5, 2)), k=0), ValueError, "k must be at least 1, but is 0"),
+        (dict(points=np.ones((5, 2)), k=1.5), TypeError, "k must be an int"),
+        (dict(points=np.ones((5, 2)), metric="l1"), ValueError, "metric must be one of 'chebyshev', 'euclidean'"),
+        (dict(points=np.ones((5, 2)), queries=np.ones((5, 3))), ValueError, "one number of columns, but have 2 and 3"),
+        (dict(points=np.ones((5, 2)), queries=np.ones((5, 2)), k=6), ValueError, "at most the number of points, 5"),
+        (dict(points=np.ones((5, 2)), queries=np.ones((5, 2), np.float32)), TypeError, "one dtype"),
+        (dict(points=np.ones((5, 2)), queries=torch.ones(5, 2)), TypeError, "both tensors or both arrays"),
+        (dict(points=np.ones((5, 2)), exclude_within=2, k=1), ValueError, "have only 0 neighbours left"),
+        (dict(points=np.ones((5, 0))), ValueError, "points must have at least one column"),
+        (dict(points=np.ones((0, 2))), ValueError, "less than the number of samples, but is 3 of 0"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        echo_ext.knn(**arguments)
+
+
+def test_a_backward_pass_names_what_has_a_gradient():
+    points = torch.randn(20, 2, requires_grad=True)
+    distances, _ = echo_ext.knn(points)
+    with pytest.raises(NotImplementedError, match="knn has no gradient; these have one: entropy"):
+        distances.sum().backward()

@@ -1,0 +1,95 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from knn_cases import KINDS, fresh, sample
+
+import echo_ext
+from echo_ext import mutual_information_discrete, reference
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_meets_the_oracle(kind, dtype):
+    rng = fresh()
+    for w in (0, 2):
+        n = int(rng.integers(40, 150))
+        x = sample(rng, n, int(rng.integers(1, 4)), kind, dtype)
+        labels = rng.integers(0, 3, n)
+        if w == 0:
+            labels[0] = 99  # its only one
+            labels[1:3] = 50  # fewer than k + 1
+        options = dict(k=[1, 3, 5], local=True, exclude_within=w)
+        tolerance = 1e-12 if dtype == np.float64 else 2e-6
+        np.testing.assert_allclose(
+            mutual_information_discrete(x, labels, **options),
+            reference.mutual_information_discrete(x, labels, **options),
+            rtol=tolerance,
+            atol=tolerance,
+        )
+
+
+def test_labels_that_decide_everything_or_nothing():
+    rng = fresh()
+    label = rng.integers(0, 4, 4000)
+    apart = label + 0.1 * rng.random(4000)
+    assert mutual_information_discrete(apart, label) == pytest.approx(math.log(4), abs=0.02)
+    assert mutual_information_discrete(rng.random(4000), label) == pytest.approx(0.0, abs=0.06)
+    assert mutual_information_discrete(apart, np.zeros(4000)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_forms_of_labels_are_one():
+    rng = fresh()
+    label = rng.integers(0, 2, 200)
+    x = label + rng.standard_normal(200)
+    value = mutual_information_discrete(x, label)
+    for form in (
+        label.astype(bool),
+        label.astype(np.uint8),
+        label.astype(float),
+        np.array(["no", "yes"])[label],
+        list(map(int, label)),
+        torch.from_numpy(label),
+    ):
+        assert mutual_information_discrete(x, form) == value
+    tensor = mutual_information_discrete(torch.from_numpy(x), label)
+    assert isinstance(tensor, torch.Tensor)
+    assert tensor.item() == value
+
+
+def test_batches_broadcast():
+    x = torch.randn(2, 1, 80, 2, dtype=torch.float64)
+    labels = torch.randint(0, 3, (3, 80))
+    values = mutual_information_discrete(x, labels, k=[2, 3])
+    assert values.shape == (2, 2, 3)
+    for i in range(2):
+        for j in range(3):
+            torch.testing.assert_close(values[1, i, j], mutual_information_discrete(x[i, 0], labels[j], k=3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (np.arange(10), ValueError, "labels must repeat, but every one of them occurs once"),
+        (np.linspace(0, 1, 10), ValueError, "labels must be discrete, but 8 are not whole numbers, the first 0.111111"),
+        (np.array([0.0] * 9 + [np.nan]), ValueError, r"labels must be finite, .* first at \[9\]"),
+        (np.zeros(9), ValueError, "x and labels must have one number of samples, but have 10 and 9"),
+        (np.array([object()] * 10), TypeError, "labels must be integers, booleans or strings, but have dtype object"),
+        (np.array(1), ValueError, "labels must have shape"),
+    ],
+)
+def test_bad_labels(labels, error, message):
+    with pytest.raises(error, match=message):
+        mutual_information_discrete(np.arange(10.0), labels)
+
+
+def test_a_window_that_leaves_a_label_without_neighbours():
+    with pytest.raises(ValueError, match="exclude_within=3 leaves a sample without a neighbour of its own label"):
+        mutual_information_discrete(np.arange(20.0), [0, 0] + [1] * 18, exclude_within=3)
+
+
+def test_a_backward_pass_is_refused():
+    x = torch.randn(30, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="mutual_information_discrete has no gradient"):
+        echo_ext.mutual_information_discrete(x, torch.arange(30) % 2).backward()
