@@ -17,7 +17,7 @@ from echo_ext import reference
 
 SAMPLINGS = ("permutation", "replacement", "ring")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-SHAPES = [(2, 1, 0), (33, 17, 0), (257, 129, 0), (1030, 70, 0), (3000, 33, 0), (1, 5, 40), (300, 40, 7), (64, 20, 2500)]
+SHAPES = [(2, 1, 0), (33, 17, 0), (257, 129, 0), (600, 70, 0), (2100, 9, 0), (1, 5, 40), (300, 40, 7), (64, 20, 2500)]
 
 
 def inputs(rows, width, dtype=torch.float32, scale=None):
@@ -48,8 +48,9 @@ def case_error(rows, width, bank_rows, sampling, dtype, scale=None):
 
     tensors = (*tensors, *(bank or ()))
     wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    pairs = zip(run(ours, tensors, grad), run(oracle, wide, grad.to(dtype).double()), strict=True)
-    return max(float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs)
+    found = [value.detach().double() for value in run(ours, tensors, grad)]
+    pairs = zip(found, run(oracle, wide, grad.to(dtype).double()), strict=True)
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
 
 
 def compare():
