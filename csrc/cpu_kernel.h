@@ -22,7 +22,7 @@ struct Columns {
         first(tile * P::kColumns),
         count(static_cast<int>(std::min<int64_t>(P::kColumns, width_ - tile * P::kColumns))) {}
 
-  P read(const void* matrix, int64_t row) const {
+  __attribute__((always_inline)) P read(const void* matrix, int64_t row) const {
     const Storage* from = static_cast<const Storage*>(matrix) + row * width + first;
     alignas(64) T values[P::kColumns];
     if (count == P::kColumns) {
@@ -33,7 +33,13 @@ struct Columns {
     return P::loaded(values);
   }
 
-  void write(void* matrix, int64_t row, const P& pack) const {
+  // Inlined by force: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+  __attribute__((always_inline)) void prefetch(const void* matrix, int64_t row) const {
+    const Storage* from = static_cast<const Storage*>(matrix) + row * width + first;
+    for (int c = 0; c < count; c += 64 / static_cast<int>(sizeof(Storage))) __builtin_prefetch(from + c);
+  }
+
+  __attribute__((always_inline)) void write(void* matrix, int64_t row, const P& pack) const {
     Storage* to = static_cast<Storage*>(matrix) + row * width + first;
     alignas(64) T values[P::kColumns];
     pack.store_to(values);
@@ -48,6 +54,8 @@ struct Columns {
 // A tile of columns is 1, 2 or 4 cache lines wide, as the row has them and the registers suffice. Wide tiles share the
 // cost of a draw among more columns; narrow ones leave more tiles to share among threads.
 constexpr int kMaxTileLines = kVectorBytes == 64 ? 4 : kVectorBytes == 32 ? 2 : 1;
+// Backward passes have nothing but tiles to share among threads.
+constexpr int kMaxBackwardTileLines = kMaxTileLines < 2 ? kMaxTileLines : 2;
 
 template <typename T>
 constexpr int kLineColumns = 64 / static_cast<int>(sizeof(T));

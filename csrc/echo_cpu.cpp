@@ -17,8 +17,6 @@ constexpr int kDrawBatch = 64;
 constexpr int kTermsPerCheck = 8;
 static_assert(kDrawBatch % kTermsPerCheck == 0, "a check falls on the end of a batch");
 constexpr int64_t kRowsPerTask = 64;
-// The backward pass shares only tiles among threads.
-constexpr int kForwardLines = kMaxTileLines, kBackwardLines = kMaxTileLines < 2 ? kMaxTileLines : 2;
 
 // A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
 // what rounding the sum itself costs.
@@ -248,11 +246,11 @@ struct Backward {
 };
 
 void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  dispatch<kForwardLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
 }
 
 void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch<kBackwardLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 
 struct ForwardSize {
@@ -281,13 +279,13 @@ struct BackwardSize {
 
 int64_t forward_workspace_bytes(const EchoProblem& problem, int) {
   int64_t bytes = 0;
-  dispatch<kForwardLines>(problem.dtype, problem.width, ForwardSize{problem, bytes});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, bytes});
   return bytes;
 }
 
 int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch<kBackwardLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
   return bytes;
 }
 

@@ -8,40 +8,37 @@
 // eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division.
 // Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight is exactly zero.
 //
-// Value is a number or a pack of columns; is_zero(Value) tells whether all of it is exactly zero.
+// Value is a pack of columns; is_zero(Value) tells whether all of it is exactly zero. Io reads and writes by position,
+// which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps) and prefetch(position),
+// since rows lie anywhere in memory.
 #pragma once
 
 #include <cstdint>
 
-#include "host_device.h"
-
 namespace echo_ext {
-
-ECHO_EXT_HD bool is_zero(float value) { return value == 0; }
-ECHO_EXT_HD bool is_zero(double value) { return value == 0; }
-ECHO_EXT_HD float absolute(float value) { return value < 0 ? -value : value; }
-ECHO_EXT_HD double absolute(double value) { return value < 0 ? -value : value; }
-ECHO_EXT_HD float maximum(float a, float b) { return a > b ? a : b; }
-ECHO_EXT_HD double maximum(double a, double b) { return a > b ? a : b; }
 
 struct RingSegment {
   int64_t begin, end;  // starts
   int64_t num_terms;   // at least end - begin
   // Terms behind the segment that some window needs, and those of them that every window has.
-  ECHO_EXT_HD int64_t behind() const { return num_terms - 1; }
-  ECHO_EXT_HD int64_t shared() const { return num_terms - (end - begin); }
+  int64_t behind() const { return num_terms - 1; }
+  int64_t shared() const { return num_terms - (end - begin); }
   // Of the window from q.
-  ECHO_EXT_HD int64_t prefix_terms(int64_t q) const { return num_terms - (end - q); }
+  int64_t prefix_terms(int64_t q) const { return num_terms - (end - q); }
 };
 
-// Scratch is indexed by place within the segment; Io has term(position, f, s) (positions may exceed the circle by less
-// than one turn) and emit(start, eps).
-template <typename Value, typename Scratch, typename Io>
-ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one, Scratch prefix, const Io& io) {
+// How far ahead of its use a row is asked for.
+constexpr int64_t kPrefetchDistance = 12;
+
+// prefix has one entry for each place of the segment.
+template <typename Value, typename Io>
+void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
+  const Value zero = Value::filled(0), one = Value::filled(1);
   Value sum = zero, weight = one, f, s;
   int64_t settled = segment.behind();  // prefix_m is the same from here on
   for (int64_t m = 0; m < segment.behind(); ++m) {
     if (m >= segment.shared()) prefix[m - segment.shared()] = sum;
+    io.prefetch(segment.end + m + kPrefetchDistance);
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
     weight = weight * s;
@@ -52,6 +49,7 @@ ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one,
   }
   Value tail = zero, decay = one;
   for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
+    io.prefetch(q - kPrefetchDistance);
     io.term(q, f, s);
     tail = f + s * tail;
     decay = s * decay;
@@ -61,16 +59,16 @@ ECHO_EXT_HD void ring_forward(const RingSegment& segment, Value zero, Value one,
 }
 
 // The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
-// returns its gradient; and add_gradient(position, df, ds). Scratch: prefix, prefix_gradient, tails and decays with one
-// entry for each place of the segment, weights with one for each of segment.behind().
-template <typename Value, typename Scratch>
+// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position).
+template <typename Value>
 struct RingScratch {
-  Scratch prefix, prefix_gradient, tails, decays, weights;
+  Value *prefix, *prefix_gradient, *tails, *decays;  // one entry for each place of the segment
+  Value* weights;                                    // one for each of segment.behind()
 };
 
-template <typename Value, typename Scratch, typename Io>
-ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one, RingScratch<Value, Scratch> scratch,
-                               const Io& io) {
+template <typename Value, typename Io>
+void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch, const Io& io) {
+  const Value zero = Value::filled(0), one = Value::filled(1);
   // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
   // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
   Value sum = zero, weight = one, left_out = zero, f, s;
@@ -78,6 +76,7 @@ ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one
   for (int64_t m = 0; m < segment.behind(); ++m) {
     if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
     scratch.weights[m] = weight;
+    io.prefetch(segment.end + m + kPrefetchDistance);
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
     left_out = maximum(left_out * absolute(s), absolute(weight));
@@ -89,12 +88,13 @@ ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one
   }
   const auto prefix = [&](int64_t q) -> Value {
     const int64_t m = segment.prefix_terms(q);
-    return m >= settled ? sum : Value(scratch.prefix[m - segment.shared()]);
+    return m >= settled ? sum : scratch.prefix[m - segment.shared()];
   };
   Value tail = zero, decay = one;
   for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
     scratch.tails[q - segment.begin] = tail;
     scratch.decays[q - segment.begin] = decay;
+    io.prefetch(q - kPrefetchDistance);
     io.term(q, f, s);
     tail = f + s * tail;
     decay = s * decay;
@@ -102,6 +102,7 @@ ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one
   // Through the suffixes, from the outermost inwards.
   Value tail_gradient = zero, decay_gradient = zero, sum_gradient = zero;
   for (int64_t q = segment.begin; q < segment.end; ++q) {
+    io.prefetch_gradient(q + kPrefetchDistance);
     io.term(q, f, s);
     const Value tail_behind = scratch.tails[q - segment.begin], decay_behind = scratch.decays[q - segment.begin];
     const Value behind = prefix(q);
@@ -124,7 +125,7 @@ ECHO_EXT_HD void ring_backward(const RingSegment& segment, Value zero, Value one
     weight = scratch.weights[m];
     io.add_gradient(segment.end + m, weight * sum_gradient, weight * weight_gradient);
     weight_gradient = f * sum_gradient + s * weight_gradient;
-    if (m >= segment.shared()) sum_gradient = sum_gradient + Value(scratch.prefix_gradient[m - segment.shared()]);
+    if (m >= segment.shared()) sum_gradient = sum_gradient + scratch.prefix_gradient[m - segment.shared()];
   }
 }
 

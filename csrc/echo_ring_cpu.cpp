@@ -34,6 +34,10 @@ struct Circle {
   bool exclude_self;
 
   int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
+  // Of a position near the circle's end or start too.
+  int64_t bank_row_around(int64_t position) const {
+    return rows[position < 0 ? 0 : position < size ? position : std::min(position - size, size - 1)];
+  }
   int64_t noise_row(int64_t start) const {
     return exclude_self ? rows[start == 0 ? size - 1 : start - 1] : first_row + start;
   }
@@ -49,6 +53,11 @@ struct ForwardIo {
     const int64_t row = circle.bank_row(position);
     f = columns.read(io.bank_f, row);
     s = columns.read(io.bank_s, row);
+  }
+  __attribute__((always_inline)) void prefetch(int64_t position) const {
+    const int64_t row = circle.bank_row_around(position);
+    columns.prefetch(io.bank_f, row);
+    columns.prefetch(io.bank_s, row);
   }
   void emit(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
@@ -69,6 +78,18 @@ struct BackwardIo {
     const int64_t row = circle.bank_row(position);
     f = columns.read(io.bank_f, row);
     s = columns.read(io.bank_s, row);
+  }
+  __attribute__((always_inline)) void prefetch(int64_t position) const {
+    const int64_t row = circle.bank_row_around(position);
+    columns.prefetch(io.bank_f, row);
+    columns.prefetch(io.bank_s, row);
+  }
+  __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
+    const int64_t row = circle.bank_row_around(position);
+    prefetch(position);
+    columns.prefetch(io.grad, row);
+    sums.prefetch(sum_f, row);
+    sums.prefetch(sum_s, row);
   }
   P noise_gradient(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
@@ -124,7 +145,7 @@ struct BackwardLayout {
     sum_s = workspace.take<T>(problem.bank_rows * problem.width);
   }
 
-  RingScratch<P, P*> slot_scratch(int slot) const {
+  RingScratch<P> slot_scratch(int slot) const {
     P* first = scratch + slot * scratch_size;
     return {first, first + segment_size, first + 2 * segment_size, first + 3 * segment_size, first + 4 * segment_size};
   }
@@ -148,8 +169,7 @@ struct Forward {
         const Columns<Storage, P> columns(problem.width, task % layout.tiles);
         const int64_t begin = task / layout.tiles * length;
         const RingSegment segment{begin, std::min(begin + length, windows), problem.num_terms};
-        ring_forward(segment, P::filled(0), P::filled(1), layout.prefixes + slot * layout.prefix_size,
-                     ForwardIo<Storage, P>{io, circle, columns});
+        ring_forward(segment, layout.prefixes + slot * layout.prefix_size, ForwardIo<Storage, P>{io, circle, columns});
       });
     }
   }
@@ -186,7 +206,7 @@ struct Backward {
         const BackwardIo<Storage, P> tile_io{io, circle, columns, sums, sum_f, sum_s};
         for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
           const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
-          ring_backward(segment, P::filled(0), P::filled(1), layout.slot_scratch(slot), tile_io);
+          ring_backward(segment, layout.slot_scratch(slot), tile_io);
         }
         if (layout.kSumsAreOutputs || c + 1 < circles) return;
         for (int64_t row = 0; row < problem.bank_rows; ++row) {
@@ -203,7 +223,7 @@ void forward(const EchoProblem& problem, const EchoForward& io, int num_threads)
 }
 
 void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 
 struct ForwardSize {
@@ -238,7 +258,7 @@ int64_t forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
 
 int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
   return bytes;
 }
 
