@@ -20,13 +20,10 @@ __all__ = ["echo_indices", "echo_noise", "echo_rate", "echo_sample", "max_scale"
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(_checks.FLOATING)}
 
 
-def _problem(
-    bank: Tensor, rows: int, num_terms: int, exclude_self: bool, sampling: int, dtype: torch.dtype
-) -> _C.EchoProblem:
+def _problem(bank: Tensor, rows: int, num_terms: int, exclude_self: bool, sampling: int) -> _C.EchoProblem:
     bank_rows = bank.shape[0]
-    return _C.EchoProblem(
-        rows, bank_rows, bank.numel() // bank_rows, num_terms, exclude_self, sampling, _DTYPE_CODES[dtype]
-    )
+    width = bank.numel() // bank_rows
+    return _C.EchoProblem(rows, bank_rows, width, num_terms, exclude_self, sampling, _DTYPE_CODES[bank.dtype])
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -42,16 +39,13 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _device_and_stream(device: torch.device) -> tuple[int, int]:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
-
-
-def _require_cuda_build() -> None:
     if _C.cuda_version is None:
         raise RuntimeError(
             "f is a CUDA tensor, but this echo_ext was built without CUDA: rebuild it where nvcc is found, with "
             "ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps . (echo-ext info shows what a build has)"
         )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
 
 
 # ---- echo_ext::echo --------------------------------------------------------------------------------------------------
@@ -87,7 +81,7 @@ def _echo_shape(
     return bank_f.new_empty((rows, *bank_f.shape[1:]))
 
 
-def _echo_cpu(
+def _echo(
     f: Tensor | None,
     s: Tensor | None,
     bank_f: Tensor,
@@ -100,52 +94,16 @@ def _echo_cpu(
 ) -> Tensor:
     f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
     out = bank_f.new_empty((rows, *bank_f.shape[1:]))
-    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    threads = torch.get_num_threads()
-    workspace = _workspace(_C.echo_cpu_forward_workspace_bytes(problem, threads), bank_f.device)
-    _C.echo_cpu_forward(
-        problem,
-        seed.data_ptr(),
-        bank_f.data_ptr(),
-        bank_s.data_ptr(),
-        _address(f),
-        _address(s),
-        out.data_ptr(),
-        workspace.data_ptr(),
-        threads,
-    )
-    return out
-
-
-def _echo_cuda(
-    f: Tensor | None,
-    s: Tensor | None,
-    bank_f: Tensor,
-    bank_s: Tensor,
-    seed: Tensor,
-    rows: int,
-    num_terms: int,
-    sampling: int,
-    exclude_self: bool,
-) -> Tensor:
-    _require_cuda_build()
-    f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
-    out = bank_f.new_empty((rows, *bank_f.shape[1:]))
-    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    device, stream = _device_and_stream(bank_f.device)
-    workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
-    _C.echo_cuda_forward(
-        problem,
-        seed.data_ptr(),
-        bank_f.data_ptr(),
-        bank_s.data_ptr(),
-        _address(f),
-        _address(s),
-        out.data_ptr(),
-        workspace.data_ptr(),
-        device,
-        stream,
-    )
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
+    addresses = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(f), _address(s), out.data_ptr())
+    if bank_f.device.type == "cpu":
+        threads = torch.get_num_threads()
+        workspace = _workspace(_C.echo_cpu_forward_workspace_bytes(problem, threads), bank_f.device)
+        _C.echo_cpu_forward(problem, *addresses, workspace.data_ptr(), threads)
+    else:
+        device, stream = _device_and_stream(bank_f.device)
+        workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
+        _C.echo_cuda_forward(problem, *addresses, workspace.data_ptr(), device, stream)
     return out
 
 
@@ -168,7 +126,7 @@ def _echo_backward_shape(
     )
 
 
-def _echo_backward_cpu(
+def _echo_backward(
     grad: Tensor,
     s: Tensor | None,
     bank_f: Tensor,
@@ -181,57 +139,19 @@ def _echo_backward_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, s, bank_f, bank_s = grad.contiguous(), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
     grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
-    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    threads = torch.get_num_threads()
-    workspace = _workspace(_C.echo_cpu_backward_workspace_bytes(problem, threads), bank_f.device)
-    _C.echo_cpu_backward(
-        problem,
-        seed.data_ptr(),
-        bank_f.data_ptr(),
-        bank_s.data_ptr(),
-        _address(s),
-        grad.data_ptr(),
-        grads[0].data_ptr(),
-        grads[1].data_ptr(),
-        grads[2].data_ptr(),
-        workspace.data_ptr(),
-        threads,
-    )
-    return grads
-
-
-def _echo_backward_cuda(
-    grad: Tensor,
-    s: Tensor | None,
-    bank_f: Tensor,
-    bank_s: Tensor,
-    seed: Tensor,
-    rows: int,
-    num_terms: int,
-    sampling: int,
-    exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad, s, bank_f, bank_s = grad.contiguous(), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
-    grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
-    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    device, stream = _device_and_stream(bank_f.device)
-    workspace = _workspace(_C.echo_cuda_backward_workspace_bytes(problem, deterministic, device), bank_f.device)
-    _C.echo_cuda_backward(
-        problem,
-        seed.data_ptr(),
-        bank_f.data_ptr(),
-        bank_s.data_ptr(),
-        _address(s),
-        grad.data_ptr(),
-        grads[0].data_ptr(),
-        grads[1].data_ptr(),
-        grads[2].data_ptr(),
-        workspace.data_ptr(),
-        deterministic,
-        device,
-        stream,
-    )
+    problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
+    inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(s), grad.data_ptr())
+    outputs = (grads[0].data_ptr(), grads[1].data_ptr(), grads[2].data_ptr())
+    if bank_f.device.type == "cpu":
+        threads = torch.get_num_threads()
+        workspace = _workspace(_C.echo_cpu_backward_workspace_bytes(problem, threads), bank_f.device)
+        _C.echo_cpu_backward(problem, *inputs, *outputs, workspace.data_ptr(), threads)
+    else:
+        device, stream = _device_and_stream(bank_f.device)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        size = _C.echo_cuda_backward_workspace_bytes(problem, deterministic, device)
+        workspace = _workspace(size, bank_f.device)
+        _C.echo_cuda_backward(problem, *inputs, *outputs, workspace.data_ptr(), deterministic, device, stream)
     return grads
 
 
@@ -271,12 +191,12 @@ class _EchoBackward(torch.autograd.Function):
 
 torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
 _library.impl("echo", _Echo.apply, "Autograd")
-_library.impl("echo", _echo_cpu, "CPU")
-_library.impl("echo", _echo_cuda, "CUDA")
+_library.impl("echo", _echo, "CPU")
+_library.impl("echo", _echo, "CUDA")
 torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
 _library.impl("echo_backward", _EchoBackward.apply, "Autograd")
-_library.impl("echo_backward", _echo_backward_cpu, "CPU")
-_library.impl("echo_backward", _echo_backward_cuda, "CUDA")
+_library.impl("echo_backward", _echo_backward, "CPU")
+_library.impl("echo_backward", _echo_backward, "CUDA")
 
 
 # ---- echo_ext::echo_indices ------------------------------------------------------------------------------------------
@@ -288,28 +208,19 @@ def _indices_shape(
     return seed.new_empty((rows, num_terms))
 
 
-def _indices_problem(rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> _C.EchoProblem:
-    return _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
-
-
-def _indices_cpu(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
+def _indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
     out = seed.new_empty((rows, num_terms))
-    problem = _indices_problem(rows, bank_rows, num_terms, sampling, exclude_self)
-    _C.echo_cpu_indices(problem, seed.data_ptr(), out.data_ptr(), torch.get_num_threads())
-    return out
-
-
-def _indices_cuda(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
-    _require_cuda_build()
-    out = seed.new_empty((rows, num_terms))
-    problem = _indices_problem(rows, bank_rows, num_terms, sampling, exclude_self)
-    _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *_device_and_stream(seed.device))
+    problem = _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
+    if seed.device.type == "cpu":
+        _C.echo_cpu_indices(problem, seed.data_ptr(), out.data_ptr(), torch.get_num_threads())
+    else:
+        _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *_device_and_stream(seed.device))
     return out
 
 
 torch.library.register_fake("echo_ext::echo_indices", _indices_shape, lib=_library)
-_library.impl("echo_indices", _indices_cpu, "CPU")
-_library.impl("echo_indices", _indices_cuda, "CUDA")
+_library.impl("echo_indices", _indices, "CPU")
+_library.impl("echo_indices", _indices, "CUDA")
 
 
 # ---- The functions ---------------------------------------------------------------------------------------------------
