@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C, _checks
+from echo_ext._cuda import device_and_stream, require_cuda_build
 
 __all__ = ["echo_indices", "echo_noise", "echo_rate", "echo_sample", "max_scale"]
 
@@ -39,19 +40,6 @@ def _workspace(size: int, device: torch.device) -> Tensor:
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _device_and_stream(device: torch.device) -> tuple[int, int]:
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
-
-
-def _require_cuda_build() -> None:
-    if _C.cuda_version is None:
-        raise RuntimeError(
-            "f is a CUDA tensor, but this echo_ext was built without CUDA: rebuild it where nvcc is found, with "
-            "ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps . (echo-ext info shows what a build has)"
-        )
 
 
 # ---- echo_ext::echo --------------------------------------------------------------------------------------------------
@@ -128,11 +116,11 @@ def _echo_cuda(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
-    _require_cuda_build()
+    require_cuda_build("f")
     f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
     out = bank_f.new_empty((rows, *bank_f.shape[1:]))
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
-    device, stream = _device_and_stream(bank_f.device)
+    device, stream = device_and_stream(bank_f.device)
     workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
     _C.echo_cuda_forward(
         problem,
@@ -215,7 +203,7 @@ def _echo_backward_cuda(
     grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling, bank_f.dtype)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    device, stream = _device_and_stream(bank_f.device)
+    device, stream = device_and_stream(bank_f.device)
     workspace = _workspace(_C.echo_cuda_backward_workspace_bytes(problem, deterministic, device), bank_f.device)
     _C.echo_cuda_backward(
         problem,
@@ -300,10 +288,10 @@ def _indices_cpu(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampli
 
 
 def _indices_cuda(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
-    _require_cuda_build()
+    require_cuda_build("f")
     out = seed.new_empty((rows, num_terms))
     problem = _indices_problem(rows, bank_rows, num_terms, sampling, exclude_self)
-    _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *_device_and_stream(seed.device))
+    _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *device_and_stream(seed.device))
     return out
 
 
