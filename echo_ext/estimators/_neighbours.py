@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -89,7 +90,7 @@ def count(
     to_front = [0, *(i + 1 for i in shared), *(i + 1 for i in own)]
     ordered = _dense(radii.permute(*to_front, radii.ndim - 2, radii.ndim - 1))
     points = _dense(points)
-    columns = torch.tensor(groups if groups is not None else [0] * dim, dtype=torch.int32, device=points.device)
+    columns = constants(groups if groups is not None else [0] * dim, torch.int32, points.device)
     counts = torch.empty((*ordered.shape[:-2], n), dtype=torch.int64, device=points.device)
     num_own = _size([batch[i] for i in own])
     num_radii = _size(ordered.shape[:-2]) // max(num_own, 1)
@@ -153,6 +154,12 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
         num_threads=torch.get_num_threads(),
     )
     return found
+
+
+def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers on a device, without waiting for it."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def digamma(counts: Tensor, largest: int) -> Tensor:

@@ -141,9 +141,9 @@ class Options:
     local: bool
     exclude_within: int
 
-    def others(self, n: int) -> Tensor:
+    def others(self, n: int, device: torch.device | None = None) -> Tensor:
         """How many neighbours each of n samples may have: all others but those excluded. Shape (n,)."""
-        row = torch.arange(n, dtype=torch.float64)
+        row = torch.arange(n, dtype=torch.float64, device=device)
         w = min(self.exclude_within, n - 1)
         return (n - 1) - row.clamp(max=w) - (n - 1 - row).clamp(max=w)
 
