@@ -127,3 +127,63 @@ def knn_boundary(
     indices: int,
     num_threads: int,
 ) -> None: ...
+
+# Only in a build with CUDA:
+class KnnTree:
+    def __init__(self, points: int, order: int, batch: int, num_points: int, dim: int) -> None: ...
+    def bytes(self, single: bool, /) -> int: ...
+
+def knn_cuda_max_neighbours(device: int, /) -> int: ...
+def knn_cuda_keys(
+    single: bool,
+    points: int,
+    sample: int,
+    batch: int,
+    num_points: int,
+    sample_size: int,
+    dim: int,
+    keys: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def knn_cuda_build(single: bool, tree: KnnTree, memory: int, device: int, stream: int) -> None: ...
+def knn_cuda_search(
+    single: bool,
+    points: KnnTree,
+    queries: KnnTree | None,
+    rows: int,
+    start: int,
+    k: int,
+    euclidean: bool,
+    exclude_within: int,
+    distances: int,
+    indices: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def knn_cuda_count(
+    single: bool,
+    points: KnnTree,
+    radii: int,
+    groups: int,
+    rows: int,
+    num_radii: int,
+    num_groups: int,
+    euclidean: bool,
+    inclusive: bool,
+    exclude_within: int,
+    counts: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def knn_cuda_boundary(
+    single: bool,
+    points: KnnTree,
+    radii: int,
+    skip: int,
+    width: int,
+    exclude_within: int,
+    indices: int,
+    device: int,
+    stream: int,
+) -> None: ...

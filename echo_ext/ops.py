@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C, _checks
+from echo_ext._cuda import device_and_stream
 
 __all__ = ["echo_indices", "echo_noise", "echo_rate", "echo_sample", "max_scale"]
 
@@ -36,16 +37,6 @@ def _workspace(size: int, device: torch.device) -> Tensor:
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _device_and_stream(device: torch.device) -> tuple[int, int]:
-    if _C.cuda_version is None:
-        raise RuntimeError(
-            "f is a CUDA tensor, but this echo_ext was built without CUDA: rebuild it where nvcc is found, with "
-            "ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps . (echo-ext info shows what a build has)"
-        )
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return index, torch.cuda.current_stream(index).cuda_stream
 
 
 # ---- echo_ext::echo --------------------------------------------------------------------------------------------------
@@ -101,7 +92,7 @@ def _echo(
         workspace = _workspace(_C.echo_cpu_forward_workspace_bytes(problem, threads), bank_f.device)
         _C.echo_cpu_forward(problem, *addresses, workspace.data_ptr(), threads)
     else:
-        device, stream = _device_and_stream(bank_f.device)
+        device, stream = device_and_stream("f", bank_f.device)
         workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
         _C.echo_cuda_forward(problem, *addresses, workspace.data_ptr(), device, stream)
     return out
@@ -147,7 +138,7 @@ def _echo_backward(
         workspace = _workspace(_C.echo_cpu_backward_workspace_bytes(problem, threads), bank_f.device)
         _C.echo_cpu_backward(problem, *inputs, *outputs, workspace.data_ptr(), threads)
     else:
-        device, stream = _device_and_stream(bank_f.device)
+        device, stream = device_and_stream("f", bank_f.device)
         deterministic = torch.are_deterministic_algorithms_enabled()
         size = _C.echo_cuda_backward_workspace_bytes(problem, deterministic, device)
         workspace = _workspace(size, bank_f.device)
@@ -214,7 +205,7 @@ def _indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: 
     if seed.device.type == "cpu":
         _C.echo_cpu_indices(problem, seed.data_ptr(), out.data_ptr(), torch.get_num_threads())
     else:
-        _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *_device_and_stream(seed.device))
+        _C.echo_cuda_indices(problem, seed.data_ptr(), out.data_ptr(), *device_and_stream("seed", seed.device))
     return out
 
 

@@ -87,10 +87,10 @@ def test_bad_input(call, error, message):
 
 @pytest.mark.skipif(_C.cuda_version is not None, reason="this build has CUDA")
 def test_a_build_without_cuda_says_how_to_rebuild():
-    from echo_ext.ops import _device_and_stream
+    from echo_ext._cuda import device_and_stream
 
     with pytest.raises(RuntimeError, match="ECHO_EXT_CUDA=1 pip install"):
-        _device_and_stream(torch.device("cuda"))
+        device_and_stream("f", torch.device("cuda"))
 
 
 def test_an_empty_width_is_legal():

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from echo_ext import _C
 
+from . import _neighbours_cuda
+
 
 def search(
     points: Tensor,
@@ -31,7 +33,18 @@ def search(
     shape = (*batch, sought.shape[-2], k)
     distances = points.new_empty(shape)
     found = torch.empty(shape, dtype=torch.int64, device=points.device) if indices else None
-    _require_cpu(points)
+    if points.is_cuda:
+        _neighbours_cuda.search(
+            _flat(points),
+            k,
+            queries=None if queries is None else _flat(sought),
+            euclidean=euclidean,
+            exclude_within=exclude_within,
+            rows=rows,
+            distances=distances,
+            indices=found,
+        )
+        return distances, found
     _C.knn_search(
         single=points.dtype == torch.float32,
         points=points.data_ptr(),
@@ -77,10 +90,25 @@ def count(
     to_front = [0, *(i + 1 for i in shared), *(i + 1 for i in own)]
     ordered = _dense(radii.permute(*to_front, radii.ndim - 2, radii.ndim - 1))
     points = _dense(points)
-    columns = torch.tensor(groups if groups is not None else [0] * dim, dtype=torch.int32, device=points.device)
+    columns = constants(groups if groups is not None else [0] * dim, torch.int32, points.device)
     counts = torch.empty((*ordered.shape[:-2], n), dtype=torch.int64, device=points.device)
-    _require_cpu(points)
     num_own = _size([batch[i] for i in own])
+    num_radii = _size(ordered.shape[:-2]) // max(num_own, 1)
+    back = sorted(range(len(to_front)), key=to_front.__getitem__)
+    if points.is_cuda:
+        _neighbours_cuda.count(
+            _flat(points),
+            ordered,
+            groups=columns,
+            num_groups=num_groups,
+            num_radii=num_radii,
+            inclusive=inclusive,
+            euclidean=euclidean,
+            exclude_within=exclude_within,
+            rows=rows,
+            counts=counts,
+        )
+        return counts.permute(*back, len(to_front))
     _C.knn_count(
         single=points.dtype == torch.float32,
         points=points.data_ptr(),
@@ -89,7 +117,7 @@ def count(
         rows=0 if rows is None else rows.data_ptr(),
         batch=num_own,
         num_points=n,
-        num_radii=_size(ordered.shape[:-2]) // max(num_own, 1),
+        num_radii=num_radii,
         num_groups=num_groups,
         dim=dim,
         euclidean=euclidean,
@@ -98,7 +126,6 @@ def count(
         counts=counts.data_ptr(),
         num_threads=torch.get_num_threads(),
     )
-    back = sorted(range(len(to_front)), key=to_front.__getitem__)
     return counts.permute(*back, len(to_front))
 
 
@@ -110,7 +137,9 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
     points, radii, skip = _dense(points), _dense(radii), _dense(skip)
     *batch, n, dim = points.shape
     found = torch.empty((*batch, n, 2 * width + 1), dtype=torch.int64, device=points.device)
-    _require_cpu(points)
+    if points.is_cuda:
+        _neighbours_cuda.boundary(_flat(points), radii, skip, width=width, exclude_within=exclude_within, indices=found)
+        return found
     _C.knn_boundary(
         single=points.dtype == torch.float32,
         points=points.data_ptr(),
@@ -127,10 +156,18 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
     return found
 
 
+def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A few numbers on a device, without waiting for it."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
     """values += factor * psi(counts + shift), in place: float64 and int64 tensors of one shape, values contiguous."""
+    if values.is_cuda:
+        values.add_(torch.digamma((counts + shift).double()), alpha=factor)
+        return
     counts = _dense(counts)
-    _require_cpu(values)
     _C.knn_add_digamma(
         counts=counts.data_ptr(),
         values=values.data_ptr(),
@@ -201,8 +238,6 @@ def _size(shape: list[int] | torch.Size) -> int:
     return total
 
 
-def _require_cpu(points: Tensor) -> None:
-    if points.device.type != "cpu":
-        raise NotImplementedError(
-            f"nearest neighbours are computed on the CPU only, but the data is on {points.device}"
-        )
+def _flat(points: Tensor) -> Tensor:
+    """(B, N, d)"""
+    return points.reshape(_size(points.shape[:-2]), *points.shape[-2:])

@@ -143,11 +143,11 @@ class Options:
     local: bool
     exclude_within: int
 
-    def others(self, n: int) -> Tensor:
+    def others(self, n: int, device: torch.device | None = None) -> Tensor:
         """How many neighbours each of n samples may have: all but those excluded: (n,), or (1,) for all alike."""
         if self.exclude_within == 0:
-            return torch.tensor([n - 1.0], dtype=torch.float64)
-        row = torch.arange(n, dtype=torch.float64)
+            return torch.full((1,), n - 1.0, dtype=torch.float64, device=device)
+        row = torch.arange(n, dtype=torch.float64, device=device)
         w = min(self.exclude_within, n - 1)
         return (n - 1) - row.clamp(max=w) - (n - 1 - row).clamp(max=w)
 

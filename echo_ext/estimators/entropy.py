@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import search
+from ._neighbours import constants, search
 from ._samples import ArrayLike, Estimate, Neighbours, choose, read_options, read_samples
 
 METRICS = ("chebyshev", "euclidean")
@@ -55,12 +55,12 @@ def entropy(
     distances, neighbours = search(
         points, max(options.ks), euclidean=euclidean, exclude_within=exclude_within, indices=differentiable
     )
-    order = torch.tensor(options.ks, device=points.device) - 1
+    order = constants(options.ks, torch.int64, points.device) - 1
     eps = distances.double().movedim(-1, 0)[order]
     if euclidean:
         eps = eps.sqrt()
     psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
-    psi_n = torch.digamma(options.others(n).to(points.device) + 1)
+    psi_n = torch.digamma(options.others(n, points.device) + 1)
     volume = log_unit_ball(dim) - dim * math.log(2.0) if euclidean else 0.0
     values = psi_n - psi_k + volume + dim * torch.log(2 * eps)
     if differentiable:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import add_digamma, boundary, count, digamma, join, kth, search, spread
+from ._neighbours import add_digamma, boundary, constants, count, digamma, join, kth, search, spread
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
@@ -176,13 +176,13 @@ def _psi_k(options: Options, like: Tensor) -> Tensor:
 
 
 def _k(options: Options, like: Tensor) -> Tensor:
-    ks = torch.tensor(options.ks, dtype=torch.float64, device=like.device)
+    ks = constants(options.ks, torch.float64, like.device)
     return ks.view(-1, *([1] * (like.ndim - 1)))
 
 
 def _available(options: Options, like: Tensor) -> Tensor:
     """What stands for N: one more than each sample's possible neighbours, (N,)."""
-    return options.others(like.shape[-1]).to(like.device) + 1
+    return options.others(like.shape[-1], like.device) + 1
 
 
 def _ksg1_from_radii(variables: Sequence[Tensor], eps: Tensor, options: Options) -> Tensor:
@@ -279,12 +279,13 @@ def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
     eps = kth(distances, options.ks)
     tied = eps == 0
     psi_k = _psi_k(options, eps).expand(eps.shape)
-    if bool(tied.any()):
+    some_tied = tied.is_cuda or bool(tied.any())  # to ask a GPU would be to wait for it
+    if some_tied:
         psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1), psi_k)
     values = psi_k + _available(options, eps).log()
     for variable in variables:
         inside = count(variable, eps, exclude_within=w)
-        if bool(tied.any()):
+        if some_tied:
             inside = torch.where(tied, count(variable, eps, inclusive=True, exclude_within=w), inside)
         values = values - digamma(inside + 1)
     return values

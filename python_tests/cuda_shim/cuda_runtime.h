@@ -142,6 +142,8 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
 inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
 
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T old = *address;

@@ -1,0 +1,56 @@
+// k-nearest-neighbour searches and counts on CUDA. Points are put in spatial order by the caller, who sorts the keys
+// made here; tiles of consecutive points then have small bounding boxes, and so have groups of 32 tiles, and so on.
+#pragma once
+
+#include <cstdint>
+
+#include "knn.h"
+
+namespace echo_ext {
+
+// Launched on the given cudaStream_t of the given device; no host synchronisation. They return null, or an error's
+// text.
+
+// Where a point lies along a curve that fills space: column by column its place among a sorted sample, the bits of all
+// columns interleaved. Nearby keys are nearby points; any keys give right results.
+struct KnnKeys {
+  const void* points;  // (batch, num_points, dim)
+  const void* sample;  // (batch, dim, sample_size), ascending
+  int64_t batch;
+  int64_t num_points;
+  int64_t sample_size;
+  int dim;
+  int64_t* keys;  // (batch, num_points)
+};
+
+// Points in spatial order with their boxes, in the caller's memory of knn_cuda_tree_bytes.
+struct KnnTree {
+  const void* points;    // (batch, num_points, dim)
+  const int64_t* order;  // (batch, num_points): the place of each in the order
+  int64_t batch;
+  int64_t num_points;
+  int dim;
+  void* memory;
+};
+
+template <typename T>
+int64_t knn_cuda_tree_bytes(const KnnTree& tree);
+template <typename T>
+const char* knn_cuda_keys(const KnnKeys& p, int device, void* stream);
+template <typename T>
+const char* knn_cuda_build(const KnnTree& tree, int device, void* stream);
+
+// The largest k that a search keeps, or -1 where the device is out of reach.
+int64_t knn_cuda_max_neighbours(int device);
+
+// `queries` is `points` itself where points search among themselves. `start` (batch, tiles of queries): the tile of
+// points where each tile of queries begins to look; null: its own number.
+template <typename T>
+const char* knn_cuda_search(const KnnSearch& p, const KnnTree& points, const KnnTree& queries, const int64_t* start,
+                            int device, void* stream);
+template <typename T>
+const char* knn_cuda_count(const KnnCount& p, const KnnTree& points, int device, void* stream);
+template <typename T>
+const char* knn_cuda_boundary(const KnnBoundary& p, const KnnTree& points, int device, void* stream);
+
+}  // namespace echo_ext

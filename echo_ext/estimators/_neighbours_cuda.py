@@ -1,0 +1,178 @@
+"""Searches and counts on CUDA tensors: points are put in spatial order by a sort, kernels do the rest.
+
+Tensors are contiguous, with their batches flattened to one dimension. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from echo_ext import _C
+from echo_ext._cuda import device_and_stream
+
+SAMPLE = 1024  # points whose values divide each column into parts of equal size, for the spatial order
+TILE = 32  # as in csrc
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Points (B, N, d) in spatial order, and the memory that the native tree lies in."""
+
+    native: _C.KnnTree
+    points: Tensor
+    order: Tensor
+    memory: Tensor
+    keys: Tensor | None  # sorted
+    sample: Tensor | None
+    device: int
+    stream: int
+
+    @property
+    def single(self) -> bool:
+        return self.points.dtype == torch.float32
+
+
+def build(points: Tensor, like: Tree | None = None) -> Tree:
+    """The tree of points (B, N, d); with the order of another tree, where these are its queries."""
+    device, stream = device_and_stream("x", points.device)
+    keys = sample = None
+    batch, n, dim = points.shape
+    if dim == 1 and like is None:
+        order = torch.sort(points.squeeze(-1), -1).indices
+    else:
+        sample = _sample(points) if like is None else like.sample
+        keys, order = torch.sort(_keys(points, _sample(points) if sample is None else sample, device, stream), -1)
+    native = _C.KnnTree(points=points.data_ptr(), order=order.data_ptr(), batch=batch, num_points=n, dim=dim)
+    single = points.dtype == torch.float32
+    memory = torch.empty(native.bytes(single), dtype=torch.uint8, device=points.device)
+    _C.knn_cuda_build(single=single, tree=native, memory=memory.data_ptr(), device=device, stream=stream)
+    return Tree(native, points, order, memory, keys, sample, device, stream)
+
+
+def search(
+    points: Tensor,
+    k: int,
+    *,
+    queries: Tensor | None,
+    euclidean: bool,
+    exclude_within: int,
+    rows: Tensor | None,
+    distances: Tensor,
+    indices: Tensor | None,
+) -> None:
+    """As the CPU's search, into ``distances`` and ``indices``."""
+    tree = build(points)
+    _check_k(k, tree.device)
+    sought = start = None
+    if queries is not None:
+        sought = build(queries, tree)
+        start = _start(tree, sought)
+    _C.knn_cuda_search(
+        single=tree.single,
+        points=tree.native,
+        queries=None if sought is None else sought.native,
+        rows=0 if rows is None else rows.data_ptr(),
+        start=0 if start is None else start.data_ptr(),
+        k=k,
+        euclidean=euclidean,
+        exclude_within=exclude_within,
+        distances=distances.data_ptr(),
+        indices=0 if indices is None else indices.data_ptr(),
+        device=tree.device,
+        stream=tree.stream,
+    )
+
+
+def count(
+    points: Tensor,
+    radii: Tensor,
+    *,
+    groups: Tensor,
+    num_groups: int,
+    num_radii: int,
+    inclusive: bool,
+    euclidean: bool,
+    exclude_within: int,
+    rows: Tensor | None,
+    counts: Tensor,
+) -> None:
+    """As the CPU's count, into ``counts``."""
+    tree = build(points)
+    _C.knn_cuda_count(
+        single=tree.single,
+        points=tree.native,
+        radii=radii.data_ptr(),
+        groups=groups.data_ptr(),
+        rows=0 if rows is None else rows.data_ptr(),
+        num_radii=num_radii,
+        num_groups=num_groups,
+        euclidean=euclidean,
+        inclusive=inclusive,
+        exclude_within=exclude_within,
+        counts=counts.data_ptr(),
+        device=tree.device,
+        stream=tree.stream,
+    )
+
+
+def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
+    """As the CPU's boundary search, into ``indices``."""
+    tree = build(points)
+    _check_k(width + 1, tree.device)
+    _C.knn_cuda_boundary(
+        single=tree.single,
+        points=tree.native,
+        radii=radii.data_ptr(),
+        skip=skip.data_ptr(),
+        width=width,
+        exclude_within=exclude_within,
+        indices=indices.data_ptr(),
+        device=tree.device,
+        stream=tree.stream,
+    )
+
+
+def _sample(points: Tensor) -> Tensor:
+    """Some of the values of each column, ascending: (B, d, at most SAMPLE)."""
+    n = points.shape[-2]
+    return points[:, :: -(-n // SAMPLE)].transpose(1, 2).sort(-1).values.contiguous()
+
+
+def _keys(points: Tensor, sample: Tensor, device: int, stream: int) -> Tensor:
+    batch, n, dim = points.shape
+    keys = torch.empty((batch, n), dtype=torch.int64, device=points.device)
+    _C.knn_cuda_keys(
+        single=points.dtype == torch.float32,
+        points=points.data_ptr(),
+        sample=sample.data_ptr(),
+        batch=batch,
+        num_points=n,
+        sample_size=sample.shape[-1],
+        dim=dim,
+        keys=keys.data_ptr(),
+        device=device,
+        stream=stream,
+    )
+    return keys
+
+
+def _start(tree: Tree, queries: Tree) -> Tensor | None:
+    """The tile of points near the first query of each tile, or None for any."""
+    n, tiles = tree.points.shape[-2], -(-queries.points.shape[-2] // TILE)
+    if tree.keys is None or queries.keys is None:
+        sorted_values = tree.points.squeeze(-1).gather(-1, tree.order)
+        wanted = queries.points.squeeze(-1).gather(-1, queries.order)[..., ::TILE].contiguous()
+    else:
+        sorted_values, wanted = tree.keys, queries.keys[..., ::TILE].contiguous()
+    assert wanted.shape[-1] == tiles
+    return torch.searchsorted(sorted_values, wanted).clamp_(max=n - 1).div_(TILE, rounding_mode="floor")
+
+
+def _check_k(k: int, device: int) -> None:
+    if k > 32:
+        most = _C.knn_cuda_max_neighbours(device)
+        if k > most:
+            raise ValueError(f"k must be at most {most} on this CUDA device, but is {k}; on the CPU it may be larger")

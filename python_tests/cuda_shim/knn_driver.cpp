@@ -1,0 +1,177 @@
+// Runs the nearest-neighbour kernels on the shim, one request after another: a header and arrays on standard input, a
+// status and arrays on standard output. Every buffer is exactly as large as it must be.
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "cuda_support.h"
+#include "knn_cuda.h"
+
+namespace {
+
+using namespace echo_ext;
+
+enum class Operation : int64_t { keys, search, count, boundary, max_neighbours };
+
+struct Request {  // as python_tests/test_knn_cuda_kernels.py packs it
+  int64_t operation, single, order, batch, num_points, num_queries, dim, k, euclidean, exclude_within, has_rows;
+  int64_t has_indices, num_radii, num_groups, inclusive, sample_size, shared_bytes;
+};
+
+bool read_all(void* to, size_t bytes) {
+  auto* at = static_cast<char*>(to);
+  while (bytes > 0) {
+    const ssize_t now = read(STDIN_FILENO, at, bytes);
+    if (now <= 0) return false;
+    at += now;
+    bytes -= static_cast<size_t>(now);
+  }
+  return true;
+}
+
+void write_all(const void* from, size_t bytes) {
+  const auto* at = static_cast<const char*>(from);
+  while (bytes > 0) {
+    const ssize_t now = write(STDOUT_FILENO, at, bytes);
+    if (now <= 0) std::_Exit(4);
+    at += now;
+    bytes -= static_cast<size_t>(now);
+  }
+}
+
+// On the heap, where AddressSanitizer guards both ends.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(std::malloc(bytes_)) {
+    if (bytes_ != 0) std::memset(data_, 0xff, bytes_);
+  }
+  Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+  template <typename T = void>
+  T* data() const {
+    return bytes_ == 0 ? nullptr : static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
+Buffer receive(int64_t bytes) {
+  Buffer buffer(bytes);
+  if (!read_all(buffer.data(), buffer.bytes())) std::_Exit(4);
+  return buffer;
+}
+
+void answer(const char* error, const std::vector<const Buffer*>& results) {
+  const std::string text = error == nullptr ? "" : error;
+  const int64_t length = static_cast<int64_t>(text.size());
+  write_all(&length, sizeof(length));
+  write_all(text.data(), text.size());
+  if (error != nullptr) return;
+  for (const Buffer* result : results) write_all(result->data(), result->bytes());
+}
+
+// Points, their order, and the tree.
+template <typename T>
+struct Tree {
+  Buffer points, order, memory;
+  KnnTree native;
+  Tree(const Request& r, int64_t n)
+      : points(receive(r.batch * n * r.dim * static_cast<int64_t>(sizeof(T)))),
+        order(receive(r.batch * n * 8)),
+        memory(knn_cuda_tree_bytes<T>({nullptr, nullptr, r.batch, n, static_cast<int>(r.dim), nullptr})),
+        native{points.data(), order.data<int64_t>(), r.batch, n, static_cast<int>(r.dim), memory.data()} {
+    const char* error = knn_cuda_build<T>(native, 0, nullptr);
+    if (error != nullptr) std::_Exit(5);
+  }
+};
+
+template <typename T>
+void serve(const Request& r) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+  const int dim = static_cast<int>(r.dim), k = static_cast<int>(r.k);
+  const Metric metric = r.euclidean != 0 ? Metric::euclidean : Metric::chebyshev;
+  switch (static_cast<Operation>(r.operation)) {
+    case Operation::keys: {
+      const Buffer points = receive(r.batch * r.num_points * r.dim * kSize);
+      const Buffer sample = receive(r.batch * r.sample_size * r.dim * kSize);
+      const Buffer keys(r.batch * r.num_points * 8);
+      return answer(knn_cuda_keys<T>(
+                        {points.data(), sample.data(), r.batch, r.num_points, r.sample_size, dim, keys.data<int64_t>()},
+                        0, nullptr),
+                    {&keys});
+    }
+    case Operation::search: {
+      const Tree<T> points(r, r.num_points);
+      const Buffer rows = receive(r.has_rows * r.num_points * 8);
+      const Buffer distances(r.batch * (r.num_queries ? r.num_queries : r.num_points) * k * kSize);
+      const Buffer indices(r.has_indices * r.batch * (r.num_queries ? r.num_queries : r.num_points) * k * 8);
+      KnnSearch p{points.native.points,
+                  nullptr,
+                  rows.data<int64_t>(),
+                  r.batch,
+                  r.num_points,
+                  r.num_points,
+                  dim,
+                  k,
+                  metric,
+                  r.exclude_within,
+                  distances.data(),
+                  indices.data<int64_t>(),
+                  0};
+      if (r.num_queries == 0)
+        return answer(knn_cuda_search<T>(p, points.native, points.native, nullptr, 0, nullptr), {&distances, &indices});
+      const Tree<T> queries(r, r.num_queries);
+      const Buffer start = receive(r.batch * ceil_div(r.num_queries, kWarp) * 8);
+      p.queries = queries.native.points;
+      p.num_queries = r.num_queries;
+      return answer(knn_cuda_search<T>(p, points.native, queries.native, start.data<int64_t>(), 0, nullptr),
+                    {&distances, &indices});
+    }
+    case Operation::count: {
+      const Tree<T> points(r, r.num_points);
+      const Buffer rows = receive(r.has_rows * r.num_points * 8);
+      const Buffer radii = receive(r.num_radii * r.batch * r.num_groups * r.num_points * kSize);
+      const Buffer groups = receive(r.dim * 4);
+      const Buffer counts(r.num_radii * r.batch * r.num_points * 8);
+      return answer(knn_cuda_count<T>({points.native.points, radii.data(), groups.data<int32_t>(), rows.data<int64_t>(),
+                                       r.batch, r.num_points, r.num_radii, static_cast<int>(r.num_groups), dim, metric,
+                                       r.inclusive != 0, r.exclude_within, counts.data<int64_t>(), 0},
+                                      points.native, 0, nullptr),
+                    {&counts});
+    }
+    case Operation::boundary: {
+      const Tree<T> points(r, r.num_points);
+      const Buffer radii = receive(r.batch * r.num_points * kSize);
+      const Buffer skip = receive(r.batch * r.num_points * 8);
+      const Buffer indices(r.batch * r.num_points * (2 * k + 1) * 8);
+      return answer(knn_cuda_boundary<T>({points.native.points, radii.data(), skip.data<int64_t>(), r.batch,
+                                          r.num_points, dim, k, r.exclude_within, indices.data<int64_t>(), 0},
+                                         points.native, 0, nullptr),
+                    {&indices});
+    }
+    case Operation::max_neighbours: {
+      const Buffer most(8);
+      *most.data<int64_t>() = knn_cuda_max_neighbours(0);
+      return answer(nullptr, {&most});
+    }
+  }
+  std::_Exit(4);
+}
+
+}  // namespace
+
+int main() {
+  Request request{};
+  while (read_all(&request, sizeof(request))) {
+    cuda_shim::device.order = static_cast<cuda_shim::Order>(request.order);
+    cuda_shim::device.shared_bytes = static_cast<int>(request.shared_bytes);
+    request.single != 0 ? serve<float>(request) : serve<double>(request);
+  }
+  return 0;
+}
