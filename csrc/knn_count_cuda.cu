@@ -36,7 +36,7 @@ __device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t i
 constexpr int kThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     line_kernel(const __grid_constant__ KnnCount p, const __grid_constant__ TreeView<T> all) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.num_radii * p.batch * p.num_points) return;

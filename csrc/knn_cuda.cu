@@ -13,7 +13,7 @@ constexpr int kMaxBits = 20;  // of one column
 constexpr int kMaxKeyColumns = 31;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) keys_kernel(KnnKeys p) {
+__global__ void __launch_bounds__(kThreads, 1) keys_kernel(KnnKeys p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.batch * p.num_points) return;
   const T* point = static_cast<const T*>(p.points) + i * p.dim;

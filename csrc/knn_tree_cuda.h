@@ -8,7 +8,7 @@
 namespace echo_ext {
 
 constexpr int kMaxLevels = 7;
-constexpr int kWarpsPerBlock = 4;
+constexpr int kWarpsPerBlock = 4;  // kernels name a minimum of blocks: without, the compiler spills for more
 
 template <typename T>
 struct TreeView {
