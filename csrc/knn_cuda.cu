@@ -280,14 +280,17 @@ struct SearchVisitor {
 
   // From the nearest tile outwards: what is near in the tree comes first and shrinks the bound.
   __device__ __forceinline__ void run(int64_t start) {
-    scan(start);
-    for (int level = 0; level + 1 < points.tree.num_levels; ++level, start /= kWarp) {
+    bool at_start = true;
+    for (int level = 0; at_start || level + 1 < points.tree.num_levels;) {
       const int64_t first = start / kWarp * kWarp;
-      unsigned pending = candidates(level, first) & ~(1u << (start - first));
-      while (pending != 0) {
-        walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
-        pending &= pending - 1;
+      const unsigned own = 1u << (start - first);
+      unsigned pending = at_start ? own : candidates(level, first) & ~own;
+      for (; pending != 0; pending &= pending - 1) walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
+      if (!at_start) {
+        ++level;
+        start /= kWarp;
       }
+      at_start = false;
     }
   }
 };

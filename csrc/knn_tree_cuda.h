@@ -118,7 +118,7 @@ __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T hi
 }
 
 // Distances from this lane's query to kTogether points of a tile.
-constexpr int kTogether = 8;
+constexpr int kTogether = 4;
 template <typename T>
 __device__ __forceinline__ void distances_to(bool euclidean, int dim, const T* tile, const T* query,
                                              T (&distance)[kTogether]) {
