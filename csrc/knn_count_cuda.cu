@@ -36,11 +36,12 @@ __device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t i
 constexpr int kThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) line_kernel(KnnCount p, TreeView<T> all) {
+__global__ void __launch_bounds__(kThreads, 1)
+    line_kernel(const __grid_constant__ KnnCount p, const __grid_constant__ TreeView<T> all) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.num_radii * p.batch * p.num_points) return;
   const int64_t job = i / p.num_points, own = i % p.num_points, item = job % p.batch;
-  const TreeView<T> view = all.of_item(item);
+  const ItemView<T> view(all, item);
   const T* values = view.tiles;
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_points;
   const int64_t row = view.order[own];
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kThreads) line_kernel(KnnCount p, TreeView<T> 
 template <typename T, bool kGrouped>
 struct CountVisitor {
   const KnnCount& p;
-  const TreeView<T>& points;
+  const ItemView<T>& points;
   const T* query;
   const T* query_box;
   const T* radii;  // of this lane, groups num_points apart
@@ -84,11 +85,11 @@ struct CountVisitor {
   T largest_radius;  // of the warp
   int64_t count = 0;
 
-  __device__ __forceinline__ T radius(int c) const { return radii[kGrouped ? p.groups[c] * points.num_points : 0]; }
+  __device__ __forceinline__ T radius(int c) const { return radii[kGrouped ? p.groups[c] * p.num_points : 0]; }
 
   __device__ __forceinline__ unsigned candidates(int level, int64_t first) const {
     const int64_t node = first + threadIdx.x % kWarp;
-    bool may = node < points.nodes_at(level);
+    bool may = node < points.tree.nodes_at(level);
     if (may) {
       const T* box = points.box(level, node);
       T distance = 0;
@@ -155,12 +156,13 @@ struct CountVisitor {
 };
 
 template <typename T, bool kGrouped>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock) count_kernel(KnnCount p, TreeView<T> all) {
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    count_kernel(const __grid_constant__ KnnCount p, const __grid_constant__ TreeView<T> all) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp >= p.num_radii * p.batch * all.num_tiles) return;
   const int64_t job = warp / all.num_tiles, tile = warp % all.num_tiles, item = job % p.batch;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const TreeView<T> view = all.of_item(item);
+  const ItemView<T> view(all, item);
   const int64_t row = view.order[tile * kWarp + lane];
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_groups * p.num_points;
   T largest = 0;
@@ -170,10 +172,10 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) count_kernel(KnnCount p
                                     view.tile(tile) + lane,
                                     view.box(0, tile),
                                     radii + row,
-                                    tile * kWarp + lane < view.num_points,
+                                    tile * kWarp + lane < p.num_points,
                                     p.metric == Metric::euclidean,
                                     warp_max(largest)};
-  walk(visitor, view.num_levels - 1, 0);
+  walk(visitor, all.num_levels - 1, 0);
   if (visitor.active) p.counts[job * p.num_points + row] = visitor.count - too_near_in_time(p, item, row, radii);
 }
 

@@ -13,7 +13,7 @@ constexpr int kMaxBits = 20;  // of one column
 constexpr int kMaxKeyColumns = 31;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) keys_kernel(KnnKeys p) {
+__global__ void __launch_bounds__(kThreads, 1) keys_kernel(KnnKeys p) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= p.batch * p.num_points) return;
   const T* point = static_cast<const T*>(p.points) + i * p.dim;
@@ -61,15 +61,16 @@ __device__ __forceinline__ void store_lowest(int32_t* lowest, int32_t row) {
 
 // A warp for each tile. Places past the end repeat the tile's first point; readers pass over them.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock) tiles_kernel(KnnTree tree, TreeView<T> all) {
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    tiles_kernel(KnnTree tree, const __grid_constant__ TreeView<T> all) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp >= tree.batch * all.num_tiles) return;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t item = warp / all.num_tiles, tile = warp % all.num_tiles;
-  const TreeView<T> view = all.of_item(item);
-  const int64_t place = tile * kWarp + lane < view.num_points ? tile * kWarp + lane : tile * kWarp;
-  const int64_t row = tree.order[item * view.num_points + place];
-  const T* point = static_cast<const T*>(tree.points) + (item * view.num_points + row) * view.dim;
+  const ItemView<T> view(all, item);
+  const int64_t place = tile * kWarp + lane < all.num_points ? tile * kWarp + lane : tile * kWarp;
+  const int64_t row = tree.order[item * all.num_points + place];
+  const T* point = static_cast<const T*>(tree.points) + (item * all.num_points + row) * view.dim;
   T* coordinates = view.tiles + tile * view.dim * kWarp + lane;
   T* box = view.boxes + tile * 2 * view.dim;
   for (int c = 0; c < view.dim; ++c) {
@@ -82,17 +83,18 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) tiles_kernel(KnnTree tr
 
 // A warp for each node of a level above the tiles.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock) level_kernel(TreeView<T> all, int64_t batch, int level) {
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+    level_kernel(const __grid_constant__ TreeView<T> all, int64_t batch, int level) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   const int64_t nodes = all.nodes_at(level);
   if (warp >= batch * nodes) return;
-  const TreeView<T> view = all.of_item(warp / nodes);
+  const ItemView<T> view(all, warp / nodes);
   const int64_t node = warp % nodes, lane = threadIdx.x % kWarp;
-  const int64_t child = node * kWarp + lane < view.nodes_at(level - 1) ? node * kWarp + lane : node * kWarp;
+  const int64_t child = node * kWarp + lane < all.nodes_at(level - 1) ? node * kWarp + lane : node * kWarp;
   const T* from = view.box(level - 1, child);
-  T* box = view.boxes + (view.first_node[level] + node) * 2 * view.dim;
+  T* box = view.box(level, node);
   for (int c = 0; c < view.dim; ++c) store_box(box, view.dim, c, from[c], from[view.dim + c]);
-  store_lowest(view.lowest + view.first_node[level] + node, view.lowest[view.first_node[level - 1] + child]);
+  store_lowest(view.lowest_of(level, node), *view.lowest_of(level - 1, child));
 }
 
 // ---- The nearest so far
@@ -197,7 +199,7 @@ struct SearchJob {
 template <typename T, int kSlots, bool kIndices, Side kSide>
 struct SearchVisitor {
   const SearchJob& job;
-  const TreeView<T>& points;
+  const ItemView<T>& points;
   const T* query;      // of this lane, columns kWarp apart
   const T* query_box;  // of the warp
   bool active;
@@ -206,7 +208,7 @@ struct SearchVisitor {
   int64_t skip = -1;
   Nearest<T, kSlots, kIndices> nearest;
 
-  __device__ __forceinline__ SearchVisitor(const SearchJob& job_, const TreeView<T>& points_)
+  __device__ __forceinline__ SearchVisitor(const SearchJob& job_, const ItemView<T>& points_)
       : job(job_), points(points_), nearest(job_.k) {}
 
   __device__ __forceinline__ T bound() const { return active ? nearest.bound() : -static_cast<T>(INFINITY); }
@@ -216,7 +218,7 @@ struct SearchVisitor {
   __device__ __forceinline__ unsigned candidates(int level, int64_t first) const {
     const T worst = warp_max(bound());
     const int64_t node = first + threadIdx.x % kWarp;
-    bool may = node < points.nodes_at(level);
+    bool may = node < points.tree.nodes_at(level);
     if (may) {
       const T* box = points.box(level, node);
       T distance = 0;
@@ -242,7 +244,7 @@ struct SearchVisitor {
     const T key = kSide == Side::inside ? -far : near;
     bool may = key < bound();
     // A point as far as the k-th replaces it if its row is lower.
-    if (kIndices) may |= key == bound() && points.lowest[points.first_node[level] + node] < nearest.bound_row();
+    if (kIndices) may |= key == bound() && *points.lowest_of(level, node) < nearest.bound_row();
     if (kSide == Side::inside) may &= near < radius;
     if (kSide == Side::outside) may &= !(far < radius);
     return __any_sync(kFullWarp, may && active);
@@ -278,14 +280,17 @@ struct SearchVisitor {
 
   // From the nearest tile outwards: what is near in the tree comes first and shrinks the bound.
   __device__ __forceinline__ void run(int64_t start) {
-    scan(start);
-    for (int level = 0; level + 1 < points.num_levels; ++level, start /= kWarp) {
+    bool at_start = true;
+    for (int level = 0; at_start || level + 1 < points.tree.num_levels;) {
       const int64_t first = start / kWarp * kWarp;
-      unsigned pending = candidates(level, first) & ~(1u << (start - first));
-      while (pending != 0) {
-        walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
-        pending &= pending - 1;
+      const unsigned own = 1u << (start - first);
+      unsigned pending = at_start ? own : candidates(level, first) & ~own;
+      for (; pending != 0; pending &= pending - 1) walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
+      if (!at_start) {
+        ++level;
+        start /= kWarp;
       }
+      at_start = false;
     }
   }
 };
@@ -300,18 +305,19 @@ struct SearchResults {
 
 template <typename T, int kSlots, bool kIndices, Side kSide>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
-    search_kernel(SearchJob job, TreeView<T> all_points, TreeView<T> all_queries, int64_t batch, SearchResults out) {
+    search_kernel(const __grid_constant__ SearchJob job, const __grid_constant__ TreeView<T> all_points,
+                  const __grid_constant__ TreeView<T> all_queries, int64_t batch, SearchResults out) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
   if (warp >= batch * all_queries.num_tiles) return;
   const int64_t item = warp / all_queries.num_tiles, tile = warp % all_queries.num_tiles;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const TreeView<T> points = all_points.of_item(item), queries = all_queries.of_item(item);
+  const ItemView<T> points(all_points, item), queries(all_queries, item);
   SearchVisitor<T, kSlots, kIndices, kSide> visitor(job, points);
   visitor.query = queries.tile(tile) + lane;
   visitor.query_box = queries.box(0, tile);
-  visitor.active = tile * kWarp + lane < queries.num_points;
+  visitor.active = tile * kWarp + lane < all_queries.num_points;
   const int32_t row = queries.order[tile * kWarp + lane];
-  const int64_t query = item * queries.num_points + row;
+  const int64_t query = item * all_queries.num_points + row;
   if (job.exclude_within >= 0) visitor.own_number = visitor.number(row);
   if (kSide != Side::all) {
     visitor.radius = static_cast<const T*>(job.radii)[query];

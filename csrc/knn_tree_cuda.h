@@ -8,7 +8,7 @@
 namespace echo_ext {
 
 constexpr int kMaxLevels = 7;
-constexpr int kWarpsPerBlock = 4;
+constexpr int kWarpsPerBlock = 4;  // kernels name a minimum of blocks: without, the compiler spills for more
 
 template <typename T>
 struct TreeView {
@@ -23,20 +23,37 @@ struct TreeView {
   int num_levels;
   int64_t first_node[kMaxLevels + 1];  // of each level; level 0 are the tiles, the last one is the root
 
-  __device__ TreeView of_item(int64_t item) const {
-    TreeView view = *this;
-    view.tiles += item * num_tiles * dim * kWarp;
-    view.boxes += item * num_nodes * 2 * dim;
-    view.order += item * num_tiles * kWarp;
-    view.lowest += item * num_nodes;
-    return view;
+  ECHO_EXT_HD int64_t nodes_at(int level) const { return first_node[level + 1] - first_node[level]; }
+};
+
+// One item's part. What all items share stays in the kernel's parameters, which levels may index.
+template <typename T>
+struct ItemView {
+  const TreeView<T>& tree;
+  T* tiles;
+  T* boxes;
+  int32_t* order;
+  int32_t* lowest;
+  int dim;
+
+  __device__ __forceinline__ ItemView(const TreeView<T>& all, int64_t item)
+      : tree(all),
+        tiles(all.tiles + item * all.num_tiles * all.dim * kWarp),
+        boxes(all.boxes + item * all.num_nodes * 2 * all.dim),
+        order(all.order + item * all.num_tiles * kWarp),
+        lowest(all.lowest + item * all.num_nodes),
+        dim(all.dim) {}
+
+  __device__ __forceinline__ T* box(int level, int64_t node) const {
+    return boxes + (tree.first_node[level] + node) * 2 * dim;
   }
-  __device__ int64_t nodes_at(int level) const { return first_node[level + 1] - first_node[level]; }
-  __device__ const T* box(int level, int64_t node) const { return boxes + (first_node[level] + node) * 2 * dim; }
-  __device__ const T* tile(int64_t index) const { return tiles + index * dim * kWarp; }
-  __device__ int64_t points_under(int level, int64_t node) const {
+  __device__ __forceinline__ int32_t* lowest_of(int level, int64_t node) const {
+    return lowest + tree.first_node[level] + node;
+  }
+  __device__ __forceinline__ T* tile(int64_t index) const { return tiles + index * dim * kWarp; }
+  __device__ __forceinline__ int64_t points_under(int level, int64_t node) const {
     const int64_t size = int64_t{kWarp} << (5 * level);
-    const int64_t left = num_points - node * size;
+    const int64_t left = tree.num_points - node * size;
     return left < size ? left : size;
   }
 };
@@ -101,7 +118,7 @@ __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T hi
 }
 
 // Distances from this lane's query to kTogether points of a tile.
-constexpr int kTogether = 8;
+constexpr int kTogether = 4;
 template <typename T>
 __device__ __forceinline__ void distances_to(bool euclidean, int dim, const T* tile, const T* query,
                                              T (&distance)[kTogether]) {
@@ -131,7 +148,6 @@ __device__ __forceinline__ void distances_to(bool euclidean, int dim, const T* t
 template <typename Visitor>
 __device__ __forceinline__ void walk(Visitor& visitor, int top, int64_t node) {
   unsigned pending[kMaxLevels];
-  int64_t first[kMaxLevels];
   int level = top;
   for (;;) {
     if (visitor.enters(level, node)) {
@@ -139,13 +155,16 @@ __device__ __forceinline__ void walk(Visitor& visitor, int top, int64_t node) {
         visitor.scan(node);
       } else {
         --level;
-        first[level] = node * kWarp;
-        pending[level] = visitor.candidates(level, node * kWarp);
+        node *= kWarp;
+        pending[level] = visitor.candidates(level, node);
       }
     }
-    while (level < top && pending[level] == 0) ++level;
+    while (level < top && pending[level] == 0) {
+      ++level;
+      node /= kWarp;
+    }
     if (level == top) return;
-    node = first[level] + __ffs(static_cast<int>(pending[level])) - 1;
+    node = node / kWarp * kWarp + __ffs(static_cast<int>(pending[level])) - 1;
     pending[level] &= pending[level] - 1;
   }
 }

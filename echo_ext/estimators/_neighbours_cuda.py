@@ -138,7 +138,7 @@ def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude
 def _sample(points: Tensor) -> Tensor:
     """Some of the values of each column, ascending: (B, d, at most SAMPLE)."""
     n = points.shape[-2]
-    return points[:, :: -(-n // SAMPLE)].transpose(1, 2).sort(-1).values.contiguous()
+    return points[:, :: max(1, -(-n // SAMPLE))].transpose(1, 2).sort(-1).values.contiguous()
 
 
 def _keys(points: Tensor, sample: Tensor, device: int, stream: int) -> Tensor:
