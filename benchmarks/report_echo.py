@@ -1,4 +1,4 @@
-"""Print the table of a bench_echo.py run and plot it: report_echo.py RESULTS.json writes RESULTS.md and RESULTS.png."""
+"""Print the tables of bench_echo.py's results and plot them: report_echo.py RESULTS.json writes RESULTS.md and .png."""
 
 import json
 import sys

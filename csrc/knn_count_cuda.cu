@@ -156,7 +156,7 @@ struct CountVisitor {
 };
 
 template <typename T, bool kGrouped>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     count_kernel(const __grid_constant__ KnnCount p, const __grid_constant__ TreeView<T> all) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp >= p.num_radii * p.batch * all.num_tiles) return;

@@ -61,7 +61,7 @@ __device__ __forceinline__ void store_lowest(int32_t* lowest, int32_t row) {
 
 // A warp for each tile. Places past the end repeat the tile's first point; readers pass over them.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     tiles_kernel(KnnTree tree, const __grid_constant__ TreeView<T> all) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   if (warp >= tree.batch * all.num_tiles) return;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
 
 // A warp for each node of a level above the tiles.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     level_kernel(const __grid_constant__ TreeView<T> all, int64_t batch, int level) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
   const int64_t nodes = all.nodes_at(level);
@@ -304,7 +304,7 @@ struct SearchResults {
 };
 
 template <typename T, int kSlots, bool kIndices, Side kSide>
-__global__ void __launch_bounds__(kWarp* kWarpsPerBlock)
+__global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     search_kernel(const __grid_constant__ SearchJob job, const __grid_constant__ TreeView<T> all_points,
                   const __grid_constant__ TreeView<T> all_queries, int64_t batch, SearchResults out) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
