@@ -53,6 +53,11 @@ ECHO_EXT_HD float to_compute(Float16 value) {
   return float_from_bits(float_bits(scaled) | special | sign);
 }
 
+// Whether a product of scales has decayed to nothing. None ever reaches zero: multiplication rounds the smallest
+// subnormal numbers back to themselves. Below the smallest normal number it counts as zero, as where those are flushed.
+ECHO_EXT_HD bool has_vanished(float weight) { return weight < 0x1p-126f && weight > -0x1p-126f; }
+ECHO_EXT_HD bool has_vanished(double weight) { return weight < 0x1p-1022 && weight > -0x1p-1022; }
+
 // Rounding is to nearest, ties to even.
 template <typename Storage>
 struct FromCompute;

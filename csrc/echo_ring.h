@@ -6,9 +6,9 @@
 //     prefix_m = the sum of the first m terms behind the segment,
 //     (tail_q, decay_q) = the suffix from q as an affine map of what follows,
 // eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division.
-// Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight is exactly zero.
+// Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight has vanished.
 //
-// Value is a pack of columns; is_zero(Value) tells whether all of it is exactly zero. Io reads and writes by position,
+// Value is a pack of columns; has_vanished(Value) tells whether all of it has. Io reads and writes by position,
 // which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps) and prefetch(position),
 // since rows lie anywhere in memory.
 #pragma once
@@ -42,7 +42,7 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
     weight = weight * s;
-    if (is_zero(weight)) {
+    if (has_vanished(weight)) {
       settled = m + 1;
       break;
     }
@@ -54,7 +54,7 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
     tail = f + s * tail;
     decay = s * decay;
     const int64_t m = segment.prefix_terms(q);
-    io.emit(q, is_zero(decay) ? tail : tail + decay * (m >= settled ? sum : prefix[m - segment.shared()]));
+    io.emit(q, has_vanished(decay) ? tail : tail + decay * (m >= settled ? sum : prefix[m - segment.shared()]));
   }
 }
 
@@ -81,7 +81,7 @@ void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch
     sum = sum + weight * f;
     left_out = maximum(left_out * absolute(s), absolute(weight));
     weight = weight * s;
-    if (is_zero(left_out)) {
+    if (has_vanished(left_out)) {
       settled = m + 1;
       break;
     }

@@ -2,7 +2,7 @@
 // term and one scan makes them all.
 //
 // The circle is cut into segments; a group of lanes scans one segment of adjacent columns. What lies behind a segment
-// enters as one number, summed up until its weight is exactly zero. Where that needs more terms than every window of
+// enters as one number, summed up until its weight has vanished. Where that needs more terms than every window of
 // the segment has, the windows' ends matter: the segment is flagged, and a second kernel does it exactly, in steps
 // short enough for registers:
 //     a window from q = suffix of the step from q, (tail, decay): tail + decay * prefix of what follows the step.
@@ -75,7 +75,7 @@ struct RingForward : RingGroup<Storage> {
     for (int k = 0; k < kStep<T>; ++k) {
       if (k >= count) continue;
       emit(first + k, k, decays[k] == 0 ? tails[k] : tails[k] + decays[k] * sum);
-      if (k + 1 >= count || weight == 0) continue;
+      if (k + 1 >= count || has_vanished(weight)) continue;
       sum += weight * this->load(this->f, this->offset(this->rows->behind[k]));
       weight *= this->load(this->s, this->offset(this->rows->behind[k]));
     }
@@ -177,7 +177,8 @@ struct RingBackward : RingGroup<Storage> {
           weight *= term_s[k];
           carry += weight * grad[k];
         }
-        if (__all_sync(this->mask, weight == 0)) return done + count - (end > kFlight<T> ? end - kFlight<T> : 0);
+        if (__all_sync(this->mask, has_vanished(weight)))
+          return done + count - (end > kFlight<T> ? end - kFlight<T> : 0);
       }
     }
     return limit + 1;
@@ -303,7 +304,7 @@ struct RingBackward : RingGroup<Storage> {
   }
 
   __device__ __forceinline__ void add_term(int slot, T& sum, T& weight) {
-    if (weight == 0) return;
+    if (has_vanished(weight)) return;
     sum += weight * this->load(this->f, this->offset(this->rows->behind[slot]));
     weight *= this->load(this->s, this->offset(this->rows->behind[slot]));
   }

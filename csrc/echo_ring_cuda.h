@@ -158,8 +158,8 @@ struct RingGroup {
     return row < problem.rows ? row * width + column : -1;
   }
 
-  // Adds the terms from `position` on to sum, until `limit` are in or all columns' weights are zero; the number of
-  // terms that are in, or limit + 1 where the weights are not zero at the limit.
+  // Adds the terms from `position` on to sum, until `limit` are in or all columns' weights have vanished; the number of
+  // terms that are in, or limit + 1 where the weights have not vanished at the limit.
   __device__ __forceinline__ int64_t add_terms(int64_t position, int64_t limit, T& sum, T& weight) {
     for (int64_t done = 0; done < limit; done += kBatch) {
       const int count = limit - done < kBatch ? static_cast<int>(limit - done) : kBatch;
@@ -173,7 +173,8 @@ struct RingGroup {
           sum += weight * term_f[k];
           weight *= term_s[k];
         }
-        if (__all_sync(mask, weight == 0)) return slot + kFlight<T> < count ? done + slot + kFlight<T> : done + count;
+        if (__all_sync(mask, has_vanished(weight)))
+          return slot + kFlight<T> < count ? done + slot + kFlight<T> : done + count;
       }
     }
     return limit + 1;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -130,7 +131,10 @@ struct Pack {
     for (int v = 0; v < kVectors; ++v) every = every & all_less_equal(a.part[v], b.part[v]);
     return every;
   }
-  friend inline bool is_zero(const Pack& a) { return all_less_equal(absolute(a), Pack::filled(0)); }
+  // As the scalar function of dtype.h, of all columns.
+  friend inline bool has_vanished(const Pack& a) {
+    return all_less_equal(absolute(a), Pack::filled(std::numeric_limits<T>::min()));
+  }
 };
 
 }  // namespace ECHO_EXT_ISA
