@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ import torch
 import echo_ext
 from echo_ext import _C, cli
 from echo_ext.cli import demo
+
+# Where child processes run: at the root they would import the sources, not what is installed.
+HERE = Path(__file__).parent
 
 NO_HEAVY_IMPORTS = """
 import sys
@@ -68,10 +72,10 @@ def test_info_says_why_cuda_is_not_usable(capsys, monkeypatch):
 
 def test_info_needs_nothing_but_torch_and_numpy():
     command = [sys.executable, "-m", "echo_ext", "info"]
-    by_module = subprocess.run(command, capture_output=True, text=True)
+    by_module = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     assert by_module.returncode == 0, by_module.stderr
     assert by_module.stderr == ""
-    in_process = subprocess.run([sys.executable, "-c", NO_HEAVY_IMPORTS], capture_output=True, text=True)
+    in_process = subprocess.run([sys.executable, "-c", NO_HEAVY_IMPORTS], capture_output=True, text=True, cwd=HERE)
     assert (in_process.returncode, in_process.stderr) == (0, "")
     assert in_process.stdout == by_module.stdout
 
@@ -202,6 +206,6 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m echo_ext info"
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(command.split(), stdout=write, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command.split(), stdout=write, stderr=subprocess.PIPE, text=True, cwd=HERE)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from knn_cases import KINDS, fresh, sample
 
 import echo_ext
 from echo_ext import reference
+
+# Where child processes run: at the root they would import the sources, not what is installed.
+HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -122,6 +126,7 @@ def test_instruction_sets_agree_bit_for_bit():
             capture_output=True,
             text=True,
             check=True,
+            cwd=HERE,
         )
         results.add(run.stdout)
     assert len(results) == 1, f"seed {seed}"
