@@ -43,9 +43,10 @@ struct Circle {
   }
 };
 
-template <typename Storage, typename P>
-struct ForwardIo {
-  const EchoForward& io;
+// What either pass reads: Io is EchoForward or EchoBackward.
+template <typename Io, typename Storage, typename P>
+struct CircleTerms {
+  const Io& io;
   const Circle& circle;
   const Columns<Storage, P>& columns;
 
@@ -59,6 +60,13 @@ struct ForwardIo {
     columns.prefetch(io.bank_f, row);
     columns.prefetch(io.bank_s, row);
   }
+};
+
+template <typename Storage, typename P>
+struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
+  using CircleTerms<EchoForward, Storage, P>::io, CircleTerms<EchoForward, Storage, P>::circle,
+      CircleTerms<EchoForward, Storage, P>::columns;
+
   void emit(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
     columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
@@ -66,27 +74,16 @@ struct ForwardIo {
 };
 
 template <typename Storage, typename P>
-struct BackwardIo {
+struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
+  using CircleTerms<EchoBackward, Storage, P>::io, CircleTerms<EchoBackward, Storage, P>::circle,
+      CircleTerms<EchoBackward, Storage, P>::columns;
   using T = Compute<Storage>;
-  const EchoBackward& io;
-  const Circle& circle;
-  const Columns<Storage, P>& columns;
   const Columns<T, P>& sums;  // where gradients add up, in the computing type
   T *sum_f, *sum_s;
 
-  void term(int64_t position, P& f, P& s) const {
-    const int64_t row = circle.bank_row(position);
-    f = columns.read(io.bank_f, row);
-    s = columns.read(io.bank_s, row);
-  }
-  __attribute__((always_inline)) void prefetch(int64_t position) const {
-    const int64_t row = circle.bank_row_around(position);
-    columns.prefetch(io.bank_f, row);
-    columns.prefetch(io.bank_s, row);
-  }
   __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
     const int64_t row = circle.bank_row_around(position);
-    prefetch(position);
+    this->prefetch(position);
     columns.prefetch(io.grad, row);
     sums.prefetch(sum_f, row);
     sums.prefetch(sum_s, row);
@@ -169,7 +166,8 @@ struct Forward {
         const Columns<Storage, P> columns(problem.width, task % layout.tiles);
         const int64_t begin = task / layout.tiles * length;
         const RingSegment segment{begin, std::min(begin + length, windows), problem.num_terms};
-        ring_forward(segment, layout.prefixes + slot * layout.prefix_size, ForwardIo<Storage, P>{io, circle, columns});
+        ring_forward(segment, layout.prefixes + slot * layout.prefix_size,
+                     ForwardIo<Storage, P>{{io, circle, columns}});
       });
     }
   }
@@ -203,7 +201,7 @@ struct Backward {
             sums.write(sum_s, row, P::filled(0));
           }
         }
-        const BackwardIo<Storage, P> tile_io{io, circle, columns, sums, sum_f, sum_s};
+        const BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s};
         for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
           const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
           ring_backward(segment, layout.slot_scratch(slot), tile_io);
