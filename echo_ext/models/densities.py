@@ -1,0 +1,28 @@
+"""Log densities and divergences, with every constant kept; nats per dimension."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["LOG_2_PI", "kl_to_standard_normal", "log_mean_exp", "log_normal"]
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+def log_normal(x: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | float = 0.0) -> Tensor:
+    """``log N(x; mean, exp(log_variance))`` of each element; all three broadcast."""
+    log_variance = torch.as_tensor(log_variance, dtype=x.dtype, device=x.device)
+    return -0.5 * ((x - mean).square() * (-log_variance).exp() + log_variance + LOG_2_PI)
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """``KL(N(mean, exp(log_variance)) | N(0, 1))`` of each element."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+
+
+def log_mean_exp(x: Tensor, dim: int) -> Tensor:
+    """``log(mean(exp(x)))`` over one dimension, without overflow."""
+    return torch.logsumexp(x, dim) - math.log(x.shape[dim])
