@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -482,3 +485,20 @@ def test_tsne_keeps_apart_what_is_apart():
     assert torch.equal(placed, metrics.tsne(codes, perplexity=10, seed=3))
     with pytest.raises(ValueError, match="perplexity must be above 0 and below the number of rows, 90, but is 90"):
         metrics.tsne(codes, perplexity=90)
+
+
+# ---- What is not installed -------------------------------------------------------------------------------------------
+
+
+def test_metrics_need_no_more_than_torch_and_numpy():
+    code = "import sys, echo_ext.metrics; print(*{'scipy', 'sklearn', 'matplotlib', 'lightning'} & set(sys.modules))"
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here, timeout=60)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    for package, measure in (("scipy", metrics.marginal_statistics), ("sklearn.manifold", metrics.tsne)):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'echo-ext\[(train|demo)\]'"):
+            measure(torch.randn(40, 2))
