@@ -60,7 +60,7 @@ def test_ellipses_have_their_axes_and_turn_against_the_clock():
         area, _, spread = moments(frames(ELLIPSE, 5, orientation)[16, 16])
         assert area == pytest.approx(math.pi * 12.77 * 7.21, rel=0.03)
         small, large = np.linalg.eigvalsh(spread)  # a solid ellipse's variances: its half axes squared, over 4
-        assert (2 * large**0.5, 2 * small**0.5) == pytest.approx((12.77, 7.21), rel=0.02)
+        assert (2 * large**0.5, 2 * small**0.5) == pytest.approx((12.77, 7.21), rel=0.03)
         # Rows count downwards, so that a turn against the clock is a negative angle.
         angle = 0.5 * math.atan2(2 * spread[0, 1], spread[0, 0] - spread[1, 1])
         assert math.remainder(angle + sprites.ORIENTATIONS[orientation], math.pi) == pytest.approx(0, abs=0.05)
@@ -226,13 +226,15 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
 
 def write_original(path, *, rows=737280, keep=None):
     """The original's form: every image an entry of ``imgs``; here each is white in as many pixels as its row says."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        with archive.open("imgs.npy", "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 64, 64)}
-            np.lib.format.write_array_header_1_0(file, header)
-            image = bytes(4096)
-            for start in range(0, rows if keep is None else keep, 4096):
-                file.write(b"".join(b"\1" * (row % 97) + image[row % 97 :] for row in range(start, start + 4096)))
+    images = [b"\1" * white + bytes(4096 - white) for white in range(97)]
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("imgs.npy", "w", force_zip64=True) as file,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 64, 64)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, rows if keep is None else keep, 4096):
+            file.write(b"".join(images[row % 97] for row in range(start, start + 4096)))
 
 
 @pytest.mark.slow
