@@ -74,6 +74,13 @@ def test_draws_depend_on_seed_epoch_row_and_pixel_alone(images):
     assert not torch.equal(data.binarise(images, "dynamic", seed=SEED + 1).values(slice(None)), first)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**70])
+def test_any_integer_is_a_seed(images, seed):
+    drawn = data.binarise(images, "static", seed=seed).values(slice(None))
+    assert drawn.mean() == pytest.approx(0.5, abs=0.05)
+    assert not torch.equal(drawn, data.binarise(images, "static", seed=seed + 1).values(slice(None)))
+
+
 def test_a_loader_with_workers_sees_the_same_draws(images):
     drawn = data.binarise(images, "dynamic", seed=SEED)
     drawn.set_epoch(2)
