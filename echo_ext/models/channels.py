@@ -33,7 +33,7 @@ class DensityOutput(NamedTuple):
 
 
 class GaussianChannel(nn.Module):
-    """The reparameterisation trick, ``z = mean + exp(log_variance / 2) * noise`` (Kingma & Welling 2014, section 2.4)."""
+    """The reparameterisation trick, ``z = mean + exp(log_variance / 2) * noise`` (Kingma & Welling 2014)."""
 
     def forward(self, mean: Tensor, log_variance: Tensor) -> GaussianOutput:
         """Send (B, d) through the channel."""

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import Model
 
 __all__ = ["RECIPES", "Recipe", "Training", "build", "find", "recipes"]
@@ -74,3 +75,8 @@ def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **ove
     if unknown:
         raise ValueError(f"recipe {recipe!r} has no argument {unknown[0]!r}; it has {', '.join(known)}")
     return chosen.model(data_shape, latent_dim, **{**chosen.settings, **overrides})
+
+
+RECIPES["echo"] = Recipe("Echo noise, whose rate is exact; no prior", Autoencoder, {"channel": "echo"})
+RECIPES["vae"] = Recipe("Gaussian channel, N(0, I) prior: the variational autoencoder", Autoencoder)
+RECIPES["beta-vae"] = Recipe("the VAE with dearer rate, beta = 4", Autoencoder, {"beta": 4.0})
