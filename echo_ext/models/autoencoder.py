@@ -185,6 +185,8 @@ class Autoencoder(Model):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channel's two inputs for each x, (B, latent_dim) each: a Gaussian's mean and log variance, for one."""
+        if x.shape[1:] != self.data_shape:
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), but is {tuple(x.shape)}")
         first, second = widened(self.encoder(x)).chunk(2, dim=1)
         return first, second
 
