@@ -1,6 +1,7 @@
 """Two-level Gaussian models of images, z2 -> z1 -> x, with a convolutional or an autoregressive decoder.
 
-The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. A latent is both levels side by side, z1 first, each of ``latent_dim / 2`` dimensions.
+The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. A
+latent is both levels side by side, z1 first, each of ``latent_dim / 2`` dimensions.
 """
 
 from __future__ import annotations
@@ -127,23 +128,27 @@ class TwoLevelModel(JointModel):
     def _infer_lower(self, view: Tensor, z2: Tensor) -> DiagonalGaussian:
         return _gaussian(self.lower(torch.cat([view, self.lower_context(z2)], dim=1)))
 
+    def descend(self, z2: Tensor) -> DiagonalGaussian:
+        """p(z1|z2) of each z2 of (B, latent_dim / 2)."""
+        return _gaussian(self.descent(z2))
+
     def log_prior(self, z: Tensor) -> Tensor:
         """``log p(z2) + log p(z1|z2)``: (B,)."""
         z1, z2 = z.chunk(2, dim=1)
-        return self.prior.log_prob(z2) + _gaussian(self.descent(z2)).log_prob(z1)
+        return self.prior.log_prob(z2) + self.descend(z2).log_prob(z1)
 
     def draw_prior(self, n: int) -> Tensor:
         """``n`` (z1, z2), from above downwards: (n, latent_dim)."""
-        return self._descend(self.prior.sample(n))
+        return self._complete(self.prior.sample(n))
 
     def draw_anchor(self, n: int) -> Tensor:
         """As :meth:`draw_prior`, the law of z2 held fixed; z1 is part of the decoding, and has gradients."""
         with torch.no_grad():
             z2 = self.prior.sample(n)
-        return self._descend(z2)
+        return self._complete(z2)
 
-    def _descend(self, z2: Tensor) -> Tensor:
-        return torch.cat([_gaussian(self.descent(z2)).draw(), z2], dim=1)
+    def _complete(self, z2: Tensor) -> Tensor:
+        return torch.cat([self.descend(z2).draw(), z2], dim=1)
 
     def prepare(self, x: Tensor) -> None:
         """Take the VampPrior's pseudo-inputs from training rows."""

@@ -130,7 +130,8 @@ for _objective, _summary in {
         latent_dim=2,
     )
 
-for _decoder, _model in {"convhvae": ConvHVAE, "pixelhvae": PixelHVAE}.items():
+_two_level: dict[str, type[Model]] = {"convhvae": ConvHVAE, "pixelhvae": PixelHVAE}
+for _decoder, _model in _two_level.items():
     for _short, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
         for _objective in ("vae", "a-mim", "mim"):
             RECIPES[f"{_decoder}-{_short}-{_objective}"] = Recipe(
