@@ -85,15 +85,15 @@ def test_the_two_level_elbo_is_the_evidence_where_the_posterior_is_exact():
 
 def test_two_level_draws_of_the_prior_have_its_covariance():
     model = LinearGaussian()
-    z = model.draw_prior(200_000).double()
-    torch.testing.assert_close(z.T.cov(), model._law()[1:, 1:], atol=0.03, rtol=0)
+    z = model.draw_prior(50_000).double()
+    torch.testing.assert_close(z.T.cov(), model._law()[1:, 1:], atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("recipe", ["convhvae-s-vae", "convhvae-vp-vae"])
 def test_the_prior_is_a_density(recipe):
     """E_q[p(z) / q(z)] = 1 for draws of a wider q."""
     model = build(recipe, (1, 8, 8), latent_dim=2, **({"pseudo_inputs": 5} if "vp" in recipe else {}))
-    wide = DiagonalGaussian(torch.zeros(200_000, 2), torch.full((200_000, 2), 2 * math.log(4.0)))
+    wide = DiagonalGaussian(torch.zeros(50_000, 2), torch.full((50_000, 2), 2 * math.log(4.0)))
     z = wide.draw()
     with torch.no_grad():
         mass = log_mean_exp(model.log_prior(z) - wide.log_prob(z), dim=0).exp()
@@ -172,6 +172,17 @@ def test_drawn_pictures_have_the_law_that_the_density_says():
     torch.testing.assert_close(means.mean(0), draws.mean(0), atol=0.012, rtol=0)
 
 
+def test_decoder_samples_are_evaluated_under_the_law_that_they_are_drawn_from():
+    model = PixelHVAE((1, 4, 4), 4).train()
+    model.loss(stripes(16, side=4))  # moves the running statistics
+    with torch.no_grad(), model.decoding():
+        z = model.draw_prior(3)
+        maps = model._maps(z)
+        x, means = model.decoder.draw(maps)
+        torch.testing.assert_close(torch.sigmoid(model.decoder(x, maps)), means, atol=1e-5, rtol=0)
+    assert model.decoder.training
+
+
 def test_a_progress_bar_sees_every_pixel():
     seen = []
 
@@ -196,17 +207,16 @@ def test_a_pseudo_input_begins_as_a_training_row():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_learn_and_keep_their_state(recipe):
     settings = {"latent_dim": 4, **({"pseudo_inputs": 6} if "-vp-" in recipe else {})}
-    model = build(recipe, (1, 8, 8), **settings)
-    x = stripes(32)
-    steps = 10 if recipe.startswith("pixelhvae") and recipe.endswith("-mim") and "a-mim" not in recipe else 25
-    first, last = fit(model, x, steps=steps, learning_rate=2e-3)
+    model = build(recipe, (1, 4, 4), **settings)
+    x = stripes(32, side=4)
+    first, last = fit(model, x, steps=25, learning_rate=2e-3)
     assert last < 0.9 * first
     assert model.encode(x).shape == (32, 4)
     assert model.reconstruct(x[:3]).shape == x[:3].shape
     means = model.sample(3)
-    assert means.shape == (3, 1, 8, 8)
+    assert means.shape == (3, 1, 4, 4)
     assert ((means >= 0) & (means <= 1)).all()
-    assert same_after_saving(recipe, (1, 8, 8), model, x, **settings)
+    assert same_after_saving(recipe, (1, 4, 4), model, x, **settings)
 
 
 @pytest.mark.parametrize(

@@ -55,11 +55,11 @@ class LinearGaussian(JointModel):
     def loss(self, x):
         raise NotImplementedError
 
-    def encoding(self, variance):
+    def encoding_law(self, variance):
         """The covariance of (x, z) where x ~ N(0, variance) is encoded."""
         return torch.tensor([[variance, self.a * variance], [self.a * variance, self.a**2 * variance + self.v]])
 
-    def decoding(self):
+    def decoding_law(self):
         return torch.tensor([[self.b**2 + self.w, self.b], [self.b, 1.0]])
 
 
@@ -79,7 +79,7 @@ ROWS = 200_000
 
 def test_mim_has_its_closed_form_where_both_joint_laws_are_gaussian():
     model, variance = LinearGaussian(0.7, 0.4, 1.1, 0.6), 1.5
-    encoding, decoding = model.encoding(variance), model.decoding()
+    encoding, decoding = model.encoding_law(variance), model.decoding_law()
     halves = [(cross_entropy(half, decoding) + cross_entropy(half, encoding)) / 2 for half in (encoding, decoding)]
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
     losses = joint_losses("mim", model, x, marginal=Normal(variance))
@@ -91,7 +91,7 @@ def test_mim_has_its_closed_form_where_both_joint_laws_are_gaussian():
 def test_consistent_laws_reach_the_joint_entropy_and_the_cross_entropy_bounds_mim_from_below():
     model, variance = consistent()
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
-    entropy = cross_entropy(model.decoding(), model.decoding()).item()
+    entropy = cross_entropy(model.decoding_law(), model.decoding_law()).item()
     for marginal in (None, Normal(variance)):  # the importance sample is exact where q(z|x) is p(z|x)
         assert joint_losses("mim", model, x, marginal=marginal)["loss"].item() == pytest.approx(entropy, abs=0.02)
     for other, law in ((model, Normal(variance)), (LinearGaussian(0.2, 0.9, 1.1, 0.6), Normal(1.0))):

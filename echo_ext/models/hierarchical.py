@@ -7,9 +7,10 @@ latent is both levels side by side, z1 first, each of ``latent_dim / 2`` dimensi
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -194,7 +195,8 @@ class PixelHVAE(TwoLevelModel):
     ``loss`` and ``log_weight`` evaluate p(x|z1, z2) of a given x in one pass. ``decode``, ``reconstruct`` and
     ``sample`` draw pixel by pixel, and give each pixel's mean given those drawn before it: its expectation over draws
     is the mean of x. Their ``progress`` wraps the iteration over the pixels, as ``tqdm.tqdm`` does. Drawing takes the
-    batch normalisation's running statistics, and objectives with decoder samples draw at every step.
+    batch normalisation's running statistics. So do objectives with decoder samples on that half, whose law would
+    otherwise not be the one drawn from; they draw at every step.
 
     Args:
         data_shape: (1, height, width).
@@ -218,6 +220,16 @@ class PixelHVAE(TwoLevelModel):
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
         """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
         return self.decoder.draw(self._maps(z))[0], False
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Entered for decoder samples: evaluates them under the running statistics that they are drawn with."""
+        before = self.decoder.training
+        self.decoder.eval()
+        try:
+            yield
+        finally:
+            self.decoder.train(before)
 
     def decode(self, z: Tensor, progress: Progress = iter) -> Tensor:
         """Each pixel's mean given (z1, z2) and the pixels drawn before it: (B, *data_shape), without gradients."""

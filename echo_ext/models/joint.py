@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -71,6 +72,10 @@ class JointModel(Model):
         """``n`` draws of the fixed law of z that decoding starts from, here p(z) as it stands: (n, latent_dim)."""
         with torch.no_grad():
             return self.draw_prior(n)
+
+    def decoding(self) -> contextlib.AbstractContextManager[None]:
+        """Entered for decoder samples, which must be drawn from the very law that they are evaluated under."""
+        return contextlib.nullcontext()
 
     def posterior(self, x: Tensor) -> GaussianOutput | DensityOutput:
         """A draw of z given each x, and its log density."""

@@ -65,14 +65,15 @@ def joint_losses(
     if objective == "a-mim":
         return {"loss": encoder_half, **made_of}
 
-    z = model.draw_anchor(len(x))
-    x, differentiable = model.draw_data(z)
-    law = model.infer(x)
-    log_likelihood = model.log_likelihood(x, z)
-    log_marginal = _importance_sample(model, x, law) if marginal is None else marginal.log_prob(x)
-    cost = combine(log_likelihood + model.log_prior(z), law.log_prob(z) + log_marginal, warmth)
-    if not differentiable:
-        cost = cost + score_function(cost, log_likelihood)
+    with model.decoding():
+        z = model.draw_anchor(len(x))
+        x, differentiable = model.draw_data(z)
+        law = model.infer(x)
+        log_likelihood = model.log_likelihood(x, z)
+        log_marginal = _importance_sample(model, x, law) if marginal is None else marginal.log_prob(x)
+        cost = combine(log_likelihood + model.log_prior(z), law.log_prob(z) + log_marginal, warmth)
+        if not differentiable:
+            cost = cost + score_function(cost, log_likelihood)
     decoder_half = cost.mean()
     loss = 0.5 * (encoder_half + (1.0 if objective == "cross-entropy" else warmth) * decoder_half)
     if objective == "mim-h":
