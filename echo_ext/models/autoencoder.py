@@ -11,7 +11,7 @@ from torch import Tensor
 from echo_ext.channel import ChannelOutput, EchoChannel
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianChannel, GaussianOutput, IAFChannel
-from echo_ext.models.densities import kl_to_standard_normal
+from echo_ext.models.densities import kl_to_standard_normal, widened
 from echo_ext.models.likelihoods import LIKELIHOODS
 from echo_ext.models.marginals import (
     MAF,
@@ -167,7 +167,7 @@ class Autoencoder(Model):
         """
         sent = self.posterior(x)
         rate = self.rate(sent)
-        distortion = -self.likelihood.log_prob(x, self.decoder(sent.z))
+        distortion = -self._log_likelihood(x, sent.z)
         loss = rate_distortion(distortion, rate, beta=self.warmth * self.beta, weights=self.weights)
         terms = {
             "rate" if isinstance(sent, ChannelOutput) else "rate_bound": rate.sum() / len(x),
@@ -185,7 +185,9 @@ class Autoencoder(Model):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channel's two inputs for each x, (B, latent_dim) each: a Gaussian's mean and log variance, for one."""
-        first, second = self.encoder(x).chunk(2, dim=1)
+        if x.shape[1:] != self.data_shape:
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), but is {tuple(x.shape)}")
+        first, second = widened(self.encoder(x)).chunk(2, dim=1)
         return first, second
 
     def posterior(self, x: Tensor) -> Sent:
@@ -207,7 +209,7 @@ class Autoencoder(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(widened(self.decoder(z)))
 
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x whose z are drawn from the marginal or the aggregate: (n, *data_shape)."""
@@ -230,7 +232,7 @@ class Autoencoder(Model):
         sent = self.posterior(x)
         if isinstance(sent, ChannelOutput):
             raise TypeError("an Echo channel's q(z|x) has no closed density to weigh samples by; its rate is exact")
-        return self.likelihood.log_prob(x, self.decoder(sent.z)) + self._log_marginal(sent) - sent.log_density
+        return self._log_likelihood(x, sent.z) + self._log_marginal(sent) - sent.log_density
 
     def prepare(self, x: Tensor) -> None:
         """Begin VampPrior's pseudo-inputs from training rows (B, *data_shape)."""
@@ -256,6 +258,10 @@ class Autoencoder(Model):
             {"params": [p for p in self.parameters() if id(p) not in identities], "lr": learning_rate}
         ]
         return [*groups, {"params": own, "lr": 1e-4, "betas": (0.5, 0.9)}] if own else groups
+
+    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x|z)``: (B,)."""
+        return self.likelihood.log_prob(x, widened(self.decoder(z)))
 
     def _log_marginal(self, sent: GaussianOutput | DensityOutput) -> Tensor:
         """``log m(z)``: (B,)."""
