@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -60,6 +61,8 @@ class Autoencoder(Model):
         sampling: Echo's, likewise.
         activation_scale: Echo's, likewise.
         bank_size: Echo's, likewise, and the aggregate's; None for 1024 rows.
+        latent_scale: what z is multiplied by on its way into the decoder, which changes no information; None for 1, and
+            for 64 with Echo, whose z are small at first (f = tanh(./16)) and else teach the decoder nothing for long.
         pseudo_inputs: how many VampPrior has.
         components: how many the mixture has.
         flow_steps: of IAF and MAF.
@@ -96,6 +99,7 @@ class Autoencoder(Model):
         sampling: str = "permutation",
         activation_scale: float = 16.0,
         bank_size: int | None = None,
+        latent_scale: float | None = None,
         pseudo_inputs: int = 750,
         components: int = 10,
         flow_steps: int = 4,
@@ -127,6 +131,11 @@ class Autoencoder(Model):
         self.mmd_weight = non_negative("mmd_weight", mmd_weight)
         self.mmd_bandwidth = mmd_bandwidth
         self.tc_weight = non_negative("tc_weight", tc_weight)
+        if latent_scale is None:
+            latent_scale = 64.0 if channel == "echo" else 1.0
+        if not (latent_scale > 0 and math.isfinite(latent_scale)):
+            raise ValueError(f"latent_scale must be positive and finite, but is {latent_scale}")
+        self.latent_scale = latent_scale
         weights = anchor_weights(latent_dim, anchored, anchor_strength)
         self.register_buffer("weights", weights if anchored else None, persistent=False)
 
@@ -209,7 +218,7 @@ class Autoencoder(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(widened(self.decoder(z)))
+        return self.likelihood.mean(self._parameters(z))
 
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x whose z are drawn from the marginal or the aggregate: (n, *data_shape)."""
@@ -261,7 +270,11 @@ class Autoencoder(Model):
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x|z)``: (B,)."""
-        return self.likelihood.log_prob(x, widened(self.decoder(z)))
+        return self.likelihood.log_prob(x, self._parameters(z))
+
+    def _parameters(self, z: Tensor) -> Tensor:
+        """What the likelihood takes, given each z."""
+        return widened(self.decoder(self.latent_scale * z))
 
     def _log_marginal(self, sent: GaussianOutput | DensityOutput) -> Tensor:
         """``log m(z)``: (B,)."""
