@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import add_digamma, boundary, constants, count, digamma, join, kth, search, spread
+from ._neighbours import Cloud, add_digamma, boundary, constants, count, digamma, join, kth, on_cuda, search, spread
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
@@ -273,17 +273,17 @@ def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
 
 
 def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
-    joint = _join(variables)
+    joint = Cloud(_join(variables))
     w = options.exclude_within
     distances, _ = search(joint, max(options.ks), exclude_within=w)
     eps = kth(distances, options.ks)
     tied = eps == 0
     psi_k = _psi_k(options, eps).expand(eps.shape)
-    some_tied = tied.is_cuda or bool(tied.any())  # to ask a GPU would be to wait for it
+    some_tied = on_cuda(eps) or bool(tied.any())  # to ask a GPU would be to wait for it
     if some_tied:
         psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1), psi_k)
     values = psi_k + _available(options, eps).log()
-    for variable in variables:
+    for variable in map(Cloud, variables):
         inside = count(variable, eps, exclude_within=w)
         if some_tied:
             inside = torch.where(tied, count(variable, eps, inclusive=True, exclude_within=w), inside)
