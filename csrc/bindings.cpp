@@ -1,5 +1,6 @@
 // The Python module. Tensors arrive as addresses and sizes: the core knows no torch.
 #include "bindings.h"
+
 #include "echo.h"
 #include "isa.h"
 #include "knn.h"

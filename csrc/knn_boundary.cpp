@@ -73,9 +73,7 @@ class LineBoundary {
   }
 
  private:
-  T distance(int64_t place) const {
-    return extend_distance<Metric::chebyshev>(T(0), values_[place] - values_[own_]);
-  }
+  T distance(int64_t place) const { return extend_distance<Metric::chebyshev>(T(0), values_[place] - values_[own_]); }
   // How many places from `place` on, in a direction, are as far as it is.
   int64_t as_far(int64_t place, int direction, int64_t most, T away) const {
     if (most < 2 || distance(place + direction) != away) return most < 1 ? 0 : 1;
@@ -248,9 +246,7 @@ class TreeBoundary {
     return s;
   }
 
-  T distance_to_boundary(const Span& s) const {
-    return std::max(T(0), std::max(s.near - radius_, radius_ - s.far));
-  }
+  T distance_to_boundary(const Span& s) const { return std::max(T(0), std::max(s.near - radius_, radius_ - s.far)); }
 
   bool may_contribute(const Span& s) const {
     const int32_t lowest = tree_.lowest_row(s.node);

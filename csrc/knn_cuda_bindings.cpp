@@ -1,6 +1,6 @@
-#include "knn_cuda.h"
-
+// The nearest-neighbour CUDA kernels in Python.
 #include "bindings.h"
+#include "knn_cuda.h"
 
 namespace echo_ext {
 

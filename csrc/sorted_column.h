@@ -30,8 +30,8 @@ class SortedColumn {
 };
 
 // Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then what those leave equal
-// by the values themselves, and equal values by their rows. Values are first taken relative to a typical one, so that the
-// leading bits tell apart what is close together relative to the spread of the data, not to its distance from zero.
+// by the values themselves, and equal values by their rows. Values are first taken relative to a typical one, so that
+// the leading bits tell apart what is close together relative to the spread of the data, not to its distance from zero.
 template <typename T>
 SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
     : order_(static_cast<size_t>(size)), values_(static_cast<size_t>(size) + 2) {

@@ -151,7 +151,7 @@ def count(
     return counts.permute(*back, len(to_front))
 
 
-def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
+def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
     """The neighbours nearest in rank to the boundary of each point's ball: int64 (*batch, N, 2 width + 1), -1 for none.
 
     points: (*batch, N, d); radii: (*batch, N); skip: int64 (*batch, N), one neighbour of each to pass over.
