@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,12 +29,13 @@ METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 def native(tmp_path_factory):
     compiler = shutil.which("g++")
     pybind11 = pytest.importorskip("pybind11")
-    if compiler is None:
-        pytest.skip("the shim needs g++")
+    headers = sysconfig.get_path("include")
+    if compiler is None or not Path(headers, "Python.h").exists():
+        pytest.skip("the shim needs g++ and Python's headers")
     folder = tmp_path_factory.mktemp("knn_on_shim")
     flags = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unknown-pragmas"]
     flags += ["-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
-    flags += ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+    flags += ["-isystem", pybind11.get_include(), "-isystem", headers]
 
     def compile_one(source):
         target = folder / f"{source.stem}.o"
