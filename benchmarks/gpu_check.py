@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -53,7 +54,7 @@ def case_error(rows, width, bank_rows, sampling, dtype, scale=None):
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item() for a, b in pairs)
 
 
-def compare():
+def compare_echo():
     failed = 0
     for shape, sampling, dtype in itertools.product(SHAPES, SAMPLINGS, TOLERANCES):
         for deterministic, scale in ((False, None), (True, None), (False, 0.97)):
@@ -77,12 +78,60 @@ def compare():
         if not torch.equal(echo_ext.echo_indices(500, sampling=sampling, seed=9, device="cuda").cpu(), on_cpu):
             failed += 1
             print(f"{sampling}: other draws than on the CPU")
+    return failed
+
+
+# ---- Nearest neighbours
+# ------------------------------------------------------------------------------------------------
+
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+
+
+def related(n, dim, dtype=torch.float64, tied=False):
+    """Two variables on the CPU; tied: with many equal values."""
+    x = torch.randn(n, dim, dtype=torch.float64)
+    y = 0.6 * x + 0.8 * torch.randn_like(x)
+    return [(v.mul(2).round() if tied else v).to(dtype) for v in (x, y)]
+
+
+def estimates(x, y):
+    """What reaches every kernel: lists in registers and in shared memory, windows, groups of columns, boundaries."""
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    estimate = echo_ext.mutual_information(x, y, k=[1, 6, 12, 30])
+    yield from (estimate, *torch.autograd.grad(estimate.sum(), (x, y)))
+    x, y = x.detach(), y.detach()
+    for method in METHODS:
+        yield echo_ext.mutual_information(x, y, k=[3, 40], method=method, exclude_within=2, local=True)
+    yield echo_ext.conditional_mutual_information(x, y, x.flip(0), method="ksg2")
+    yield echo_ext.mutual_information_discrete(x, (y[:, 0] > 0).long())
+    for k in (2, 7, 15, 31, 50):
+        yield from echo_ext.knn(x, k=k)
+    yield from echo_ext.knn(x, y[:100], metric="euclidean")
+
+
+def compare_neighbours():
+    failed = 0
+    for n, dim, dtype, tied in itertools.product((61, 3000), (1, 4), (torch.float64, torch.float32), (False, True)):
+        x, y = related(n, dim, dtype, tied)
+        tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+        pairs = zip(estimates(x.cuda(), y.cuda()), estimates(x, y), strict=True)
+        for i, (found, expected) in enumerate(pairs):
+            if not torch.allclose(found.cpu(), expected, rtol=tolerance, atol=tolerance):
+                failed += 1
+                print(f"estimate {i} of {n} x {dim}, {dtype}, tied={tied}: not the CPU's")
+    return failed
+
+
+def compare():
+    failed = compare_echo()
+    torch.use_deterministic_algorithms(False)
+    failed += compare_neighbours()
     print(f"{failed} failed")
     return failed
 
 
 def touch():
-    """Every kernel once, on sizes for a sanitizer: staged, from L2, deterministic, both ways of the ring."""
+    """Every kernel once, on sizes for a sanitizer: staged, from L2, deterministic, both ways of the ring; searches."""
     for shape in ((70, 20, 0), (2000, 40, 0), (40, 9, 7), (3, 3, 2100)):
         for sampling, dtype in ((a, b) for a in SAMPLINGS for b in (torch.float32, torch.float64)):
             for deterministic in (False, True):
@@ -93,6 +142,10 @@ def touch():
                 terms = min(160, bank_rows or rows - 1)
                 value = echo_ext.echo_sample(*tensors[:2], num_terms=terms, sampling=sampling, bank=bank)
                 torch.autograd.grad(value.sum(), tensors)
+    torch.use_deterministic_algorithms(False)
+    for dim, dtype in itertools.product((1, 3), (torch.float64, torch.float32)):
+        for _ in estimates(*(v.cuda() for v in related(150, dim, dtype))):
+            pass
     torch.cuda.synchronize()
     return 0
 
@@ -145,6 +198,38 @@ def time_case(sampling, rows, width, scale, bandwidth):
     }
 
 
+def host_seconds(call, repeats=10):
+    """The least of some calls, from the call to the values on the host."""
+    seconds = []
+    for _ in range(repeats + 2):
+        begin = time.perf_counter()
+        value = call().cpu()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds), value
+
+
+def time_neighbours():
+    """What was asked of an H200, in milliseconds, beside what it takes; values beside the CPU's."""
+    wide = torch.randn(2000, 100, dtype=torch.float64)
+    jobs = {
+        "1e6 samples, 1+1": (100, partial(echo_ext.mutual_information, k=3), related(10**6, 1)),
+        "1e5 samples, 5+5": (30, partial(echo_ext.mutual_information, k=5), related(10**5, 5)),
+        "100 x 100 matrix, N=2000": (50, echo_ext.mutual_information_matrix, [wide]),
+    }
+    for name, (bar, estimate, tensors) in jobs.items():
+        for dtype in (torch.float64, torch.float32):
+            on_device = [v.to("cuda", dtype) for v in tensors]
+            seconds, value = host_seconds(lambda call=estimate, given=on_device: call(*given))
+            difference = (value - estimate(*(v.to(dtype) for v in tensors))).abs().max().item()
+            yield {
+                "job": name,
+                "dtype": str(dtype).removeprefix("torch."),
+                "milliseconds": 1e3 * seconds,
+                "bar_milliseconds": bar,
+                "largest_difference_from_cpu": difference,
+            }
+
+
 def times(path):
     bandwidth = copy_bandwidth()
     shapes = [("permutation", 256, 64), ("permutation", 1024, 128), ("permutation", 4096, 256)]
@@ -153,6 +238,10 @@ def times(path):
     for shape, scale in itertools.product(shapes, (None, 0.97)):
         cases.append(time_case(*shape, scale, bandwidth))
         print(json.dumps(cases[-1]), flush=True)
+    estimators = []
+    for case in time_neighbours():
+        estimators.append(case)
+        print(json.dumps(case), flush=True)
     report = {
         "device": torch.cuda.get_device_name(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -162,6 +251,7 @@ def times(path):
         "echo_ext": echo_ext.__version__,
         "copy_bandwidth": bandwidth,
         "cases": cases,
+        "estimators": estimators,
     }
     with open(path, "w") as file:
         json.dump(report, file, indent=1)

@@ -35,13 +35,14 @@ skip() { echo "$1: skipped, $2" | tee -a "$summary"; }
 # This device's architecture alone: the others are compiled by CI.
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
 export ECHO_EXT_CUDA=1 ECHO_EXT_CUDA_ARCHS=${ECHO_EXT_CUDA_ARCHS:-$capability-real}
-step install 150 "$python" -m pip install --no-build-isolation --no-deps .
+step install 140 "$python" -m pip install --no-build-isolation --no-deps .
 
 # From elsewhere, so that the installed package is what runs.
 check=$PWD/benchmarks/gpu_check.py tests=$PWD/python_tests bench=$PWD/benchmarks/bench_echo.py
 cd "$(mktemp -d)" || exit 1
-step check 50 "$python" "$check" compare
-step time 50 "$python" "$check" time --json "$out/gpu_times.json"
+step check 60 "$python" "$check" compare
+step time 60 "$python" "$check" time --json "$out/gpu_times.json"
+grep '"job"' "$out/gpu_time.log" | tee -a "$summary"  # what has a bar to meet
 
 if command -v compute-sanitizer > /dev/null; then
   # Without torch's cache every tensor is an allocation whose ends are watched.
@@ -56,12 +57,12 @@ else
 fi
 
 if "$python" -c 'import pytest' 2> /dev/null; then
-  step tests 90 "$python" -m pytest -q -p no:cacheprovider -m cuda "$tests"
+  step tests 95 "$python" -m pytest -q -p no:cacheprovider -m cuda "$tests"
 else
   skip tests "there is no pytest"
 fi
 if "$python" -c 'import pytest_benchmark' 2> /dev/null; then
-  step benchmarks 85 "$python" -m pytest -q -p no:cacheprovider -k cuda --benchmark-json="$out/echo_cuda.json" "$bench"
+  step benchmarks 80 "$python" -m pytest -q -p no:cacheprovider -k cuda --benchmark-json="$out/echo_cuda.json" "$bench"
 else
   skip benchmarks "there is no pytest-benchmark"
 fi

@@ -51,7 +51,8 @@ struct KnnCount {
 };
 
 // For the flux of points through the boundary of a ball: the neighbours whose rank by distance is nearest to the number
-// of points inside the ball, `width` on either side and one more outside; each point's own `skip` is passed over.
+// of points inside the ball, `width` on either side and one more outside; each point's own `skip` is passed over. Of
+// equally far neighbours on one side, those with the lower indices.
 struct KnnBoundary {
   const void* points;   // (batch, num_points, dim)
   const void* radii;    // (batch, num_points)

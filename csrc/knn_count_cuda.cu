@@ -75,6 +75,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 template <typename T, bool kGrouped>
 struct CountVisitor {
+  static constexpr int kTogether = 4;  // points whose distances are independent work
+
   const KnnCount& p;
   const ItemView<T>& points;
   const T* query;

@@ -198,6 +198,9 @@ struct SearchJob {
 // Keys are distances, or for the inside their negatives.
 template <typename T, int kSlots, bool kIndices, Side kSide>
 struct SearchVisitor {
+  // Points whose distances are independent work; fewer where the list leaves few registers.
+  static constexpr int kTogether = kIndices && kSlots * sizeof(T) > 128 ? 2 : 4;
+
   const SearchJob& job;
   const ItemView<T>& points;
   const T* query;      // of this lane, columns kWarp apart

@@ -117,25 +117,24 @@ __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T hi
   return larger(high - query_low, query_high - low);
 }
 
-// Distances from this lane's query to kTogether points of a tile.
-constexpr int kTogether = 4;
-template <typename T>
+// Distances from this lane's query to some points of a tile.
+template <int kCount, typename T>
 __device__ __forceinline__ void distances_to(bool euclidean, int dim, const T* tile, const T* query,
-                                             T (&distance)[kTogether]) {
+                                             T (&distance)[kCount]) {
 #pragma unroll
-  for (int e = 0; e < kTogether; ++e) distance[e] = 0;
+  for (int e = 0; e < kCount; ++e) distance[e] = 0;
   if (euclidean) {
     for (int c = 0; c < dim; ++c) {
       const T q = query[c * kWarp];
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e)
+      for (int e = 0; e < kCount; ++e)
         distance[e] = extend_distance<Metric::euclidean>(distance[e], tile[c * kWarp + e] - q);
     }
   } else {
     for (int c = 0; c < dim; ++c) {
       const T q = query[c * kWarp];
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e)
+      for (int e = 0; e < kCount; ++e)
         distance[e] = extend_distance<Metric::chebyshev>(distance[e], tile[c * kWarp + e] - q);
     }
   }

@@ -30,8 +30,8 @@ class SortedColumn {
 };
 
 // Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then what those leave equal
-// by the values themselves. Values are first taken relative to a typical one, so that the leading bits tell apart what
-// is close together relative to the spread of the data, not to its distance from zero.
+// by the values themselves, and equal values by their rows. Values are first taken relative to a typical one, so that
+// the leading bits tell apart what is close together relative to the spread of the data, not to its distance from zero.
 template <typename T>
 SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
     : order_(static_cast<size_t>(size)), values_(static_cast<size_t>(size) + 2) {
@@ -44,8 +44,8 @@ SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
   std::vector<uint64_t> sorted(static_cast<size_t>(size));
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) {
-      // Float is enough for a first sorting: rounding is monotone.
-      const float value = static_cast<float>(values[i] - centre);
+      // Float is enough for a first sorting: rounding is monotone. Zeros are to be equal whatever their sign.
+      const float value = static_cast<float>(values[i] - centre) + 0.0f;
       uint32_t bits;
       std::memcpy(&bits, &value, sizeof(bits));
       bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;

@@ -15,7 +15,7 @@ def sample(rng, n, d, kind="normal", dtype=np.float64):
     """(n, d) values of one kind."""
     values = rng.standard_normal((n, d))
     if kind == "ties":
-        values = rng.integers(0, 4, (n, d)).astype(float)
+        values = np.round(rng.uniform(-2, 2, (n, d)))  # zeros of both signs among them
     elif kind == "duplicates":
         values = values[rng.integers(0, max(n // 3, 1), n)]
     elif kind == "constant":

@@ -5,6 +5,7 @@ import torch
 from knn_cases import fresh, related
 
 import echo_ext
+from echo_ext.estimators import discrete
 
 pytestmark = pytest.mark.cuda
 
@@ -68,13 +69,17 @@ def test_too_large_a_k_names_the_limit():
         echo_ext.mutual_information(x.cuda(), y.cuda(), k=4000)
 
 
+@pytest.mark.parametrize("kind", ["normal", "ties"])
 @pytest.mark.parametrize("dims", [(1, 1), (2, 3)])
-def test_gradients(dims):
+def test_gradients(dims, kind):
+    data = draw(300, *dims, kind)
     gradients = []
     for device in ("cpu", "cuda"):
-        torch.manual_seed(1)
-        x, y = (torch.randn(300, d, dtype=torch.float64).to(device).requires_grad_() for d in dims)
-        (echo_ext.mutual_information(x, y) + echo_ext.entropy(x)).backward()
+        x, y = (v.clone().to(device).requires_grad_() for v in data)
+        loss = echo_ext.mutual_information(x, y, k=[3, 40]).sum()
+        if kind == "normal":
+            loss = loss + echo_ext.entropy(x)
+        loss.backward()
         gradients.append([x.grad.cpu(), y.grad.cpu()])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
@@ -83,10 +88,15 @@ def test_gradients(dims):
 def test_nothing_waits_after_the_check_of_the_input(method, monkeypatch):
     monkeypatch.setattr("echo_ext.estimators._samples.check_finite", lambda *_: None)
     x, y = (v.cuda() for v in draw(500, 1, 2))
+    labels = (x[:, 0] > 0).long()
+    groups = discrete._read_groups(labels, 0)
+    monkeypatch.setattr(discrete, "_read_groups", lambda *_: groups)
     echo_ext.mutual_information(x, y, method=method)
     torch.cuda.set_sync_debug_mode("error")
     try:
         echo_ext.mutual_information(x, y, method=method)
+        echo_ext.mutual_information_matrix(y, method=method)
+        echo_ext.mutual_information_discrete(x, labels)
         echo_ext.entropy(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")

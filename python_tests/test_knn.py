@@ -10,6 +10,7 @@ from knn_cases import KINDS, fresh, sample
 
 import echo_ext
 from echo_ext import reference
+from echo_ext.estimators import _neighbours
 
 # Where child processes run: at the root they would import the sources, not what is installed.
 HERE = Path(__file__).parent
@@ -97,9 +98,44 @@ def test_threads_do_not_change_results():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def boundary_of_all_pairs(points, radius, skip, i, width, window):
+    """By definition: sorted by distance, then by row, on either side of the radius."""
+    distance = np.abs(points - points[i]).max(-1)
+    usable = [j for j in range(len(points)) if abs(i - j) > window and j != skip]
+    inside = sorted((-distance[j], j) for j in usable if distance[j] < radius)[:width]
+    outside = sorted((distance[j], j) for j in usable if distance[j] >= radius)[: width + 1]
+    return {j for _, j in inside + outside}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_boundaries_are_those_of_all_pairs(dim, kind):
+    rng = fresh()
+    for dtype in (np.float64, np.float32):
+        n, width, window = int(rng.integers(2, 150)), int(rng.integers(1, 15)), int(rng.integers(0, 4))
+        points = sample(rng, n, dim, kind, dtype)
+        neighbour = rng.integers(0, n, n)  # on the boundary, as a joint neighbour is not: a harder case
+        radii = np.abs(points - points[neighbour]).max(-1) * rng.choice([1, 0.5, 2], n).astype(dtype)
+        found = _neighbours.boundary(
+            *map(torch.from_numpy, (points, radii, neighbour)), width=width, exclude_within=window
+        )
+        assert found.shape == (n, 2 * width + 1)
+        for i, row in enumerate(found.tolist()):
+            expected = boundary_of_all_pairs(points, radii[i], neighbour[i], i, width, window)
+            assert set(row) - {-1} == expected
+            assert row.count(-1) == 2 * width + 1 - len(expected)
+
+
+def test_queries_may_be_none_at_all():
+    for metric in ("chebyshev", "euclidean"):
+        distances, indices = echo_ext.knn(torch.randn(4, 10, 2), torch.randn(0, 2), 3, metric=metric)
+        assert distances.shape == indices.shape == (4, 0, 3)
+
+
 ON_ONE_ISA = """
 import hashlib, sys
 import numpy as np
+import torch
 import echo_ext
 rng = np.random.default_rng(int(sys.argv[1]))
 digest = hashlib.sha256()
@@ -110,6 +146,10 @@ for d in (1, 2, 3, 9):
         for metric in ("chebyshev", "euclidean"):
             for part in echo_ext.knn(x, k=4, metric=metric):
                 digest.update(part.tobytes())
+        x, y = (torch.from_numpy(v).requires_grad_() for v in (x, y))
+        for part in torch.autograd.grad(echo_ext.mutual_information(x, y), (x, y)):
+            digest.update(part.numpy().tobytes())
+        x, y = (v.detach().numpy() for v in (x, y))
         for method in ("ksg1", "ksg2", "bi-ksg"):
             digest.update(echo_ext.mutual_information(x, y, k=[1, 3, 7], method=method).tobytes())
 print(digest.hexdigest())

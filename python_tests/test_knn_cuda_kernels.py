@@ -187,9 +187,7 @@ def test_boundary_is_the_cpus(shim, dim, kind):
             exclude_within=window,
         )
         expected = _neighbours.boundary(points, radii, skip, width=width, exclude_within=window)
-        if dim > 1 or kind == "normal":  # on a line, which of equally far neighbours is taken differs
-            assert torch.equal(found.sort(-1).values, expected.sort(-1).values)
-        assert torch.equal((found >= 0).sum(-1), (expected >= 0).sum(-1))
+        assert torch.equal(found.sort(-1).values, expected.sort(-1).values)
 
 
 def test_the_largest_k(shim):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,8 +14,25 @@ from echo_ext import _C
 from . import _neighbours_cuda
 
 
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether the device computes, so that asking for a value would be waiting for it."""
+    return tensor.is_cuda
+
+
+class Cloud:
+    """Points (*batch, N, d) to be searched or counted more than once: on CUDA all share one tree."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points = _dense(points)
+
+    @cached_property
+    def tree(self) -> _neighbours_cuda.Tree:
+        """Of the points with their batch flattened."""
+        return _neighbours_cuda.build(_flat(self.points))
+
+
 def search(
-    points: Tensor,
+    points: Tensor | Cloud,
     k: int,
     *,
     queries: Tensor | None = None,
@@ -27,15 +45,18 @@ def search(
 
     Euclidean distances are squared. ``rows`` (N,), ascending, are the row numbers that ``exclude_within`` speaks of.
     """
-    points = _dense(points)
+    cloud = _cloud(points)
+    points = cloud.points
     *batch, n, dim = points.shape
     sought = points if queries is None else _dense(queries)
     shape = (*batch, sought.shape[-2], k)
     distances = points.new_empty(shape)
     found = torch.empty(shape, dtype=torch.int64, device=points.device) if indices else None
-    if points.is_cuda:
+    if distances.numel() == 0:
+        return distances, found
+    if on_cuda(points):
         _neighbours_cuda.search(
-            _flat(points),
+            cloud.tree,
             k,
             queries=None if queries is None else _flat(sought),
             euclidean=euclidean,
@@ -65,7 +86,7 @@ def search(
 
 
 def count(
-    points: Tensor,
+    points: Tensor | Cloud,
     radii: Tensor,
     *,
     groups: list[int] | None = None,
@@ -82,22 +103,23 @@ def count(
     num_groups = 1 if groups is None else max(groups) + 1
     if groups is None:
         radii = radii.unsqueeze(-2)
+    cloud = _cloud(points)
+    points = cloud.points
     n, dim = points.shape[-2:]
     batch = radii.shape[1:-2]
-    points = points.reshape((1,) * (len(batch) - points.ndim + 2) + points.shape)
-    shared = [i for i, size in enumerate(points.shape[:-2]) if size == 1]
+    sizes = (1,) * (len(batch) - points.ndim + 2) + points.shape[:-2]
+    shared = [i for i, size in enumerate(sizes) if size == 1]
     own = [i for i in range(len(batch)) if i not in shared]
     to_front = [0, *(i + 1 for i in shared), *(i + 1 for i in own)]
     ordered = _dense(radii.permute(*to_front, radii.ndim - 2, radii.ndim - 1))
-    points = _dense(points)
     columns = constants(groups if groups is not None else [0] * dim, torch.int32, points.device)
     counts = torch.empty((*ordered.shape[:-2], n), dtype=torch.int64, device=points.device)
     num_own = _size([batch[i] for i in own])
     num_radii = _size(ordered.shape[:-2]) // max(num_own, 1)
     back = sorted(range(len(to_front)), key=to_front.__getitem__)
-    if points.is_cuda:
+    if on_cuda(points):
         _neighbours_cuda.count(
-            _flat(points),
+            cloud.tree,
             ordered,
             groups=columns,
             num_groups=num_groups,
@@ -129,16 +151,17 @@ def count(
     return counts.permute(*back, len(to_front))
 
 
-def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
+def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
     """The neighbours nearest in rank to the boundary of each point's ball: int64 (*batch, N, 2 width + 1), -1 for none.
 
     points: (*batch, N, d); radii: (*batch, N); skip: int64 (*batch, N), one neighbour of each to pass over.
     """
-    points, radii, skip = _dense(points), _dense(radii), _dense(skip)
+    cloud, radii, skip = _cloud(points), _dense(radii), _dense(skip)
+    points = cloud.points
     *batch, n, dim = points.shape
     found = torch.empty((*batch, n, 2 * width + 1), dtype=torch.int64, device=points.device)
-    if points.is_cuda:
-        _neighbours_cuda.boundary(_flat(points), radii, skip, width=width, exclude_within=exclude_within, indices=found)
+    if on_cuda(points):
+        _neighbours_cuda.boundary(cloud.tree, radii, skip, width=width, exclude_within=exclude_within, indices=found)
         return found
     _C.knn_boundary(
         single=points.dtype == torch.float32,
@@ -164,7 +187,7 @@ def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
     """values += factor * psi(counts + shift), in place: float64 and int64 tensors of one shape, values contiguous."""
-    if values.is_cuda:
+    if on_cuda(values):
         values.add_(torch.digamma((counts + shift).double()), alpha=factor)
         return
     counts = _dense(counts)
@@ -192,28 +215,28 @@ def digamma(counts: Tensor) -> Tensor:
 
 def join(tensors: Sequence[Tensor]) -> Tensor:
     """Along the last dimension."""
-    if tensors[0].device.type != "cpu":
+    if on_cuda(tensors[0]):
         return torch.cat(list(tensors), -1)
     return torch.from_numpy(np.concatenate([t.numpy() for t in tensors], axis=-1))
 
 
 def kth(sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
     """From (..., k) to (K, ...), contiguous: the ks-th values, counted from 1."""
-    if sorted_values.device.type != "cpu":
+    if on_cuda(sorted_values):
         return torch.stack([sorted_values[..., k - 1] for k in ks])
     return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
 
 
 def spread(values: Tensor, shape: torch.Size) -> Tensor:
     """A contiguous copy of the values, broadcast."""
-    if values.device.type != "cpu":
+    if on_cuda(values):
         return values.expand(shape).contiguous()
     return torch.from_numpy(np.broadcast_to(values.numpy(), shape).copy())
 
 
 def mean(values: Tensor) -> Tensor:
     """Over the last dimension."""
-    if values.device.type != "cpu" or values.requires_grad:
+    if on_cuda(values) or values.requires_grad:
         return values.mean(-1)
     return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
 
@@ -221,12 +244,16 @@ def mean(values: Tensor) -> Tensor:
 def all_finite(values: Tensor) -> bool:
     """Whether none is NaN or infinite."""
     values = values.detach()
-    return bool(np.isfinite(values.numpy()).all() if values.device.type == "cpu" else torch.isfinite(values).all())
+    return bool(torch.isfinite(values).all() if on_cuda(values) else np.isfinite(values.numpy()).all())
+
+
+def _cloud(points: Tensor | Cloud) -> Cloud:
+    return points if isinstance(points, Cloud) else Cloud(points)
 
 
 def _dense(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
-    if tensor.is_contiguous() or tensor.device.type != "cpu":
+    if tensor.is_contiguous() or on_cuda(tensor):
         return tensor.contiguous()
     return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
 

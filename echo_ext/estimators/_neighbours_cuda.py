@@ -53,7 +53,7 @@ def build(points: Tensor, like: Tree | None = None) -> Tree:
 
 
 def search(
-    points: Tensor,
+    tree: Tree,
     k: int,
     *,
     queries: Tensor | None,
@@ -63,8 +63,7 @@ def search(
     distances: Tensor,
     indices: Tensor | None,
 ) -> None:
-    """As the CPU's search, into ``distances`` and ``indices``."""
-    tree = build(points)
+    """As the CPU's search, with the batch flattened, into ``distances`` and ``indices``."""
     _check_k(k, tree.device)
     sought = start = None
     if queries is not None:
@@ -87,7 +86,7 @@ def search(
 
 
 def count(
-    points: Tensor,
+    tree: Tree,
     radii: Tensor,
     *,
     groups: Tensor,
@@ -99,8 +98,7 @@ def count(
     rows: Tensor | None,
     counts: Tensor,
 ) -> None:
-    """As the CPU's count, into ``counts``."""
-    tree = build(points)
+    """As the CPU's count, with the batch flattened, into ``counts``."""
     _C.knn_cuda_count(
         single=tree.single,
         points=tree.native,
@@ -118,9 +116,8 @@ def count(
     )
 
 
-def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
-    """As the CPU's boundary search, into ``indices``."""
-    tree = build(points)
+def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
+    """As the CPU's boundary search, with the batch flattened, into ``indices``."""
     _check_k(width + 1, tree.device)
     _C.knn_cuda_boundary(
         single=tree.single,

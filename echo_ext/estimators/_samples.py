@@ -96,6 +96,8 @@ def _name(tensor: Tensor) -> str:
 
 def _read(name: str, value: object) -> Tensor:
     tensor = value if isinstance(value, Tensor) else _from_array(name, value)
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} must be on the CPU or on a CUDA device, but is on {tensor.device}")
     if tensor.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"{name} must be float64 or float32, but is {_name(tensor)}")
     if tensor.ndim == 0:
@@ -164,13 +166,13 @@ def read_options(n: int, *, k: Neighbours, unit: str = "nats", local: bool = Fal
     ks = tuple(read_int("k", each, 1) for each in (k if isinstance(k, Sequence | np.ndarray) and several else [k]))
     choose("unit", unit, UNITS)
     options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0))
-    fewest = int(options.others(n).min()) if n else 0
+    fewest = max(n - 1 - 2 * options.exclude_within, 0)  # of a sample in the middle
     if max(ks) > fewest:
         raise ValueError(
             f"k must be less than the number of samples, but is {max(ks)} of {n}"
             if exclude_within == 0
             else f"k is {max(ks)}, but with exclude_within={exclude_within} some of the {n} samples have only "
-            f"{max(fewest, 0)} neighbours left"
+            f"{fewest} neighbours left"
         )
     return options
 

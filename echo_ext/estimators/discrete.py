@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import count, digamma, search
+from ._neighbours import constants, count, digamma, kth, search
 from ._samples import (
     ArrayLike,
     Estimate,
@@ -59,7 +61,8 @@ def mutual_information_discrete(
     batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
     each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
     each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
-    local_values = [_ross(one, label, options) for one, label in zip(each_x, each_label, strict=True)]
+    grouped = [_read_groups(label, exclude_within) for label in each_label]
+    local_values = [_ross(one, groups, options) for one, groups in zip(each_x, grouped, strict=True)]
     values = torch.stack(local_values, 1) if local_values else points.new_empty((len(options.ks), 0, n)).double()
     values = values.reshape(len(options.ks), *batch, n)
     if not local:  # the mean over those that are not left out
@@ -95,29 +98,45 @@ def _read_labels(labels: object) -> Tensor:
     return tensor.to(torch.int64)
 
 
-def _ross(points: Tensor, labels: Tensor, options: Options) -> Tensor:
-    """Local values (K, N) of one sample (N, d) and its labels (N,)."""
-    w = options.exclude_within
-    _, label_of, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    kept = (sizes > 1)[label_of].nonzero().squeeze(-1)
-    if len(kept) == 0:
+@dataclass(frozen=True)
+class _Group:
+    """Samples that share a label."""
+
+    rows: Tensor  # ascending
+    left: Tensor  # how many of the others are neighbours of each
+    fewest: int
+
+
+def _read_groups(labels: Tensor, exclude_within: int) -> list[_Group]:
+    """The samples of each label that occurs more than once; their numbers have to be known before anything is launched.
+
+    labels: int64 (N,).
+    """
+    ordered, order = torch.sort(labels, stable=True)
+    sizes = torch.unique_consecutive(ordered, return_counts=True)[1]
+    rows_of = [rows for rows in torch.split(order, sizes.tolist()) if len(rows) > 1]
+    if not rows_of:
         raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
+    left = [_others(rows, exclude_within) for rows in rows_of]
+    fewest = torch.stack([each.min() for each in left]).tolist()
+    if min(fewest) < 1:
+        raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbour of its own label")
+    return [_Group(*each) for each in zip(rows_of, left, fewest, strict=True)]
+
+
+def _ross(points: Tensor, groups: list[_Group], options: Options) -> Tensor:
+    """Local values (K, N) of one sample (N, d)."""
+    w = options.exclude_within
     radii = points.new_empty((len(options.ks), len(points)))
     psi_k = torch.empty(radii.shape, dtype=torch.float64, device=points.device)
     psi_own = torch.empty(len(points), dtype=torch.float64, device=points.device)
-    order = torch.argsort(label_of, stable=True)
-    for size, rows in zip(sizes.tolist(), torch.split(order, sizes.tolist()), strict=True):
-        if size == 1:
-            continue
-        left = _others(rows, w)
-        fewest = int(left.min())
-        if fewest < 1:
-            raise ValueError(f"exclude_within={w} leaves a sample without a neighbour of its own label")
-        ks = torch.tensor([min(k, fewest) for k in options.ks], device=points.device)
-        distances, _ = search(points[rows], int(ks.max()), exclude_within=w, rows=rows)
-        radii[:, rows] = distances.T[ks - 1]
-        psi_k[:, rows] = torch.digamma(ks.double()).unsqueeze(-1)
-        psi_own[rows] = torch.digamma(left.double() + 1)
+    for group in groups:
+        ks = [min(k, group.fewest) for k in options.ks]
+        distances, _ = search(points[group.rows], max(ks), exclude_within=w, rows=group.rows)
+        radii[:, group.rows] = kth(distances, ks)
+        psi_k[:, group.rows] = torch.digamma(constants(ks, torch.float64, points.device)).unsqueeze(-1)
+        psi_own[group.rows] = torch.digamma(group.left.double() + 1)
+    kept = torch.cat([group.rows for group in groups]).sort().values
     near = count(points[kept], radii[:, kept], exclude_within=w, rows=kept)
     psi_all = torch.digamma(_others(kept, w).double() + 1)
     values = torch.full(radii.shape, torch.nan, dtype=torch.float64, device=points.device)

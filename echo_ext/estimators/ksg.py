@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import add_digamma, boundary, constants, count, digamma, join, kth, search, spread
+from ._neighbours import Cloud, add_digamma, boundary, constants, count, digamma, join, kth, on_cuda, search, spread
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
@@ -207,22 +207,23 @@ def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -
     eps, nearest = kth(distances, options.ks), kth(indices, options.ks)
     full = [v.detach().expand(*batch, *v.shape[-2:]) for v in variables]
 
-    def flux(grad: Tensor, radii: Tensor, nearest: Tensor) -> list[Tensor]:
+    def flux(margins: list[Cloud], grad: Tensor, radii: Tensor, nearest: Tensor) -> list[Tensor]:
         """The gradient of one k's values: what the boundary of each ball gains or loses as points move."""
         density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
         own = -joint.shape[-1] * density.unsqueeze(-1)
         pull = _gradient.pull_back_distances(joint, nearest.unsqueeze(-1), own)
         parts = list(torch.split(pull, [v.shape[-1] for v in full], -1))
-        for i, margin in enumerate(full):
+        for i, margin in enumerate(margins):
             near = boundary(margin, radii, nearest, width=width, exclude_within=options.exclude_within)
             there = near >= 0
-            share = margin.shape[-1] * density / there.sum(-1).clamp(min=1)
+            share = margin.points.shape[-1] * density / there.sum(-1).clamp(min=1)
             weights = share.unsqueeze(-1) * there
-            parts[i] = parts[i] + _gradient.pull_back_distances(margin, near.clamp(min=0), weights)
+            parts[i] = parts[i] + _gradient.pull_back_distances(margin.points, near.clamp(min=0), weights)
         return parts
 
     def backward(grad: Tensor) -> tuple[Tensor, ...]:
-        each = [flux(*one) for one in zip(grad, eps, nearest, strict=True)]
+        margins = [Cloud(v) for v in full]
+        each = [flux(margins, *one) for one in zip(grad, eps, nearest, strict=True)]
         return tuple(
             torch.stack(parts).sum(0).sum_to_size(variable.shape).to(variable.dtype)
             for variable, parts in zip(variables, zip(*each, strict=True), strict=True)
@@ -273,17 +274,17 @@ def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
 
 
 def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
-    joint = _join(variables)
+    joint = Cloud(_join(variables))
     w = options.exclude_within
     distances, _ = search(joint, max(options.ks), exclude_within=w)
     eps = kth(distances, options.ks)
     tied = eps == 0
     psi_k = _psi_k(options, eps).expand(eps.shape)
-    some_tied = tied.is_cuda or bool(tied.any())  # to ask a GPU would be to wait for it
+    some_tied = on_cuda(eps) or bool(tied.any())  # to ask a GPU would be to wait for it
     if some_tied:
         psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1), psi_k)
     values = psi_k + _available(options, eps).log()
-    for variable in variables:
+    for variable in map(Cloud, variables):
         inside = count(variable, eps, exclude_within=w)
         if some_tied:
             inside = torch.where(tied, count(variable, eps, inclusive=True, exclude_within=w), inside)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import mean
+from ._neighbours import mean, on_cuda
 from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
 from .ksg import ESTIMATES, METHODS
 
-# Numbers held for the joint spaces of the pairs that are estimated together.
+# Numbers held for the joint spaces of the pairs that are estimated together; twice as many where each block costs
+# launches. Larger blocks of a symmetric matrix would spend on pairs below the diagonal what they save.
 BLOCK = 1 << 22
 
 
@@ -46,7 +47,8 @@ def mutual_information_matrix(
     columns_x = left.detach().expand(*batch, *left.shape[-2:]).transpose(-1, -2).unsqueeze(-1)  # (*batch, p, N, 1)
     columns_y = right.detach().expand(*batch, *right.shape[-2:]).transpose(-1, -2).unsqueeze(-1)
     per_row = samples.count * max(options.ks) * right.shape[-1] * max(values[0, ..., 0, 0].numel(), 1)
-    step = max(1, BLOCK // max(per_row, 1))
+    block = 2 * BLOCK if on_cuda(left) else BLOCK
+    step = max(1, block // max(per_row, 1))
     for begin in range(0, left.shape[-1], step):
         end = min(begin + step, left.shape[-1])
         start = begin if y is None else 0

@@ -1,6 +1,4 @@
 // The machine behind cuda_runtime.h: a device, and a scheduler of one block's threads.
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -12,6 +10,18 @@
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#else  // nobody to tell
+namespace {
+void __asan_poison_memory_region(const void*, size_t) {}
+void __asan_unpoison_memory_region(const void*, size_t) {}
+void __sanitizer_start_switch_fiber(void**, const void*, size_t) {}
+void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
+}  // namespace
 #endif
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;

@@ -1,0 +1,242 @@
+"""The estimators' whole CUDA path on the CPU: its glue, the package's own bindings, and the kernels on the shim."""
+
+import importlib.util
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from knn_cases import fresh, related, sample
+from test_cuda_kernels import CSRC, SHIM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import echo_ext
+from echo_ext.estimators import _neighbours, _neighbours_cuda, _samples, discrete, ksg, matrix
+
+SOURCES = [
+    *(CSRC / name for name in ("knn_cuda.cu", "knn_count_cuda.cu", "knn_cuda_bindings.cpp")),
+    *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
+]
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    compiler = shutil.which("g++")
+    pybind11 = pytest.importorskip("pybind11")
+    headers = sysconfig.get_path("include")
+    if compiler is None or not Path(headers, "Python.h").exists():
+        pytest.skip("the shim needs g++ and Python's headers")
+    folder = tmp_path_factory.mktemp("knn_on_shim")
+    flags = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+    flags += ["-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
+    flags += ["-isystem", pybind11.get_include(), "-isystem", headers]
+
+    def compile_one(source):
+        target = folder / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, SOURCES))
+    library = folder / "knn_on_shim.so"
+    subprocess.run([compiler, "-shared", *objects, "-o", library], check=True)
+    spec = importlib.util.spec_from_file_location("knn_on_shim", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# What reads a tensor's values on the host, beside operators that do it within.
+READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "repeat_interleave")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operators that would wait for a device to know values or shapes."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        masks = name.startswith(("index.", "index_put")) and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1])
+        )
+        assert not name.lstrip("_").startswith(tuple(word.lstrip("_") for word in WAITING)), f"{name} waits"
+        assert not masks, f"{name} with a mask waits"
+        return function(*args, **(kwargs or {}))
+
+
+class Device:
+    """Calls estimators with CPU tensors passed off as a CUDA device's."""
+
+    def __init__(self, native):
+        self.native = native
+
+    def pretend(self, patch):
+        patch.setattr(_neighbours_cuda, "_C", self.native)
+        patch.setattr(_neighbours_cuda, "device_and_stream", lambda name, device: (0, 0))
+        for module in (_neighbours, ksg, matrix):
+            patch.setattr(module, "on_cuda", lambda tensor: True)
+
+    def __call__(self, estimate, *arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            self.pretend(patch)
+            return estimate(*arguments, **options)
+
+    def without_waiting(self, estimate, *arguments, **options):
+        """What is refused is all that would wait for a device, but for the check of the input."""
+
+        def refuse(*_):
+            raise AssertionError("this waits for the device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            self.pretend(patch)
+            patch.setattr(_samples, "check_finite", lambda *_: None)
+            if estimate is echo_ext.mutual_information_discrete:
+                groups = discrete._read_groups(arguments[1], options.get("exclude_within", 0))
+                patch.setattr(discrete, "_read_groups", lambda *_: groups)
+            for name in READS:
+                patch.setattr(torch.Tensor, name, refuse)
+            with NoWaiting():
+                return estimate(*arguments, **options)
+
+    def check(self, estimate, *tensors, tolerance=1e-12, **options):
+        expected = estimate(*tensors, **options)
+        found = self(estimate, *tensors, **options)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.fixture
+def device(native):
+    return Device(native)
+
+
+def draw(n, *dims, kind="normal", dtype=torch.float64, batch=()):
+    rng = fresh()
+    count = int(torch.Size(batch).numel())
+    return [
+        torch.from_numpy(np.stack([sample(rng, n, d, kind) for _ in range(count)])).to(dtype).reshape(*batch, n, d)
+        for d in dims
+    ]
+
+
+@pytest.mark.parametrize("kind", ["normal", "ties", "duplicates"])
+@pytest.mark.parametrize("method", METHODS)
+def test_mutual_information(device, method, kind):
+    for dims in ((1, 1), (2, 3)):
+        x, y = (torch.from_numpy(v) for v in related(fresh(), 101, *dims, kind))
+        device.check(echo_ext.mutual_information, x, y, k=[1, 3, 40], method=method, local=True)
+        device.check(echo_ext.mutual_information, x, y, method=method, exclude_within=4, unit="bits")
+        device.check(echo_ext.mutual_information, x.float(), y.float(), method=method, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ksg1", "ksg2"])
+def test_conditional_and_total(device, method):
+    for kind, window in (("normal", 0), ("ties", 3)):
+        x, y, z = draw(97, 2, 1, 2, kind=kind)
+        options = dict(method=method, exclude_within=window, local=True, k=[2, 5])
+        device.check(echo_ext.conditional_mutual_information, x, y, z, **options)
+        device.check(echo_ext.total_correlation, torch.cat([x, y, z], -1), groups=[[0, 1], [2], [3, 4]], **options)
+
+
+@pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_entropy_and_neighbours(device, metric, dtype):
+    for dim in (1, 3):
+        x, queries = draw(110, dim, dim, dtype=dtype)
+        device.check(
+            echo_ext.entropy, x, metric=metric, k=[1, 5, 33], tolerance=1e-12 if x.dtype.itemsize == 8 else 1e-5
+        )
+        for asked in (None, queries[:37], queries[:0]):
+            on_device = device(echo_ext.knn, x, asked, 5, metric=metric)
+            assert all(map(torch.equal, on_device, echo_ext.knn(x, asked, 5, metric=metric)))
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_labels(device, window):
+    (x,) = draw(120, 2)
+    labels = torch.randint(4, (120,))
+    labels[17] = 99  # alone
+    device.check(echo_ext.mutual_information_discrete, x, labels, k=[3, 9], exclude_within=window, local=True)
+    both = torch.stack([labels, labels.flip(0)])
+    device.check(echo_ext.mutual_information_discrete, x, both, exclude_within=window)
+
+
+def test_batches_broadcast(device):
+    (x,), (y,) = draw(60, 2, batch=(3, 1)), draw(60, 1, batch=(2,))
+    device.check(echo_ext.mutual_information, x, y, k=[1, 4])
+    device.check(echo_ext.conditional_mutual_information, x, y, y[0].flip(0))
+    device.check(echo_ext.mutual_information, x[:0], y)
+    many = torch.randn(2, 50, 6, dtype=torch.float64)
+    device.check(echo_ext.mutual_information_matrix, many, k=[1, 3])
+    device.check(echo_ext.mutual_information_matrix, many, many[0, :, :2], method="mixed")
+
+
+def test_many_tiles(device):
+    x, y = (torch.from_numpy(v) for v in related(fresh(), 1100, 1, 2))
+    device.check(echo_ext.mutual_information, x, y, local=True)
+
+
+def test_any_strides(device):
+    x, y = (v.flip(0).mT.contiguous().mT for v in draw(80, 2, 3))
+    device.check(echo_ext.mutual_information, x, y)
+    device.check(echo_ext.mutual_information, x[::2, 1], y[::2])
+    device.check(echo_ext.transfer_entropy, x[:, 0], y[:, 1], history=2)
+
+
+def test_uncertainty(device):
+    x, y = (torch.from_numpy(v) for v in related(fresh(), 90))
+    on_device = device(echo_ext.permutation_test, x, y, 5, seed=3)
+    torch.testing.assert_close(tuple(on_device), tuple(echo_ext.permutation_test(x, y, 5, seed=3)))
+    on_device = device(echo_ext.mutual_information_error, x, y, parts=3, seed=3)
+    torch.testing.assert_close(tuple(on_device), tuple(echo_ext.mutual_information_error(x, y, parts=3, seed=3)))
+
+
+@pytest.mark.parametrize("dims", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("kind", ["normal", "ties"])
+def test_gradients(device, dims, kind):
+    data = draw(70, *dims, kind=kind, batch=(2,))
+    gradients = []
+    for call in (lambda estimate, *tensors, **options: estimate(*tensors, **options), device):
+        x, y = (v.clone().requires_grad_() for v in data)
+
+        def loss(x, y):
+            loss = echo_ext.mutual_information(x, y, k=[2, 5], exclude_within=1, boundary_width=7).sum()
+            if kind == "normal":
+                loss = loss + echo_ext.entropy(x).sum()
+            return torch.autograd.grad(loss, (x, y))
+
+        gradients.append(call(loss, x, y))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("window", [0, 2])
+def test_nothing_waits_after_the_check_of_the_input(device, method, window):
+    x, y, z = draw(50, 1, 2, 1)
+    options = dict(k=[1, 3], exclude_within=window)
+    device.without_waiting(echo_ext.mutual_information, x, y, method=method, **options)
+    device.without_waiting(echo_ext.mutual_information_matrix, y, method=method, **options)
+    if method in ksg.KSG_METHODS:
+        device.without_waiting(echo_ext.conditional_mutual_information, x, y, z, method=method, **options)
+        device.without_waiting(echo_ext.total_correlation, y, method=method, **options)
+    device.without_waiting(echo_ext.entropy, y, **options)
+    device.without_waiting(echo_ext.knn, x, k=3, exclude_within=window)
+    device.without_waiting(echo_ext.mutual_information_discrete, x, torch.arange(50) % 3, **options)
+
+
+def test_waiting_is_noticed(device):
+    for waits in (lambda x: x[x > 0], lambda x: x.sum().item(), lambda x: x.unique(), lambda x: bool(x.any())):
+        with pytest.raises(AssertionError, match="wait"):
+            device.without_waiting(waits, torch.randn(5))
+
+
+def test_too_large_a_k_names_the_limit(device):
+    most = device.native.knn_cuda_max_neighbours(0)
+    (x,) = draw(most + 2, 1)
+    with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, but is {most + 1}"):
+        device(echo_ext.knn, x, k=most + 1)
