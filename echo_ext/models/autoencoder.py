@@ -218,7 +218,7 @@ class Autoencoder(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(self._parameters(z))
+        return self.likelihood.mean(self._likelihood_parameters(z))
 
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x whose z are drawn from the marginal or the aggregate: (n, *data_shape)."""
@@ -270,9 +270,9 @@ class Autoencoder(Model):
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x|z)``: (B,)."""
-        return self.likelihood.log_prob(x, self._parameters(z))
+        return self.likelihood.log_prob(x, self._likelihood_parameters(z))
 
-    def _parameters(self, z: Tensor) -> Tensor:
+    def _likelihood_parameters(self, z: Tensor) -> Tensor:
         """What the likelihood takes, given each z."""
         return widened(self.decoder(self.latent_scale * z))
 
