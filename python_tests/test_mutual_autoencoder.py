@@ -145,7 +145,7 @@ def test_the_recipe_learns_and_keeps_its_state():
     [
         ({"information": -1.0}, "information must be at least 0 and finite, but is -1.0"),
         ({"penalty": math.inf}, "penalty must be at least 0 and finite, but is inf"),
-        ({"inverse": "none"}, "inverse must be 'tied' or 'beside', but is 'none'"),
+        ({"inverse": "none"}, "inverse must be one of 'tied', 'beside', but is 'none'"),
         ({"draws": 0}, "draws must be a positive integer or None, but is 0"),
     ],
 )
