@@ -35,3 +35,19 @@ def same_after_saving(recipe, data_shape, model, x, **settings):
         torch.manual_seed(7)
         results.append({name: value.item() for name, value in each.loss(x).items()})
     return results[0] == results[1]
+
+
+def wide_under_autocast(model, x):
+    """Whether losses and samples are float32 where the networks compute in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [*model.loss(x).values(), model.sample(2)]
+    return all(result.dtype == torch.float32 for result in results)
+
+
+def refuses_other_shapes(model, x):
+    """Whether a batch that has a column too many is named."""
+    try:
+        model.loss(torch.cat([x, x[..., :1]], dim=-1))
+    except ValueError as error:
+        return str(error).startswith("x must be (B, ")
+    return False

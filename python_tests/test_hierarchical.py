@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
 from echo_ext.models import build
@@ -216,6 +216,8 @@ def test_recipes_learn_and_keep_their_state(recipe):
     means = model.sample(3)
     assert means.shape == (3, 1, 4, 4)
     assert ((means >= 0) & (means <= 1)).all()
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving(recipe, (1, 4, 4), model, x, **settings)
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
 from echo_ext.models import build
@@ -240,6 +240,8 @@ def test_recipes_learn_and_keep_their_state(recipe):
     assert model.sample(7).shape == (7, 2)
     if recipe != "mim-h":  # without the joint entropy nothing keeps z from being ignored
         assert (model.reconstruct(x) - x).square().mean() < 0.5 * x.var()
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving(recipe, (2,), model, x, **settings)
 
 

@@ -245,7 +245,7 @@ class PixelHVAE(TwoLevelModel):
 
     def _maps(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        return torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1)
+        return widened(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
 
 
 class MaskedConv2d(nn.Conv2d):
