@@ -185,6 +185,15 @@ def test_autocast_rounds_no_sum(name):
             torch.testing.assert_close(value, full[key], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("name", ["echo", "iaf-vamp", "factor-vae"])
+def test_a_step_compiles_to_one_graph(name):
+    model, x = small(name), blobs(64)
+    model.loss(x)  # fills Echo's bank, whose width is not known before
+    terms = torch.compile(model.loss, backend="aot_eager", fullgraph=True)(x)
+    terms["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_whole(name):
     model, x = small(name), blobs(64)
