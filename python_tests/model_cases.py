@@ -7,7 +7,7 @@ import torch
 from echo_ext.models import build
 
 
-def fit(model, x, *, steps, learning_rate=3e-3):
+def fit(model, x, *, steps, learning_rate=3e-3, clip_gradients=False):
     """The mean losses of the first and of the last fifth of some Adam steps on the rows of x."""
     optimizer = torch.optim.Adam(model.parameter_groups(learning_rate))
     model.prepare(x)
@@ -17,6 +17,9 @@ def fit(model, x, *, steps, learning_rate=3e-3):
         loss = model.loss(x)["loss"]
         optimizer.zero_grad()
         loss.backward()
+        if clip_gradients:
+            for weight in model.parameters():
+                torch.nn.utils.clip_grad_norm_(weight, 1.0)
         optimizer.step()
         history.append(loss.item())
     fifth = max(steps // 5, 1)
