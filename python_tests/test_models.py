@@ -289,7 +289,7 @@ def test_defaults_of_the_papers():
             "vae",
             SHAPE,
             {"likelihood": "poisson"},
-            "likelihood must be one of 'bernoulli', 'gaussian', but is 'poisson'",
+            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', but is 'poisson'",
         ),
         ("vae", SHAPE, {"architecture": "conv28"}, r"'conv28' takes images of 28 x 28, but data_shape is \(1, 6, 6\)"),
         ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, but is 2"),
