@@ -86,13 +86,17 @@ class EchoChannel(nn.Module):
     def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
         """Encode (B, *) pre-activations: ``z`` of their dtype and the exact rate; both (B, *)."""
         _checks.matching_pair("f_raw", f_raw, "s_raw", s_raw)
-        f = self.bound * torch.tanh(f_raw / self.activation_scale)
-        # In at least float32: a rate must not be rounded to a half type's three digits.
-        wide = torch.promote_types(s_raw.dtype, torch.float32)
-        log_s = math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+        f, log_s = self.signal(f_raw, s_raw)
         s = log_s.exp().to(f.dtype)
         z = self._send_in_training(f, s) if self.training else self._send_in_eval(f, s)
         return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
+
+    def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
+        """``f`` and ``log s`` of pre-activations; both (B, *)."""
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        # In at least float32: a rate must not be rounded to a half type's three digits.
+        wide = torch.promote_types(s_raw.dtype, torch.float32)
+        return f, math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
 
     def sample(self, n: int) -> Tensor:
         """``n`` draws from the marginal q(z), the optimal prior: (n, *) of the bank's dtype and device."""

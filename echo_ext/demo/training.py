@@ -11,6 +11,7 @@ import torch
 from echo_ext.channel import EchoChannel
 from echo_ext.data import ImageDataset
 from echo_ext.demo.models import Autoencoder, GaussianChannel
+from echo_ext.metrics import gaussian_total_correlation
 
 __all__ = [
     "MODELS",
@@ -135,9 +136,5 @@ def measure(model: Autoencoder, data: ImageDataset, *, device: torch.device, dra
 
 
 def noise_total_correlation(channel: EchoChannel, *, draws: int = 100_000) -> float:
-    """How dependent the dimensions of the noise are: ``-1/2 log det corr(eps)`` in nats, from draws of the marginal.
-
-    For jointly Gaussian noise it is the total correlation, else its second-order part; 0 where nothing is correlated.
-    """
-    correlation = torch.corrcoef(channel.sample(draws).double().T)
-    return -0.5 * float(torch.logdet(correlation))
+    """How dependent the dimensions of the noise are (second order), in nats, from draws of the marginal."""
+    return gaussian_total_correlation(channel.sample(draws))

@@ -1,0 +1,30 @@
+"""What models and their codes are measured by: bounds, likelihood, information per latent, disentanglement, laws."""
+
+from echo_ext.metrics.activations import MarginalStatistics, marginal_statistics, rates_and_activations, tsne
+from echo_ext.metrics.classification import knn_accuracy
+from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, factor_vae_score_from, mig
+from echo_ext.metrics.information import gaussian_total_correlation, latent_information
+from echo_ext.metrics.likelihood import (
+    RateDistortion,
+    importance_log_likelihood,
+    importance_nll,
+    rate_distortion,
+)
+
+__all__ = [
+    "MarginalStatistics",
+    "RateDistortion",
+    "factor_information",
+    "factor_vae_score",
+    "factor_vae_score_from",
+    "gaussian_total_correlation",
+    "importance_log_likelihood",
+    "importance_nll",
+    "knn_accuracy",
+    "latent_information",
+    "marginal_statistics",
+    "mig",
+    "rate_distortion",
+    "rates_and_activations",
+    "tsne",
+]

@@ -1,0 +1,89 @@
+"""How the metrics read what they are given: codes, labels and factors, models and their data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from echo_ext.estimators._samples import ArrayLike, read_int, read_samples
+
+Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
+
+
+def read_codes(name: str, values: ArrayLike, *, least: int = 1) -> Tensor:
+    """Finite numbers (N, d), detached; (N,) is one column."""
+    codes = read_samples(**{name: values}).variables[0].detach()
+    if codes.ndim != 2:
+        raise ValueError(f"{name} must have shape (N, d), but has {tuple(codes.shape)}")
+    if len(codes) < least:
+        raise ValueError(f"{name} must have at least {least} rows, but has {len(codes)}")
+    return codes
+
+
+def read_integers(name: str, values: ArrayLike, *, rows: int, columns: bool = False) -> Tensor:
+    """Integers (N,), or with ``columns`` (N, F), one row for each of ``rows``."""
+    numbers = values.detach() if isinstance(values, Tensor) else torch.from_numpy(_integer_array(name, values))
+    if numbers.is_floating_point() or numbers.is_complex():
+        raise TypeError(f"{name} must be integers, but are {str(numbers.dtype).removeprefix('torch.')}")
+    if numbers.ndim != (2 if columns else 1) or numbers.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape {'(N, F)' if columns else '(N,)'}, but has {tuple(numbers.shape)}")
+    if len(numbers) != rows:
+        raise ValueError(f"{name} must have one row for each of the {rows} codes, but has {len(numbers)}")
+    return numbers.to(torch.int64)
+
+
+def _integer_array(name: str, values: object) -> Any:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"{name} must be integers, but have dtype {array.dtype}")
+    return array.astype(np.int64)
+
+
+def constant_columns(values: Tensor) -> Tensor:
+    """Which columns of (N, d) hold one value only: (d,)."""
+    return values.amax(0) == values.amin(0)
+
+
+def refuse_constant_columns(name: str, values: Tensor) -> None:
+    """A ValueError that names the columns of (N, d) that do not vary."""
+    constant = constant_columns(values).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(f"{name} must vary in every column, but is constant in column {', '.join(map(str, constant))}")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; afterwards each module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
+    """The x of a data set on the model's device, batch by batch."""
+    size = read_int("batch_size", batch_size, 1)
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    parts: Iterable[Any]
+    if isinstance(data, Tensor):
+        parts = data.split(size)
+    elif isinstance(data, Dataset):
+        rows = torch.arange(len(data)).split(size)  # type: ignore[arg-type]  # a map-style data set has a length
+        parts = (data[each] for each in rows)
+    else:
+        parts = data
+    for part in parts:
+        x: Tensor = part if isinstance(part, Tensor) else part[0]
+        if len(x):
+            yield x if first is None else x.to(first.device)

@@ -1,0 +1,102 @@
+"""What codes look like: their marginal laws, their rates beside their activations, their embedding in the plane."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from echo_ext.estimators._samples import ArrayLike
+from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
+from echo_ext.metrics.information import echo_signal
+from echo_ext.models.base import Model
+
+__all__ = ["MarginalStatistics", "marginal_statistics", "rates_and_activations", "tsne"]
+
+
+class MarginalStatistics(NamedTuple):
+    """Of each column, (d,) float64: moments, and the normality test's statistic and p-value.
+
+    ``excess_kurtosis`` is 0 for a normal law; a small ``p_value`` speaks against one.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    skewness: Tensor
+    excess_kurtosis: Tensor
+    statistic: Tensor
+    p_value: Tensor
+
+
+def marginal_statistics(codes: ArrayLike) -> MarginalStatistics:
+    """Moments of each column of codes (N, d), and whether they are normal (D'Agostino and Pearson 1973).
+
+    Args:
+        codes: N at least 20, float64 or float32, tensor or array.
+
+    Raises:
+        ModuleNotFoundError: SciPy is missing.
+        TypeError: codes are not float64 or float32.
+        ValueError: values that are not finite, a constant column, fewer than 20 rows.
+    """
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError("the normality test is SciPy's: pip install 'echo-ext[train]'") from missing
+    points = read_codes("codes", codes, least=20).double().cpu()
+    refuse_constant_columns("codes", points)
+    values = points.numpy()
+    test = stats.normaltest(values, axis=0)
+    columns = (values.mean(0), values.std(0), stats.skew(values), stats.kurtosis(values), test.statistic, test.pvalue)
+    return MarginalStatistics(*(torch.as_tensor(column, dtype=torch.float64) for column in columns))
+
+
+def rates_and_activations(model: Model, x: Data, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Of each row, the exact rate of an Echo model, in nats, and the Euclidean norm of f(x): (N,) each.
+
+    Args:
+        model: one with an :class:`~echo_ext.EchoChannel`.
+        x: rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as a DataLoader
+            gives them.
+        batch_size: rows encoded at once.
+
+    Raises:
+        TypeError: the model has no Echo channel, or several.
+        ValueError: no rows.
+    """
+    rates, norms = [], []
+    with evaluating(model):
+        for batch in batches(model, x, batch_size):
+            signal = echo_signal(model, batch)
+            rates.append(signal.rate.sum(1))
+            norms.append(signal.f.norm(dim=1))
+    if not rates:
+        raise ValueError("x must have at least one row, but has none")
+    return torch.cat(rates), torch.cat(norms)
+
+
+def tsne(codes: ArrayLike, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
+    """The codes in the plane by scikit-learn's t-SNE (van der Maaten and Hinton 2008): (N, 2), float32.
+
+    Args:
+        codes: (N, d), float64 or float32, tensor or array. A few thousand rows take a minute.
+        perplexity: about how many neighbours each point has; less than N.
+        seed: of the embedding; with one seed it repeats.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is missing.
+        TypeError: codes are not float64 or float32.
+        ValueError: values that are not finite, or a perplexity that is not between 0 and N.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError("t-SNE is scikit-learn's: pip install 'echo-ext[demo]'") from missing
+    points = read_codes("codes", codes, least=2)
+    if not 0 < perplexity < len(points):
+        raise ValueError(f"perplexity must be above 0 and below the number of rows, {len(points)}, but is {perplexity}")
+    # Starting along the main axes keeps the large distances meaningful; that needs two of them.
+    start = "pca" if points.shape[1] > 1 else "random"
+    embedding = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(points.cpu().numpy())
+    return torch.as_tensor(embedding, dtype=torch.float32)

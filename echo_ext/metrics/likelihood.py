@@ -1,0 +1,120 @@
+"""Rate, distortion and the likelihood of data under a model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from echo_ext.estimators._samples import read_int
+from echo_ext.metrics._inputs import Data, batches, evaluating
+from echo_ext.models.base import Model
+
+__all__ = ["RateDistortion", "importance_log_likelihood", "importance_nll", "rate_distortion"]
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Means over a data set, in nats per sample, each with its standard error (NaN where it is not known).
+
+    ``exact``: the rate is the information I(x; z) itself ("rate"), not an upper bound on it ("rate_bound").
+    """
+
+    rate: float
+    distortion: float
+    exact: bool
+    rate_error: float = math.nan
+    distortion_error: float = math.nan
+    neg_elbo_error: float = math.nan
+
+    @property
+    def neg_elbo(self) -> float:
+        """The bound on -log p(x): rate + distortion."""
+        return self.rate + self.distortion
+
+    @property
+    def rate_name(self) -> str:
+        """What the rate is called in results: "rate", or "rate_bound"."""
+        return "rate" if self.exact else "rate_bound"
+
+
+def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int = 1000) -> RateDistortion:
+    """The mean rate (or rate bound), distortion and -ELBO over a data set, in eval mode.
+
+    The standard errors are of the draws of z, the rows being fixed: from the spread of the whole data set's mean over
+    the draws. One draw gives none.
+
+    Args:
+        model: its ``loss`` must report "distortion", and "rate" or "rate_bound".
+        data: rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as a DataLoader
+            gives them.
+        draws: how often each row is sent through the channel.
+        batch_size: rows sent at once.
+
+    Raises:
+        TypeError: a model that does not report them.
+        ValueError: no rows, draws or batch_size below 1.
+    """
+    read_int("draws", draws, 1)
+    rates, distortions = (torch.zeros(draws, dtype=torch.float64) for _ in range(2))
+    rows, exact = 0, False
+    with evaluating(model):
+        for x in batches(model, data, batch_size):
+            terms = [model.loss(x) for _ in range(draws)]
+            exact = "rate" in terms[0]
+            for name, totals in (("rate" if exact else "rate_bound", rates), ("distortion", distortions)):
+                if name not in terms[0]:
+                    raise TypeError(f"{type(model).__name__}.loss reports no {name!r}, but only {', '.join(terms[0])}")
+                totals += len(x) * torch.stack([term[name] for term in terms]).double().cpu()
+            rows += len(x)
+    if rows == 0:
+        raise ValueError("data must have at least one row, but has none")
+    rates, distortions = rates / rows, distortions / rows
+    errors = [
+        float(each.std()) / math.sqrt(draws) if draws > 1 else math.nan
+        for each in (rates, distortions, rates + distortions)
+    ]
+    return RateDistortion(float(rates.mean()), float(distortions.mean()), exact, *errors)
+
+
+def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 1000) -> Tensor:
+    """``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
+
+    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K draws of z given x: a lower bound in expectation, which rises to
+    log p(x) as K grows. Memory does not grow with K.
+
+    Args:
+        model: one with a ``log_weight``.
+        x: rows (N, *data_shape).
+        samples: K.
+        batch_size: draws of z taken at once, over all rows.
+
+    Raises:
+        TypeError: a model without the density q(z|x), such as Echo.
+        ValueError: no rows, samples or batch_size below 1.
+    """
+    read_int("samples", samples, 1)
+    if len(x) == 0:
+        raise ValueError("x must have at least one row, but has none")
+    with evaluating(model):
+        return torch.cat([_log_mean_weight(model, rows, samples, batch_size) for rows in batches(model, x, batch_size)])
+
+
+def importance_nll(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 1000) -> float:
+    """The mean over the rows of ``-log p(x)`` by importance sampling, in nats per sample.
+
+    Arguments and errors are those of :func:`importance_log_likelihood`. An upper bound in expectation.
+    """
+    return -float(importance_log_likelihood(model, x, samples=samples, batch_size=batch_size).mean())
+
+
+def _log_mean_weight(model: Model, x: Tensor, samples: int, batch_size: int) -> Tensor:
+    together = max(1, batch_size // len(x))
+    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    for start in range(0, samples, together):
+        copies = min(together, samples - start)
+        log_weights = model.log_weight(x.repeat(copies, *([1] * (x.ndim - 1)))).double().view(copies, len(x))
+        total = torch.logaddexp(total, log_weights.logsumexp(0))
+    return total - math.log(samples)

@@ -1,0 +1,484 @@
+"""Each metric on a case whose answer is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from knn_cases import fresh
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from echo_ext import EchoChannel, metrics, mutual_information_discrete
+from echo_ext.metrics._inputs import evaluating
+from echo_ext.models import Model
+from echo_ext.models.channels import DensityOutput, GaussianOutput
+from echo_ext.models.densities import kl_to_standard_normal, log_normal
+
+
+class LinearGaussian(Model):
+    """x = W z + 0.5 noise with orthogonal columns in W, so that the true posterior is factorised.
+
+    q(z|x) has the true posterior's mean and ``widening`` times its variance; 1 makes it exact.
+    """
+
+    def __init__(self, widening=1.0):
+        super().__init__((4,), 3)
+        basis, _ = torch.linalg.qr(torch.randn(4, 3, dtype=torch.float64))
+        self.weight = nn.Parameter(basis * torch.tensor([2.0, 0.8, 0.2], dtype=torch.float64))
+        self.noise = 0.5
+        self.snr = (self.weight.square().sum(0) / self.noise**2).detach()
+        self.variance = widening / (1 + self.snr)
+
+    def draw(self, n):
+        z = torch.randn(n, 3, dtype=torch.float64)
+        return (z @ self.weight.T + self.noise * torch.randn(n, 4, dtype=torch.float64)).detach()
+
+    def log_prob(self, x):
+        covariance = self.weight @ self.weight.T + self.noise**2 * torch.eye(4)
+        return torch.distributions.MultivariateNormal(torch.zeros(4, dtype=torch.float64), covariance).log_prob(x)
+
+    def posterior(self, x):
+        mean = x @ self.weight / self.noise**2 / (1 + self.snr)
+        log_variance = self.variance.log().expand_as(mean)
+        return GaussianOutput(mean + self.variance.sqrt() * torch.randn_like(mean), mean, log_variance)
+
+    def log_likelihood(self, x, z):
+        return log_normal(x, z @ self.weight.T, 2 * math.log(self.noise)).sum(1)
+
+    def log_weight(self, x):
+        sent = self.posterior(x)
+        return self.log_likelihood(x, sent.z) + log_normal(sent.z).sum(1) - sent.log_density
+
+    def loss(self, x):
+        sent = self.posterior(x)
+        rate = kl_to_standard_normal(sent.mean, sent.log_variance).sum(1).mean()
+        distortion = -self.log_likelihood(x, sent.z).mean()
+        return {"loss": rate + distortion, "rate_bound": rate, "distortion": distortion}
+
+    def encode(self, x):
+        return self.posterior(x).z
+
+    def decode(self, z):
+        return z @ self.weight.T
+
+    def sample(self, n):
+        return self.decode(torch.randn(n, 3, dtype=torch.float64))
+
+
+class Echo(Model):
+    """f = tanh(x), and a scale that depends on x where ``slope`` is not 0."""
+
+    def __init__(self, s_raw=(-1.0, 1.0), slope=0.0, **settings):
+        super().__init__((2,), 2)
+        self.channel = EchoChannel(60, activation_scale=1.0, bank_size=4000, **settings)
+        self.s_raw = nn.Parameter(torch.tensor(s_raw))
+        self.slope = slope
+
+    def posterior(self, x):
+        return self.channel(x, self.s_raw + self.slope * x)
+
+    def loss(self, x):
+        rate = self.posterior(x).rate.sum(1).mean()
+        return {"loss": rate, "rate": rate, "distortion": x.square().sum(1).mean()}
+
+    def encode(self, x):
+        return self.posterior(x).z
+
+    def decode(self, z):
+        return z
+
+    def sample(self, n):
+        return self.channel.sample(n)
+
+
+def trained_echo(rows=3000, **settings):
+    """An Echo model whose bank holds rows of the law of x, and such rows."""
+    model, x = Echo(**settings), torch.randn(rows, 2)
+    with torch.no_grad():
+        model.posterior(torch.randn(4000, 2))
+    return model, x
+
+
+# ---- Rate, distortion, likelihood ------------------------------------------------------------------------------------
+
+
+def test_rate_and_distortion_meet_their_expectations():
+    model = LinearGaussian(widening=1.5)
+    x = model.draw(2501)
+    measured = metrics.rate_distortion(model, x, draws=6, batch_size=1000)
+    sent = model.posterior(x)
+    rate = kl_to_standard_normal(sent.mean, sent.log_variance).sum(1).mean().item()
+    spread = (model.variance * model.weight.square().sum(0)).sum()  # of W z around W mean
+    off = (x - sent.mean @ model.weight.T).square().sum(1).mean()
+    distortion = (0.5 * (off + spread) / 0.25 + 2 * math.log(2 * math.pi * 0.25)).item()
+    assert measured.rate == pytest.approx(rate, rel=1e-12)
+    assert measured.rate_error == pytest.approx(0, abs=1e-12)
+    assert 0 < measured.distortion_error < 0.1
+    assert measured.distortion == pytest.approx(distortion, abs=0.1)
+    assert measured.neg_elbo == measured.rate + measured.distortion
+    assert (measured.rate_name, measured.exact) == ("rate_bound", False)
+
+
+def test_the_standard_error_is_that_of_the_draws():
+    model = LinearGaussian()
+    x = model.draw(50)
+    measured = [metrics.rate_distortion(model, x, draws=8) for _ in range(200)]
+    spread = np.std([each.distortion for each in measured])
+    assert np.sqrt(np.mean([each.distortion_error**2 for each in measured])) == pytest.approx(spread, rel=0.25)
+    assert math.isnan(metrics.rate_distortion(model, x, draws=1).neg_elbo_error)
+
+
+def test_every_form_of_data_and_every_batch_size_gives_one_result():
+    model, x = trained_echo(rows=103, slope=1.0)
+    data = TensorDataset(x, torch.zeros(103))
+    expected = x.square().sum(1).mean().item()
+    forms = (x, data, DataLoader(data, batch_size=10), list(x.split(50)), (batch for batch in x.split(7)))
+    results = [metrics.rate_distortion(model, form, draws=2, batch_size=40) for form in forms]
+    for result in results:
+        assert result.distortion == pytest.approx(expected, rel=1e-6)
+        assert result.rate == pytest.approx(results[0].rate, rel=1e-6)
+        assert result.exact
+
+
+def test_measuring_leaves_the_model_as_it_was():
+    model, x = trained_echo()
+    model.channel.train()
+    model.eval()
+    model.channel.train(True)
+    bank = model.channel.bank_f.clone()
+    metrics.rate_distortion(model, x[:10], draws=1)  # too few rows for a batch in training
+    assert model.channel.training
+    assert not model.training
+    assert torch.equal(model.channel.bank_f, bank)
+    with pytest.raises(KeyError), evaluating(model):
+        raise KeyError
+    assert model.channel.training
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_the_exact_posterior_weighs_every_draw_alike(batch_size):
+    model = LinearGaussian()
+    x = model.draw(20)
+    found = metrics.importance_log_likelihood(model, x, samples=5, batch_size=batch_size)
+    torch.testing.assert_close(found, model.log_prob(x).detach(), rtol=1e-10, atol=1e-10)
+    nll = metrics.importance_nll(model, x, samples=3, batch_size=batch_size)
+    assert nll == pytest.approx(-model.log_prob(x).mean().item())
+
+
+def test_the_bound_falls_to_the_truth():
+    model = LinearGaussian(widening=2.0)
+    x = model.draw(2000)
+    truth = -model.log_prob(x).mean().item()
+    gaps = [metrics.importance_nll(model, x, samples=k, batch_size=4000) - truth for k in (1, 5, 200)]
+    assert gaps[0] > 1.5 * gaps[1] > 0
+    assert gaps[1] > 5 * abs(gaps[2])
+    elbo_gap = 1.5 * (1 - math.log(2))  # KL(q | posterior) of three latents of twice the variance
+    assert gaps[0] == pytest.approx(elbo_gap, abs=0.12)
+    assert abs(gaps[2]) < 0.02
+
+
+def test_what_cannot_be_measured_is_refused():
+    model, x = trained_echo()
+    with pytest.raises(TypeError, match="Echo has no density"):
+        metrics.importance_nll(model, x)
+    with pytest.raises(ValueError, match="samples must be at least 1, but is 0"):
+        metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), samples=0)
+    with pytest.raises(ValueError, match="x must have at least one row"):
+        metrics.importance_nll(LinearGaussian(), torch.zeros(0, 4))
+    with pytest.raises(ValueError, match="data must have at least one row"):
+        metrics.rate_distortion(model, x[:0])
+    with pytest.raises(ValueError, match="draws must be at least 1, but is 0"):
+        metrics.rate_distortion(model, x, draws=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        metrics.rate_distortion(model, x, batch_size=0)
+    model.loss = lambda x: {"loss": x.sum()}
+    with pytest.raises(TypeError, match=r"Echo\.loss reports no 'rate_bound', but only loss"):
+        metrics.rate_distortion(model, x)
+
+
+# ---- Information -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "tolerance"), [("formula", 0.06), ("knn", 0.1)])
+def test_a_gaussian_latent_knows_half_a_log_of_one_plus_snr(method, tolerance):
+    model = LinearGaussian(widening=1.5)
+    x = model.draw(3000)
+    signal = model.snr / (1 + model.snr)  # the variance of the posterior's mean
+    expected = 0.5 * torch.log1p(signal / model.variance)
+    found = metrics.latent_information(model, x, method=method, batch_size=700)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert expected[0] > 1
+    assert expected[2] < 0.1
+
+
+def test_the_aggregate_is_the_mixture_over_all_rows(monkeypatch):
+    """Against the mixture as PyTorch has it; and rows far apart give log N."""
+    model = LinearGaussian()
+    x = model.draw(60)
+    seed = int(torch.randint(2**31, ()))
+    torch.manual_seed(seed)
+    sent = model.posterior(x)
+    components = torch.distributions.Normal(sent.mean.T, (0.5 * sent.log_variance).exp().T)
+    uniform = torch.distributions.Categorical(torch.ones(3, 60, dtype=torch.float64))
+    marginal = torch.distributions.MixtureSameFamily(uniform, components).log_prob(sent.z)
+    expected = (log_normal(sent.z, sent.mean, sent.log_variance) - marginal).mean(0)
+    for block in (1, 500, 1 << 20):
+        monkeypatch.setattr("echo_ext.metrics.information.BLOCK", block)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(metrics.latent_information(model, x), expected.detach())
+    apart = 1e6 * torch.arange(60, dtype=torch.float64).unsqueeze(1) @ model.weight[:, :1].detach().T
+    assert metrics.latent_information(model, apart)[0].item() == pytest.approx(math.log(60), abs=1e-9)
+
+
+@pytest.mark.parametrize(("slope", "multiplicative"), [(0.0, False), (1.0, False), (1.0, True)])
+def test_an_echo_latent_knows_minus_log_s(slope, multiplicative):
+    model, x = trained_echo(slope=slope, multiplicative=multiplicative)
+    log_s = math.log(model.channel.scale) + nn.functional.logsigmoid(model.s_raw + slope * x)
+    exact = metrics.latent_information(model, x, batch_size=1000)
+    torch.testing.assert_close(exact, -log_s.mean(0).double().detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(metrics.latent_information(model, x, method="knn"), exact, rtol=0, atol=0.12)
+
+
+def test_information_needs_a_law_per_latent():
+    model = LinearGaussian()
+    x = model.draw(10)
+    with pytest.raises(ValueError, match="method must be one of 'formula', 'knn', but is 'ksg'"):
+        metrics.latent_information(model, x, method="ksg")
+    with pytest.raises(ValueError, match="x must have at least one row"):
+        metrics.latent_information(model, x[:0])
+    model.posterior = lambda x: DensityOutput(x, x.sum(1))
+    with pytest.raises(TypeError, match="LinearGaussian gives DensityOutput"):
+        metrics.latent_information(model, x)
+    with pytest.raises(TypeError, match="must have one EchoChannel, but has 0"):
+        metrics.rates_and_activations(model, x)
+
+
+def test_gaussian_total_correlation():
+    rho = 0.6
+    points = torch.randn(200, 3, dtype=torch.float64)
+    points = torch.linalg.qr(points - points.mean(0))[0]  # empirically white
+    assert metrics.gaussian_total_correlation(points) == pytest.approx(0, abs=1e-12)
+    points[:, 1] = rho * points[:, 0] + math.sqrt(1 - rho**2) * points[:, 1]
+    expected = -0.5 * math.log(1 - rho**2)
+    assert metrics.gaussian_total_correlation(points) == pytest.approx(expected, rel=1e-12)
+    assert metrics.gaussian_total_correlation(1e3 + 1e-3 * points.numpy()) == pytest.approx(expected, rel=1e-6)
+    points[:, 2] = points[:, 0] - 2 * points[:, 1]
+    assert metrics.gaussian_total_correlation(points) == math.inf
+    assert metrics.gaussian_total_correlation(points[:, 0]) == pytest.approx(0, abs=1e-12)
+    points[:, 1] = 0.1
+    with pytest.raises(ValueError, match="samples must vary in every column, but is constant in column 1"):
+        metrics.gaussian_total_correlation(points)
+    with pytest.raises(ValueError, match=r"more rows than columns, but have shape \(3, 3\)"):
+        metrics.gaussian_total_correlation(points[:3])
+
+
+# ---- Disentanglement -------------------------------------------------------------------------------------------------
+
+
+def grid(*sizes):
+    """Every combination of factors."""
+    return torch.tensor(list(itertools.product(*map(range, sizes))))
+
+
+def brute_force_mig(codes, factors, bins):
+    gaps = []
+    for factor in factors.T:
+        shares = np.unique(factor, return_counts=True)[1] / len(factor)
+        entropy = -(shares * np.log(shares)).sum()
+        values = []
+        for code in codes.T:
+            joint, _, _ = np.histogram2d(code, factor, bins=(bins, np.arange(factor.min(), factor.max() + 2)))
+            joint /= joint.sum()
+            product = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+            values.append((joint[joint > 0] * np.log(joint[joint > 0] / product[joint > 0])).sum())
+        second, best = sorted(values)[-2:]
+        gaps.append((best - second) / entropy)
+    return np.mean(gaps)
+
+
+def test_mig_is_the_gap_by_brute_force():
+    rng = fresh()
+    for bins in (2, 5, 20):
+        codes = rng.standard_normal((30, 3))
+        factors = rng.integers(0, 3, (30, 2))
+        codes[:, 1] += factors[:, 0]
+        expected = brute_force_mig(codes, factors, bins)
+        assert metrics.mig(codes, factors, bins=bins) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["bins", "knn"])
+def test_mig_of_codes_with_known_answers(estimator):
+    factors = grid(4, 5, 3).repeat(40, 1)
+    perfect = factors + 0.3 * torch.rand(factors.shape, dtype=torch.float64)
+    perfect = torch.cat([torch.full((len(factors), 1), 7.0), perfect], 1)  # and a latent that is switched off
+    assert metrics.mig(perfect, factors, estimator=estimator) == pytest.approx(1, abs=0.02)
+    assert metrics.mig(torch.cat([perfect, perfect], 1), factors, estimator=estimator) == 0
+    blind = torch.rand(len(factors), 4)
+    assert metrics.mig(blind, factors, estimator=estimator) < 0.05
+    information = metrics.factor_information(perfect, factors, estimator=estimator)
+    assert information.shape == (3, 4)
+    torch.testing.assert_close(
+        information[:, 1:].diag(), torch.tensor([4.0, 5.0, 3.0]).double().log(), rtol=0, atol=0.03
+    )
+    assert (information[:, 0] == 0).all()
+
+
+def test_the_knn_gap_is_of_ross_s_estimate():
+    rng = fresh()
+    codes, factors = rng.standard_normal((200, 3)), rng.integers(0, 3, (200, 1))
+    codes[:, 1:] += factors
+    values = sorted(mutual_information_discrete(code, factors[:, 0], k=4) for code in codes.T)
+    shares = np.bincount(factors[:, 0]) / 200
+    expected = (values[-1] - values[-2]) / -(shares * np.log(shares)).sum()
+    assert metrics.mig(codes, factors, estimator="knn", k=4) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mig_refuses_what_has_no_gap():
+    factors, codes = grid(4, 5), torch.rand(20, 2)
+    with pytest.raises(ValueError, match="at least 2 columns"):
+        metrics.mig(codes[:, :1], factors)
+    with pytest.raises(ValueError, match="factors must vary in every column, but is constant in column 1"):
+        metrics.mig(codes, factors * torch.tensor([1, 0]))
+    with pytest.raises(TypeError, match="factors must be integers, but are float32"):
+        metrics.mig(codes, factors.float())
+    with pytest.raises(ValueError, match="one row for each of the 20 codes, but has 19"):
+        metrics.mig(codes, factors[1:])
+    with pytest.raises(ValueError, match="estimator must be one of 'bins', 'knn', but is 'tree'"):
+        metrics.mig(codes, factors, estimator="tree")
+    with pytest.raises(ValueError, match="bins must be at least 2, but is 1"):
+        metrics.mig(codes, factors, bins=1)
+    with pytest.raises(ValueError, match="column 0 has 5 equal values, more than k=3"):
+        metrics.mig(factors.double(), factors, estimator="knn")
+    with pytest.raises(ValueError, match="finite"):
+        metrics.mig(codes.log() * math.inf, factors)
+    assert (metrics.factor_information(torch.ones(20, 2), factors) == 0).all()
+
+
+VOTES = {"train_votes": 1500, "test_votes": 600, "batch_size": 16}
+
+
+def test_factor_vae_score_of_codes_with_known_answers():
+    factors = grid(4, 5, 3)
+    values = factors.double()
+    assert metrics.factor_vae_score(values * torch.tensor([1.0, -0.2, 9.0]), factors, **VOTES) == 1
+    turn = torch.tensor([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 1.0]]).double() / math.sqrt(2)
+    assert 0.4 < metrics.factor_vae_score(values @ turn, factors, **VOTES) < 0.95
+    blind = metrics.factor_vae_score(
+        torch.rand(60, 4)[torch.randperm(60)].repeat(20, 1), factors.repeat(20, 1), **VOTES
+    )
+    assert blind < 0.65  # of 60 rows: what they know by chance
+    codes = torch.rand(30_000, 4)
+    assert metrics.factor_vae_score(codes, factors.repeat(500, 1), **VOTES) == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_latents_that_are_switched_off_take_no_part():
+    """They would win every vote: they do not vary, or vary least relative to rounding."""
+    factors = grid(4, 5, 3)
+    still = torch.cat([torch.full((60, 2), 0.1), 1e-3 * factors[:, :1], factors], 1).double()
+    assert metrics.factor_vae_score(still, factors, **VOTES) == 1
+    assert metrics.factor_vae_score(still[:, :3], factors, **VOTES) == 0
+    assert metrics.factor_vae_score(still[:, 1:], factors, least_deviation=0.0, **VOTES) == 1
+
+
+def test_both_forms_of_the_factor_vae_score_are_one():
+    """A vote on the table is a group of rows with one value; the same groups from outside give the same score."""
+    factors = grid(3, 4).repeat(10, 1)
+    codes = factors + 2 * torch.rand(factors.shape)
+    generator = torch.Generator().manual_seed(5)
+    inside = metrics.factor_vae_score(codes, factors, generator=generator, **VOTES)
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(factor, n):
+        if factor is None:
+            return codes
+        value = torch.randint((3, 4)[factor], (), generator=generator)
+        rows = (factors[:, factor] == value).nonzero().flatten()
+        return codes[rows[torch.randint(len(rows), (n,), generator=generator)]]
+
+    assert metrics.factor_vae_score_from(draw, 2, generator=generator, **VOTES) == inside
+    assert 0.5 < inside <= 1
+
+
+def test_factor_vae_score_refuses_bad_numbers():
+    factors = grid(3, 4)
+    for name, value in {"train_votes": 0, "test_votes": 0, "batch_size": 1}.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least"):
+            metrics.factor_vae_score(factors.double(), factors, **{name: value})
+    with pytest.raises(ValueError, match="least_deviation must be 0 or more, but is -1"):
+        metrics.factor_vae_score(factors.double(), factors, least_deviation=-1)
+    with pytest.raises(ValueError, match="num_factors must be at least 2, but is 1"):
+        metrics.factor_vae_score(factors.double(), factors[:, :1])
+
+
+# ---- Codes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 4, 5])
+def test_knn_accuracy_is_scikit_learn_s(k):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    rng = fresh()
+    train, test = rng.standard_normal((300, 4)), rng.standard_normal((150, 4))
+    train_labels = (train[:, 0] > 0) * 5 + rng.integers(-1, 3, 300)
+    test_labels = (test[:, 0] > 0) * 5 + rng.integers(-1, 3, 150)
+    theirs = neighbors.KNeighborsClassifier(k).fit(train, train_labels).score(test, test_labels)
+    assert metrics.knn_accuracy(train, train_labels, test, test_labels, k=k) == theirs
+    tensors = [torch.from_numpy(each) for each in (train, train_labels, test, test_labels)]
+    assert metrics.knn_accuracy(*tensors, k=k) == theirs
+
+
+def test_knn_accuracy_ties_and_strangers():
+    train, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0]]), torch.tensor([7, 2, 7, 2])
+    assert metrics.knn_accuracy(train, labels, train[:2], torch.tensor([2, 2]), k=4) == 1  # the smaller label
+    assert metrics.knn_accuracy(train, labels, torch.tensor([[1.5]]), torch.tensor([2]), k=1) == 1  # the earlier row
+    assert metrics.knn_accuracy(train, labels, train, torch.tensor([7, 9, 9, 2]), k=1) == 0.5  # a label never seen
+    with pytest.raises(ValueError, match="k must be at most the number of training rows, 4, but is 5"):
+        metrics.knn_accuracy(train, labels, train, labels)
+    with pytest.raises(ValueError, match="must have the 1 columns of train_codes, but have 2"):
+        metrics.knn_accuracy(train, labels, torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), k=1)
+    with pytest.raises(ValueError, match="train_labels must have one row for each of the 4 codes, but has 3"):
+        metrics.knn_accuracy(train, labels[:3], train, labels)
+    with pytest.raises(TypeError, match="test_labels must be integers, but have dtype <U1"):
+        metrics.knn_accuracy(train, labels, train, ["a"] * 4, k=1)
+
+
+def test_marginal_statistics_know_a_normal_law_from_another():
+    pytest.importorskip("scipy")
+    codes = torch.stack([3 + 2 * torch.randn(5000), torch.rand(5000), -torch.rand(5000).log()], 1).double()
+    found = metrics.marginal_statistics(codes)
+    torch.testing.assert_close(found.mean, torch.tensor([3.0, 0.5, 1.0]).double(), rtol=0, atol=0.2)
+    torch.testing.assert_close(found.deviation, torch.tensor([2.0, 12**-0.5, 1.0]).double(), rtol=0, atol=0.15)
+    torch.testing.assert_close(found.skewness[:2], torch.zeros(2).double(), rtol=0, atol=0.25)
+    torch.testing.assert_close(found.excess_kurtosis[:2], torch.tensor([0.0, -1.2]).double(), rtol=0, atol=0.5)
+    assert found.skewness[2] > 1.3
+    assert found.p_value[0] > 1e-7
+    assert (found.p_value[1:] < 1e-20).all()
+    assert found.statistic.argmin() == 0
+    with pytest.raises(ValueError, match="at least 20 rows, but has 19"):
+        metrics.marginal_statistics(codes[:19])
+    with pytest.raises(ValueError, match="constant in column 0"):
+        metrics.marginal_statistics(torch.ones(30, 2))
+
+
+def test_rates_beside_activations():
+    model, x = trained_echo(slope=1.0)
+    rates, norms = metrics.rates_and_activations(model, x, batch_size=999)
+    log_s = math.log(model.channel.scale) + nn.functional.logsigmoid(model.s_raw + x)
+    torch.testing.assert_close(rates, -log_s.sum(1).detach())
+    torch.testing.assert_close(norms, x.tanh().norm(dim=1))
+    with pytest.raises(ValueError, match="x must have at least one row"):
+        metrics.rates_and_activations(model, x[:0])
+
+
+def test_tsne_keeps_apart_what_is_apart():
+    pytest.importorskip("sklearn")
+    labels = torch.arange(90) % 3
+    codes = 20 * nn.functional.one_hot(labels, 4) + torch.randn(90, 4)
+    placed = metrics.tsne(codes, perplexity=10, seed=3)
+    assert placed.shape == (90, 2)
+    assert metrics.knn_accuracy(placed, labels, placed, labels, k=5) == 1
+    assert torch.equal(placed, metrics.tsne(codes, perplexity=10, seed=3))
+    with pytest.raises(ValueError, match="perplexity must be above 0 and below the number of rows, 90, but is 90"):
+        metrics.tsne(codes, perplexity=90)
