@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from echo_ext.models.densities import log_normal
+from echo_ext.models.flows import ShiftFlow
 
-__all__ = ["DensityOutput", "GaussianChannel", "GaussianOutput"]
+__all__ = ["DensityOutput", "GaussianChannel", "GaussianOutput", "IAFChannel"]
 
 
 class GaussianOutput(NamedTuple):
@@ -26,10 +28,11 @@ class GaussianOutput(NamedTuple):
 
 
 class DensityOutput(NamedTuple):
-    """A draw ``z`` (B, d) and ``log_density = log q(z|x)`` at it, (B,)."""
+    """A draw ``z`` (B, d) and ``log_density = log q(z|x)`` at it, (B,); of a flow also what went into it."""
 
     z: Tensor
     log_density: Tensor
+    base: GaussianOutput | None = None
 
 
 class GaussianChannel(nn.Module):
@@ -39,3 +42,26 @@ class GaussianChannel(nn.Module):
         """Send (B, d) through the channel."""
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
         return GaussianOutput(z, mean, log_variance)
+
+
+class IAFChannel(nn.Module):
+    """A Gaussian draw sent through an inverse autoregressive flow that shifts only (Kingma et al. 2016).
+
+    ``z0 ~ N(mean, exp(log_variance))``, then ``z <- z - m(z)`` step by step: volume is preserved, and so
+    ``log q(z|x) = log N(z0; mean, exp(log_variance))``. The flow is the same for every x.
+
+    Args:
+        latent_dim: dimensions of z.
+        steps: of the flow, as in :class:`~echo_ext.models.flows.ShiftFlow`.
+        hidden: widths of each step's hidden layers.
+    """
+
+    def __init__(self, latent_dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
+        super().__init__()
+        self.gaussian = GaussianChannel()
+        self.flow = ShiftFlow(latent_dim, steps, hidden)
+
+    def forward(self, mean: Tensor, log_variance: Tensor) -> DensityOutput:
+        """Send (B, d) through the channel."""
+        base = self.gaussian(mean, log_variance)
+        return DensityOutput(self.flow(base.z), base.log_density, base)

@@ -6,18 +6,19 @@ in memory, which is the faster order on CPUs and no different otherwise.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 __all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
-    "leaky-relu": nn.LeakyReLU,
+    "leaky-relu": functools.partial(nn.LeakyReLU, 0.2),
     "relu": nn.ReLU,
     "softplus": nn.Softplus,
     "swish": nn.SiLU,
@@ -153,7 +154,7 @@ def _channels_last(network: nn.Sequential) -> nn.Sequential:
 
 def _checked(
     architecture: str, data_shape: Sequence[int], hidden: Sequence[int] | None, activation: str
-) -> tuple[Sequence[int], type[nn.Module]]:
+) -> tuple[Sequence[int], Callable[[], nn.Module]]:
     """An MLP's widths and the activation, or a line on what does not fit."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture must be one of {', '.join(map(repr, ARCHITECTURES))}, but is {architecture!r}")

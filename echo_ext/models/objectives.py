@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["anchor_weights", "rate_distortion"]
+__all__ = ["anchor_weights", "non_negative", "rate_distortion", "total_correlation_bound"]
 
 
 def rate_distortion(
@@ -31,7 +31,7 @@ def rate_distortion(
 def anchor_weights(latent_dim: int, anchored: int, strength: float) -> Tensor:
     """``w_j = 1 - strength`` for the first ``anchored`` latents and 1 for the others: (latent_dim,).
 
-    A latent whose information is cheaper becomes an anchor for it (Gao et al. 2019, AnchorVAE).
+    Latents whose information is cheaper come to hold the most of it (Gao et al. 2019, AnchorVAE).
     """
     if not isinstance(anchored, int) or not 0 <= anchored <= latent_dim:
         raise ValueError(f"anchored must be from 0 to latent_dim, which is {latent_dim}, but is {anchored}")
@@ -40,6 +40,21 @@ def anchor_weights(latent_dim: int, anchored: int, strength: float) -> Tensor:
     weights = torch.ones(latent_dim)
     weights[:anchored] = 1 - strength
     return weights
+
+
+def total_correlation_bound(entropies: Tensor, distortion: Tensor, rate: Tensor) -> Tensor:
+    """``sum_i H(x_i) - D - R``, which total correlation is at least: 0-d, in nats (Gao et al. 2019).
+
+    It bounds ``TC(x; z) - TC(z) = sum_i I(x_i; z) - sum_j I(z_j; x)``, and so what z explains of ``TC(x)``, if the
+    decoder's law is a product over i and q(z|x) and its marginal are products over j. CorEx maximises it, which a VAE
+    does too, since the entropies are constants of the data.
+
+    Args:
+        entropies: H(x_i) of each column of the data, any shape.
+        distortion: mean of -log p(x|z), 0-d.
+        rate: mean of sum_j KL(q(z_j|x) | r(z_j)), 0-d.
+    """
+    return entropies.sum() - distortion - rate
 
 
 def non_negative(name: str, value: float) -> float:

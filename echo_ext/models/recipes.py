@@ -10,6 +10,7 @@ from typing import Any
 
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import Model
+from echo_ext.models.networks import architecture_for
 
 __all__ = ["RECIPES", "Recipe", "Training", "build", "find", "recipes"]
 
@@ -35,6 +36,12 @@ class Recipe:
     model: type[Model]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Training = Training()
+
+    def training_for(self, data_shape: Sequence[int]) -> Training:
+        """How to train on data of this shape: images of 64 x 64 as the Echo paper trains on dSprites."""
+        if architecture_for(data_shape) != "conv64":
+            return self.training
+        return dataclasses.replace(self.training, learning_rate=1e-4, batch_size=64)
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -77,6 +84,21 @@ def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **ove
     return chosen.model(data_shape, latent_dim, **{**chosen.settings, **overrides})
 
 
-RECIPES["echo"] = Recipe("Echo noise, whose rate is exact; no prior", Autoencoder, {"channel": "echo"})
-RECIPES["vae"] = Recipe("Gaussian channel, N(0, I) prior: the variational autoencoder", Autoencoder)
-RECIPES["beta-vae"] = Recipe("the VAE with dearer rate, beta = 4", Autoencoder, {"beta": 4.0})
+def _register(name: str, summary: str, **settings: Any) -> None:
+    RECIPES[name] = Recipe(summary, Autoencoder, settings)
+
+
+_register("echo", "Echo noise: an exact rate, and no prior to choose", channel="echo")
+_register("vae", "Gaussian channel and N(0, I) prior: the variational autoencoder")
+_register("beta-vae", "the VAE with a dearer rate, beta = 4", beta=4.0)
+_register("infovae", "the VAE with an MMD between z and N(0, I)", mmd_weight=999.0)
+_register("vae-maf", "the VAE with an autoregressive flow as its prior", marginal="maf")
+_register("vae-vamp", "the VAE with a VampPrior, a mixture of encoded pseudo-inputs", marginal="vamp")
+_register("iaf-prior", "inverse autoregressive channel and N(0, I) prior", channel="iaf")
+_register("iaf-mmd", "iaf-prior with an MMD between z and N(0, I)", channel="iaf", mmd_weight=999.0)
+_register("iaf-maf", "inverse autoregressive channel and flow prior", channel="iaf", marginal="maf")
+_register("iaf-vamp", "inverse autoregressive channel and VampPrior", channel="iaf", marginal="vamp")
+_register("factor-vae", "the VAE with a penalty on the total correlation of z", tc_weight=20.0)
+_register("echo-tc", "Echo with a penalty on the total correlation of z", channel="echo", tc_weight=20.0)
+_register("corex", "the VAE as correlation explanation: sampled latent by latent from q(z_j)", sample_from="aggregate")
+_register("anchor-vae", "corex with half the price on five latents", sample_from="aggregate", anchored=5)
