@@ -1,0 +1,7 @@
+"""Training of recipes on Lightning Fabric: exact resume, run directories, sweeps."""
+
+from echo_ext.training.configuration import Configuration
+from echo_ext.training.run_directory import RunDirectory
+from echo_ext.training.running import Run, load, train
+
+__all__ = ["Configuration", "Run", "RunDirectory", "load", "train"]
