@@ -143,7 +143,7 @@ def _check_writable(out: Path) -> None:
 
 def _train(
     console: Console,
-    parts: dict[str, data.ImageDataset],
+    parts: dict[str, data.LabelledDataset],
     setting: training.Setting,
     arguments: argparse.Namespace,
     device: torch.device,
@@ -184,7 +184,7 @@ Writer = Callable[[Path], Any]
 @torch.no_grad()
 def _draw(
     models: dict[str, training.Autoencoder],
-    test: data.ImageDataset,
+    test: data.LabelledDataset,
     history: dict[str, training.History],
     tested: dict[str, training.Measured],
     rate_floor: float,

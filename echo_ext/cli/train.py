@@ -19,7 +19,7 @@ HELP = "train a recipe on a data set; writes a folder with the model, its measur
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
 SETTINGS = (
     *("epochs", "limit", "latent_dim", "batch_size", "learning_rate", "schedule", "warm_up_epochs", "patience"),
-    *("gradient_clip", "normalise_gradients", "binarise", "precision"),
+    *("gradient_clip", "normalise_gradients", "binarisation", "precision"),
 )
 
 
@@ -57,7 +57,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalise-gradients", action="store_const", const=True, help="bring each tensor's gradient to norm 1"
     )
-    parser.add_argument("--binarise", help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)")
+    parser.add_argument("--binarise", dest="binarisation", metavar="HOW", help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)")
     parser.add_argument("--precision", help="32-true (default), bf16-mixed or 16-mixed")
     parser.add_argument(
         "--set",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from echo_ext.channel import EchoChannel
-from echo_ext.data import ImageDataset
+from echo_ext.data import LabelledDataset
 from echo_ext.demo.models import Autoencoder, GaussianChannel
 from echo_ext.metrics import gaussian_total_correlation
 
@@ -75,16 +75,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def build(kind: str, data: ImageDataset, setting: Setting, *, seed: int) -> Autoencoder:
+def build(kind: str, data: LabelledDataset, setting: Setting, *, seed: int) -> Autoencoder:
     """An untrained model, ``"echo"`` or ``"vae"``: with one seed both begin with the same weights."""
     torch.manual_seed(seed)
     channel = EchoChannel(num_terms=setting.batch_size - 1) if kind == "echo" else GaussianChannel(setting.latent_dim)
-    return Autoencoder(channel, data.image_shape, latent_dim=setting.latent_dim, hidden=setting.hidden)
+    return Autoencoder(channel, data.data_shape, latent_dim=setting.latent_dim, hidden=setting.hidden)
 
 
 def train(
     model: Autoencoder,
-    parts: dict[str, ImageDataset],
+    parts: dict[str, LabelledDataset],
     setting: Setting,
     *,
     beta: float,
@@ -116,7 +116,7 @@ def train(
 
 
 @torch.no_grad()
-def refresh_bank(model: Autoencoder, data: ImageDataset, *, device: torch.device) -> None:
+def refresh_bank(model: Autoencoder, data: LabelledDataset, *, device: torch.device) -> None:
     """Fill the Echo channel's bank with rows as the final weights encode them, for noise of exactly the final law."""
     if isinstance(model.channel, EchoChannel):
         model.train()
@@ -124,7 +124,7 @@ def refresh_bank(model: Autoencoder, data: ImageDataset, *, device: torch.device
 
 
 @torch.no_grad()
-def measure(model: Autoencoder, data: ImageDataset, *, device: torch.device, draws: int = 1) -> Measured:
+def measure(model: Autoencoder, data: LabelledDataset, *, device: torch.device, draws: int = 1) -> Measured:
     """Rate and distortion of a data set in eval mode, each row sent ``draws`` times."""
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=device)

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_ext import models
+from echo_ext.data import BINARISATIONS
 from echo_ext.models.recipes import Recipe, find
 from echo_ext.training.schedules import SCHEDULES
 
-__all__ = ["BINARISATIONS", "PRECISIONS", "Configuration"]
+__all__ = ["PRECISIONS", "Configuration"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-BINARISATIONS = ("none", "static", "dynamic")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Configuration:
         latent_dim: dimensions of z.
         model: further arguments of the model's constructor.
         limit: only the first so many training rows; None for all.
-        binarise: "none", "static" (drawn once) or "dynamic" (drawn anew in each epoch).
+        binarisation: as of :func:`echo_ext.data.load`.
         epochs: passes over the training rows.
         batch_size: rows of a step, in each process.
         learning_rate: Adam's.
@@ -53,7 +53,7 @@ class Configuration:
     latent_dim: int = 32
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limit: int | None = None
-    binarise: str = "none"
+    binarisation: str = "none"
     epochs: int = 200
     batch_size: int = 100
     learning_rate: float = 3e-4
@@ -84,7 +84,7 @@ class Configuration:
             _check_number("gradient_clip", self.gradient_clip, least=0, strictly=True)
         if not isinstance(self.normalise_gradients, bool):
             raise ValueError(f"normalise_gradients must be true or false, but is {self.normalise_gradients!r}")
-        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarise", BINARISATIONS)):
+        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarisation", BINARISATIONS)):
             if getattr(self, name) not in choices:
                 shown = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {shown}, but is {getattr(self, name)!r}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from echo_ext import data
-from echo_ext.data import LabelledDataset, binarise
+from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training import results
 from echo_ext.training.configuration import Configuration
@@ -148,14 +148,10 @@ def load_data(
     configuration: Configuration, data_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, LabelledDataset]:
     """The parts of the run's data, limited and binarised as it says; raises as :func:`echo_ext.data.load`."""
-    parts = dict(data.load(configuration.data, data_dir))
-    parts["train"] = parts["train"].select(slice(configuration.limit))
-    how, seed = configuration.binarise, configuration.seed
-    # What is measured must not change from epoch to epoch.
-    return {
-        name: binarise(part, how if name == "train" or how == "none" else "static", seed=seed)
-        for name, part in parts.items()
-    }
+    parts = data.load(
+        configuration.data, data_dir, binarisation=configuration.binarisation, seed=configuration.seed
+    )
+    return {**parts, "train": parts["train"].select(slice(configuration.limit))}
 
 
 def _finish(model: Model, train: LabelledDataset, configuration: Configuration, directory: RunDirectory) -> None:

@@ -1,0 +1,76 @@
+"""MNIST in black and white, drawn once for all: Salakhutdinov & Murray (2008), as Larochelle distributes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from echo_ext.data._files import Published, Shelf, check_array, check_content, read_npz
+from echo_ext.data.datasets import ImageDataset
+
+__all__ = ["FILES", "PACKED", "load_binary_mnist"]
+
+PACKED = "binarized_mnist.npz"  # the same bits, eight to a byte: arrays train, valid, test of 98 bytes a row
+
+_BASE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+FILES = {
+    part: Published(f"binarized_mnist_{part}.amat", f"{_BASE}binarized_mnist_{part}.amat", f"sha256:{checksum}")
+    for part, checksum in {
+        "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+        "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+        "test": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+    }.items()
+}
+
+# SHA-256 of the packed bits of these very files, by length.
+_CONTENT = {
+    "train": {4_900_000: "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906"},
+    "valid": {980_000: "a256ac44ae26be720fad8616a05ed6ecfd1619930d9a208379bb2a4405df5b6d"},
+    "test": {980_000: "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2"},
+}
+
+Bits = npt.NDArray[np.uint8]
+
+
+def load_binary_mnist(shelf: Shelf) -> dict[str, ImageDataset]:
+    """50000 / 10000 / 10000 rows; labels where ``labels.npz`` lies beside the files, else -1: the source has none."""
+    packed = shelf.find(PACKED)
+    parts = {}
+    for part in FILES:
+        path = packed or shelf.obtain(FILES[part])
+        bits = _read_packed(path, part) if packed else _read_text(path)
+        check_content(path, f"the {part} part of binary-mnist", bits.data.cast("B"), _CONTENT[part])
+        levels = torch.from_numpy(np.unpackbits(bits, axis=1).reshape(-1, 1, 28, 28))
+        parts[part] = ImageDataset(levels, _labels(path.with_name("labels.npz"), part, len(levels)), white=1)
+    return parts
+
+
+def _read_packed(path: Path, part: str) -> Bits:
+    with read_npz(path) as arrays:
+        bits = arrays[part]
+        check_array(path, part, bits, "u", None, 98)
+        return np.ascontiguousarray(bits.astype(np.uint8, copy=False))
+
+
+def _read_text(path: Path) -> Bits:
+    """One row a line: 784 times 0 or 1 with spaces between."""
+    lines = path.read_bytes()
+    digits = np.frombuffer(lines.translate(None, b" \t\r\n"), dtype=np.uint8) - ord("0")
+    if digits.max(initial=0) > 1:
+        raise ValueError(f"{path} is not a file of zeros and ones: it has other characters")
+    if len(digits) % 784 or not len(digits) or len(lines.splitlines()) != len(digits) // 784:
+        raise ValueError(f"{path} is damaged: its {len(digits)} numbers are not whole lines of 784")
+    return np.packbits(digits.reshape(-1, 784), axis=1)
+
+
+def _labels(path: Path, part: str, rows: int) -> Tensor:
+    if not path.is_file():
+        return torch.full((rows,), -1)
+    with read_npz(path) as arrays:
+        labels = arrays[f"{part}_label"]
+        check_array(path, f"{part}_label", labels, "iu", rows)
+        return torch.from_numpy(labels.astype(np.int64))

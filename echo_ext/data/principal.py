@@ -1,0 +1,39 @@
+"""Fashion-MNIST on its first 20 principal components: the MIM papers' vectors of real data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_ext.data.datasets import ImageDataset, VectorDataset
+
+__all__ = ["principal_axes", "project"]
+
+
+def principal_axes(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean, the first principal axes and the share of the variance along each.
+
+    Args:
+        x: (rows, columns).
+        count: how many axes.
+
+    Returns:
+        (columns,), (columns, count) orthonormal, and (count,) falling: float64.
+    """
+    x = x.to(torch.float64)
+    mean = x.mean(0)
+    variances, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    axes = axes.flip(1)[:, :count]
+    # An axis and its opposite are equally good: the largest entry is positive.
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return mean, axes * largest.sign(), variances.flip(0)[:count] / variances.sum()
+
+
+def project(parts: dict[str, ImageDataset], count: int) -> dict[str, VectorDataset]:
+    """The coordinates of every image along the training images' principal axes, float32."""
+    mean, axes, _ = principal_axes(parts["train"].values(slice(None)).flatten(1), count)
+    offset, axes = (mean @ axes).to(torch.float32), axes.to(torch.float32)
+    return {
+        part: VectorDataset(images.values(slice(None)).flatten(1) @ axes - offset, images.labels)
+        for part, images in parts.items()
+    }
