@@ -1,0 +1,393 @@
+"""Pictures of models and of their codes, each as a matplotlib Figure: ``figure.savefig(path)`` writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from echo_ext.metrics import RateDistortion, marginal_statistics
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError("pictures need matplotlib: pip install 'echo-ext[demo]'") from missing
+
+__all__ = [
+    "Course",
+    "bars",
+    "curves",
+    "embedding",
+    "marginal_activations",
+    "rate_against_activation",
+    "rate_distortion",
+    "reconstructions",
+    "samples",
+]
+
+_COLOURS = (
+    "#c8553d",
+    "#3d6fa5",
+    "#5b8c5a",
+    "#8a5a9e",
+    "#d19a2e",
+    "#4aa3a2",
+    "#b0577f",
+    "#8c7355",
+    "#777777",
+    "#2f4858",
+)
+_INK = "#333333"
+_GREY = "#888888"
+_PALE = "#e6e6e6"
+_DPI = 150
+_Value = TypeVar("_Value")
+
+
+# ---- Data and what models make of them -------------------------------------------------------------------------------
+
+
+def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: str = "test image") -> Figure:
+    """Rows of data with what each model, by name, makes of them.
+
+    Images (n, channels, height, width) stand in rows, the data above. Of vectors (n, d) the first two columns are
+    drawn as points, each joined to what became of it, or a histogram if there is but one.
+    """
+    if x.ndim != 4:
+        figure, panels = _panels(len(reconstructed))
+        for axes, (name, mean) in zip(panels, reconstructed.items(), strict=True):
+            if x.shape[1] > 1:
+                joined = torch.stack([x, mean]).detach().cpu()  # a line for each row
+                axes.plot(joined[..., 0], joined[..., 1], color=_PALE, linewidth=0.8, zorder=0)
+            _show_vectors(axes, x, _GREY, label="data")
+            _show_vectors(axes, mean, _COLOURS[0], label="reconstruction")
+            _title(axes, name)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
+        return figure
+    rows = {label: x, **reconstructed}
+    figure = Figure(figsize=(1.1 + 0.62 * len(x), 0.25 + 0.66 * len(rows)), dpi=_DPI, layout="constrained")
+    _show_rows(figure, rows)
+    return figure
+
+
+def samples(drawn: Mapping[str, Tensor], *, columns: int = 8) -> Figure:
+    """Draws of each model, by title, side by side: images (n, channels, height, width), or vectors (n, d) as points."""
+    figure, panels = _panels(len(drawn))
+    for axes, (title, x) in zip(panels, drawn.items(), strict=True):
+        if x.ndim == 4:
+            _show_grid(axes, x, columns=columns)
+        else:
+            _show_vectors(axes, x, _COLOURS[0])
+        _title(axes, title)
+    return figure
+
+
+# ---- Training and comparison -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training went: each quantity's values, one per epoch, and what the test rows gave in the end.
+
+    Quantities go by their names in results: "rate" or "rate_bound", "distortion", "neg_elbo", ...
+    """
+
+    training: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    validation: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    test: Mapping[str, float] = field(default_factory=dict)
+
+
+_TITLES = {"rate_bound": "rate", "neg_elbo": "-ELBO = rate + distortion"}
+
+
+def curves(history: Mapping[str, Course], *, rate_floor: float | None = None) -> Figure:
+    """Each quantity against the epoch, models by name: validation in full, training faintly, test as dots.
+
+    Args:
+        history: how each model's training went.
+        rate_floor: the least rate that Echo's latents can send, for a line.
+    """
+    quantities = {_titled(name): None for course in history.values() for name in (*course.training, *course.validation)}
+    figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
+    for axes, title in zip(figure.subplots(1, len(quantities), squeeze=False).flat, quantities, strict=True):
+        settled: list[float] = []
+        for colour, course in zip(_colours(history), history.values(), strict=True):
+            for series, look in (
+                (course.training, {"alpha": 0.35, "linewidth": 1}),
+                (course.validation, {"linewidth": 1.8}),
+            ):
+                for values in _of(series, title):
+                    epochs, means = _thinned(values)
+                    alone = "o" if len(means) == 1 else ""  # a line of one epoch would not be seen
+                    axes.plot(epochs, means, color=colour, marker=alone, **look)
+                    settled += means[min(3, len(means) // 4) :]
+            for test in _of(course.test, title):
+                length = max(map(len, (*course.training.values(), *course.validation.values())), default=1)
+                axes.plot(
+                    [length], [test], "o", color=colour, clip_on=False, markersize=6, markeredgecolor="white", zorder=5
+                )
+                settled.append(test)
+        if title == "rate":
+            _limit_from_zero(axes, settled, rate_floor)
+        else:
+            _limit(axes, settled)
+        _dress(axes, title, "epoch", "nats per sample")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    key = _key(history, rate_floor is not None)
+    figure.legend(handles=key, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+def rate_distortion(
+    measured: Mapping[str, Sequence[RateDistortion]], *, reconstructed: Mapping[str, Tensor] | None = None
+) -> Figure:
+    """Distortion against rate, a curve for each model, by name, with error bars of one standard error.
+
+    Args:
+        measured: what each model reached, one entry for each weight of the rate; in any order.
+        reconstructed: rows of images (n, channels, height, width) to show beside the curves, by label.
+    """
+    if reconstructed:
+        columns = max(map(len, reconstructed.values()))
+        widths = (5.4, 0.8 + 0.5 * columns)
+        figure = Figure(figsize=(sum(widths), 4.0), dpi=_DPI, layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=widths)  # type: ignore[misc]  # an array of two
+        axes = left.subplots()
+        _show_rows(right, reconstructed)
+    else:
+        figure = Figure(figsize=(5.4, 4.0), dpi=_DPI, layout="constrained")
+        axes = figure.subplots()
+    for colour, (name, points) in zip(_colours(measured), measured.items(), strict=True):
+        ordered = sorted(points, key=lambda point: point.rate)
+        axes.errorbar(
+            [point.rate for point in ordered],
+            [point.distortion for point in ordered],
+            xerr=[_known(point.rate_error) for point in ordered],
+            yerr=[_known(point.distortion_error) for point in ordered],
+            color=colour,
+            marker="o",
+            markersize=4,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=2,
+            label=f"{name} ({'exact rate' if all(point.exact for point in ordered) else 'rate bound'})",
+        )
+    _dress(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+def bars(values: Tensor, *, highlighted: int = 0, title: str = "", quantity: str = "I(z_j; x) (nats)") -> Figure:
+    """One bar for each latent (d,), the first ``highlighted`` of them in colour, as AnchorVAE's anchored ones."""
+    figure = Figure(figsize=(max(3.6, 0.8 + 0.19 * len(values)), 2.8), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    colours = [_COLOURS[0] if latent < highlighted else _COLOURS[1] for latent in range(len(values))]
+    axes.bar(range(len(values)), _numbers(values), color=colours, width=0.75)
+    _dress(axes, title, "latent", quantity)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    return figure
+
+
+# ---- Codes -----------------------------------------------------------------------------------------------------------
+
+
+def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") -> Figure:
+    """Points in the plane (N, 2), as of :func:`echo_ext.metrics.tsne`, coloured by their labels (N,).
+
+    Raises:
+        ValueError: the points are not in the plane, or there is not one label for each.
+    """
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points must have shape (N, 2), but have {tuple(points.shape)}")
+    if labels is not None and labels.shape != points.shape[:1]:
+        raise ValueError(f"labels must have shape ({len(points)},), one for each point, but have {tuple(labels.shape)}")
+    figure = Figure(figsize=(4.8, 4.2), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    if labels is None:
+        _scatter(axes, points, _COLOURS[1])
+    else:
+        values = torch.unique(labels).tolist()
+        for colour, value in zip(_colours(values), values, strict=True):
+            _scatter(axes, points[labels == value], colour, label=str(value))
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
+        )
+    _title(axes, title)
+    return figure
+
+
+def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
+    """A histogram of each latent of codes (N, d), the normal law of its moments, and the p-value of normality.
+
+    Raises:
+        ModuleNotFoundError, ValueError: as :func:`echo_ext.metrics.marginal_statistics`.
+    """
+    found = marginal_statistics(codes)
+    columns = min(columns, codes.shape[1])
+    rows = -(-codes.shape[1] // columns)
+    figure = Figure(figsize=(max(2.4, 1.25 * columns), 0.2 + 1.2 * rows), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for latent, axes in enumerate(panels):
+        axes.set_axis_off()
+        if latent >= codes.shape[1]:
+            continue
+        values, mean, deviation = codes[:, latent], found.mean[latent].item(), found.deviation[latent].item()
+        axes.hist(_numbers(values), bins=40, density=True, color=_COLOURS[1], alpha=0.55)
+        place = torch.linspace(mean - 3.5 * deviation, mean + 3.5 * deviation, 100, dtype=torch.float64)
+        density = (-0.5 * ((place - mean) / deviation) ** 2).exp() / (deviation * math.sqrt(2 * math.pi))
+        axes.plot(_numbers(place), _numbers(density), color=_COLOURS[0], linewidth=1)
+        axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=_INK, fontsize=7, pad=2)
+    return figure
+
+
+def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
+    """The rate of each row (N,) against the norm of its f(x) (N,), as :func:`echo_ext.metrics.rates_and_activations`
+    gives them, with their correlation."""
+    figure = Figure(figsize=(4.2, 3.6), dpi=_DPI, layout="constrained")
+    axes = figure.subplots()
+    _points(axes, torch.stack([norms, rates], 1), _COLOURS[0])
+    correlation = torch.corrcoef(torch.stack([norms, rates]).double())[0, 1]
+    _dress(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
+    return figure
+
+
+# ---- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def _colours(names: Iterable[object]) -> list[str]:
+    return [_COLOURS[place % len(_COLOURS)] for place, _ in enumerate(names)]
+
+
+def _numbers(values: Tensor) -> list[float]:
+    numbers: list[float] = values.detach().cpu().tolist()
+    return numbers
+
+
+def _known(error: float) -> float:
+    return 0.0 if math.isnan(error) else error
+
+
+def _titled(quantity: str) -> str:
+    return _TITLES.get(quantity, quantity.replace("_", " "))
+
+
+def _of(series: Mapping[str, _Value], title: str) -> list[_Value]:
+    return [values for name, values in series.items() if _titled(name) == title]
+
+
+def _thinned(values: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
+    """At most ``points`` of (mean epoch, mean value) over runs of neighbouring epochs: less jitter, the same curve."""
+    length = -(-len(values) // points)
+    runs = [range(start, min(start + length, len(values))) for start in range(0, len(values), length)]
+    return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Square panels side by side."""
+    figure = Figure(figsize=(3.8 * count, 4.1), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
+    return figure, list(figure.subplots(1, count, squeeze=False).flat)
+
+
+def _show_rows(figure: FigureBase, rows: Mapping[str, Tensor]) -> None:
+    """Labelled rows of images."""
+    columns = max(map(len, rows.values()))
+    for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows.items(), strict=True):
+        _show_grid(axes, images, columns=columns)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, color=_INK)
+
+
+def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
+    """Images side by side, dark on light, a thin gap between them."""
+    rows = -(-len(images) // columns)
+    _, height, width = images.shape[1:]
+    gap = max(1, width // 14)
+    grid = torch.zeros(rows * (height + gap) - gap, columns * (width + gap) - gap)
+    for index, image in enumerate(images.detach().cpu()):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        grid[top : top + height, left : left + width] = image.mean(dim=0)
+    axes.imshow(1 - grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    _bare(axes)
+
+
+def _show_vectors(axes: Axes, x: Tensor, colour: str, **look: str) -> None:
+    """The first two columns of (n, d) as points, a single one as a histogram."""
+    if x.shape[1] > 1:
+        _scatter(axes, x[:, :2], colour, **look)
+    else:
+        axes.hist(_numbers(x[:, 0]), bins=60, density=True, color=colour, alpha=0.6, **look)  # type: ignore[arg-type]
+        _dress(axes, "", "x", "density")
+
+
+def _scatter(axes: Axes, points: Tensor, colour: str, **look: str) -> None:
+    """Points (n, 2) where only their places to each other matter."""
+    _points(axes, points, colour, **look)
+    axes.set_aspect("equal", adjustable="datalim")
+    _bare(axes)
+
+
+def _points(axes: Axes, points: Tensor, colour: str, **look: str) -> None:
+    """Points (n, 2), the fainter the more there are."""
+    alpha = min(0.9, max(0.15, 40 / math.sqrt(max(len(points), 1)) / 2))
+    across, up = map(_numbers, points.T)
+    axes.scatter(across, up, s=6, color=colour, alpha=alpha, linewidths=0, **look)  # type: ignore[arg-type]
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(title, color=_INK, fontsize=11)
+
+
+def _limit_from_zero(axes: Axes, settled: Sequence[float], floor: float | None) -> None:
+    if floor is not None:
+        axes.axhline(floor, color=_INK, linewidth=1, linestyle=":")
+    axes.set_ylim(0, 1.06 * max(*settled, floor or 0.0, 1e-3))
+
+
+def _limit(axes: Axes, settled: Sequence[float]) -> None:
+    """Room for what the curves settle to: the first epochs would flatten all that comes after them."""
+    margin = 0.06 * (max(settled) - min(settled)) or 1.0
+    axes.set_ylim(min(settled) - margin, max(settled) + margin)
+
+
+def _dress(axes: Axes, title: str, across: str, up: str) -> None:
+    _title(axes, title)
+    axes.set_xlabel(across, color=_INK)
+    axes.set_ylabel(up, color=_INK)
+    axes.grid(axis="y", color=_PALE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _key(history: Mapping[str, Course], has_floor: bool) -> list[Line2D]:
+    key = [Line2D([], [], color=c, linewidth=3, label=name) for c, name in zip(_colours(history), history, strict=True)]
+    if has_floor:
+        key.append(Line2D([], [], color=_INK, linewidth=1, linestyle=":", label="Echo's least rate"))
+    looks = {
+        "validation": {"linewidth": 1.8},
+        "training": {"linewidth": 1, "alpha": 0.5},
+        "test": {"linewidth": 0, "marker": "o", "markersize": 6},
+    }
+    labels = {"test": "test, after training"}
+    for part, look in looks.items():
+        if any(getattr(course, part) for course in history.values()):
+            key.append(Line2D([], [], color=_GREY, label=labels.get(part, part), **look))  # type: ignore[arg-type]
+    return key
