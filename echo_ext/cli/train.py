@@ -57,7 +57,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--normalise-gradients", action="store_const", const=True, help="bring each tensor's gradient to norm 1"
     )
-    parser.add_argument("--binarise", dest="binarisation", metavar="HOW", help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)")
+    parser.add_argument(
+        "--binarise",
+        dest="binarisation",
+        metavar="HOW",
+        help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)",
+    )
     parser.add_argument("--precision", help="32-true (default), bf16-mixed or 16-mixed")
     parser.add_argument(
         "--set",

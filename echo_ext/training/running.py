@@ -148,9 +148,7 @@ def load_data(
     configuration: Configuration, data_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, LabelledDataset]:
     """The parts of the run's data, limited and binarised as it says; raises as :func:`echo_ext.data.load`."""
-    parts = data.load(
-        configuration.data, data_dir, binarisation=configuration.binarisation, seed=configuration.seed
-    )
+    parts = data.load(configuration.data, data_dir, binarisation=configuration.binarisation, seed=configuration.seed)
     return {**parts, "train": parts["train"].select(slice(configuration.limit))}
 
 
