@@ -67,7 +67,7 @@ class Configuration:
     def __post_init__(self) -> None:
         find(self.recipe)
         _check_number("beta", self.beta, least=0)
-        _check_whole("seed", self.seed, least=0, below=2**63)
+        _check_whole("seed", self.seed, least=0, below=2**32)
         _check_whole("latent_dim", self.latent_dim, least=1)
         if not isinstance(self.model, Mapping):
             raise ValueError(f"model must map arguments of the model to values, but is {self.model!r}")
@@ -154,7 +154,8 @@ class Configuration:
 def _check_whole(name: str, value: object, *, least: int, below: int | None = None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (below is not None and value >= below):  # type: ignore[operator]
-        raise ValueError(f"{name} must be an integer of at least {least}, but is {value!r}")
+        limits = f"at least {least}" if below is None else f"{least} to {below - 1}"
+        raise ValueError(f"{name} must be an integer, {limits}, but is {value!r}")
 
 
 def _check_number(name: str, value: object, *, least: float, strictly: bool = False) -> None:

@@ -112,7 +112,8 @@ def train(
         return {}
     _finish(model, parts["train"], configuration, directory)
     result = results.measure(model, parts["test"], configuration, history)
-    directory.write_json(RESULT, result)
+    results.write_pictures(model, parts["test"], configuration, directory, history, result)
+    directory.write_json(RESULT, result)  # last: it says that all is there
     return result
 
 
