@@ -26,6 +26,14 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def fail(capsys, *argv):
     """The exit code and the one line on standard error."""
     try:
@@ -125,38 +133,50 @@ def test_a_sweep_from_the_shell_prints_its_table(capsys):
     assert all(row.count("+-") == 3 for row in rows)
 
 
-def test_a_run_killed_terminated_and_interrupted_ends_bit_equal_to_one_left_alone(tmp_path):
+def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("echo_ext.training.running.fit", interrupt)
+        code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
+    assert code == 130
+    assert line.endswith("no epoch was finished; to go on: echo-ext train --resume --out run\n")
+    assert cli.main(["train", "--resume", "--out", "run"]) == 0
+
+
+def test_a_run_killed_and_terminated_ends_bit_equal_to_one_left_alone(tmp_path, one_thread):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2", "--binarise", "dynamic")
+    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarise", "dynamic")
+    settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2")
+    broken = tmp_path / "broken"
 
     def start(*words):
-        command = [sys.executable, "-m", "echo_ext", "train", *map(str, words)]
+        command = [sys.executable, "-m", "echo_ext", *map(str, words)]
         return subprocess.Popen(
             command, env=environment, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
 
     def epochs():
-        metrics = tmp_path / "broken" / "metrics.csv"
+        metrics = broken / "metrics.csv"
         return metrics.read_text().count("\n") - 1 if metrics.exists() else 0
 
-    echo = ("--recipe", "echo", "--data", "digits", "--set", "num_terms=20", *settings)
-    alone, broken = start(*echo, "--out", tmp_path / "alone"), start(*echo, "--out", tmp_path / "broken")
-    for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130), (signal.SIGINT, 130)):
+    run = start(*echo, *settings, "--out", broken)
+    for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
         before = epochs()
-        while epochs() < before + 2 and broken.poll() is None:
+        while epochs() < before + 2 and run.poll() is None:
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.1))
-        broken.send_signal(signum)
-        _, errors = broken.communicate(timeout=60)
-        assert broken.returncode == code, errors
-        if code == 130:
-            assert errors.endswith(f"to go on: echo-ext train --resume --out {tmp_path / 'broken'}\n")
-            assert errors.count("\n") == 1
-        broken = start("--resume", "--out", tmp_path / "broken")
-    for run in (alone, broken):
-        _, errors = run.communicate(timeout=60)
-        assert (run.returncode, errors) == (0, "")
-    left, right = (torch.load(tmp_path / run / "last.ckpt", weights_only=True) for run in ("alone", "broken"))
+        run.send_signal(signum)
+        _, errors = run.communicate(timeout=100)
+        assert run.returncode == code, errors
+        run = start("train", "--resume", "--out", broken)
+    assert errors.endswith(f"to go on: echo-ext train --resume --out {broken}\n")
+    assert errors.count("\n") == 1
+    assert cli.main([*echo, *settings, "--out", str(tmp_path / "alone")]) == 0
+    _, errors = run.communicate(timeout=100)
+    assert (run.returncode, errors) == (0, "")
+    left, right = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("alone", "broken"))
     assert left["epoch"] == right["epoch"] == 60
     assert left["state_dict"].keys() == right["state_dict"].keys()
     assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])
