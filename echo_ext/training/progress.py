@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from torch import Tensor
-
 from typing_extensions import Self
 
 __all__ = ["ProgressBar", "watched"]
