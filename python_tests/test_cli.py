@@ -11,7 +11,7 @@ import torch
 
 import echo_ext
 from echo_ext import _C, cli
-from echo_ext.cli import demo
+from echo_ext.cli import demo, machine
 
 # Where child processes run: at the root they would import the sources, not what is installed.
 HERE = Path(__file__).parent
@@ -171,7 +171,7 @@ def test_an_out_that_the_system_refuses_is_refused_before_training(capsys, tmp_p
 
 @pytest.mark.usefixtures("no_training")
 def test_missing_packages_are_named_with_what_to_install(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
     code, line = fail(capsys, "demo", "--out", str(tmp_path))
     assert code == 1
     assert "the demo needs matplotlib and rich: pip install 'echo-ext[demo]'" in line

@@ -13,7 +13,7 @@ import echo_ext
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "demo", "mi", "data")
+COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep")
 
 # What a user can put right: exit code 2. Anything else is 1.
 _BAD_INPUT = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _say(arguments.command, "interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _say(arguments.command, str(stop) or "interrupted", 130)
     except BrokenPipeError:
         # Whoever read standard output has gone; keep the interpreter from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

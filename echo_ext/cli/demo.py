@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from echo_ext import _C, data
+from echo_ext import data
+from echo_ext._versions import versions
 from echo_ext.channel import EchoChannel
-from echo_ext.cli.info import REBUILD, versions
+from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.demo import training
 from echo_ext.demo.training import MODELS, SETTINGS
 
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Check everything, train, measure, write, print."""
     _check_numbers(arguments)
-    device = _device(arguments.device)
-    _check_installed("matplotlib", "rich")
+    device = find_device(arguments.device)
+    check_installed("matplotlib", "rich", command="the demo", extra="demo")
     _check_writable(arguments.out)
     parts = data.load(arguments.data, arguments.data_dir)
 
@@ -117,29 +117,6 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--beta must be 0 or more, but is {arguments.beta}")
     if not 0 <= arguments.seed < 2**63:
         raise ValueError(f"--seed must be between 0 and 2**63 - 1, but is {arguments.seed}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device is {name!r}, but torch finds no CUDA device; echo-ext info says why")
-        if _C.cuda_version is None:
-            raise ValueError(f"--device is {name!r}, but echo-ext was built without CUDA; rebuild with {REBUILD}")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"--device is {name!r}, but there are only {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def _check_installed(*packages: str) -> None:
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ModuleNotFoundError(f"the demo needs {' and '.join(missing)}: pip install 'echo-ext[demo]'")
 
 
 def _check_writable(out: Path) -> None:

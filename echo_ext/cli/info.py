@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import platform
 import warnings
-from importlib import metadata
 
 import torch
 
 import echo_ext
 from echo_ext import _C
+from echo_ext._versions import versions
 
-__all__ = ["HELP", "REBUILD", "add_arguments", "run", "versions"]
+__all__ = ["HELP", "REBUILD", "add_arguments", "run"]
 
 HELP = "show versions, what the native core was built for, and what this machine can run"
 
@@ -34,16 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
     }
     for name, fact in facts.items():
         print(f"{name:<12}  {fact}")
-
-
-def versions() -> dict[str, str]:
-    """The versions that results depend on."""
-    return {
-        "echo-ext": echo_ext.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": metadata.version("numpy"),
-    }
 
 
 def _cuda_built() -> str:

@@ -1,0 +1,196 @@
+"""A run from its configuration to its results; and a run's model out of its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+
+from echo_ext import data
+from echo_ext.data import LabelledDataset
+from echo_ext.models import Model
+from echo_ext.training import results
+from echo_ext.training.configuration import Configuration
+from echo_ext.training.fitting import PREPARED_ROWS, fit, make_fabric, take
+from echo_ext.training.progress import ProgressBar
+from echo_ext.training.run_directory import RESULT, RunDirectory
+from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
+
+__all__ = ["Run", "load", "load_data", "train"]
+
+
+def train(
+    configuration: Configuration,
+    out: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    compile: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train a recipe, measure it on the test rows, write everything into a folder and return ``result.json``.
+
+    On the CPU a run that was killed and resumed ends with the same weights, bit for bit, as one left alone. Under
+    ``torchrun`` all processes train one model, and the first one writes.
+
+    Args:
+        configuration: what to train, on what, and how.
+        out: the folder of the run; must not hold one, unless ``resume``.
+        data_dir: as ``root`` of :func:`echo_ext.data.load`.
+        resume: go on after the last finished epoch of the run in ``out``; if it is done already, return its results.
+        device: where to train.
+        compile: run the loss through ``torch.compile``.
+        tensorboard: also log to ``out/tensorboard``.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        FileExistsError: ``out`` holds a run.
+        FileNotFoundError: nothing to resume; or the data's files are not there.
+        FloatingPointError: the loss or one of its terms is not finite; the last good checkpoint is kept.
+        KeyboardInterrupt: interrupted or terminated; the run can be resumed.
+        OSError: a file cannot be written; the checkpoint before is kept.
+        ValueError: a value out of range, a model that does not fit the data, a damaged checkpoint.
+    """
+    device, directory, first = torch.device(device), RunDirectory(out), int(os.environ.get("RANK", 0)) == 0
+    if resume and first:
+        if not directory.holds_run:
+            raise FileNotFoundError(f"there is nothing to resume in {directory}: it holds no run")
+        directory.expect(configuration)
+        if directory.is_finished:
+            return directory.result()
+    elif first:
+        directory.refuse_run(configuration)
+    parts = load_data(configuration, data_dir)
+    torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
+    model = configuration.build(parts["train"].data_shape)
+    checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
+    if first and not resume:
+        directory.begin(configuration)
+    try:
+        with _terminable():
+            fabric = make_fabric(device, configuration.precision, _loggers(directory, tensorboard))
+            shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+            steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
+            with ProgressBar(
+                f"{configuration.recipe} on {configuration.data}",
+                steps=steps * configuration.epochs,
+                done=steps * checkpoint["epoch"] if checkpoint else 0,
+                shown=progress and first,
+            ) as bar:
+                history = fit(
+                    model,
+                    parts,
+                    configuration,
+                    directory,
+                    fabric,
+                    checkpoint=checkpoint,
+                    compile=compile,
+                    on_step=bar.step,
+                    on_epoch=bar.epoch,
+                )
+    except KeyboardInterrupt:
+        kept = _what_is_kept(directory)
+        raise KeyboardInterrupt(f"interrupted; {kept}; to go on: echo-ext train --resume --out {directory}") from None
+    except Exception as error:
+        if first and not resume and not directory.has_checkpoint:
+            directory.forget()  # it could only fail in the same way again
+        if isinstance(error, FloatingPointError):
+            raise FloatingPointError(f"{error}; {_what_is_kept(directory)}") from None
+        raise
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    if not first:
+        return {}
+    _finish(model, parts["train"], configuration, directory)
+    result = results.measure(model, parts["test"], configuration, history)
+    results.write_pictures(model, parts["test"], configuration, directory, history, result)
+    directory.write_json(RESULT, result)  # last: it says that all is there
+    return result
+
+
+class Run(NamedTuple):
+    """What a folder holds: the trained model in eval mode, its configuration, and the history of its epochs."""
+
+    model: Model
+    configuration: Configuration
+    history: list[dict[str, float]]
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """The model of a run, as its last checkpoint has it.
+
+    Raises:
+        FileNotFoundError: there is no run, or no finished epoch.
+        ValueError: a file is damaged, or of another recipe.
+    """
+    directory = RunDirectory(path)
+    configuration = directory.configuration()
+    checkpoint = directory.load_checkpoint(configuration)
+    model = configuration.build(checkpoint["data_shape"])
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as wrong:
+        raise ValueError(
+            f"the checkpoint in {directory} is of another model than its configuration: {wrong}"
+        ) from wrong
+    return Run(model.eval(), configuration, checkpoint["history"])
+
+
+def load_data(
+    configuration: Configuration, data_dir: str | os.PathLike[str] | None = None
+) -> dict[str, LabelledDataset]:
+    """The parts of the run's data, limited and binarised as it says; raises as :func:`echo_ext.data.load`."""
+    parts = data.load(configuration.data, data_dir, binarisation=configuration.binarisation, seed=configuration.seed)
+    return {**parts, "train": parts["train"].select(slice(configuration.limit))}
+
+
+def _finish(model: Model, train: LabelledDataset, configuration: Configuration, directory: RunDirectory) -> None:
+    """Let the model bring its statistics up to date, once."""
+    checkpoint = directory.load_checkpoint(configuration)
+    if checkpoint["finished"]:
+        return
+    torch.manual_seed(derive_seed(configuration.seed, Stream.REFRESH))
+    rows = take(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS))
+    model.refresh(rows.to(next(model.parameters()).device))
+    directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
+
+
+def _what_is_kept(directory: RunDirectory) -> str:
+    return "the last finished epoch is saved" if directory.has_checkpoint else "no epoch was finished"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _loggers(directory: RunDirectory, tensorboard: bool) -> list[Any]:
+    if not tensorboard:
+        return []
+    try:
+        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
+        return [TensorBoardLogger(directory.path, name="tensorboard", version="")]
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError("logging to TensorBoard needs it: pip install 'echo-ext[train]'") from missing
