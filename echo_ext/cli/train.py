@@ -42,7 +42,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     whole = {"type": int, "metavar": "N"}
     parser.add_argument("--epochs", **whole, help="passes over the training rows")  # type: ignore[arg-type]
     parser.add_argument("--limit", **whole, help="take only the first N training rows")  # type: ignore[arg-type]
-    parser.add_argument("--latent-dim", **whole, help="dimensions of z; default: 32")  # type: ignore[arg-type]
+    parser.add_argument("--latent-dim", **whole, help="dimensions of z; default: as in the paper, mostly 32")  # type: ignore[arg-type]
     parser.add_argument("--batch-size", **whole, help="rows of a step, in each process")  # type: ignore[arg-type]
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="Adam's")
     parser.add_argument("--schedule", help="of the learning rate: constant-then-linear or constant")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_ext import models
-from echo_ext.data import BINARISATIONS
+from echo_ext.data import BINARISATIONS, catalogue
 from echo_ext.models.recipes import Recipe, find
 from echo_ext.training.schedules import SCHEDULES
 
@@ -100,7 +100,12 @@ class Configuration:
             ValueError: as the class itself.
         """
         chosen = find(recipe)
-        settings = {"beta": chosen.settings.get("beta", 1.0), **dataclasses.asdict(chosen.training)}
+        training = chosen.training_for(catalogue.find(data).data_shape)
+        settings = {
+            "beta": chosen.settings.get("beta", 1.0),
+            "latent_dim": chosen.latent_dim,
+            **dataclasses.asdict(training),
+        }
         return cls(recipe, data, **{**settings, **{name: value for name, value in given.items() if value is not None}})
 
     @classmethod
