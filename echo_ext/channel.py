@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echo_ext import _checks
+from echo_ext import _checks, distributed
 from echo_ext.ops import echo_noise, echo_sample, max_scale
 
 __all__ = ["ChannelOutput", "EchoChannel"]
@@ -43,6 +43,10 @@ class EchoChannel(nn.Module):
         sampling: "permutation", "replacement" or "ring", see :func:`echo_ext.echo_sample`.
         bank_size: rows of the bank; None for 1024, or num_terms where that is more.
         multiplicative: ``z = exp(f + s * eps)`` instead; the information is the same.
+        sync: in training, make the noise of the rows of all ranks of torch.distributed, as SyncBatchNorm takes its
+            statistics, so that num_terms may exceed one rank's batch. True: one ring around all ranks, whatever
+            ``sampling`` says, see :func:`echo_ext.distributed.echo_sample`. "gather": every rank gathers all rows and
+            draws from them by ``sampling``. Each rank remembers its own rows; without several ranks sync does nothing.
 
     Raises:
         ValueError: an argument is out of range; a batch is too small and the bank is still empty; eval mode or
@@ -61,16 +65,20 @@ class EchoChannel(nn.Module):
         sampling: str = "permutation",
         bank_size: int | None = None,
         multiplicative: bool = False,
+        sync: bool | str = False,
     ) -> None:
         super().__init__()
         _checks.sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
         if not (activation_scale > 0 and math.isfinite(activation_scale)):
             raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
+        if sync not in (False, True, "gather"):
+            raise ValueError(f"sync must be False, True or 'gather', but is {sync!r}")
         self.num_terms = num_terms
         self.bound = bound
         self.activation_scale = activation_scale
         self.sampling = sampling
+        self.sync = sync
         self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
         _checks.row_count("bank_size", self.bank_size, least=num_terms)
         self.multiplicative = multiplicative
@@ -104,21 +112,32 @@ class EchoChannel(nn.Module):
         return noise.exp() if self.multiplicative else noise
 
     def _send_in_training(self, f: Tensor, s: Tensor) -> Tensor:
-        rows = f.shape[0]
-        missing = self.num_terms + 1 - rows
-        if missing <= 0:
-            z = echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
-        elif self.has_bank:
+        rows, ranks = f.shape[0], self._num_ranks()
+        # Each rank brings its share of the terms, so that none has to know how many the others have.
+        missing = -(-(self.num_terms + 1) // ranks) - rows
+        filled_f, filled_s = f, s
+        if missing > 0:
+            if not self.has_bank:
+                raise ValueError(
+                    f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {rows + missing} and the bank is "
+                    "still empty: let the first training batch be a full one, or use fewer terms"
+                )
             bank_f, bank_s = self._bank_like(f)
             filled_f, filled_s = torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
-            z = echo_sample(filled_f, filled_s, num_terms=self.num_terms, sampling=self.sampling)[:rows]
-        else:
-            raise ValueError(
-                f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {self.num_terms + 1} and the bank is "
-                "still empty: let the first training batch be a full one, or use fewer terms"
-            )
+        z = self._noisy(filled_f, filled_s, ranks)[:rows]
         self._remember(f.detach(), s.detach())
         return z
+
+    def _noisy(self, f: Tensor, s: Tensor, ranks: int) -> Tensor:
+        if ranks == 1:
+            return echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
+        if self.sync == "gather":
+            return distributed.echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
+        return distributed.echo_sample(f, s)
+
+    def _num_ranks(self) -> int:
+        joined = self.sync and torch.distributed.is_available() and torch.distributed.is_initialized()
+        return torch.distributed.get_world_size() if joined else 1
 
     def _send_in_eval(self, f: Tensor, s: Tensor) -> Tensor:
         if not self.has_bank:
@@ -158,5 +177,6 @@ class EchoChannel(nn.Module):
         """The settings, for ``repr``."""
         return (
             f"num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
-            f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}"
+            f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}, "
+            f"sync={self.sync!r}"
         )

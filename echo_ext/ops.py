@@ -193,7 +193,7 @@ class _EchoBackward(torch.autograd.Function):
         )
 
 
-def _call_echo(
+def call_echo(
     f: Tensor | None,
     s: Tensor | None,
     bank_f: Tensor,
@@ -204,6 +204,7 @@ def _call_echo(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
+    """The op on checked arguments: the noises of the first ``rows`` rows, or of as many draws from the bank."""
     inputs = (f, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     if not _is_plain(f, s, bank_f, bank_s, seed):
         return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
@@ -294,7 +295,7 @@ def echo_sample(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, f.device)
-    return _call_echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)
+    return call_echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)
 
 
 def echo_noise(
@@ -331,7 +332,7 @@ def echo_noise(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, bank_f.device)
-    return _call_echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)
+    return call_echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)
 
 
 def echo_indices(
