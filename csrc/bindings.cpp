@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "echo.h"
+#include "echo_matrix.h"
 #include "isa.h"
 #include "knn.h"
 #include "knn_cuda.h"
@@ -109,6 +110,48 @@ void bind_echo(py::module_& m) {
 }
 
 // The kernels exist in double and single precision.
+void bind_echo_matrix(py::module_& m) {
+  py::class_<EchoMatrixProblem>(m, "EchoMatrixProblem")
+      .def(py::init([](int64_t rows, int dim, bool single) { return EchoMatrixProblem{rows, dim, single}; }),
+           py::arg("rows"), py::arg("dim"), py::arg("single"));
+
+  m.def("echo_matrix_cpu_workspace_bytes", &echo_matrix_cpu_workspace_bytes);
+  m.def(
+      "echo_matrix_cpu_scan",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
+         uintptr_t workspace, bool backward, int num_threads) {
+        echo_matrix_cpu_scan(
+            problem, {at<int64_t>(order), at(source), at(matrices), at(values), at(workspace), backward}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_matrix_cpu_outer",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t values, uintptr_t z, uintptr_t grad_matrices,
+         int num_threads) {
+        echo_matrix_cpu_outer(problem, {at<int64_t>(order), at(values), at(z), at(grad_matrices)}, num_threads);
+      },
+      NoGil());
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.def(
+      "echo_matrix_cuda_scan",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
+         bool backward, int device, uintptr_t stream) {
+        check_cuda(echo_matrix_cuda_scan(problem,
+                                         {at<int64_t>(order), at(source), at(matrices), at(values), nullptr, backward},
+                                         device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_matrix_cuda_outer",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t values, uintptr_t z, uintptr_t grad_matrices,
+         int device, uintptr_t stream) {
+        check_cuda(echo_matrix_cuda_outer(problem, {at<int64_t>(order), at(values), at(z), at(grad_matrices)}, device,
+                                          at(stream)));
+      },
+      NoGil());
+#endif
+}
+
 template <typename Params>
 void run_knn(bool single, const Params& p, void (*in_double)(const Params&), void (*in_single)(const Params&)) {
   const py::gil_scoped_release release;
@@ -265,6 +308,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = "";
 #endif
   bind_echo(m);
+  bind_echo_matrix(m);
   bind_knn(m);
 #if defined(ECHO_EXT_WITH_CUDA)
   bind_knn_cuda(m);

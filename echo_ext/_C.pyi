@@ -80,6 +80,41 @@ def echo_cuda_backward(
     /,
 ) -> None: ...
 def echo_cuda_indices(problem: EchoProblem, seed: int, indices: int, device: int, stream: int, /) -> None: ...
+
+class EchoMatrixProblem:
+    def __init__(self, rows: int, dim: int, single: bool) -> None: ...
+
+def echo_matrix_cpu_workspace_bytes(problem: EchoMatrixProblem, /) -> int: ...
+def echo_matrix_cpu_scan(
+    problem: EchoMatrixProblem,
+    order: int,
+    source: int,
+    matrices: int,
+    values: int,
+    workspace: int,
+    backward: bool,
+    num_threads: int,
+    /,
+) -> None: ...
+def echo_matrix_cpu_outer(
+    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, num_threads: int, /
+) -> None: ...
+
+# Only in a build with CUDA:
+def echo_matrix_cuda_scan(
+    problem: EchoMatrixProblem,
+    order: int,
+    source: int,
+    matrices: int,
+    values: int,
+    backward: bool,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def echo_matrix_cuda_outer(
+    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, device: int, stream: int, /
+) -> None: ...
 def knn_search(
     single: bool,
     points: int,

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from echo_ext import _checks, distributed
+from echo_ext.matrix import MAX_DIM, echo_sample_matrix
 from echo_ext.ops import echo_noise, echo_sample, max_scale
 
-__all__ = ["ChannelOutput", "EchoChannel"]
+__all__ = ["ChannelOutput", "EchoChannel", "EchoMatrixChannel"]
 
 
 class ChannelOutput(NamedTuple):
@@ -22,7 +23,56 @@ class ChannelOutput(NamedTuple):
     rate: Tensor
 
 
-class EchoChannel(nn.Module):
+class _BankedChannel(nn.Module):
+    """A channel that remembers recent training rows: buffers ``bank_f`` and ``bank_s``."""
+
+    bank_f: Tensor
+    bank_s: Tensor
+
+    def __init__(self, num_terms: int, bank_size: int | None) -> None:
+        super().__init__()
+        _checks.row_count("num_terms", num_terms, least=1)
+        self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
+        _checks.row_count("bank_size", self.bank_size, least=num_terms)
+        # Their width is that of the first training batch.
+        self.register_buffer("bank_f", torch.empty(0))
+        self.register_buffer("bank_s", torch.empty(0))
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether a training batch has filled the bank."""
+        return self.bank_f.numel() > 0
+
+    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        if self.bank_f.shape[1:] != f.shape[1:]:
+            raise ValueError(
+                f"f_raw must have rows of shape {tuple(self.bank_f.shape[1:])}, as in training, "
+                f"but they have {tuple(f.shape[1:])}"
+            )
+        return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
+
+    @torch.no_grad()
+    def _remember(self, f: Tensor, s: Tensor) -> None:
+        """Put the newest rows first and drop the oldest."""
+        if not self.has_bank:
+            repeats = -(-self.bank_size // f.shape[0])
+            self.bank_f = f.repeat(repeats, *[1] * (f.ndim - 1))[: self.bank_size].clone()
+            self.bank_s = s.repeat(repeats, *[1] * (s.ndim - 1))[: self.bank_size].clone()
+            return
+        self._bank_like(f)
+        self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
+        self.bank_s.copy_(torch.cat([s.to(self.bank_s.dtype), self.bank_s])[: self.bank_size])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The saved bank decides the width; load it into buffers of its shape.
+        for name in ("bank_f", "bank_s"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class EchoChannel(_BankedChannel):
     """Echo noise with the paper's parameterisation (Brekelmans et al. 2019, section 3 and appendix C).
 
     ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r + logsigmoid(s_raw)`` with
@@ -53,9 +103,6 @@ class EchoChannel(nn.Module):
             :meth:`sample` before any training batch.
     """
 
-    bank_f: Tensor
-    bank_s: Tensor
-
     def __init__(
         self,
         num_terms: int = 99,
@@ -67,7 +114,7 @@ class EchoChannel(nn.Module):
         multiplicative: bool = False,
         sync: bool | str = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_terms, bank_size)
         _checks.sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
         if not (activation_scale > 0 and math.isfinite(activation_scale)):
@@ -79,17 +126,7 @@ class EchoChannel(nn.Module):
         self.activation_scale = activation_scale
         self.sampling = sampling
         self.sync = sync
-        self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
-        _checks.row_count("bank_size", self.bank_size, least=num_terms)
         self.multiplicative = multiplicative
-        # Their width is that of the first training batch.
-        self.register_buffer("bank_f", torch.empty(0))
-        self.register_buffer("bank_s", torch.empty(0))
-
-    @property
-    def has_bank(self) -> bool:
-        """Whether a training batch has filled the bank."""
-        return self.bank_f.numel() > 0
 
     def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
         """Encode (B, *) pre-activations: ``z`` of their dtype and the exact rate; both (B, *)."""
@@ -144,35 +181,6 @@ class EchoChannel(nn.Module):
             raise ValueError("eval mode draws from the rows seen in training, but there were none: train a batch first")
         return echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling, bank=self._bank_like(f))
 
-    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
-        if self.bank_f.shape[1:] != f.shape[1:]:
-            raise ValueError(
-                f"f_raw must have rows of shape {tuple(self.bank_f.shape[1:])}, as in training, "
-                f"but they have {tuple(f.shape[1:])}"
-            )
-        return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
-
-    @torch.no_grad()
-    def _remember(self, f: Tensor, s: Tensor) -> None:
-        """Put the newest rows first and drop the oldest."""
-        if not self.has_bank:
-            repeats = -(-self.bank_size // f.shape[0])
-            tail = [1] * (f.ndim - 1)
-            self.bank_f = f.repeat(repeats, *tail)[: self.bank_size].clone()
-            self.bank_s = s.repeat(repeats, *tail)[: self.bank_size].clone()
-            return
-        self._bank_like(f)
-        self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
-        self.bank_s.copy_(torch.cat([s.to(self.bank_s.dtype), self.bank_s])[: self.bank_size])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The saved bank decides the width; load it into buffers of its shape.
-        for name in ("bank_f", "bank_s"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != getattr(self, name).shape:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     def extra_repr(self) -> str:
         """The settings, for ``repr``."""
         return (
@@ -180,3 +188,114 @@ class EchoChannel(nn.Module):
             f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}, "
             f"sync={self.sync!r}"
         )
+
+
+class EchoMatrixChannel(_BankedChannel):
+    """Echo noise with a matrix for each row, ``z = f + S eps`` (:func:`echo_ext.echo_sample_matrix`).
+
+    The noise of the latent's dimensions may depend on each other, given x. ``f = bound * tanh(f_raw /
+    activation_scale)``; ``S = r L^{-1} A``, where A is lower triangular with positive diagonal (its logarithm is given)
+    and ``L L^T = I + A A^T``. If a are the singular values of A, those of S are ``r a / sqrt(1 + a^2) < r``, whatever A
+    is; S is lower triangular too, so that ``-log|det S|`` is the sum of the dimensions' ``-log S_jj = log L_jj - log A_jj -
+    log r``. A diagonal A is :class:`EchoChannel` with ``s = r sqrt(sigmoid(2 log A_jj))``.
+
+    Args:
+        dim: d, the latent's dimensions, at most 64.
+        num_terms: rows of a batch beside the row itself, at least: ``r = max_scale(num_terms, bound=bound * sqrt(d))``.
+        bound, activation_scale: as :class:`EchoChannel`.
+        bank_size: rows of the bank, as there.
+
+    Raises:
+        ValueError: an argument is out of range; a batch has fewer than num_terms + 1 rows and the bank is still empty;
+            eval mode or :meth:`sample` before any training batch.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_terms: int = 99,
+        *,
+        bound: float = 1.0,
+        activation_scale: float = 16.0,
+        bank_size: int | None = None,
+    ) -> None:
+        super().__init__(num_terms, bank_size)
+        if not 1 <= dim <= MAX_DIM:
+            raise ValueError(f"dim must be between 1 and {MAX_DIM}, but is {dim}")
+        self.scale = max_scale(num_terms, bound=bound * math.sqrt(dim))
+        if not (activation_scale > 0 and math.isfinite(activation_scale)):
+            raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
+        self.dim = dim
+        self.num_terms = num_terms
+        self.bound = bound
+        self.activation_scale = activation_scale
+
+    @property
+    def num_scale_features(self) -> int:
+        """How many numbers describe one row's A: d (d + 1) / 2."""
+        return self.dim * (self.dim + 1) // 2
+
+    def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        """Encode ``f_raw`` (B, d) and ``s_raw`` (B, d (d + 1) / 2), the logarithms of A's diagonal before the rest of
+        its lower triangle, row by row: ``z`` (B, d) and the rate's share of each dimension (B, d), in nats.
+        """
+        for name, raw, width in (("f_raw", f_raw, self.dim), ("s_raw", s_raw, self.num_scale_features)):
+            if _checks.floating_tensor(name, raw).shape != (f_raw.shape[0], width):
+                raise ValueError(f"{name} must have shape (B, {width}), but has {tuple(raw.shape)}")
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        scale, rate = self.scale_and_rate(s_raw)
+        scale = scale.to(f.dtype)
+        z = self._send_in_training(f, scale) if self.training else f + _multiply(scale, self._draw(len(f), f))
+        return ChannelOutput(z, rate)
+
+    def scale_and_rate(self, s_raw: Tensor) -> tuple[Tensor, Tensor]:
+        """S (B, d, d) and each dimension's share of ``-log|det S|`` (B, d), in at least float32."""
+        s_raw = s_raw.to(torch.promote_types(s_raw.dtype, torch.float32))
+        log_diagonal, rest = s_raw[:, : self.dim], s_raw[:, self.dim :]
+        rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=s_raw.device)
+        a = torch.diag_embed(log_diagonal.exp())
+        a[:, rows, columns] = rest
+        identity = torch.eye(self.dim, dtype=a.dtype, device=a.device)
+        factor = torch.linalg.cholesky(identity + a @ a.mT)
+        scale = self.scale * torch.linalg.solve_triangular(factor, a, upper=False)
+        return scale, factor.diagonal(dim1=-2, dim2=-1).log() - log_diagonal - math.log(self.scale)
+
+    def sample(self, n: int) -> Tensor:
+        """``n`` draws from the marginal q(z), the optimal prior: (n, d) of the bank's dtype and device."""
+        return self._draw(_checks.row_count("n", n, least=1), self.bank_f)
+
+    def _send_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
+        rows = f.shape[0]
+        missing = self.num_terms + 1 - rows
+        filled_f, filled_scale = f, scale
+        if missing > 0:
+            if not self.has_bank:
+                raise ValueError(
+                    f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {rows + missing} and the bank is "
+                    "still empty: let the first training batch be a full one, or use fewer terms"
+                )
+            bank_f, bank_s = self._bank_like(f)
+            filled_f, filled_scale = torch.cat([f, bank_f[:missing]]), torch.cat([scale, bank_s[:missing]])
+        z = echo_sample_matrix(filled_f, filled_scale)[:rows]
+        self._remember(f.detach(), scale.detach())
+        return z
+
+    def _draw(self, n: int, like: Tensor) -> Tensor:
+        """Noises from the bank: a row of each of as many circles as give every row once."""
+        if not self.has_bank:
+            raise ValueError("noise is drawn from the rows seen in training, but there were none: train a batch first")
+        bank_f, bank_s = self._bank_like(like)
+        circles = -(-n // self.bank_size)
+        drawn = torch.cat([echo_sample_matrix(bank_f, bank_s) for _ in range(circles)])
+        return drawn[torch.randperm(len(drawn), device=like.device)[:n]]
+
+    def extra_repr(self) -> str:
+        """The settings, for ``repr``."""
+        return (
+            f"{self.dim}, num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
+            f"bank_size={self.bank_size}"
+        )
+
+
+def _multiply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)

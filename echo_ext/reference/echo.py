@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["echo_circle", "echo_noise", "echo_sample", "random_orderings"]
+__all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "random_orderings"]
 
 
 def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -77,5 +77,18 @@ def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
     rows: list[Tensor] = [z] * len(f)
     for row in order.flip(0):
         z = f[row] + s[row] * z
+        rows[int(row)] = z
+    return torch.stack(rows)
+
+
+def echo_matrix_circle(f: Tensor, S: Tensor, order: Tensor) -> Tensor:
+    """:func:`echo_circle` with matrices: the solution of ``z_p = f_p + S_p z_{p+1}``; f (B, d), S (B, d, d)."""
+    z, scale = torch.zeros_like(f[0]), torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+    for row in order.flip(0):
+        z, scale = f[row] + S[row] @ z, S[row] @ scale
+    z = torch.linalg.solve(torch.eye(len(z), dtype=f.dtype, device=f.device) - scale, z)
+    rows: list[Tensor] = [z] * len(f)
+    for row in order.flip(0):
+        z = f[row] + S[row] @ z
         rows[int(row)] = z
     return torch.stack(rows)
