@@ -196,8 +196,8 @@ class EchoMatrixChannel(_BankedChannel):
     The noise of the latent's dimensions may depend on each other, given x. ``f = bound * tanh(f_raw /
     activation_scale)``; ``S = r L^{-1} A``, where A is lower triangular with positive diagonal (its logarithm is given)
     and ``L L^T = I + A A^T``. If a are the singular values of A, those of S are ``r a / sqrt(1 + a^2) < r``, whatever A
-    is; S is lower triangular too, so that ``-log|det S|`` is the sum of the dimensions' ``-log S_jj = log L_jj - log A_jj -
-    log r``. A diagonal A is :class:`EchoChannel` with ``s = r sqrt(sigmoid(2 log A_jj))``.
+    is; S is lower triangular too, so that ``-log|det S|`` is the sum over the dimensions of ``-log S_jj = log L_jj -
+    log A_jj - log r``. A diagonal A is :class:`EchoChannel` with ``s = r sqrt(sigmoid(2 log A_jj))``.
 
     Args:
         dim: d, the latent's dimensions, at most 64.

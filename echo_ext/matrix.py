@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from echo_ext import _C, _checks
+from echo_ext import _C, _checks, _transforms
 from echo_ext._cuda import device_and_stream
 from echo_ext.ops import echo_indices
 
@@ -57,25 +57,51 @@ def _echo_matrix_backward(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> 
     return grad_f, grad_s
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    _, s, order = inputs
-    ctx.save_for_backward(s, output, order)
+class _EchoMatrix(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo_matrix.default(*inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _, s, order = inputs
+        ctx.save_for_backward(s, output, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        run = _EchoMatrixBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_matrix_backward.default
+        return (*run(grad, *ctx.saved_tensors), None)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(f"echo_sample_matrix {_transforms.NO_FORWARD_MODE}")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, Any]:
+        return _transforms.one_by_one(_EchoMatrix, info, in_dims, inputs)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    s, z, order = ctx.saved_tensors
-    return (*torch.ops.echo_ext.echo_matrix_backward.default(grad, s, z, order), None)
+class _EchoMatrixBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo_matrix_backward.default(*inputs)  # type: ignore[no-any-return]
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+        pass
 
-def _no_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-    pass
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            "echo_sample_matrix has no double backward: the gradient of its gradient was asked for. "
+            "echo_ext.reference.echo_matrix_circle has one, on the same order"
+        )
 
-
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        "echo_sample_matrix has no double backward: the gradient of its gradient was asked for. "
-        "echo_ext.reference.echo_matrix_circle has one, on the same order"
-    )
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, Any]:
+        return _transforms.one_by_one(_EchoMatrixBackward, info, in_dims, inputs)
 
 
 def _shape(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
@@ -86,15 +112,14 @@ def _backward_shape(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> tuple[
     return z.new_empty(z.shape), s.new_empty(s.shape)
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("echo_matrix", _echo_matrix, _device)
-    _library.impl("echo_matrix_backward", _echo_matrix_backward, _device)
 torch.library.register_fake("echo_ext::echo_matrix", _shape, lib=_library)
+_library.impl("echo_matrix", _EchoMatrix.apply, "Autograd")
+_library.impl("echo_matrix", _echo_matrix, "CPU")
+_library.impl("echo_matrix", _echo_matrix, "CUDA")
 torch.library.register_fake("echo_ext::echo_matrix_backward", _backward_shape, lib=_library)
-torch.library.register_autograd("echo_ext::echo_matrix", _gradient, setup_context=_setup_context, lib=_library)
-torch.library.register_autograd(
-    "echo_ext::echo_matrix_backward", _no_double_backward, setup_context=_no_context, lib=_library
-)
+_library.impl("echo_matrix_backward", _EchoMatrixBackward.apply, "Autograd")
+_library.impl("echo_matrix_backward", _echo_matrix_backward, "CPU")
+_library.impl("echo_matrix_backward", _echo_matrix_backward, "CUDA")
 
 
 # ---- The functions ---------------------------------------------------------------------------------------------------
@@ -137,7 +162,8 @@ def echo_sample_matrix(f: Tensor, S: Tensor, *, seed: int | Tensor | None = None
     seed = _checks.seed_tensor(seed, f.device)
     order = echo_indices(1, sampling="ring", seed=seed, bank_size=f.shape[0]).squeeze(0)
     wide = torch.promote_types(f.dtype, torch.float32)
-    z: Tensor = torch.ops.echo_ext.echo_matrix.default(f.to(wide), S.to(wide), order)
+    run = _EchoMatrix.apply if _transforms.are_active() else torch.ops.echo_ext.echo_matrix.default
+    z: Tensor = run(f.to(wide), S.to(wide), order)  # type: ignore[no-untyped-call]
     return z.to(f.dtype)
 
 
