@@ -16,6 +16,20 @@ def are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def autograd_kernel(function: Any) -> Any:
+    """An autograd.Function as the op's kernel for autograd, which a transform reaches only inside torch.compile."""
+
+    def kernel(*inputs: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "the gradients of torch.func do not go through Echo noise inside torch.compile: transform outside of "
+                "what is compiled, or compile the loss and let autograd differentiate it"
+            )
+        return function.apply(*inputs)
+
+    return kernel
+
+
 def one_by_one(function: Any, info: Any, in_dims: Sequence[int | None], inputs: Sequence[Any]) -> tuple[Any, Any]:
     """The vmap rule of an autograd.Function without a better one: every item of the batch for itself."""
     outputs = [

@@ -113,11 +113,11 @@ def _backward_shape(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> tuple[
 
 
 torch.library.register_fake("echo_ext::echo_matrix", _shape, lib=_library)
-_library.impl("echo_matrix", _EchoMatrix.apply, "Autograd")
+_library.impl("echo_matrix", _transforms.autograd_kernel(_EchoMatrix), "Autograd")
 _library.impl("echo_matrix", _echo_matrix, "CPU")
 _library.impl("echo_matrix", _echo_matrix, "CUDA")
 torch.library.register_fake("echo_ext::echo_matrix_backward", _backward_shape, lib=_library)
-_library.impl("echo_matrix_backward", _EchoMatrixBackward.apply, "Autograd")
+_library.impl("echo_matrix_backward", _transforms.autograd_kernel(_EchoMatrixBackward), "Autograd")
 _library.impl("echo_matrix_backward", _echo_matrix_backward, "CPU")
 _library.impl("echo_matrix_backward", _echo_matrix_backward, "CUDA")
 

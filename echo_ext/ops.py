@@ -258,11 +258,11 @@ def call_echo(
 
 
 torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
-_library.impl("echo", _Echo.apply, "Autograd")
+_library.impl("echo", _transforms.autograd_kernel(_Echo), "Autograd")
 _library.impl("echo", _echo, "CPU")
 _library.impl("echo", _echo, "CUDA")
 torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
-_library.impl("echo_backward", _EchoBackward.apply, "Autograd")
+_library.impl("echo_backward", _transforms.autograd_kernel(_EchoBackward), "Autograd")
 _library.impl("echo_backward", _echo_backward, "CPU")
 _library.impl("echo_backward", _echo_backward, "CUDA")
 

@@ -1,5 +1,6 @@
 """What a rank checks in groups of the first 1, 2, ... ranks: distributed_checks.py INIT_FILE SEED WORLD_SIZE RANK."""
 
+import copy
 import functools
 import os
 import sys
@@ -200,6 +201,30 @@ def check_information(group, world):
     assert abs(array - float(echo_ext.mutual_information(x, y))) < 1e-12
 
 
+def check_fully_sharded(world):
+    """FSDP2 shards the layers: its gradients are the ranks' mean, as without sharding."""
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:  # before torch 2.6
+        return
+    rank = dist.get_rank()
+    mesh = dist.device_mesh.init_device_mesh("cpu", (world,))
+    whole = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 6))
+    for parameter in whole.parameters():
+        dist.broadcast(parameter.data, 0)
+    sharded = copy.deepcopy(whole)
+    for layer in (sharded[0], sharded[2], sharded):
+        fully_shard(layer, mesh=mesh)
+    x = torch.randn(world, 9, 4)[rank]
+    for layers in (whole, sharded):
+        torch.manual_seed(rank)
+        z, rate = echo_ext.EchoChannel(9 * world - 1, sync=True)(*layers(x).chunk(2, dim=-1))
+        (z.square().sum(1).mean() + rate.sum(1).mean()).backward()
+    for one, part in zip(whole.parameters(), sharded.parameters(), strict=True):
+        dist.all_reduce(one.grad)
+        assert relative_error(part.grad.full_tensor(), one.grad / world) < 1e-5
+
+
 def check_subgroup():
     """Two groups of ranks are two circles."""
     groups = [dist.new_group([0, 2]), dist.new_group([1, 3])]
@@ -255,6 +280,7 @@ def main():
             if int(rank) < size:
                 check(group, size)
     check_channel(int(world))
+    check_fully_sharded(int(world))
     torch.manual_seed(int(seed))
     check_subgroup()
     check_missing_ranks()
