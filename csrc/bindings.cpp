@@ -5,6 +5,7 @@
 
 #include "echo.h"
 #include "echo_matrix.h"
+#include "echo_scan.h"
 #include "isa.h"
 #include "knn.h"
 #include "knn_cuda.h"
@@ -147,6 +148,66 @@ void bind_echo_matrix(py::module_& m) {
          int device, uintptr_t stream) {
         check_cuda(echo_matrix_cuda_outer(problem, {at<int64_t>(order), at(values), at(z), at(grad_matrices)}, device,
                                           at(stream)));
+      },
+      NoGil());
+#endif
+}
+
+void bind_echo_scan(py::module_& m) {
+  py::class_<EchoScanProblem>(m, "EchoScanProblem")
+      .def(py::init([](int64_t rows, int64_t width, int dtype) {
+             return EchoScanProblem{rows, width, static_cast<DType>(dtype)};
+           }),
+           py::arg("rows"), py::arg("width"), py::arg("dtype"));
+
+  m.def(
+      "echo_scan_cpu_compose",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t source, uintptr_t s, uintptr_t constants,
+         uintptr_t scales, bool backward, int num_threads) {
+        echo_scan_cpu_kernels().compose(
+            problem, {at<int64_t>(order), at(source), at(s), at(constants), at(scales), backward}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cpu_forward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+         int num_threads) {
+        echo_scan_cpu_kernels().forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cpu_backward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
+         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int num_threads) {
+        echo_scan_cpu_kernels().backward(
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            num_threads);
+      },
+      NoGil());
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.def(
+      "echo_scan_cuda_compose",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t source, uintptr_t s, uintptr_t constants,
+         uintptr_t scales, bool backward, int device, uintptr_t stream) {
+        check_cuda(echo_scan_cuda_compose(
+            problem, {at<int64_t>(order), at(source), at(s), at(constants), at(scales), backward}, device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cuda_forward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+         int device, uintptr_t stream) {
+        check_cuda(
+            echo_scan_cuda_forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cuda_backward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
+         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int device, uintptr_t stream) {
+        check_cuda(echo_scan_cuda_backward(
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            device, at(stream)));
       },
       NoGil());
 #endif
@@ -309,6 +370,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   bind_echo(m);
   bind_echo_matrix(m);
+  bind_echo_scan(m);
   bind_knn(m);
 #if defined(ECHO_EXT_WITH_CUDA)
   bind_knn_cuda(m);

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from echo_ext import _checks, ops
 from echo_ext.distributed._ranks import MAX_DIMENSIONS, Ranks, Rows
 from echo_ext.distributed._rows import gather_rows
-from echo_ext.distributed._scan import compose, scan
+from echo_ext.distributed._scan import compose, periodic, scan, scan_backward
 
 # From one rank's seed to the next: every rank orders its rows by a key of its own. Rank 0 has the seed itself.
 SEED_STEP = 0x1E3779B97F4A7C15
@@ -116,47 +116,33 @@ class _GlobalRing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks) -> Tensor:
-        wide = torch.promote_types(f.dtype, torch.float32)
         order = local_order(f.shape[0], seed)
         flat = (f.shape[0], math.prod(f.shape[1:]))
-        flat_f, flat_s = (t.reshape(flat)[order].to(wide) for t in (f, s))
-        turn = compose(flat_f, flat_s)
+        flat_f, flat_s = f.reshape(flat).contiguous(), s.reshape(flat).contiguous()
         own = Rows(f.shape[0], tuple(f.shape[1:]), f.dtype, any(ctx.needs_input_grad))
-        everyone, maps = ranks.exchange("f", own, torch.stack(turn))
+        everyone, maps = ranks.exchange("f", own, compose(order, flat_f, flat_s))
         total = sum(rows.count for rows in everyone)
         if total < 2 and not (f.is_cuda and torch.cuda.is_current_stream_capturing()):
             raise ValueError(f"f must have at least 2 rows on all ranks together, but has {total}")
         constants, scales = maps.view(ranks.size, 2, -1).unbind(1)
         # What follows this rank's last row: the whole turn from the next rank on.
-        entry = _periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))
-        z = scan(flat_f, flat_s, entry)
+        entry = periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))
+        z = scan(order, flat_f, flat_s, entry)
         ctx.save_for_backward(flat_s, z, entry, scales, order)
-        ctx.ranks, ctx.shape, ctx.dtype = ranks, f.shape, f.dtype
-        return torch.empty_like(z).index_copy_(0, order, z).view(f.shape).to(f.dtype)
+        ctx.ranks = ranks
+        return z.view(f.shape).to(f.dtype, copy=True)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         s, z, entry, scales, order = ctx.saved_tensors
         ranks: Ranks = ctx.ranks
-        grad = grad.reshape(s.shape)[order].to(s.dtype)
-        # The rows in reverse, as what they hand on: s_p v_p = s_p grad_p + s_p (s_{p-1} v_{p-1}).
-        back_f, back_s = (s * grad).flip(0), s.flip(0)
-        constants = ranks.all_gather(compose(back_f, back_s)[0])
+        flat = grad.reshape(s.shape).contiguous()
+        constants = ranks.all_gather(compose(order, flat, s, backward=True)[0])
         # What precedes this rank's first row: the whole turn from the rank before, in reverse.
-        entry_back = _periodic(constants.flip(0).roll(ranks.rank, 0), scales.flip(0).roll(ranks.rank, 0))
-        handed = torch.cat([entry_back.unsqueeze(0), scan(back_f, back_s, entry_back).flip(0)])[: len(s)]
-        value = grad + handed
-        behind = torch.cat([z[1:], entry.unsqueeze(0)])[: len(s)]
-        both = torch.stack([value, value * behind])
-        grads = torch.empty_like(both).index_copy_(1, order, both).to(ctx.dtype)
-        return grads[0].view(ctx.shape), grads[1].view(ctx.shape), None, None
-
-
-def _periodic(constants: Tensor, scales: Tensor) -> Tensor:
-    """The fixed point of ``t -> c_0 + a_0 (c_1 + a_1 ( ... t))`` over (W, d) maps."""
-    constant, scale = compose(constants, scales)
-    return constant / (1 - scale)
+        entry_back = periodic(constants.flip(0).roll(ranks.rank, 0), scales.flip(0).roll(ranks.rank, 0))
+        grad_f, grad_s = scan_backward(order, s, flat, z, entry, entry_back)
+        return grad_f.view(grad.shape), grad_s.view(grad.shape), None, None
 
 
 # ---- All rows on every rank ------------------------------------------------------------------------------------------

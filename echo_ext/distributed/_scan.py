@@ -1,6 +1,6 @@
-"""Affine recurrences ``z_p = f_p + s_p * z_{p+1}`` over rows, and their composition.
+"""The affine recurrence ``z_p = f_p + s_p * z_{p+1}`` over rows in an order, its adjoint, and their composition.
 
-By doubling: log2(B) steps over all rows at once, without division, so that scales of 0 are nothing special.
+Rows are (B, d), in their own dtype; maps, entries and z are in the one that is computed in, at least float32.
 """
 
 from __future__ import annotations
@@ -8,26 +8,62 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def compose(f: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows' composition ``t -> constant + scale * t``; (B, d) to twice (d,). No rows are the identity."""
-    if len(f) == 0:
-        return f.new_zeros(f.shape[1:]), f.new_ones(f.shape[1:])
-    constants, scales = _suffixes(f, s)
-    return constants[0], scales[0]
+from echo_ext import _C, _checks
+from echo_ext._cuda import device_and_stream
 
 
-def scan(f: Tensor, s: Tensor, entry: Tensor) -> Tensor:
-    """All z of ``z_p = f_p + s_p * z_{p+1}`` with ``entry`` (d,) behind the last row: (B, d)."""
-    constants, scales = _suffixes(f, s)
-    return constants + scales * entry
+def compose(order: Tensor, source: Tensor, s: Tensor, *, backward: bool = False) -> Tensor:
+    """The rows' ``t -> constants + scales * t``, stacked (2, d): from what follows the last row to the first row's z.
+
+    With ``backward``, where source is the gradient of z: from what comes before the first row to what the last hands
+    on. No rows are the identity.
+    """
+    maps = _wide(s, 2, s.shape[1])
+    addresses = (order.data_ptr(), source.data_ptr(), s.data_ptr(), maps[0].data_ptr(), maps[1].data_ptr(), backward)
+    if s.is_cpu:
+        _C.echo_scan_cpu_compose(_problem(s), *addresses, torch.get_num_threads())
+    else:
+        _C.echo_scan_cuda_compose(_problem(s), *addresses, *device_and_stream("f", s.device))
+    return maps
 
 
-def _suffixes(f: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """The composition of each row with all that follow it."""
-    constants, scales, span = f, s, 1
-    while span < len(f):
-        constants = torch.cat([constants[:-span] + scales[:-span] * constants[span:], constants[-span:]])
-        scales = torch.cat([scales[:-span] * scales[span:], scales[-span:]])
-        span *= 2
-    return constants, scales
+def scan(order: Tensor, f: Tensor, s: Tensor, entry: Tensor) -> Tensor:
+    """z of all rows (B, d), with ``entry`` (d,) behind the last."""
+    z = _wide(s, *s.shape)
+    addresses = (order.data_ptr(), f.data_ptr(), s.data_ptr(), entry.data_ptr(), z.data_ptr())
+    if s.is_cpu:
+        _C.echo_scan_cpu_forward(_problem(s), *addresses, torch.get_num_threads())
+    else:
+        _C.echo_scan_cuda_forward(_problem(s), *addresses, *device_and_stream("f", s.device))
+    return z
+
+
+def scan_backward(
+    order: Tensor, s: Tensor, grad: Tensor, z: Tensor, entry: Tensor, entry_back: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of f and s: ``v_p = grad_p + s_{p-1} v_{p-1}`` and ``v_p z_{p+1}``, with ``entry_back`` (d,) before
+    the first row.
+    """
+    grad_f, grad_s = torch.empty_like(s), torch.empty_like(s)
+    inputs = (order.data_ptr(), s.data_ptr(), grad.data_ptr(), z.data_ptr(), entry.data_ptr(), entry_back.data_ptr())
+    addresses = (*inputs, grad_f.data_ptr(), grad_s.data_ptr())
+    if s.is_cpu:
+        _C.echo_scan_cpu_backward(_problem(s), *addresses, torch.get_num_threads())
+    else:
+        _C.echo_scan_cuda_backward(_problem(s), *addresses, *device_and_stream("f", s.device))
+    return grad_f, grad_s
+
+
+def periodic(constants: Tensor, scales: Tensor) -> Tensor:
+    """The fixed point of ``t -> c_0 + a_0 (c_1 + a_1 ( ... t))`` over maps (W, d), the later ones inside."""
+    every = torch.arange(len(scales), device=scales.device)
+    constant, scale = compose(every, constants.contiguous(), scales.contiguous()).unbind()
+    return constant / (1 - scale)
+
+
+def _problem(rows: Tensor) -> _C.EchoScanProblem:
+    return _C.EchoScanProblem(rows.shape[0], rows.shape[1], _checks.FLOATING.index(rows.dtype))
+
+
+def _wide(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.promote_types(like.dtype, torch.float32))
