@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from echo_ext.distributed import _scan
 from echo_ext.reference import echo_matrix_circle
 
 SHIM = Path(__file__).parent / "cuda_shim"
@@ -30,6 +31,7 @@ OPERATIONS = {
     "self_test": 4,
     "matrix_scan": 5,
     "matrix_outer": 6,
+    "scan": 7,
 }
 # Of the largest sum of magnitudes in a column; half types round the result once.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
@@ -475,3 +477,24 @@ def test_matrix_circle(shim, rows, dim, dtype):
     gradients = torch.autograd.grad((expected * grad).sum(), wide)
     for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
         assert (actual - wanted).abs().max() < 10 * TOLERANCE[dtype] * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (9, 65), (70, 5)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scan_of_one_ranks_rows(shim, rows, width, dtype):
+    """As the CPU's kernels, whose own tests have the recurrence."""
+    f, grad = torch.randn(2, rows, width).to(DTYPES[dtype])
+    s = (0.9 * torch.rand(rows, width)).to(DTYPES[dtype])
+    order, entries = torch.randperm(rows), torch.randn(2, width).to(torch.promote_types(f.dtype, torch.float32))
+    z = _scan.scan(order, f, s, entries[0])
+    expected = (
+        *_scan.compose(order, f, s),
+        _scan.compose(order, grad, s, backward=True)[0],
+        z,
+        *_scan.scan_backward(order, s, grad, z, *entries),
+    )
+    results = [torch.empty_like(value) for value in expected]
+    shim.call(Problem(rows, width, 1, dtype=dtype).header("scan"), [order, f, s, grad, *entries], results)
+    for actual, wanted in zip(results, expected, strict=True):
+        if wanted.numel():
+            assert (actual.double() - wanted.double()).abs().max() <= 10 * TOLERANCE[dtype] * (1 + wanted.abs().max())

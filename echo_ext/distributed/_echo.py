@@ -34,8 +34,8 @@ def echo_sample(
     The rows of all ranks lie on one circle, each rank's in a random order of its own, and
     ``z_p = f_p + s_p * z_{p+1}`` around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which
     differs from B - 1 terms by ``prod |s|`` over the whole circle. A rank composes its rows to one affine map, one
-    all-gather of these 2 d numbers (and one of d in the backward pass) closes the circle, so that communication does
-    not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the joined batch if the
+    all-gather of these 2 d numbers (at least 1 KiB), and one of d in the backward pass, closes the circle, so that
+    communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the joined batch if the
     ranks' rows are independent draws from one source; order among ranks never matters then.
 
     Gradients flow across ranks: each rank's f and s receive the derivative of the *sum* of all ranks' losses, and every

@@ -34,6 +34,8 @@ class Rows:
 
     def encode(self) -> list[int]:
         """As HEADER_SLOTS integers."""
+        if len(self.shape) > MAX_DIMENSIONS:
+            raise ValueError(f"rows must have at most {MAX_DIMENSIONS} dimensions, but have shape {self.shape}")
         code = _checks.FLOATING.index(self.dtype)
         slots = [self.is_refused, self.count, code, self.needs_grad, len(self.shape), *self.shape]
         return [int(slot) for slot in slots] + [0] * (HEADER_SLOTS - len(slots))
