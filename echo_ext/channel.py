@@ -83,7 +83,8 @@ class EchoChannel(_BankedChannel):
     bank of recent training rows (buffers ``bank_f`` and ``bank_s``, saved in the state_dict), as BatchNorm keeps its
     statistics: in eval mode noise is made of the bank, so that a single sample can be encoded, independently of what
     else is in its batch. The first training batch fills the whole bank, by repetition if need be; a training batch with
-    too few rows for num_terms is filled up from it.
+    too few rows for num_terms is filled up from it. Activation checkpointing recomputes a batch with the same noise but
+    puts it into the bank twice, as BatchNorm counts it twice; leave batches that are filled up from the bank out of it.
 
     Args:
         num_terms: terms of each noise; more terms allow lower rates (the floor is ``-log r`` nats per dimension, 0.179

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from echo_ext import _checks, ops
@@ -33,10 +34,10 @@ def echo_sample(
 
     The rows of all ranks lie on one circle, each rank's in a random order of its own, and
     ``z_p = f_p + s_p * z_{p+1}`` around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which
-    differs from B - 1 terms by ``prod |s|`` over the whole circle. A rank composes its rows to one affine map, one
+    differs from B - 1 terms by ``prod |s|`` over the whole circle. A rank composes its rows to one affine map. One
     all-gather of these 2 d numbers (at least 1 KiB), and one of d in the backward pass, closes the circle, so that
-    communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the joined batch if the
-    ranks' rows are independent draws from one source; order among ranks never matters then.
+    communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the
+    joined batch if the ranks' rows are independent draws from one source; order among ranks never matters then.
 
     Gradients flow across ranks: each rank's f and s receive the derivative of the *sum* of all ranks' losses, and every
     rank must take part in the backward pass. DistributedDataParallel then averages parameter gradients over the W
@@ -56,11 +57,26 @@ def echo_sample(
     Returns:
         z, (B, *), of this rank's rows.
 
+    torch.compile breaks its graph around this function.
+
     Raises:
         TypeError, ValueError: as :func:`echo_ext.echo_sample`; rows of the ranks differ in shape or dtype; fewer than
             two rows on all ranks together; num_terms with "ring". Errors of one rank are raised on all.
         RuntimeError: a rank is missing: the process group's own error, after its time-out; a double backward.
     """
+    z: Tensor = _send(f, s, group, seed, sampling, num_terms)
+    return z
+
+
+@_disable_dynamo  # a compiled model breaks its graph here, as at any collective
+def _send(
+    f: Tensor,
+    s: Tensor,
+    group: dist.ProcessGroup | None,
+    seed: int | Tensor | None,
+    sampling: str,
+    num_terms: int | None,
+) -> Tensor:
     ranks = Ranks(group)
     try:
         f, s = _checks.matching_pair("f", f, "s", s)
