@@ -52,7 +52,7 @@ def marginal_statistics(codes: ArrayLike) -> MarginalStatistics:
     return MarginalStatistics(*(torch.as_tensor(column, dtype=torch.float64) for column in columns))
 
 
-def rates_and_activations(model: Model, x: Data, *, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
     """Of each row, the exact rate of an Echo model, in nats, and the Euclidean norm of f(x): (N,) each.
 
     Args:

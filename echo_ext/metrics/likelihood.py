@@ -40,7 +40,7 @@ class RateDistortion:
         return "rate" if self.exact else "rate_bound"
 
 
-def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int = 1000) -> RateDistortion:
+def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int = 100) -> RateDistortion:
     """The mean rate (or rate bound), distortion and -ELBO over a data set, in eval mode.
 
     The standard errors are of the draws of z, the rows being fixed: from the spread of the whole data set's mean over
@@ -79,7 +79,7 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
     return RateDistortion(float(rates.mean()), float(distortions.mean()), exact, *errors)
 
 
-def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 1000) -> Tensor:
+def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> Tensor:
     """``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
 
     ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K draws of z given x: a lower bound in expectation, which rises to
@@ -102,7 +102,7 @@ def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, b
         return torch.cat([_log_mean_weight(model, rows, samples, batch_size) for rows in batches(model, x, batch_size)])
 
 
-def importance_nll(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 1000) -> float:
+def importance_nll(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> float:
     """The mean over the rows of ``-log p(x)`` by importance sampling, in nats per sample.
 
     Arguments and errors are those of :func:`importance_log_likelihood`. An upper bound in expectation.

@@ -26,8 +26,8 @@ __all__ = ["fit", "make_fabric", "take"]
 
 # Rows that Model.prepare and Model.refresh get, at most: enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
-# Rows encoded at once where no gradient is wanted.
-MEASURED_ROWS = 500
+# Rows encoded at once where no gradient is wanted: few enough that a convolution's output stays in cache.
+MEASURED_ROWS = 100
 # Steps between two looks at the losses where a look waits for the device.
 LOOK_EVERY = 50
 
