@@ -166,9 +166,9 @@ def _train(
         }
         for kind, task in tasks.items():
             progress.start_task(task)
-            model = training.build(kind, parts["train"], setting, seed=arguments.seed).to(device)
+            model = training.build(kind, parts["train"], setting, beta=arguments.beta, seed=arguments.seed).to(device)
             history[kind] = []
-            steps = training.train(model, parts, setting, beta=arguments.beta, seed=arguments.seed, device=device)
+            steps = training.train(model, parts, setting, seed=arguments.seed, device=device)
             for point in steps:
                 history[kind].append(point)
                 progress.update(task, advance=1, now=f"-ELBO {point[1].neg_elbo:.2f} nats (validation)")
@@ -196,8 +196,8 @@ def _draw(
     reconstructed, drawn = {}, {}
     for kind, model in models.items():
         model.eval()
-        reconstructed[kind] = model.decode(model.encode(images).z)
-        drawn[kind] = model.decode(model.channel.sample(64).to(device))
+        reconstructed[kind] = model.reconstruct(images)
+        drawn[kind] = model.sample(64)
     figures = (
         pictures.reconstructions(images, reconstructed),
         pictures.samples(drawn),

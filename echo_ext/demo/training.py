@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import torch
 
+from echo_ext import models
 from echo_ext.channel import EchoChannel
 from echo_ext.data import LabelledDataset
-from echo_ext.demo.models import Autoencoder, GaussianChannel
 from echo_ext.metrics import gaussian_total_correlation
+from echo_ext.models.autoencoder import Autoencoder
 
 __all__ = [
     "MODELS",
@@ -75,24 +76,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def build(kind: str, data: LabelledDataset, setting: Setting, *, seed: int) -> Autoencoder:
+def build(kind: str, data: LabelledDataset, setting: Setting, *, beta: float, seed: int) -> Autoencoder:
     """An untrained model, ``"echo"`` or ``"vae"``: with one seed both begin with the same weights."""
     torch.manual_seed(seed)
-    channel = EchoChannel(num_terms=setting.batch_size - 1) if kind == "echo" else GaussianChannel(setting.latent_dim)
-    return Autoencoder(channel, data.data_shape, latent_dim=setting.latent_dim, hidden=setting.hidden)
+    model = models.build(
+        kind,
+        data.data_shape,
+        latent_dim=setting.latent_dim,
+        architecture="mlp",
+        hidden=(setting.hidden, setting.hidden),
+        num_terms=setting.batch_size - 1,
+        beta=beta,
+    )
+    assert isinstance(model, Autoencoder)
+    return model
 
 
 def train(
-    model: Autoencoder,
-    parts: dict[str, LabelledDataset],
-    setting: Setting,
-    *,
-    beta: float,
-    seed: int,
-    device: torch.device,
+    model: Autoencoder, parts: dict[str, LabelledDataset], setting: Setting, *, seed: int, device: torch.device
 ) -> Iterator[tuple[Measured, Measured]]:
-    """Minimise ``distortion + beta * rate`` on ``parts["train"]``; after each epoch yield what it measured in training
-    and what ``parts["valid"]`` measures.
+    """Minimise the loss on ``parts["train"]``; after each epoch yield what it measured in training and what
+    ``parts["valid"]`` measures.
 
     Adam, its learning rate constant for half of the epochs and then linear to 0. With one seed every model sees the
     same batches.
@@ -105,22 +109,14 @@ def train(
         model.train()
         totals = torch.zeros(2, device=device)
         for rows in torch.split(torch.randperm(len(data), generator=order), setting.batch_size):
-            rate, distortion = model(data[rows][0].to(device))
+            terms = model.loss(data[rows][0].to(device))
             optimizer.zero_grad()
-            (distortion + beta * rate).mean().backward()
+            terms["loss"].backward()
             optimizer.step()
-            totals += torch.stack([rate.sum(), distortion.sum()]).detach()
+            totals += len(rows) * _rate_and_distortion(terms).detach()
         schedule.step()
         yield Measured(*(totals / len(data)).tolist()), measure(model, parts["valid"], device=device)
-    refresh_bank(model, data, device=device)
-
-
-@torch.no_grad()
-def refresh_bank(model: Autoencoder, data: LabelledDataset, *, device: torch.device) -> None:
-    """Fill the Echo channel's bank with rows as the final weights encode them, for noise of exactly the final law."""
-    if isinstance(model.channel, EchoChannel):
-        model.train()
-        model.encode(data[torch.randperm(len(data))[: model.channel.bank_size]][0].to(device))
+    model.refresh(data[torch.randperm(len(data))[:10_000]][0].to(device))  # more rows than a bank holds
 
 
 @torch.no_grad()
@@ -130,9 +126,12 @@ def measure(model: Autoencoder, data: LabelledDataset, *, device: torch.device, 
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for _ in range(draws):
         for rows in torch.split(torch.arange(len(data)), 1000):
-            rate, distortion = model(data[rows][0].to(device))
-            totals += torch.stack([rate.double().sum(), distortion.double().sum()])
+            totals += len(rows) * _rate_and_distortion(model.loss(data[rows][0].to(device))).double()
     return Measured(*(totals / (draws * len(data))).tolist())
+
+
+def _rate_and_distortion(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.stack([terms["rate"] if "rate" in terms else terms["rate_bound"], terms["distortion"]])
 
 
 def noise_total_correlation(channel: EchoChannel, *, draws: int = 100_000) -> float:

@@ -50,6 +50,7 @@ class Autoencoder(Model):
         mmd_weight: of the MMD between a batch of z and N(0, I).
         mmd_bandwidth: as in :func:`~echo_ext.models.regularisers.mmd`.
         tc_weight: of the total correlation of z, by a discriminator that is trained beside the model.
+        discriminator_width: of each of its six hidden layers.
         sample_from: "marginal", or "aggregate" for ``prod_j q(z_j)`` as :meth:`refresh` found it; until then N(0, I).
         architecture: of :data:`~echo_ext.models.networks.ARCHITECTURES`; None for the one made for this shape.
         hidden: widths of an MLP's hidden layers, in the encoder's order.
@@ -86,6 +87,7 @@ class Autoencoder(Model):
         mmd_weight: float = 0.0,
         mmd_bandwidth: float | None = None,
         tc_weight: float = 0.0,
+        discriminator_width: int = 1000,
         sample_from: str = "marginal",
         architecture: str | None = None,
         hidden: Sequence[int] | None = None,
@@ -109,8 +111,13 @@ class Autoencoder(Model):
             marginal = "standard-normal"
         _one_of("likelihood", likelihood, LIKELIHOODS)
         _one_of("channel", channel, _CHANNELS)
-        _one_of("marginal", marginal, (None,) if channel == "echo" else _MARGINALS)
-        _one_of("sample_from", sample_from, ("marginal", "aggregate") if channel == "gaussian" else ("marginal",))
+        _one_of("sample_from", sample_from, ("marginal", "aggregate"))
+        if channel != "echo":
+            _one_of("marginal", marginal, _MARGINALS)
+        elif marginal is not None:
+            raise ValueError(f"marginal must be None for channel 'echo', which has its own, but is {marginal!r}")
+        if sample_from == "aggregate" and channel != "gaussian":
+            raise ValueError(f"sample_from must be 'marginal' for channel {channel!r}, but is 'aggregate'")
         if anchored and (channel == "iaf" or marginal not in (None, "standard-normal")):
             raise ValueError(
                 f"anchored must be 0 where the rate is not a sum over latents, but is {anchored} "
@@ -149,7 +156,7 @@ class Autoencoder(Model):
         else:
             self.marginal = None
         self.aggregate = FactorisedAggregate(latent_dim, bank_size or 1024) if sample_from == "aggregate" else None
-        self.discriminator = TCDiscriminator(latent_dim) if tc_weight > 0 else None
+        self.discriminator = TCDiscriminator(latent_dim, discriminator_width) if tc_weight > 0 else None
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """What to minimise on a batch (B, *data_shape) and what it is made of; 0-d, nats per sample.

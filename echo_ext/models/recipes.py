@@ -10,7 +10,11 @@ from typing import Any
 
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import Model
+from echo_ext.models.hierarchical import ConvHVAE, PixelHVAE
+from echo_ext.models.mim import MIM
+from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.networks import architecture_for
+from echo_ext.models.stacked_corex import StackedCorEx
 
 __all__ = ["RECIPES", "Recipe", "Training", "build", "find", "recipes"]
 
@@ -36,6 +40,7 @@ class Recipe:
     model: type[Model]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Training = Training()
+    latent_dim: int = 32  # the paper's, where nobody says otherwise
 
     def training_for(self, data_shape: Sequence[int]) -> Training:
         """How to train on data of this shape: images of 64 x 64 as the Echo paper trains on dSprites."""
@@ -102,3 +107,38 @@ _register("factor-vae", "the VAE with a penalty on the total correlation of z", 
 _register("echo-tc", "Echo with a penalty on the total correlation of z", channel="echo", tc_weight=20.0)
 _register("corex", "the VAE as correlation explanation: sampled latent by latent from q(z_j)", sample_from="aggregate")
 _register("anchor-vae", "corex with half the price on five latents", sample_from="aggregate", anchored=5)
+
+RECIPES["stacked-corex"] = Recipe("two stochastic layers, the upper one a choice of ten", StackedCorEx, latent_dim=64)
+RECIPES["mutual-ae"] = Recipe(
+    "the VAE held to an information of M nats, information=M",
+    MutualAutoencoder,
+    training=Training(learning_rate=1e-3, schedule="constant"),
+    latent_dim=1,
+)
+
+for _objective, _summary in {
+    "mim": "MIM: both joint laws symmetric and informative, half of the samples from either",
+    "a-mim": "MIM from encoder samples alone",
+    "mim-h": "MIM less the entropy of the encoding",
+    "vae-h": "the VAE plus the entropy of the encoding",
+}.items():
+    RECIPES[_objective] = Recipe(
+        _summary,
+        MIM,
+        {"objective": _objective},
+        Training(learning_rate=1e-3, batch_size=128, epochs=50, schedule="constant", warm_up_epochs=10),
+        latent_dim=2,
+    )
+
+_two_level: dict[str, type[Model]] = {"convhvae": ConvHVAE, "pixelhvae": PixelHVAE}
+for _decoder, _model in _two_level.items():
+    for _short, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
+        for _objective in ("vae", "a-mim", "mim"):
+            RECIPES[f"{_decoder}-{_short}-{_objective}"] = Recipe(
+                f"two levels of z, {_prior} prior, "
+                f"{'convolutional' if _model is ConvHVAE else 'pixel-by-pixel'} decoder, by {_objective.upper()}",
+                _model,
+                {"objective": _objective, "prior": _prior},
+                Training(5e-4, 100, 2000, "constant", warm_up_epochs=100, patience=50, normalise_gradients=True),
+                latent_dim=80,
+            )

@@ -1,0 +1,362 @@
+"""Two-level Gaussian models of images, z2 -> z1 -> x, with a convolutional or an autoregressive decoder.
+
+The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. A
+latent is both levels side by side, z1 first, each of ``latent_dim / 2`` dimensions.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from echo_ext.models.joint import DiagonalGaussian, JointModel
+from echo_ext.models.likelihoods import Bernoulli
+from echo_ext.models.marginals import Marginal, StandardNormal, VampPrior
+from echo_ext.models.mim import OBJECTIVES, joint_losses
+
+__all__ = ["ConvHVAE", "MaskedConv2d", "MaskedLayer", "PixelCNN", "PixelHVAE", "TwoLevelModel", "TwoLevelPosterior"]
+
+HIDDEN = 300
+LOG_VARIANCES = (-6.0, 2.0)
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+class TwoLevelPosterior:
+    """q(z2|x) q(z1|x, z2).
+
+    Args:
+        upper: q(z2|x).
+        lower: q(z1|x, z2) as a function of z2.
+    """
+
+    def __init__(self, upper: DiagonalGaussian, lower: Callable[[Tensor], DiagonalGaussian]) -> None:
+        self.upper = upper
+        self.lower = lower
+
+    def draw(self) -> Tensor:
+        """One (z1, z2) of each x: (B, latent_dim)."""
+        z2 = self.upper.draw()
+        return torch.cat([self.lower(z2).draw(), z2], dim=1)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """``log q(z2|x) + log q(z1|x, z2)``: (B,)."""
+        z1, z2 = z.chunk(2, dim=1)
+        return self.upper.log_prob(z2) + self.lower(z2).log_prob(z1)
+
+
+class TwoLevelModel(JointModel):
+    """Both levels of latents; a subclass adds p(x|z1, z2), a product of Bernoulli laws.
+
+    Args:
+        data_shape: (channels, height, width).
+        latent_dim: dimensions of z1 and z2 together; the papers' 40 each are 80.
+        objective: of :data:`~echo_ext.models.mim.OBJECTIVES`, but for "cross-entropy".
+        prior: p(z2), "standard-normal" or "vamp".
+        pseudo_inputs: the VampPrior's.
+
+    Raises:
+        ValueError: an unknown name, an odd latent_dim, or data that are not images.
+    """
+
+    prior: Marginal
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dim: int = 80,
+        *,
+        objective: str = "vae",
+        prior: str = "standard-normal",
+        pseudo_inputs: int = 500,
+    ) -> None:
+        super().__init__(data_shape, latent_dim)
+        if len(self.data_shape) != 3:
+            raise ValueError(f"data_shape must be (channels, height, width), but is {self.data_shape}")
+        if latent_dim % 2:
+            raise ValueError(f"latent_dim must be even, half for each level, but is {latent_dim}")
+        known = [name for name in OBJECTIVES if name != "cross-entropy"]
+        if objective not in known:
+            raise ValueError(f"objective must be one of {', '.join(map(repr, known))}, but is {objective!r}")
+        self.objective = objective
+        self.likelihood = Bernoulli()
+        level = latent_dim // 2
+        channels, *sides = self.data_shape
+        features = 6 * math.prod(math.ceil(side / 4) for side in sides)
+
+        # q(z2|x), q(z1|x, z2) and p(z1|z2)
+        self.upper = nn.Sequential(_convolutions(channels, kernels=(7, 3, 5, 3, 3)), nn.Linear(features, 2 * level))
+        self.lower_view = _convolutions(channels, kernels=(3, 3, 3, 3, 3))
+        self.lower_context = _gated_linear(level, features)
+        self.lower = nn.Sequential(_gated_linear(2 * features, HIDDEN), nn.Linear(HIDDEN, 2 * level))
+        self.descent = nn.Sequential(
+            _gated_linear(level, HIDDEN), _gated_linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 2 * level)
+        )
+        if prior == "standard-normal":
+            self.prior = StandardNormal(level)
+        elif prior == "vamp":
+            self.prior = VampPrior(self.infer_upper, self.data_shape, pseudo_inputs)
+        else:
+            raise ValueError(f"prior must be 'standard-normal' or 'vamp', but is {prior!r}")
+        self._make_decoder(level)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+
+    @abc.abstractmethod
+    def _make_decoder(self, level: int) -> None:
+        """Add the modules of p(x|z1, z2), for levels of ``level`` dimensions."""
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        """As :func:`~echo_ext.models.mim.joint_losses` has it; 0-d, nats per sample."""
+        return joint_losses(self.objective, self, x)
+
+    def infer(self, x: Tensor) -> TwoLevelPosterior:
+        """q(z2|x) q(z1|x, z2) of each x of (B, *data_shape)."""
+        return TwoLevelPosterior(self.infer_upper(x), functools.partial(self._infer_lower, self.lower_view(x)))
+
+    def infer_upper(self, x: Tensor) -> DiagonalGaussian:
+        """q(z2|x) of each x of (B, *data_shape)."""
+        return _gaussian(self.upper(x))
+
+    def _infer_lower(self, view: Tensor, z2: Tensor) -> DiagonalGaussian:
+        return _gaussian(self.lower(torch.cat([view, self.lower_context(z2)], dim=1)))
+
+    def descend(self, z2: Tensor) -> DiagonalGaussian:
+        """p(z1|z2) of each z2 of (B, latent_dim / 2)."""
+        return _gaussian(self.descent(z2))
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """``log p(z2) + log p(z1|z2)``: (B,)."""
+        z1, z2 = z.chunk(2, dim=1)
+        return self.prior.log_prob(z2) + self.descend(z2).log_prob(z1)
+
+    def draw_prior(self, n: int) -> Tensor:
+        """``n`` (z1, z2), from above downwards: (n, latent_dim)."""
+        return self._complete(self.prior.sample(n))
+
+    def draw_anchor(self, n: int) -> Tensor:
+        """As :meth:`draw_prior`, the law of z2 held fixed; z1 is part of the decoding, and has gradients."""
+        with torch.no_grad():
+            z2 = self.prior.sample(n)
+        return self._complete(z2)
+
+    def _complete(self, z2: Tensor) -> Tensor:
+        return torch.cat([self.descend(z2).draw(), z2], dim=1)
+
+    def prepare(self, x: Tensor) -> None:
+        """Take the VampPrior's pseudo-inputs from training rows."""
+        if isinstance(self.prior, VampPrior):
+            self.prior.prepare(x)
+
+
+class ConvHVAE(TwoLevelModel):
+    """Pixels independent given both levels; arguments as of :class:`TwoLevelModel`."""
+
+    def _make_decoder(self, level: int) -> None:
+        channels = self.data_shape[0]
+        self.from_z1 = _gated_linear(level, HIDDEN)
+        self.from_z2 = _gated_linear(level, HIDDEN)
+        self.decoder = nn.Sequential(
+            _gated_linear(2 * HIDDEN, math.prod(self.data_shape)),
+            nn.Unflatten(1, self.data_shape),
+            *(_gated_convolution(inputs, 64, 3) for inputs in (channels, 64, 64, 64)),
+            nn.Conv2d(64, channels, 1),
+        )
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x|z1, z2)``: (B,)."""
+        return self.likelihood.log_prob(x, self._logits(z))
+
+    def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
+        """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
+        return self.likelihood.sample(self._logits(z)), False
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of x given each (z1, z2): (B, *data_shape)."""
+        return self.likelihood.mean(self._logits(z))
+
+    def _logits(self, z: Tensor) -> Tensor:
+        z1, z2 = z.chunk(2, dim=1)
+        logits: Tensor = self.decoder(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
+        return logits
+
+
+class PixelHVAE(TwoLevelModel):
+    """Pixels drawn one by one, each given both levels and the pixels before it in reading order.
+
+    ``loss`` and ``log_weight`` evaluate p(x|z1, z2) of a given x in one pass. ``decode``, ``reconstruct`` and
+    ``sample`` draw pixel by pixel, and give each pixel's mean given those drawn before it: its expectation over draws
+    is the mean of x. Their ``progress`` wraps the iteration over the pixels, as ``tqdm.tqdm`` does. Drawing takes the
+    batch normalisation's running statistics. So do objectives with decoder samples on that half, whose law would
+    otherwise not be the one drawn from; they draw at every step.
+
+    Args:
+        data_shape: (1, height, width).
+        latent_dim: as of :class:`TwoLevelModel`, and so are the others.
+    """
+
+    def _make_decoder(self, level: int) -> None:
+        if self.data_shape[0] != 1:
+            raise ValueError(
+                f"data_shape must be (1, height, width) to be drawn pixel by pixel, but is {self.data_shape}"
+            )
+        shape = self.data_shape[1:]
+        self.from_z1 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))
+        self.from_z2 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))
+        self.decoder = PixelCNN(2)
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x|z1, z2)``, the sum over pixels given those before them: (B,)."""
+        return self.likelihood.log_prob(x, self.decoder(x, self._maps(z)))
+
+    def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
+        """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
+        return self.decoder.draw(self._maps(z))[0], False
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Entered for decoder samples: evaluates them under the running statistics that they are drawn with."""
+        before = self.decoder.training
+        self.decoder.eval()
+        try:
+            yield
+        finally:
+            self.decoder.train(before)
+
+    def decode(self, z: Tensor, progress: Progress = iter) -> Tensor:
+        """Each pixel's mean given (z1, z2) and the pixels drawn before it: (B, *data_shape), without gradients."""
+        return self.decoder.draw(self._maps(z), progress)[1]
+
+    def reconstruct(self, x: Tensor, progress: Progress = iter) -> Tensor:
+        """As :meth:`decode`, of a draw of z given each x: (B, *data_shape)."""
+        return self.decode(self.encode(x), progress)
+
+    def sample(self, n: int, progress: Progress = iter) -> Tensor:
+        """As :meth:`decode`, of ``n`` draws of the prior: (n, *data_shape)."""
+        return self.decode(self.draw_prior(n), progress)
+
+    def _maps(self, z: Tensor) -> Tensor:
+        z1, z2 = z.chunk(2, dim=1)
+        return torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A 3 x 3 convolution that sees no place after its own in reading order (van den Oord et al. 2016, PixelRNN).
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        hidden: so many of the inputs, the first ones, are not seen at the own place either (mask A; else mask B).
+    """
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, outputs: int, hidden: int = 0) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, bias=False)
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 1, 2:] = 0
+        mask[:, :, 2:] = 0
+        mask[:, :hidden, 1, 1] = 0
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        return functional.conv2d(x, self.weight * self.mask, padding=1)
+
+
+class MaskedLayer(nn.Module):
+    """A masked convolution, batch normalisation and ReLU; arguments as of :class:`MaskedConv2d`."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int = 0) -> None:
+        super().__init__()
+        self.convolution = MaskedConv2d(inputs, outputs, hidden)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        return torch.relu(self.norm(self.convolution(x)))
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """What eval mode does to a 3 x 3 patch before the ReLU: a matrix (outputs, inputs * 9) and a bias."""
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight = (self.convolution.weight * self.convolution.mask).flatten(1) * scale[:, None]
+        return weight, norm.bias - norm.running_mean * scale
+
+
+class PixelCNN(nn.Module):
+    """Logits of each pixel given maps and the pixels before it in reading order.
+
+    The first mask hides a pixel from itself but nothing of the maps at its place.
+
+    Args:
+        maps: channels that every pixel is given.
+        channels: of the hidden layers.
+        layers: how many masked convolutions.
+    """
+
+    def __init__(self, maps: int, channels: int = 64, layers: int = 8) -> None:
+        super().__init__()
+        first = MaskedLayer(1 + maps, channels, hidden=1)
+        self.layers = nn.Sequential(first, *(MaskedLayer(channels, channels) for _ in range(layers - 1)))
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor, maps: Tensor) -> Tensor:
+        """Logits (B, 1, H, W) of pictures x (B, 1, H, W) given maps (B, maps, H, W)."""
+        logits: Tensor = self.head(self.layers(torch.cat([x, maps], dim=1)))
+        return logits
+
+    @torch.no_grad()
+    def draw(self, maps: Tensor, progress: Progress = iter) -> tuple[Tensor, Tensor]:
+        """Pictures of zeros and ones, and each pixel's probability when it was drawn; both (B, 1, H, W).
+
+        No layer's value at a place depends on later places, so that each is computed once, when its place is reached.
+        The batch normalisation takes its running statistics, as in eval mode.
+        """
+        batch, _, height, width = maps.shape
+        layers = [layer.folded() for layer in cast("Iterable[MaskedLayer]", self.layers)]
+        # What each layer sees, with a border of the zeros that a convolution pads with.
+        planes = [functional.pad(torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1), (1, 1, 1, 1))]
+        planes += [maps.new_zeros(batch, len(bias), height + 2, width + 2) for _, bias in layers]
+        probabilities = torch.empty_like(maps[:, :1])
+        for place in progress(range(height * width)):
+            i, j = divmod(place, width)
+            for (weight, bias), plane, following in zip(layers, planes[:-1], planes[1:], strict=True):
+                patch = plane[:, :, i : i + 3, j : j + 3].flatten(1)
+                following[:, :, i + 1, j + 1] = torch.relu(functional.linear(patch, weight, bias))
+            probability = torch.sigmoid(self.head(planes[-1][:, :, i + 1, j + 1, None, None]))[:, :, 0, 0]
+            probabilities[:, :, i, j] = probability
+            planes[0][:, :1, i + 1, j + 1] = torch.bernoulli(probability)
+        return planes[0][:, :1, 1:-1, 1:-1].contiguous(), probabilities
+
+
+def _gaussian(raw: Tensor) -> DiagonalGaussian:
+    mean, log_variance = raw.chunk(2, dim=1)
+    return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCES))
+
+
+def _gated_linear(inputs: int, outputs: int) -> nn.Module:
+    """``h * sigmoid(g)`` of two linear layers."""
+    return nn.Sequential(nn.Linear(inputs, 2 * outputs), nn.GLU(dim=1))
+
+
+def _gated_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    """``h * sigmoid(g)`` of two convolutions that keep the size, or halve it."""
+    return nn.Sequential(nn.Conv2d(inputs, 2 * outputs, kernel, stride, kernel // 2), nn.GLU(dim=1))
+
+
+def _convolutions(inputs: int, kernels: Sequence[int]) -> nn.Module:
+    """Five gated convolutions, two of which halve the image: (B, inputs, H, W) to (B, 6 * H/4 * W/4)."""
+    widths, strides = (inputs, 32, 32, 64, 64, 6), (1, 2, 1, 2, 1)
+    layers = map(_gated_convolution, widths[:-1], widths[1:], kernels, strides)
+    return nn.Sequential(*layers, nn.Flatten())

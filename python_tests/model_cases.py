@@ -1,0 +1,37 @@
+"""What the tests of every model share: short training, and a state that survives saving."""
+
+import io
+
+import torch
+
+from echo_ext.models import build
+
+
+def fit(model, x, *, steps, learning_rate=3e-3):
+    """The mean losses of the first and of the last fifth of some Adam steps on the rows of x."""
+    optimizer = torch.optim.Adam(model.parameter_groups(learning_rate))
+    model.prepare(x)
+    model.train()
+    history = []
+    for _ in range(steps):
+        loss = model.loss(x)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    fifth = max(steps // 5, 1)
+    return sum(history[:fifth]) / fifth, sum(history[-fifth:]) / fifth
+
+
+def same_after_saving(recipe, data_shape, model, x, **settings):
+    """Whether a model built anew makes of x what this one does, once it has this one's state."""
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    again = build(recipe, data_shape, **settings)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    results = []
+    for each in (model.eval(), again.eval()):
+        torch.manual_seed(7)
+        results.append({name: value.item() for name, value in each.loss(x).items()})
+    return results[0] == results[1]

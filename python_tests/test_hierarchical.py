@@ -1,0 +1,234 @@
+"""Two-level models: densities and draws against each other, causality of the masks, drawing against teacher forcing."""
+
+import math
+
+import pytest
+import torch
+from model_cases import fit, same_after_saving
+from torch import nn
+
+from echo_ext.models import build
+from echo_ext.models.densities import log_mean_exp, log_normal
+from echo_ext.models.hierarchical import ConvHVAE, MaskedConv2d, PixelCNN, PixelHVAE, TwoLevelModel, TwoLevelPosterior
+from echo_ext.models.joint import DiagonalGaussian
+
+RECIPES = [
+    f"{decoder}-{prior}-{objective}"
+    for decoder in ("convhvae", "pixelhvae")
+    for prior in ("s", "vp")
+    for objective in ("vae", "a-mim", "mim")
+]
+
+
+def stripes(n, side=8):
+    """Pictures of horizontal or vertical stripes."""
+    horizontal = (torch.arange(side) % 4 < 2).float()[:, None].expand(side, side)
+    upright = torch.rand(n, 1, 1, 1) < 0.5
+    return torch.where(upright, horizontal.T, horizontal).contiguous()
+
+
+class LinearGaussian(TwoLevelModel):
+    """p(z2) = N(0, 1), p(z1|z2) = N(b z2, v), p(x|z) = N(c z1 + d z2, w), so that all is known; x is one number."""
+
+    b, v, c, d, w = 0.8, 0.5, 1.2, -0.7, 0.4
+
+    def __init__(self):
+        super().__init__((1, 1, 1), 2)
+
+    def _make_decoder(self, level):
+        pass
+
+    def _law(self):
+        """The covariance of (x, z1, z2)."""
+        z1 = self.b**2 + self.v
+        joint = torch.tensor([[0.0, 0.0, 0.0], [0.0, z1, self.b], [0.0, self.b, 1.0]], dtype=torch.float64)
+        load = torch.tensor([self.c, self.d], dtype=torch.float64)
+        joint[0, 1:] = joint[1:, 0] = load @ joint[1:, 1:]
+        joint[0, 0] = load @ joint[1:, 1:] @ load + self.w
+        return joint
+
+    def infer(self, x):
+        """The posterior itself: q(z2|x) and q(z1|x, z2) by conditioning."""
+        x = x.flatten(1)
+        law = self._law()
+        upper = law[2, 0] / law[0, 0]
+        given = law[1, [0, 2]] @ torch.linalg.inv(law[[0, 2]][:, [0, 2]])
+        spread = law[1, 1] - given @ law[1, [0, 2]]
+        return TwoLevelPosterior(
+            DiagonalGaussian(upper * x, (law[2, 2] - upper * law[0, 2]).log().expand_as(x)),
+            lambda z2: DiagonalGaussian(given[0] * x + given[1] * z2, spread.log().expand_as(x)),
+        )
+
+    def descend(self, z2):
+        return DiagonalGaussian(self.b * z2, torch.full_like(z2, math.log(self.v)))
+
+    def log_likelihood(self, x, z):
+        z1, z2 = z.chunk(2, dim=1)
+        return log_normal(x.flatten(1), self.c * z1 + self.d * z2, math.log(self.w)).sum(1)
+
+    def draw_data(self, z):
+        raise NotImplementedError
+
+    def decode(self, z):
+        raise NotImplementedError
+
+
+def test_the_two_level_elbo_is_the_evidence_where_the_posterior_is_exact():
+    model = LinearGaussian()
+    x = torch.randn(100, 1, 1, 1, dtype=torch.float64)
+    evidence = log_normal(x.flatten(), 0.0, model._law()[0, 0].log())
+    torch.testing.assert_close(model.log_weight(x), evidence)
+    losses = model.loss(x)
+    assert losses["loss"].item() == pytest.approx(-evidence.mean().item())
+    assert losses["loss"].item() == pytest.approx((losses["rate_bound"] + losses["distortion"]).item())
+
+
+def test_two_level_draws_of_the_prior_have_its_covariance():
+    model = LinearGaussian()
+    z = model.draw_prior(50_000).double()
+    torch.testing.assert_close(z.T.cov(), model._law()[1:, 1:], atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("recipe", ["convhvae-s-vae", "convhvae-vp-vae"])
+def test_the_prior_is_a_density(recipe):
+    """E_q[p(z) / q(z)] = 1 for draws of a wider q."""
+    model = build(recipe, (1, 8, 8), latent_dim=2, **({"pseudo_inputs": 5} if "vp" in recipe else {}))
+    wide = DiagonalGaussian(torch.zeros(50_000, 2), torch.full((50_000, 2), 2 * math.log(4.0)))
+    z = wide.draw()
+    with torch.no_grad():
+        mass = log_mean_exp(model.log_prior(z) - wide.log_prob(z), dim=0).exp()
+    assert mass.item() == pytest.approx(1, abs=0.05)
+
+
+def test_an_objective_leaves_rate_and_distortion_as_they_are():
+    x = stripes(10)
+    reported = []
+    for objective in ("vae", "a-mim", "mim"):
+        torch.manual_seed(5)
+        model = ConvHVAE((1, 8, 8), 4, objective=objective)
+        losses = model.loss(x)
+        reported.append((losses["rate_bound"].item(), losses["distortion"].item()))
+    assert reported[0] == reported[1] == reported[2]
+
+
+def test_layers_are_the_papers():
+    model = ConvHVAE((1, 28, 28), 80, prior="vamp")
+    convolutions = [layer for layer in model.upper.modules() if isinstance(layer, nn.Conv2d)]
+    sizes = [(c.out_channels // 2, c.kernel_size[0], c.stride[0], c.padding[0]) for c in convolutions]
+    assert sizes == [(32, 7, 1, 3), (32, 3, 2, 1), (64, 5, 1, 2), (64, 3, 2, 1), (6, 3, 1, 1)]
+    assert [c.kernel_size[0] for c in model.lower_view.modules() if isinstance(c, nn.Conv2d)] == [3] * 5
+    assert model.upper[-1].in_features == 294
+    assert model.lower[-1].in_features == 300
+    assert model.prior.pseudo_inputs.shape == (500, 1, 28, 28)
+    for law in (model.infer_upper(100 * torch.randn(3, 1, 28, 28)),):
+        assert law.log_variance.min() >= -6
+        assert law.log_variance.max() <= 2
+
+
+def test_a_masked_convolution_hides_later_places_and_the_first_inputs_own():
+    mask = MaskedConv2d(3, 2, hidden=1).mask
+    before = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]])
+    own = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]])
+    for output in mask:
+        assert torch.equal(output, torch.stack([before, own, own]))
+
+
+def test_a_pixel_depends_on_earlier_pixels_alone_and_on_the_maps_at_its_own_place():
+    side = 5
+    network = PixelCNN(2, channels=16).double().eval()
+    for layer in network.layers:  # nothing dead behind a ReLU, so that zeros of the Jacobian are the masks'
+        layer.norm.bias.data.fill_(50.0)
+    x = torch.rand(1, 1, side, side, dtype=torch.float64)
+    maps = torch.randn(1, 2, side, side, dtype=torch.float64)
+    by_x, by_maps = torch.autograd.functional.jacobian(lambda *arguments: network(*arguments).flatten(), (x, maps))
+    by_x = by_x.reshape(side**2, side**2)
+    assert torch.equal(by_x.triu(), torch.zeros_like(by_x))
+    assert (by_x.tril(-1).abs().sum(1)[1:] > 0).all()
+    for of_map in by_maps[:, 0].unbind(1):
+        of_map = of_map.reshape(side**2, side**2)
+        assert (of_map.diagonal().abs() > 0).all()
+
+
+def test_drawing_pixel_by_pixel_is_what_teacher_forcing_makes_of_the_draws():
+    network = PixelCNN(2, channels=8, layers=4).double()
+    maps = torch.randn(6, 2, 5, 7, dtype=torch.float64)
+    network(torch.rand(6, 1, 5, 7, dtype=torch.float64).round(), maps)  # moves the running statistics
+    draws, probabilities = network.draw(maps)
+    assert set(draws.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(torch.sigmoid(network.eval()(draws, maps)), probabilities)
+
+
+def test_drawn_pictures_have_the_law_that_the_density_says():
+    network = PixelCNN(1, channels=4, layers=2).eval()
+    nn.init.normal_(network.head.weight, std=3.0)
+    maps = torch.randn(1, 1, 2, 2)
+    pictures = torch.tensor([[int(bit) for bit in f"{code:04b}"] for code in range(16)]).float().view(16, 1, 2, 2)
+    logits = network(pictures, maps.expand(16, -1, -1, -1))
+    law = (-nn.functional.binary_cross_entropy_with_logits(logits, pictures, reduction="none").sum((1, 2, 3))).exp()
+    assert law.sum().item() == pytest.approx(1, abs=1e-5)
+    draws, means = network.draw(maps.expand(50_000, -1, -1, -1))
+    codes = (draws.flatten(1) @ torch.tensor([8.0, 4.0, 2.0, 1.0])).long()
+    torch.testing.assert_close(codes.bincount(minlength=16) / 50_000, law, atol=0.012, rtol=0)
+    torch.testing.assert_close(means.mean(0), draws.mean(0), atol=0.012, rtol=0)
+
+
+def test_decoder_samples_are_evaluated_under_the_law_that_they_are_drawn_from():
+    model = PixelHVAE((1, 4, 4), 4).train()
+    model.loss(stripes(16, side=4))  # moves the running statistics
+    with torch.no_grad(), model.decoding():
+        z = model.draw_prior(3)
+        maps = model._maps(z)
+        x, means = model.decoder.draw(maps)
+        torch.testing.assert_close(torch.sigmoid(model.decoder(x, maps)), means, atol=1e-5, rtol=0)
+    assert model.decoder.training
+
+
+def test_a_progress_bar_sees_every_pixel():
+    seen = []
+
+    def progress(places):
+        for place in places:
+            seen.append(place)
+            yield place
+
+    model = PixelHVAE((1, 4, 6), 4)
+    assert model.sample(2, progress).shape == (2, 1, 4, 6)
+    assert seen == list(range(24))
+
+
+def test_a_pseudo_input_begins_as_a_training_row():
+    x = stripes(20)
+    model = ConvHVAE((1, 8, 8), 4, prior="vamp", pseudo_inputs=30)
+    model.prepare(x)
+    nearest = torch.cdist(model.prior.pseudo_inputs.flatten(1), x.flatten(1)).min(1).values
+    assert nearest.max() < 0.2
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_learn_and_keep_their_state(recipe):
+    settings = {"latent_dim": 4, **({"pseudo_inputs": 6} if "-vp-" in recipe else {})}
+    model = build(recipe, (1, 4, 4), **settings)
+    x = stripes(32, side=4)
+    first, last = fit(model, x, steps=25, learning_rate=2e-3)
+    assert last < 0.9 * first
+    assert model.encode(x).shape == (32, 4)
+    assert model.reconstruct(x[:3]).shape == x[:3].shape
+    means = model.sample(3)
+    assert means.shape == (3, 1, 4, 4)
+    assert ((means >= 0) & (means <= 1)).all()
+    assert same_after_saving(recipe, (1, 4, 4), model, x, **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "data_shape", "settings", "line"),
+    [
+        (ConvHVAE, (64,), {}, r"data_shape must be \(channels, height, width\), but is \(64,\)"),
+        (PixelHVAE, (3, 8, 8), {}, r"data_shape must be \(1, height, width\) .* \(3, 8, 8\)"),
+        (ConvHVAE, (1, 8, 8), {"latent_dim": 5}, "latent_dim must be even, .* 5"),
+        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be 'standard-normal' or 'vamp', but is 'maf'"),
+        (ConvHVAE, (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
+    ],
+)
+def test_bad_input_is_named(model, data_shape, settings, line):
+    with pytest.raises(ValueError, match=line):
+        model(data_shape, **{"latent_dim": 4, **settings})

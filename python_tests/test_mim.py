@@ -1,0 +1,273 @@
+"""MIM: closed forms of linear Gaussian laws, identities of the objectives, and gradients through discrete draws."""
+
+import math
+
+import pytest
+import torch
+from model_cases import fit, same_after_saving
+from torch import nn
+
+from echo_ext.models import build
+from echo_ext.models.densities import log_normal
+from echo_ext.models.joint import DiagonalGaussian, JointModel, score_function
+from echo_ext.models.likelihoods import Categorical
+from echo_ext.models.marginals import GaussianMixture, Marginal, StandardNormal
+from echo_ext.models.mim import MIM, OBJECTIVES, joint_losses
+
+
+class Normal(Marginal):
+    def __init__(self, variance):
+        super().__init__()
+        self.variance = variance
+
+    def log_prob(self, z):
+        return log_normal(z, 0.0, math.log(self.variance)).sum(1)
+
+    def sample(self, n):
+        return math.sqrt(self.variance) * torch.randn(n, 1, dtype=torch.float64)
+
+
+class LinearGaussian(JointModel):
+    """q(z|x) = N(a x, v), p(z) = N(0, 1), p(x|z) = N(b z, w)."""
+
+    def __init__(self, a, v, b, w):
+        super().__init__((1,), 1)
+        self.a, self.v, self.b, self.w = a, v, b, w
+
+    def infer(self, x):
+        return DiagonalGaussian(self.a * x, torch.full_like(x, math.log(self.v)))
+
+    def log_prior(self, z):
+        return log_normal(z).sum(1)
+
+    def draw_prior(self, n):
+        return torch.randn(n, 1, dtype=torch.float64)
+
+    def log_likelihood(self, x, z):
+        return log_normal(x, self.b * z, math.log(self.w)).sum(1)
+
+    def draw_data(self, z):
+        return self.b * z + math.sqrt(self.w) * torch.randn_like(z), True
+
+    def decode(self, z):
+        return self.b * z
+
+    def loss(self, x):
+        raise NotImplementedError
+
+    def encoding_law(self, variance):
+        """The covariance of (x, z) where x ~ N(0, variance) is encoded."""
+        return torch.tensor([[variance, self.a * variance], [self.a * variance, self.a**2 * variance + self.v]])
+
+    def decoding_law(self):
+        return torch.tensor([[self.b**2 + self.w, self.b], [self.b, 1.0]])
+
+
+def cross_entropy(of, by):
+    """-E log N(.; 0, by) under N(0, of)."""
+    return 0.5 * (torch.logdet(2 * math.pi * by) + torch.trace(torch.linalg.solve(by, of)))
+
+
+def consistent(b=0.8, w=0.5):
+    """Both joint laws are one, and x ~ N(0, b^2 + w)."""
+    variance = b**2 + w
+    return LinearGaussian(b / variance, w / variance, b, w), variance
+
+
+ROWS = 200_000
+
+
+def test_mim_has_its_closed_form_where_both_joint_laws_are_gaussian():
+    model, variance = LinearGaussian(0.7, 0.4, 1.1, 0.6), 1.5
+    encoding, decoding = model.encoding_law(variance), model.decoding_law()
+    halves = [(cross_entropy(half, decoding) + cross_entropy(half, encoding)) / 2 for half in (encoding, decoding)]
+    x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
+    losses = joint_losses("mim", model, x, marginal=Normal(variance))
+    assert losses["encoder_half"].item() == pytest.approx(halves[0].item(), abs=0.02)
+    assert losses["decoder_half"].item() == pytest.approx(halves[1].item(), abs=0.02)
+    assert losses["loss"].item() == pytest.approx((halves[0] + halves[1]).item() / 2, abs=0.02)
+
+
+def test_consistent_laws_reach_the_joint_entropy_and_the_cross_entropy_bounds_mim_from_below():
+    model, variance = consistent()
+    x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
+    entropy = cross_entropy(model.decoding_law(), model.decoding_law()).item()
+    for marginal in (None, Normal(variance)):  # the importance sample is exact where q(z|x) is p(z|x)
+        assert joint_losses("mim", model, x, marginal=marginal)["loss"].item() == pytest.approx(entropy, abs=0.02)
+    for other, law in ((model, Normal(variance)), (LinearGaussian(0.2, 0.9, 1.1, 0.6), Normal(1.0))):
+        losses = []
+        for objective in ("cross-entropy", "mim"):
+            torch.manual_seed(0)
+            losses.append(joint_losses(objective, other, x[:100], marginal=law)["loss"].item())
+        if other is model:
+            assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+        else:
+            assert losses[0] < losses[1]
+
+
+def test_log_weight_is_the_evidence_where_the_encoder_is_the_posterior_and_below_it_otherwise():
+    model, variance = consistent()
+    x = torch.randn(1000, 1, dtype=torch.float64)
+    evidence = Normal(variance).log_prob(x)
+    torch.testing.assert_close(model.log_weight(x), evidence)
+    model.a *= 0.5
+    gap = evidence - torch.stack([model.log_weight(x) for _ in range(50)]).mean(0)
+    assert gap.mean() > 0.01
+
+
+def same_draws(objective, model, x, **arguments):
+    torch.manual_seed(11)
+    return joint_losses(objective, model, x, **arguments)
+
+
+def test_identities_between_the_objectives():
+    model = MIM((3,), 2, hidden=(8,), min_log_variance=-6)
+    x = torch.randn(50, 3)
+    torch.manual_seed(11)
+    sent = model.posterior(x)
+    log_decoding = model.log_likelihood(x, sent.z) + model.log_prior(sent.z)
+    of = {objective: same_draws(objective, model, x) for objective in OBJECTIVES if objective != "cross-entropy"}
+    losses = {objective: each["loss"].item() for objective, each in of.items()}
+    entropy = -sent.log_density.mean().item()
+    assert losses["a-mim"] == pytest.approx(-log_decoding.mean().item(), rel=1e-5)
+    assert losses["vae-h"] == pytest.approx(losses["vae"] + entropy, rel=1e-5)
+    assert losses["vae-h"] == pytest.approx(losses["a-mim"], rel=1e-5)
+    assert losses["mim-h"] == pytest.approx(losses["mim"] - entropy, rel=1e-5)
+    assert of["mim"]["encoder_half"].item() == pytest.approx(losses["a-mim"], rel=1e-5)
+    torch.manual_seed(11)
+    minus_elbo = -model.log_weight(x).mean().item()
+    for each in of.values():
+        assert (each["rate_bound"] + each["distortion"]).item() == pytest.approx(minus_elbo, rel=1e-5)
+
+
+def test_warmth_raises_the_second_term_from_nothing_to_a_half():
+    model = MIM((3,), 2, hidden=(8,))
+    x = torch.randn(50, 3)
+    full = same_draws("a-mim", model, x)["loss"].item()
+    halves = same_draws("mim", model, x)
+    for warmth in (0.0, 0.3):
+        model.warmth = warmth
+        assert same_draws("a-mim", model, x)["loss"].item() == pytest.approx((0.5 + 0.5 * warmth) * full, rel=1e-5)
+        losses = same_draws("mim", model, x)
+        expected = 0.5 * (losses["encoder_half"] + warmth * losses["decoder_half"])
+        assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert halves["loss"].item() == pytest.approx((halves["encoder_half"] + halves["decoder_half"]).item() / 2)
+
+
+def test_the_score_function_has_value_zero_and_the_gradient_of_the_expectation():
+    logits = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(4, dtype=torch.float64)
+    (exact,) = torch.autograd.grad((logits.softmax(0) * values).sum(), logits)
+    states = logits.softmax(0).multinomial(ROWS, replacement=True)
+    terms = score_function(values[states], logits.log_softmax(0)[states])
+    assert terms.abs().max() == 0
+    (estimate,) = torch.autograd.grad(terms.mean(), logits)
+    torch.testing.assert_close(estimate, exact, atol=0.02, rtol=0)
+
+
+class Point(Marginal):
+    def __init__(self, z):
+        super().__init__()
+        self.z = z
+
+    def log_prob(self, z):
+        raise NotImplementedError
+
+    def sample(self, n):
+        return self.z.expand(n, -1)
+
+
+class Uniform(Marginal):
+    def log_prob(self, z):
+        return torch.full_like(z[:, 0], -math.log(z.shape[1]))
+
+    def sample(self, n):
+        raise NotImplementedError
+
+
+def test_the_decoder_half_of_discrete_data_has_the_gradient_of_full_enumeration():
+    states = 3
+    model = MIM((states,), 1, likelihood="categorical", hidden=(4,)).double()
+    point = torch.tensor([[0.4]], dtype=torch.float64)
+    model.anchor = Point(point)
+    weights = dict(model.named_parameters())
+    x = torch.eye(states, dtype=torch.float64)
+    z = point.expand(states, -1)
+    log_likelihood = model.log_likelihood(x, z)
+    cost = -0.5 * (log_likelihood + model.log_prior(z) + model.infer(x).log_prob(z) - math.log(states))
+    expectation = (log_likelihood.exp() * cost).sum()
+    exact = torch.autograd.grad(expectation, list(weights.values()))
+    rows = x[torch.randint(states, (ROWS,))]
+    half = joint_losses("mim", model, rows, marginal=Uniform())["decoder_half"]
+    assert half.item() == pytest.approx(expectation.item(), abs=0.03)
+    for name, estimate, true in zip(weights, torch.autograd.grad(half, list(weights.values())), exact, strict=True):
+        torch.testing.assert_close(estimate, true, atol=0.03, rtol=0.03, msg=lambda line, name=name: f"{name}: {line}")
+
+
+def test_categorical_draws_and_densities_are_those_of_a_softmax():
+    logits = torch.randn(1, 5)
+    draws = Categorical().sample(logits.expand(ROWS, -1))
+    assert torch.equal(draws.sum(1), torch.ones(ROWS))
+    torch.testing.assert_close(draws.mean(0), logits.softmax(1)[0], atol=0.01, rtol=0)
+    torch.testing.assert_close(Categorical().log_prob(torch.eye(5), logits.expand(5, -1)), logits.log_softmax(1)[0])
+
+
+def test_learned_laws_of_x_and_z_take_part():
+    model = MIM((1,), 1, prior="mixture", marginal="mixture", hidden=(10,), activation="swish")
+    model.anchor = StandardNormal(1)
+    model.loss(torch.randn(64, 1))["loss"].backward()
+    for law in (model.prior, model.marginal):
+        assert isinstance(law, GaussianMixture)
+        assert all(weight.grad.abs().sum() > 0 for weight in law.parameters())
+
+
+def test_the_anchor_is_what_decoding_starts_from():
+    model = MIM((1,), 1, hidden=(4,))
+    assert not isinstance(model.anchor, nn.Module)
+    model.anchor = Point(torch.tensor([[3.0]]))
+    assert torch.equal(model.draw_anchor(2), torch.full((2, 1), 3.0))
+
+
+@pytest.mark.parametrize("recipe", ["mim", "a-mim", "mim-h", "vae-h"])
+def test_recipes_learn_and_keep_their_state(recipe):
+    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    x = centres[torch.randint(3, (128,))] + 0.25 * torch.randn(128, 2)
+    settings = {"latent_dim": 2, "hidden": (16, 16), "min_log_variance": -6.0}
+    model = build(recipe, (2,), **settings)
+    first, last = fit(model, x, steps=150)
+    assert last < first - 0.3
+    assert model.reconstruct(x).shape == x.shape
+    assert model.sample(7).shape == (7, 2)
+    if recipe != "mim-h":  # without the joint entropy nothing keeps z from being ignored
+        assert (model.reconstruct(x) - x).square().mean() < 0.5 * x.var()
+    assert same_after_saving(recipe, (2,), model, x, **settings)
+
+
+def test_binary_images_learn_through_the_score_function():
+    x = (torch.arange(8) < 4).float().expand(64, 1, 8, 8)
+    x = torch.where(torch.rand(64, 1, 1, 1) < 0.5, x, 1 - x)
+    first, last = fit(build("mim", (1, 8, 8), latent_dim=2, hidden=(32,)), x, steps=60)
+    assert last < 0.7 * first
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"objective": "mimm"}, "objective must be one of 'vae', .*'mimm'"),
+        ({"prior": "vamp"}, "prior must be 'standard-normal' or 'mixture', but is 'vamp'"),
+        ({"marginal": "flow"}, "marginal must be 'importance' or 'mixture', but is 'flow'"),
+        ({"objective": "cross-entropy"}, "marginal must be 'mixture' for objective 'cross-entropy'"),
+        ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
+        ({"activation": "step"}, "activation must be one of .*'step'"),
+    ],
+)
+def test_bad_input_is_named(settings, line):
+    with pytest.raises(ValueError, match=line):
+        MIM((2,), 2, **settings)
+
+
+def test_a_mixture_of_images_and_categories_of_images_are_refused():
+    with pytest.raises(ValueError, match="marginal 'mixture' takes x of shape"):
+        MIM((1, 8, 8), 2, marginal="mixture")
+    with pytest.raises(ValueError, match="likelihood 'categorical' takes one-hot rows"):
+        MIM((1, 8, 8), 2, likelihood="categorical")

@@ -1,0 +1,282 @@
+"""Every rate-distortion recipe: what its loss is made of, that it learns, and that it is saved whole."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from echo_ext.models import build, recipes
+from echo_ext.models.autoencoder import Autoencoder
+from echo_ext.models.channels import GaussianOutput
+from echo_ext.models.densities import log_mean_exp, log_normal
+from echo_ext.models.recipes import RECIPES, find
+from echo_ext.models.regularisers import mmd
+
+NAMES = [name for name, recipe in RECIPES.items() if recipe.model is Autoencoder]
+SHAPE = (1, 6, 6)
+
+
+def small(name, shape=SHAPE, **overrides):
+    """A recipe with networks that are quick to train."""
+    quick = {
+        "hidden": (32,),
+        "flow_hidden": (16,),
+        "flow_steps": 2,
+        "pseudo_inputs": 12,
+        "bank_size": 64,
+        "discriminator_width": 24,
+    }
+    if name.startswith("echo"):
+        quick["num_terms"] = 31
+    return build(name, shape, latent_dim=6, **{**quick, **overrides})
+
+
+def blobs(rows):
+    """Binary images of four kinds, some of the pixels flipped."""
+    kinds = (torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    flipped = (torch.rand(rows, *SHAPE) < 0.05).float()
+    return (kinds[torch.randint(4, (rows,))] - flipped).abs()
+
+
+def test_all_single_level_recipes_are_there():
+    expected = """echo vae beta-vae infovae vae-maf vae-vamp iaf-prior iaf-mmd iaf-maf iaf-vamp factor-vae echo-tc corex
+    anchor-vae"""
+    assert set(expected.split()) == set(NAMES)
+    assert all(recipes()[name] for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_learns_and_generates(name):
+    model, x = small(name), blobs(128)
+    model.prepare(x)
+    optimizer = torch.optim.Adam(model.parameter_groups(5e-3))
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        terms = model.loss(x)
+        assert all(value.ndim == 0 and value.isfinite() for value in terms.values())
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(terms["loss"].item())
+    assert sum(losses[-5:]) < sum(losses[:5]) - 5
+    model.refresh(x)
+    model.eval()
+    assert model.encode(x[:3]).shape == (3, 6)
+    for images in (model.reconstruct(x[:3]), model.sample(3)):
+        assert images.shape == (3, *SHAPE)
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert model.sample_latent(5).shape == (5, 6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_the_sum_of_its_terms(name):
+    model = small(name)
+    terms = {key: value.item() for key, value in model.loss(blobs(64)).items()}
+    expected = terms["distortion"] + model.beta * terms["rate" if name.startswith("echo") else "rate_bound"]
+    expected += model.mmd_weight * terms.get("mmd", 0) + model.tc_weight * terms.get("total_correlation", 0)
+    if name != "anchor-vae":
+        assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+    assert ("mmd" in terms) == (name in ("infovae", "iaf-mmd"))
+    assert ("discriminator_loss" in terms) == (name in ("factor-vae", "echo-tc"))
+
+
+def test_anchored_latents_have_half_the_price():
+    model, x = small("anchor-vae"), blobs(32)
+    torch.manual_seed(5)
+    terms = model.loss(x)
+    torch.manual_seed(5)
+    rate = model.rate(model.posterior(x)).mean(0)
+    expected = terms["distortion"] + 0.5 * rate[:5].sum() + rate[5]
+    torch.testing.assert_close(terms["loss"], expected)
+    torch.testing.assert_close(terms["rate_bound"], rate.sum())
+
+
+def test_warmth_weighs_the_rate():
+    model, x = small("beta-vae"), blobs(32)
+    model.warmth = 0.25
+    terms = model.loss(x)
+    torch.testing.assert_close(terms["loss"], terms["distortion"] + 0.25 * 4 * terms["rate_bound"])
+
+
+def test_echo_rate_is_exact_and_pushes_through_the_channel():
+    model, x = small("echo", beta=0.7), blobs(64)
+    terms = model.loss(x)
+    s_raw = model.heads(x)[1]
+    expected = -(math.log(model.channel.scale) + torch.nn.functional.logsigmoid(s_raw)).sum(1).mean()
+    torch.testing.assert_close(terms["rate"], expected)
+    torch.testing.assert_close(terms["loss"], terms["distortion"] + 0.7 * expected)
+
+
+@pytest.mark.parametrize("name", ["vae", "vae-vamp", "vae-maf", "iaf-prior", "iaf-vamp", "iaf-maf"])
+def test_mean_log_weight_is_the_elbo(name):
+    model = small(name).double()
+    x = blobs(1).double().expand(4000, *SHAPE)
+    with torch.no_grad():
+        weights, terms = model.log_weight(x), model.loss(x)
+    error = 6 * weights.std().item() / math.sqrt(len(x))
+    assert weights.mean().item() == pytest.approx(-(terms["distortion"] + terms["rate_bound"]).item(), abs=2 * error)
+
+
+def test_marginal_after_the_flow_by_brute_force():
+    """iaf-vamp's m(z) = mean_k q(z|u_k), each by inverting the flow at z."""
+    model = small("iaf-vamp").double()
+    sent = model.posterior(blobs(5).double())
+    means, log_variances = model.heads(model.marginal.pseudo_inputs.clamp(0, 1))
+    before = model.channel.flow.inverse(sent.z)
+    brute = log_mean_exp(log_normal(before[:, None], means, log_variances).sum(2), dim=1)
+    torch.testing.assert_close(model.rate(sent), sent.log_density - brute)
+    # and its draws are that mixture's: their own density before the flow is Gaussian around some mean
+    assert model.sample_latent(4).shape == (4, 6)
+
+
+def test_infovae_penalty_is_the_mmd_of_its_draws():
+    model, x = small("infovae"), blobs(64)
+    torch.manual_seed(3)
+    found = model.loss(x)["mmd"]
+    torch.manual_seed(3)
+    z = model.encode(x)
+    torch.testing.assert_close(found, mmd(z, torch.randn_like(z)))
+
+
+@pytest.mark.parametrize("name", ["factor-vae", "echo-tc"])
+def test_one_backward_trains_model_and_discriminator_apart(name):
+    model, x = small(name), blobs(64)
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    torch.manual_seed(9)
+    both = gradients(model.loss(x)["loss"])
+    torch.manual_seed(9)
+    alone = gradients(model.loss(x)["discriminator_loss"])
+    discriminator = set(map(id, model.discriminator.parameters()))
+    for parameter, together, own in zip(model.parameters(), both, alone, strict=True):
+        if id(parameter) in discriminator:
+            torch.testing.assert_close(together, own)
+        else:
+            assert together is not None
+            assert own is None
+    groups = model.parameter_groups(1e-3)
+    assert (groups[1]["lr"], groups[1]["betas"]) == (1e-4, (0.5, 0.9))
+    assert set(map(id, groups[1]["params"])) == discriminator
+    assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_whole(name):
+    model, x = small(name), blobs(64)
+    model.prepare(x)
+    model.loss(x)
+    model.refresh(x)
+    other = small(name)
+    other.load_state_dict(model.state_dict())
+    copied = copy.deepcopy(model)
+    results = []
+    for one in (model, other, copied):
+        one.eval()
+        torch.manual_seed(1)
+        results.append([*(term.item() for term in one.loss(x).values()), one.sample(2).sum().item()])
+    assert results[0] == results[1] == results[2]
+
+
+def test_copied_vamp_prior_uses_the_copys_encoder():
+    model = small("vae-vamp")
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.encoder.parameters():
+            parameter.zero_()
+    z = torch.randn(3, 6)
+    torch.testing.assert_close(copied.marginal.log_prob(z), log_normal(z).sum(1))
+    assert not torch.allclose(model.marginal.log_prob(z), log_normal(z).sum(1))
+
+
+def test_refresh_fills_echos_bank_with_the_final_encodings():
+    model, x = small("echo"), blobs(64)
+    model.loss(blobs(64))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval()
+    model.refresh(x)
+    assert not model.training
+    assert not model.channel.training
+    f = torch.tanh(model.heads(x)[0] / 16)
+    torch.testing.assert_close(model.channel.bank_f.sort(0).values, f.sort(0).values)
+    model.refresh(x[:5])  # fewer rows than the bank has: repeated
+    assert torch.cdist(model.channel.bank_f, f[:5]).min(1).values.max() < 1e-4
+
+
+def test_refresh_fills_the_aggregate():
+    model, x = small("corex"), blobs(64)
+    assert not model.aggregate.means.any()
+    model.refresh(x)
+    mean, log_variance = model.heads(x)
+    torch.testing.assert_close(model.aggregate.means.sort(0).values, mean.sort(0).values)
+    torch.testing.assert_close(model.aggregate.log_variances.sort(0).values, log_variance.sort(0).values)
+
+
+def test_vectors_are_gaussian():
+    model = small("vae", shape=(3,))
+    x = torch.randn(20, 3)
+    mean, log_variance = model.decoder(model.encode(x)).chunk(2, dim=1)
+    assert mean.shape == log_variance.shape == (20, 3)
+    assert isinstance(model.posterior(x), GaussianOutput)
+    vamp = small("vae-vamp", shape=(3,))
+    vamp.prepare(x + 5)  # not clamped to what pixels may be
+    assert vamp.marginal.limits is None
+    assert vamp.marginal.pseudo_inputs.mean() > 4
+
+
+def test_defaults_of_the_papers():
+    assert build("echo", (1, 28, 28)).channel.num_terms == 99
+    assert build("echo", (1, 64, 64), latent_dim=10).channel.num_terms == 63
+    echo = find("echo")
+    assert (echo.training_for((1, 28, 28)).batch_size, echo.training_for((1, 28, 28)).learning_rate) == (100, 3e-4)
+    assert (echo.training_for((1, 64, 64)).batch_size, echo.training_for((1, 64, 64)).learning_rate) == (64, 1e-4)
+    assert build("echo", SHAPE, sampling="ring", activation_scale=4.0, bank_size=200).channel.bank_size == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "overrides", "message"),
+    [
+        ("ecko", SHAPE, {}, "there is no recipe 'ecko'; the nearest are echo"),
+        ("vae", SHAPE, {"betta": 1}, "recipe 'vae' has no argument 'betta'; it has channel, marginal"),
+        ("vae", SHAPE, {"beta": -1.0}, r"beta must be at least 0 and finite, but is -1\.0"),
+        ("vae", SHAPE, {"beta": math.nan}, "beta must be at least 0 and finite, but is nan"),
+        ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be a positive integer, but is 0"),
+        ("vae", (0,), {}, r"data_shape must be positive integers.*but is \(0,\)"),
+        ("vae", SHAPE, {"channel": "ecko"}, "channel must be one of 'echo', 'gaussian', 'iaf', but is 'ecko'"),
+        ("vae", SHAPE, {"marginal": "wamp"}, "marginal must be one of 'standard-normal', 'vamp', .*, but is 'wamp'"),
+        (
+            "echo",
+            SHAPE,
+            {"marginal": "vamp"},
+            "marginal must be None for channel 'echo', which has its own, but is 'vamp'",
+        ),
+        (
+            "vae",
+            SHAPE,
+            {"likelihood": "poisson"},
+            "likelihood must be one of 'bernoulli', 'gaussian', but is 'poisson'",
+        ),
+        ("vae", SHAPE, {"architecture": "conv28"}, r"'conv28' takes images of 28 x 28, but data_shape is \(1, 6, 6\)"),
+        ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, but is 2"),
+        ("echo", SHAPE, {"sample_from": "aggregate"}, "sample_from must be 'marginal' for channel 'echo', but is"),
+        ("infovae", SHAPE, {"mmd_weight": -1.0}, r"mmd_weight must be at least 0 and finite, but is -1\.0"),
+        ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, but is 3"),
+    ],
+)
+def test_bad_settings(name, shape, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        build(name, shape, **overrides)
+
+
+def test_echo_has_no_density_to_weigh_by():
+    model = small("echo")
+    model.loss(blobs(64))
+    with pytest.raises(TypeError, match="an Echo channel's q"):
+        model.log_weight(blobs(64))

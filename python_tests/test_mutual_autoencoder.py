@@ -1,0 +1,154 @@
+"""The Mutual Autoencoder: its estimate against the information of an enumerable model, gradients, the constraint."""
+
+import math
+
+import pytest
+import torch
+from model_cases import fit, same_after_saving
+
+from echo_ext.models import build
+from echo_ext.models.joint import DiagonalGaussian
+from echo_ext.models.mutual_autoencoder import MutualAutoencoder
+
+STATES = 4
+
+
+def toy(**settings):
+    return MutualAutoencoder((STATES,), 1, **{"likelihood": "categorical", "hidden": (8,), **settings})
+
+
+def sharpened(model, factor=4.0):
+    """The model with a decoder that tells more of z."""
+    model.decoder[0][-1].weight.data.mul_(factor)
+    return model
+
+
+def exact_information(model):
+    """I(x; z) of p(z) p(x|z) by quadrature over z: H(x) - H(x|z)."""
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
+    weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
+    given = model.decode(z).detach()
+    marginal = (weights[:, None] * given).sum(0)
+    return ((weights[:, None] * given * (given / marginal).log()).sum()).item()
+
+
+def exact_bound(model):
+    """I_hat without sampling: x enumerated, z by quadrature. It has gradients."""
+    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)[:, None]
+    weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
+    given = model.decode(z)
+    log_inverse = torch.stack(
+        [model.infer(state.expand(len(z), -1)).log_prob(z) for state in torch.eye(STATES, dtype=torch.float64)], dim=1
+    )
+    return (weights[:, None] * given * (log_inverse - model.log_prior(z)[:, None])).sum()
+
+
+def test_the_estimate_is_the_bound_and_below_the_information():
+    model = sharpened(toy().double())
+    bound, information = exact_bound(model).item(), exact_information(model)
+    assert bound < information
+    with torch.no_grad():
+        assert model.model_information(200_000).item() == pytest.approx(bound, abs=0.03)
+
+
+def test_the_bound_is_tight_where_r_is_the_posterior():
+    """x = b z + noise: I = log(1 + b^2 / w) / 2, and p(z|x) is Gaussian."""
+    b, w = 2.0, 0.5
+
+    class Linear(MutualAutoencoder):
+        def draw_data(self, z):
+            return b * z + math.sqrt(w) * torch.randn_like(z), True
+
+        def infer(self, x):
+            variance = w / (b**2 + w)
+            return DiagonalGaussian(variance * b / w * x, torch.full_like(x, math.log(variance)))
+
+    estimate = Linear((1,), 1, hidden=(2,)).model_information(200_000).item()
+    assert estimate == pytest.approx(0.5 * math.log(1 + b**2 / w), abs=0.01)
+
+
+def test_discrete_draws_have_the_gradient_of_full_enumeration():
+    model = sharpened(toy().double())
+    weights = dict(model.named_parameters())
+    exact = torch.autograd.grad(exact_bound(model), list(weights.values()))
+    estimates = torch.autograd.grad(model.model_information(400_000), list(weights.values()))
+    for name, estimate, true in zip(weights, estimates, exact, strict=True):
+        torch.testing.assert_close(estimate, true, atol=0.04, rtol=0.04, msg=lambda line, name=name: f"{name}: {line}")
+
+
+def test_beside_the_encoder_r_only_becomes_tighter_and_the_penalty_moves_the_decoder_alone():
+    model = sharpened(toy(inverse="beside", information=0.0, penalty=1000.0).double())
+    x = torch.eye(STATES, dtype=torch.float64)
+    torch.manual_seed(5)
+    model.loss(x)["loss"].backward()
+    of_r = [weight.grad.clone() for weight in model.inverse.parameters()]
+    torch.manual_seed(5)
+    # The same draws as the loss: one of z given x, then those of the joint law.
+    model.infer(x).draw()
+    z = model.draw_prior(len(x))
+    drawn, _ = model.draw_data(z)
+    tightness = model.gaussian(model.inverse(drawn)).log_prob(z).mean()
+    expected = torch.autograd.grad(-tightness, list(model.inverse.parameters()))
+    for gradient, of_tightness in zip(of_r, expected, strict=True):
+        torch.testing.assert_close(gradient, of_tightness)
+    of_encoder = [weight.grad.clone() for weight in model.encoder.parameters()]
+    model.zero_grad()
+    model.penalty = 0.0
+    torch.manual_seed(5)
+    model.loss(x)["loss"].backward()
+    for before, weight in zip(of_encoder, model.encoder.parameters(), strict=True):
+        torch.testing.assert_close(before, weight.grad)
+
+
+def test_the_loss_is_minus_the_elbo_plus_the_price_of_the_difference():
+    model = toy(information=0.9, penalty=3.0)
+    losses = model.loss(torch.eye(STATES)[torch.randint(STATES, (50,))])
+    minus_elbo = losses["rate_bound"] + losses["distortion"]
+    expected = minus_elbo + 3.0 * (losses["information"] - 0.9).abs()
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("inverse", ["tied", "beside"])
+def test_the_discrete_toy_reaches_the_information_that_it_is_held_to(inverse):
+    model = toy(information=0.7, penalty=5.0, inverse=inverse, hidden=(32,), draws=256)
+    x = torch.eye(STATES).repeat(32, 1)
+    fit(model, x, steps=500, learning_rate=5e-3)
+    with torch.no_grad():
+        assert model.model_information(20_000).item() == pytest.approx(0.7, abs=0.12)
+
+
+def test_splitting_the_normal_uses_z_where_the_vae_does_not():
+    x = torch.randn(256, 1)
+    settings = {"latent_dim": 1, "hidden": (32,), "min_log_variance": -6.0}
+    held = build("mutual-ae", (1,), information=1.0, penalty=5.0, **settings)
+    free = build("mutual-ae", (1,), penalty=0.0, **settings)
+    for model in (held, free):
+        fit(model, x, steps=300, learning_rate=5e-3)
+    with torch.no_grad():
+        assert held.model_information(20_000).item() == pytest.approx(1.0, abs=0.15)
+        assert free.model_information(20_000).item() < 0.3
+
+
+def test_the_recipe_learns_and_keeps_its_state():
+    x = torch.eye(10).repeat(10, 1)
+    settings = {"latent_dim": 1, "likelihood": "categorical", "hidden": (16,), "information": 1.0, "inverse": "beside"}
+    model = build("mutual-ae", (10,), **settings)
+    first, last = fit(model, x, steps=100, learning_rate=1e-2)
+    assert last < first - 0.1
+    assert model.reconstruct(x).shape == x.shape
+    torch.testing.assert_close(model.sample(5).sum(1), torch.ones(5))
+    assert same_after_saving("mutual-ae", (10,), model, x, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"information": -1.0}, "information must be at least 0 and finite, but is -1.0"),
+        ({"penalty": math.inf}, "penalty must be at least 0 and finite, but is inf"),
+        ({"inverse": "none"}, "inverse must be 'tied' or 'beside', but is 'none'"),
+        ({"draws": 0}, "draws must be a positive integer or None, but is 0"),
+    ],
+)
+def test_bad_input_is_named(settings, line):
+    with pytest.raises(ValueError, match=line):
+        toy(**settings)

@@ -1,0 +1,94 @@
+"""Shapes, sizes and initial weights of the encoders and decoders, and what they say of a shape they cannot take."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from echo_ext.models.networks import ACTIVATIONS, architecture_for, decoder, encoder, mlp
+
+
+def parameters(*networks):
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
+def test_the_papers_pair_has_its_size():
+    pair = encoder("conv28", (1, 28, 28), 64), decoder("conv28", (1, 28, 28), 32)
+    assert parameters(*pair) == 1_399_137  # 1.40e6
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [("conv28", (1, 28, 28)), ("conv28", (3, 28, 28)), ("conv64", (1, 64, 64)), ("mlp", (2, 5, 3)), ("mlp", (7,))],
+)
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_shapes(architecture, shape, outputs):
+    x, z = torch.rand(2, *shape), torch.randn(2, 4)
+    assert encoder(architecture, shape, 8)(x).shape == (2, 8)
+    assert decoder(architecture, shape, 4, outputs=outputs)(z).shape == (2, outputs * shape[0], *shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((1, 28, 28), "conv28"), ((1, 64, 64), "conv64"), ((1, 8, 8), "mlp"), ((28,), "mlp")]
+)
+def test_default_architecture(shape, expected):
+    assert architecture_for(shape) == expected
+
+
+def test_convolutions_reach_every_pixel_of_their_neighbourhood():
+    # One latent moves every pixel, and every pixel moves the code: no border is cut off by an uneven padding.
+    for architecture, side in (("conv28", 28), ("conv64", 64)):
+        shape = (1, side, side)
+        x = torch.rand(4, *shape, requires_grad=True)
+        encoder(architecture, shape, 6, activation="softplus")(x).square().sum().backward()
+        assert (x.grad != 0).all()
+        z = torch.randn(1, 3)
+        net = decoder(architecture, shape, 3, activation="softplus")
+        assert (net(z) != net(z + 1)).all()
+
+
+def test_glorot_bounds():
+    for network in (encoder("conv28", (1, 28, 28), 64), decoder("conv64", (1, 64, 64), 10), mlp(5, 300, 2)):
+        for layer in network.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                fans = sum(layer.weight.shape[:2]) * math.prod(layer.weight.shape[2:])
+                bound = math.sqrt(6 / fans)
+                assert layer.weight.abs().max() <= bound
+                if layer.weight.numel() > 2000:
+                    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+                assert not layer.bias.any()
+
+
+def test_mlp_layers():
+    network = mlp(3, 8, 5, 2, activation="tanh")
+    assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
+    x = torch.randn(4, 3)
+    linear = encoder("mlp", (3,), 2, hidden=())
+    torch.testing.assert_close(linear(x) + linear(-x), 2 * linear(torch.zeros(4, 3)))
+    for name in ACTIVATIONS:
+        assert mlp(3, 4, 2, activation=name)(x).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("conv28", (1, 64, 64), 8), r"'conv28' takes images of 28 x 28, but data_shape is \(1, 64, 64\).*'mlp'"),
+        (("conv64", (10,), 8), r"'conv64' takes images of 64 x 64, but data_shape is \(10,\)"),
+        (("conv", (1, 28, 28), 8), "architecture must be one of 'conv28', 'conv64', 'mlp', but is 'conv'"),
+    ],
+)
+def test_bad_shapes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(*arguments)
+    with pytest.raises(ValueError, match=message):
+        decoder(*arguments)
+
+
+def test_bad_options():
+    with pytest.raises(ValueError, match=r"activation must be one of .*'relu'.*, but is 'rely'"):
+        encoder("mlp", (3,), 2, activation="rely")
+    with pytest.raises(ValueError, match=r"hidden must be positive integers, as \(512, 512\), but is \(4, 0\)"):
+        encoder("mlp", (3,), 2, hidden=(4, 0))
+    with pytest.raises(ValueError, match=r"hidden is for architecture 'mlp'.*'conv28' and hidden \(4,\)"):
+        encoder("conv28", (1, 28, 28), 2, hidden=(4,))

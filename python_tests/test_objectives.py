@@ -1,0 +1,54 @@
+"""The rate-distortion objective by hand, and the correlation bound where everything is Gaussian."""
+
+import math
+
+import pytest
+import torch
+
+from echo_ext.models import build
+from echo_ext.models.objectives import anchor_weights, rate_distortion, total_correlation_bound
+
+
+def test_rate_distortion_by_hand():
+    distortion, rate = torch.tensor([3.0, 5.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert rate_distortion(distortion, rate).item() == 4 + 5
+    assert rate_distortion(distortion, rate.sum(1), beta=0.5).item() == 4 + 2.5
+    weighted = rate_distortion(distortion, rate, beta=2.0, weights=torch.tensor([0.5, 1.0]))
+    assert weighted.item() == 4 + 2 * (0.5 * 2 + 3)
+
+
+def test_anchor_weights():
+    assert anchor_weights(7, 5, 0.5).tolist() == [0.5] * 5 + [1, 1]
+    assert anchor_weights(3, 0, 0.9).tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="anchored must be from 0 to latent_dim, which is 3, but is 5"):
+        anchor_weights(3, 5, 0.5)
+    with pytest.raises(ValueError, match=r"anchor_strength must be from 0 to 1, but is 1\.5"):
+        anchor_weights(3, 2, 1.5)
+
+
+def test_total_correlation_bound_of_a_gaussian():
+    """x_i = a_i y + noise, and one latent z = w.x + noise of unit variance, so that N(0, 1) is its exact marginal."""
+    columns, noise, rows = 5, 0.3, 200_000
+    a = 0.4 + 0.5 * torch.rand(columns, dtype=torch.float64)
+    covariance = torch.outer(a, a) + torch.diag(1 - a.square())
+    w = torch.rand(columns, dtype=torch.float64)
+    w = w * math.sqrt((1 - noise) / float(w @ covariance @ w))
+    shared = covariance @ w  # cov(x_i, z), and the correlation since both have variance 1
+
+    model = build("corex", (columns,), latent_dim=1, hidden=()).double()
+    with torch.no_grad():
+        model.encoder[-1][0].weight.copy_(torch.stack([w, torch.zeros_like(w)]))
+        model.encoder[-1][0].bias.copy_(torch.tensor([0, math.log(noise)]))
+        model.decoder[0][0].weight.copy_(torch.cat([shared, torch.zeros_like(shared)])[:, None])
+        model.decoder[0][0].bias.copy_(torch.cat([torch.zeros_like(shared), (1 - shared.square()).log()]))
+        x = torch.randn(rows, columns, dtype=torch.float64) @ torch.linalg.cholesky(covariance).T
+        terms = model.loss(x)
+    entropies = torch.full((columns,), 0.5 * math.log(2 * math.pi * math.e), dtype=torch.float64)
+    bound = total_correlation_bound(entropies, terms["distortion"], terms["rate_bound"]).item()
+
+    explained = -0.5 * (1 - shared.square()).log().sum().item()  # sum_i I(x_i; z)
+    kept = -0.5 * math.log(noise)  # I(z; x)
+    total_correlation = -0.5 * torch.logdet(covariance).item()
+    assert bound == pytest.approx(explained - kept, abs=0.03)
+    assert bound < total_correlation + 0.03
+    assert explained - kept < total_correlation

@@ -1,0 +1,122 @@
+"""Stacked CorEx: the upper layer summed out exactly, against draws and against the evidence."""
+
+import math
+
+import pytest
+import torch
+from model_cases import fit, same_after_saving
+
+from echo_ext.models import build
+from echo_ext.models.densities import kl_to_standard_normal
+from echo_ext.models.stacked_corex import StackedCorEx
+
+
+def small(**settings):
+    return StackedCorEx((6,), 3, **{"states": 4, "hidden": (8,), "upper_hidden": (5,), **settings})
+
+
+def same_draws(compute):
+    torch.manual_seed(3)
+    return compute()
+
+
+def test_rates_are_those_of_draws_from_both_layers():
+    model = small()
+    x = torch.randn(1, 6)
+    with torch.no_grad():
+        sent = model.posterior(x.expand(100_000, -1))
+        log_choice, log_given = model.log_choice(sent.z), model.log_given(sent.z)
+        y = log_choice.exp().multinomial(1)
+        lower = (sent.log_density - log_given.gather(1, y)[:, 0]).mean().item()
+        upper = (log_choice.gather(1, y)[:, 0] + math.log(4)).mean().item()
+        losses = model.loss(x.expand(100_000, -1))
+    assert losses["lower_rate"].item() == pytest.approx(lower, abs=0.05)
+    assert losses["upper_rate"].item() == pytest.approx(upper, abs=0.02)
+    assert losses["rate_bound"].item() == pytest.approx((losses["lower_rate"] + losses["upper_rate"]).item(), rel=1e-6)
+
+
+def test_the_lower_rate_is_a_kl_where_the_layer_above_says_nothing():
+    model = small()
+    model.upper_decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) whatever y
+    x = torch.randn(1, 6)
+    with torch.no_grad():
+        mean, log_variance = model.encoder(x).chunk(2, dim=1)
+        rate = model.loss(x.expand(100_000, -1))["lower_rate"].item()
+    assert rate == pytest.approx(kl_to_standard_normal(mean, log_variance).sum().item(), abs=0.05)
+
+
+def test_the_loss_exceeds_the_evidence_by_the_upper_layers_divergence():
+    """-ELBO - E log(1 / weight) = E KL(q(y|z) | r(y|z)), draw by draw."""
+    model = small().double()
+    x = torch.randn(20, 6, dtype=torch.float64)
+    sent = same_draws(lambda: model.posterior(x))
+    log_choice = model.log_choice(sent.z)
+    divergence = (log_choice.exp() * (log_choice - model.log_given(sent.z).log_softmax(1))).sum(1)
+    losses, weight = same_draws(lambda: model.loss(x)), same_draws(lambda: model.log_weight(x))
+    assert divergence.min() > 0
+    assert losses["loss"].item() == pytest.approx((divergence - weight).mean().item(), rel=1e-9)
+    assert losses["loss"].item() == pytest.approx((losses["rate_bound"] + losses["distortion"]).item(), rel=1e-9)
+
+
+def test_beta_weighs_both_rates():
+    x = torch.randn(20, 6)
+    model = small()
+    losses = same_draws(lambda: model.loss(x))
+    model.beta = 0.3
+    expected = losses["distortion"] + 0.3 * losses["rate_bound"]
+    assert same_draws(lambda: model.loss(x))["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_samples_come_from_the_top():
+    """The mean of decoded samples is the mean over states and their Gaussians."""
+    model = small(likelihood="gaussian")
+    with torch.no_grad():
+        mean, log_variance = model._levels().chunk(2, dim=1)
+        z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * torch.randn(4, 20_000, 3)
+        expected = model.decode(z.flatten(0, 1)).mean(0)
+        torch.testing.assert_close(model.sample(80_000).mean(0), expected, atol=0.03, rtol=0)
+
+
+def test_a_cluster_is_the_likeliest_state_of_the_mean():
+    model = small(states=3, upper_hidden=())
+    model.upper_encoder[-1].weight.data = torch.eye(3)
+    x = torch.randn(50, 6)
+    assert torch.equal(model.cluster(x), model.encoder(x)[:, :3].argmax(1))
+
+
+def test_layers_are_the_papers():
+    model = build("stacked-corex", (1, 28, 28), latent_dim=64)
+
+    def widths(network):
+        layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+        return [layers[0].in_features, *(layer.out_features for layer in layers)]
+
+    assert widths(model.encoder) == [784, 512, 512, 2 * 64]
+    assert widths(model.decoder) == [64, 512, 512, 784]
+    assert widths(model.upper_encoder) == [64, 32, 32, 16, 16, 10]
+    assert widths(model.upper_decoder) == [10, 16, 16, 32, 32, 2 * 64]
+
+
+def test_the_recipe_learns_and_keeps_its_state():
+    centres = 4 * torch.eye(6)[:3]
+    x = centres.repeat(50, 1) + 0.3 * torch.randn(150, 6)
+    settings = {"latent_dim": 3, "states": 3, "hidden": (16,), "upper_hidden": (8,)}
+    model = build("stacked-corex", (6,), **settings)
+    first, last = fit(model, x, steps=150)
+    assert last < first - 1
+    assert model.encode(x).shape == (150, 3)
+    assert model.reconstruct(x).shape == x.shape
+    assert same_after_saving("stacked-corex", (6,), model, x, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"states": 0}, "states must be a positive integer, but is 0"),
+        ({"beta": -1.0}, "beta must be at least 0 and finite, but is -1.0"),
+        ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
+    ],
+)
+def test_bad_input_is_named(settings, line):
+    with pytest.raises(ValueError, match=line):
+        small(**settings)
