@@ -24,6 +24,7 @@ except ModuleNotFoundError as missing:
 __all__ = [
     "Course",
     "bars",
+    "clouds",
     "curves",
     "embedding",
     "marginal_activations",
@@ -31,6 +32,7 @@ __all__ = [
     "rate_distortion",
     "reconstructions",
     "samples",
+    "trends",
 ]
 
 _COLOURS = (
@@ -198,6 +200,33 @@ def bars(values: Tensor, *, highlighted: int = 0, title: str = "", quantity: str
     return figure
 
 
+def trends(
+    measured: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, places: Sequence[object], across: str
+) -> Figure:
+    """A panel for each quantity: its (mean, standard error) at each of the places, a line for each model by name.
+
+    Args:
+        measured: by quantity and by model, one pair for each place; an error that is not known is NaN.
+        places: what is varied, such as a width; they stand side by side, whatever lies between them.
+        across: what the places are.
+    """
+    figure = Figure(figsize=(2.9 * len(measured), 3.2), dpi=_DPI, layout="constrained")
+    positions = range(len(places))
+    for axes, (quantity, lines) in zip(
+        figure.subplots(1, len(measured), squeeze=False).flat, measured.items(), strict=True
+    ):
+        for colour, (name, points) in zip(_colours(lines), lines.items(), strict=True):
+            means, errors = zip(*points, strict=True)
+            look = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2}
+            axes.errorbar(positions, means, yerr=list(map(_known, errors)), label=name, **look)
+        axes.set_xticks(positions, list(map(str, places)))
+        axes.margins(x=0.12)
+        _dress(axes, quantity, across, "")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
 # ---- Codes -----------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +252,38 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
         )
     _title(axes, title)
+    return figure
+
+
+def clouds(
+    points: Mapping[str, Tensor],
+    *,
+    labels: Tensor | None = None,
+    columns: int = 4,
+    axes_names: tuple[str, str] = ("", ""),
+) -> Figure:
+    """Panels of points in the plane, (N, 2) each, by title; coloured by the labels (N,) that all panels share.
+
+    Args:
+        points: what to draw.
+        labels: of each point.
+        columns: panels side by side.
+        axes_names: what the two coordinates are; their scales are shown where this is given.
+    """
+    columns = min(columns, len(points))
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.4 * rows), dpi=_DPI, layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(points) :]:
+        axes.set_axis_off()
+    draw = _points if any(axes_names) else _scatter
+    for axes, (title, each) in zip(panels, points.items(), strict=False):
+        values = [None] if labels is None else torch.unique(labels).tolist()
+        for colour, value in zip(_colours(values), values, strict=True):
+            draw(axes, each if labels is None else each[labels == value], colour)
+        if any(axes_names):
+            _dress(axes, "", *axes_names)
+        axes.set_title(title, color=_INK, fontsize=9)
     return figure
 
 
