@@ -1,4 +1,4 @@
-"""Mixtures of normal laws with equal weights: the vectors of the MIM papers' small experiments, their law known."""
+"""Mixtures of normal laws with equal weights, and states: vectors of the papers' small experiments, their law known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from echo_ext.data.datasets import VectorDataset
 
-__all__ = ["MIXTURES", "Mixture", "load_mixture"]
+__all__ = ["MIXTURES", "Mixture", "load_mixture", "load_states"]
 
 _ROWS = {"train": 10_000, "valid": 2_000, "test": 10_000}
 
@@ -48,9 +48,17 @@ def _pentagon() -> Tensor:
 MIXTURES = {
     "gmm2d": Mixture(_pentagon(), 0.25),
     "gmm20d": Mixture(torch.eye(20, dtype=torch.float64)[:10], 0.25),
+    # The Mutual Autoencoder's second toy (Phuong et al. 2018).
+    "normal": Mixture(torch.zeros(1, 1, dtype=torch.float64), 1.0),
 }
 
 
 def load_mixture(name: str) -> dict[str, VectorDataset]:
     """10000 / 2000 / 10000 draws, the same on every call."""
     return {part: MIXTURES[name].sample(rows, seed=seed) for seed, (part, rows) in enumerate(_ROWS.items())}
+
+
+def load_states(states: int = 10) -> dict[str, VectorDataset]:
+    """10000 / 2000 / 10000 one-hot rows, each state as frequent as the others (the Mutual Autoencoder's first toy)."""
+    labels = {part: torch.arange(rows) % states for part, rows in _ROWS.items()}
+    return {part: VectorDataset(torch.eye(states)[each], each) for part, each in labels.items()}
