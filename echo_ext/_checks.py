@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -90,6 +90,12 @@ def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
         source = "other rows in the batch" if exclude_self else "rows in the bank"
         raise ValueError(f"num_terms is {count}, but there are only {available} {source}")
     return count
+
+
+def one_of(name: str, value: object, known: Collection[object]) -> None:
+    """A name among those that there are."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but is {_brief(value)}")
 
 
 def seed_tensor(seed: object, device: torch.device) -> Tensor:

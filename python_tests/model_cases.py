@@ -7,7 +7,7 @@ import torch
 from echo_ext.models import build
 
 
-def fit(model, x, *, steps, learning_rate=3e-3):
+def fit(model, x, *, steps, learning_rate=3e-3, clip_gradients=False):
     """The mean losses of the first and of the last fifth of some Adam steps on the rows of x."""
     optimizer = torch.optim.Adam(model.parameter_groups(learning_rate))
     model.prepare(x)
@@ -17,6 +17,9 @@ def fit(model, x, *, steps, learning_rate=3e-3):
         loss = model.loss(x)["loss"]
         optimizer.zero_grad()
         loss.backward()
+        if clip_gradients:
+            for weight in model.parameters():
+                torch.nn.utils.clip_grad_norm_(weight, 1.0)
         optimizer.step()
         history.append(loss.item())
     fifth = max(steps // 5, 1)
@@ -35,3 +38,19 @@ def same_after_saving(recipe, data_shape, model, x, **settings):
         torch.manual_seed(7)
         results.append({name: value.item() for name, value in each.loss(x).items()})
     return results[0] == results[1]
+
+
+def wide_under_autocast(model, x):
+    """Whether losses and samples are float32 where the networks compute in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [*model.loss(x).values(), model.sample(2)]
+    return all(result.dtype == torch.float32 for result in results)
+
+
+def refuses_other_shapes(model, x):
+    """Whether a batch that has a column too many is named."""
+    try:
+        model.loss(torch.cat([x, x[..., :1]], dim=-1))
+    except ValueError as error:
+        return str(error).startswith("x must be (B, ")
+    return False

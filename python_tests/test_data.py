@@ -2,32 +2,21 @@
 
 import gzip
 import re
-import struct
 import sys
 
 import numpy as np
 import pytest
 import torch
+from data_cases import REAL, away_from_all_data, idx, needs_real_files, write_idx
 from torch.utils.data import DataLoader
 
-from echo_ext import data
-
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+from echo_ext import cli, data
+from echo_ext.data import catalogue, mixtures, principal
 
 
-def write_files(folder, *, pack=gzip.compress, suffix=".gz", train=18, test=5):
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(1)
-    arrays = {}
-    for name, rows in zip(FILES, (train, train, test, test), strict=True):
-        shape = (rows, 28, 28) if "images" in name else (rows,)
-        arrays[name] = random.integers(0, 256 if "images" in name else 10, shape).astype(np.uint8)
-        (folder / (name + suffix)).write_bytes(pack(idx(arrays[name])))
-    return arrays
+@pytest.fixture(autouse=True)
+def isolated(monkeypatch, tmp_path):
+    away_from_all_data(monkeypatch, tmp_path)
 
 
 def test_digits_are_split_into_disjoint_parts_of_pixels_in_the_unit_interval():
@@ -48,7 +37,7 @@ def test_a_dataset_gives_rows_slices_and_batches():
     levels = torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2)
     dataset = data.ImageDataset(levels, torch.arange(6), white=23)
     x, label = dataset[5]
-    assert x.shape == dataset.image_shape == (1, 2, 2)
+    assert x.shape == dataset.data_shape == (1, 2, 2)
     assert torch.equal(x, torch.tensor([[[20, 21], [22, 23]]]) / 23)
     assert label == 5
     assert torch.equal(dataset[torch.tensor([4, 0])][1], torch.tensor([4, 0]))
@@ -63,7 +52,7 @@ def test_a_dataset_gives_rows_slices_and_batches():
 @pytest.mark.parametrize("by_variable", [True, False])
 def test_idx_files_are_found_in_either_layout(tmp_path, monkeypatch, name, packed, subfolder, by_variable):
     how = {} if packed else {"pack": bytes, "suffix": ""}
-    arrays = write_files(tmp_path / name if subfolder else tmp_path, **how)
+    arrays = write_idx(tmp_path / name if subfolder else tmp_path, **how)
     if by_variable:
         monkeypatch.setenv("ECHO_EXT_DATA", str(tmp_path))
     parts = data.load(name, None if by_variable else tmp_path)
@@ -73,32 +62,51 @@ def test_idx_files_are_found_in_either_layout(tmp_path, monkeypatch, name, packe
     assert parts["test"][:][1].tolist() == arrays["t10k-labels-idx1-ubyte"].tolist()
 
 
-def test_unknown_name_lists_those_there_are():
-    with pytest.raises(ValueError, match=r"no data set 'cifar'; there are digits, fashion-mnist, mnist$"):
-        data.load("cifar")
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("fashion-mnst", "fashion-mnist, "),
+        ("dsprite", "dsprites, dsprites-dependent"),
+        ("mnst", "mnist"),
+        ("?", ", ".join(data.names())),
+    ],
+)
+def test_an_unknown_name_lists_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"no data set {re.escape(repr(name))}; the nearest are {near}"):
+        data.load(name)
 
 
-def test_without_a_folder_it_says_how_to_give_one(monkeypatch):
-    monkeypatch.delenv("ECHO_EXT_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match=r"--data-dir.*ECHO_EXT_DATA.*https://github.com/zalandoresearch"):
+def test_without_a_folder_it_says_how_to_give_one():
+    with pytest.raises(FileNotFoundError, match=r"https://github.com/zalandoresearch.*--data-dir.*ECHO_EXT_DATA"):
         data.load("fashion-mnist")
 
 
 def test_missing_folder_and_missing_file_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'nowhere'} is not there")):
         data.load("mnist", tmp_path / "nowhere")
-    write_files(tmp_path)
+    write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*https://"
+        FileNotFoundError,
+        match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*it can be had at https://",
     ):
         data.load("mnist", tmp_path)
 
 
 def test_another_data_sets_folder_is_not_taken_for_this_one(tmp_path):
-    write_files(tmp_path / "fashion-mnist")
+    write_idx(tmp_path / "fashion-mnist")
     with pytest.raises(FileNotFoundError, match="the folder of fashion-mnist, not of mnist"):
         data.load("mnist", tmp_path / "fashion-mnist")
+
+
+def test_a_published_file_that_was_changed_is_named(tmp_path):
+    # As long as MNIST's own, so that it must be MNIST's own.
+    write_idx(tmp_path)
+    path = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros(10_000, np.uint8))))
+    with pytest.raises(ValueError, match=r"is not the file of mnist: as long as .* another SHA-256") as error:
+        data.load("mnist", tmp_path)
+    assert str(path) in str(error.value)
 
 
 def damaged(change):
@@ -118,7 +126,7 @@ def damaged(change):
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, pack, complaint):
-    arrays = write_files(tmp_path)
+    arrays = write_idx(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(pack(idx(arrays["train-images-idx3-ubyte"])))
     with pytest.raises(ValueError, match=complaint) as error:
@@ -127,7 +135,7 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, pack, complaint):
 
 
 def test_images_without_labels_are_refused(tmp_path):
-    write_files(tmp_path)
+    write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(4, np.uint8))))
     with pytest.raises(ValueError, match="one label per image, but there are 5 and 4"):
         data.load("mnist", tmp_path)
@@ -138,3 +146,132 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'echo-ext\[demo\]'"):
         data.load("digits")
+
+
+# ---- Vectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(mixtures.MIXTURES))
+def test_mixtures_have_their_law(name):
+    law = mixtures.MIXTURES[name]
+    parts = data.load(name)
+    components, columns = law.means.shape
+    assert parts["train"].data_shape == (columns,)
+    x, labels = parts["train"][:]
+    assert (x.dtype, labels.dtype) == (torch.float32, torch.int64)
+    rows = len(x)
+    # Weights, means and spread, each within five standard errors.
+    share = torch.bincount(labels, minlength=components) / rows
+    assert (share - 1 / components).abs().max() < 5 * (1 / components / rows) ** 0.5
+    noise = (x - law.means[labels]) / law.sigma
+    assert noise.mean(0).abs().max() < 5 * rows**-0.5
+    assert (noise.square().mean() - 1).abs() < 5 * (2 / (rows * columns)) ** 0.5
+    # The components overlap so little that the entropy is almost that of label and noise: theirs is an upper bound.
+    entropy = np.log(components) + columns * (np.log(law.sigma) + 0.5 * np.log(2 * np.pi * np.e))
+    estimate = -law.log_prob(x)
+    assert float(estimate.mean()) == pytest.approx(entropy, abs=0.05 + 5 * float(estimate.std()) * rows**-0.5)
+    assert torch.equal(x, data.load(name)["train"][:][0])
+
+
+def test_ten_states_are_one_hot_and_equally_frequent():
+    for part in data.load("ten-states").values():
+        x, labels = part[:]
+        assert torch.equal(x.argmax(1), labels)
+        torch.testing.assert_close(x.sum(0), torch.full((10,), len(x) / 10))
+        assert torch.equal(x.sum(1), torch.ones(len(x)))
+
+
+def test_mixture_density_integrates_to_one():
+    grid = torch.linspace(-3, 3, 301, dtype=torch.float64)
+    points = torch.cartesian_prod(grid, grid)
+    density = mixtures.MIXTURES["gmm2d"].log_prob(points).exp()
+    assert float(density.sum() * 0.02**2) == pytest.approx(1, abs=1e-9)
+
+
+def test_principal_axes_of_a_known_covariance():
+    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    scores = torch.randn(500, 6, dtype=torch.float64)
+    scores = torch.linalg.qr(scores - scores.mean(0)).Q * torch.tensor([8.0, 5, 3, 2, 1, 0.5], dtype=torch.float64)
+    mean, axes, shares = principal.principal_axes(scores @ basis.T + 7, 3)
+    torch.testing.assert_close(mean, torch.full((6,), 7.0, dtype=torch.float64))
+    torch.testing.assert_close((axes * basis[:, :3]).sum(0).abs(), torch.ones(3, dtype=torch.float64))
+    variances = torch.tensor([64.0, 25, 9, 4, 1, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(shares, variances[:3] / variances.sum())
+    assert axes.gather(0, axes.abs().argmax(0, keepdim=True)).min() > 0
+
+
+def test_projections_are_distances_kept(tmp_path):
+    write_idx(tmp_path / "fashion-mnist", train=24)
+    images, vectors = data.load("fashion-mnist", tmp_path), data.load("fashion-pca20", tmp_path)
+    assert vectors["test"].data_shape == (20,)
+    # 20 training rows span 19 dimensions, so that nothing between them is lost.
+    torch.testing.assert_close(
+        torch.pdist(vectors["train"][:][0]), torch.pdist(images["train"][:][0].flatten(1)), rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(vectors["test"].labels, images["test"].labels)
+    torch.testing.assert_close(vectors["train"][:][0].mean(0), torch.zeros(20), rtol=0, atol=1e-5)
+
+
+@needs_real_files
+def test_twenty_axes_have_the_share_of_the_variance_that_the_paper_states():
+    x = data.load("fashion-mnist", REAL)["train"][:][0].flatten(1)
+    assert float(principal.principal_axes(x, 20)[2].sum()) == pytest.approx(0.785, abs=5e-4)
+
+
+# ---- The catalogue ---------------------------------------------------------------------------------------------------
+
+EMBEDDED = {name for name, entry in catalogue.CATALOGUE.items() if not entry.files}
+
+
+@pytest.mark.parametrize("name", sorted(EMBEDDED))
+def test_the_catalogue_says_what_is_loaded(name):
+    check_entry(name, data.load(name))
+
+
+@needs_real_files
+@pytest.mark.parametrize("name", sorted(set(catalogue.CATALOGUE) - EMBEDDED))
+def test_the_catalogue_says_what_the_real_files_hold(name):
+    parts = data.load(name, REAL)
+    check_entry(name, parts)
+    if "dsprites" in name:
+        rows = torch.cat([part.rows for part in parts.values()])
+        assert len(rows.unique()) == len(rows)
+    elif name == "omniglot":
+        assert set(torch.cat([part.labels for part in parts.values()]).tolist()) == set(range(50))
+    else:
+        assert all(set(part.labels.tolist()) == set(range(10)) for part in parts.values())
+
+
+def check_entry(name, parts):
+    entry = catalogue.CATALOGUE[name]
+    assert tuple(map(len, parts.values())) == entry.rows
+    assert list(parts) == ["train", "valid", "test"]
+    for part in parts.values():
+        x, label = part[torch.tensor([1, 0])]
+        assert x.shape == (2, *entry.data_shape)
+        assert part.data_shape == entry.data_shape
+        assert (x.dtype, label.dtype) == (torch.float32, torch.int64)
+        assert torch.equal(x[1], part[0][0])
+        if len(entry.data_shape) == 3:
+            assert x.min() >= 0
+            assert x.max() <= 1
+        assert not part.binary or set(x.unique().tolist()) == {0, 1}
+
+
+def test_the_command_lists_every_data_set_and_where_it_is(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    write_idx(tmp_path / "mnist")
+    assert cli.main(["data", "--data-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[::3]] == data.names()
+    entries = dict(zip(data.names(), zip(lines[::3], lines[1::3], lines[2::3], strict=True), strict=True))
+    assert "1 x 28 x 28, 50000 / 10000 / 10000 rows" in entries["mnist"][0]
+    assert f"here: {tmp_path / 'mnist' / 'train-images-idx3-ubyte.gz'}" in entries["mnist"][2]
+    assert "licence: MIT" in entries["fashion-mnist"][1]
+    assert "not here; downloaded when it is loaded: https://github.com/zala" in entries["fashion-mnist"][2]
+    assert "not here; drawn when it is loaded" in entries["dsprites"][2]
+
+
+def test_the_command_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+    assert cli.main(["data", "--data-dir", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err == f"echo-ext data: error: the data folder {tmp_path / 'nowhere'} is not there\n"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
 from echo_ext.models import build
@@ -209,13 +209,15 @@ def test_recipes_learn_and_keep_their_state(recipe):
     settings = {"latent_dim": 4, **({"pseudo_inputs": 6} if "-vp-" in recipe else {})}
     model = build(recipe, (1, 4, 4), **settings)
     x = stripes(32, side=4)
-    first, last = fit(model, x, steps=25, learning_rate=2e-3)
+    first, last = fit(model, x, steps=40, learning_rate=1e-3, clip_gradients=True)
     assert last < 0.9 * first
     assert model.encode(x).shape == (32, 4)
     assert model.reconstruct(x[:3]).shape == x[:3].shape
     means = model.sample(3)
     assert means.shape == (3, 1, 4, 4)
     assert ((means >= 0) & (means <= 1)).all()
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving(recipe, (1, 4, 4), model, x, **settings)
 
 
@@ -225,7 +227,7 @@ def test_recipes_learn_and_keep_their_state(recipe):
         (ConvHVAE, (64,), {}, r"data_shape must be \(channels, height, width\), but is \(64,\)"),
         (PixelHVAE, (3, 8, 8), {}, r"data_shape must be \(1, height, width\) .* \(3, 8, 8\)"),
         (ConvHVAE, (1, 8, 8), {"latent_dim": 5}, "latent_dim must be even, .* 5"),
-        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be 'standard-normal' or 'vamp', but is 'maf'"),
+        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be one of 'standard-normal', 'vamp', but is 'maf'"),
         (ConvHVAE, (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
     ],
 )

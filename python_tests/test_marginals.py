@@ -125,6 +125,12 @@ def test_kl_by_monte_carlo():
     assert abs(ratio.mean() - kl_to_standard_normal(mean, log_variance).sum()) < 5 * error
 
 
+def test_kl_in_closed_form():
+    mean, log_variance = torch.randn(50, 3), torch.randn(50, 3)
+    expected = torch.distributions.kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0, 1))
+    torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), expected)
+
+
 def test_iaf_density_by_change_of_variables():
     channel = IAFChannel(3, 4, (16, 16)).double()
     mean, log_variance = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
 from echo_ext.models import build
@@ -240,6 +240,8 @@ def test_recipes_learn_and_keep_their_state(recipe):
     assert model.sample(7).shape == (7, 2)
     if recipe != "mim-h":  # without the joint entropy nothing keeps z from being ignored
         assert (model.reconstruct(x) - x).square().mean() < 0.5 * x.var()
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving(recipe, (2,), model, x, **settings)
 
 
@@ -254,8 +256,8 @@ def test_binary_images_learn_through_the_score_function():
     ("settings", "line"),
     [
         ({"objective": "mimm"}, "objective must be one of 'vae', .*'mimm'"),
-        ({"prior": "vamp"}, "prior must be 'standard-normal' or 'mixture', but is 'vamp'"),
-        ({"marginal": "flow"}, "marginal must be 'importance' or 'mixture', but is 'flow'"),
+        ({"prior": "vamp"}, "prior must be one of 'standard-normal', 'mixture', but is 'vamp'"),
+        ({"marginal": "flow"}, "marginal must be one of 'importance', 'mixture', but is 'flow'"),
         ({"objective": "cross-entropy"}, "marginal must be 'mixture' for objective 'cross-entropy'"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
         ({"activation": "step"}, "activation must be one of .*'step'"),

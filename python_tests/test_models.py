@@ -127,8 +127,12 @@ def test_marginal_after_the_flow_by_brute_force():
     before = model.channel.flow.inverse(sent.z)
     brute = log_mean_exp(log_normal(before[:, None], means, log_variances).sum(2), dim=1)
     torch.testing.assert_close(model.rate(sent), sent.log_density - brute)
-    # and its draws are that mixture's: their own density before the flow is Gaussian around some mean
-    assert model.sample_latent(4).shape == (4, 6)
+    # and its draws are that mixture's, whose moments are known before the flow
+    with torch.no_grad():
+        draws = model.channel.flow.inverse(model.sample_latent(20_000))
+        variance = means.var(0, correction=0) + log_variances.exp().mean(0)
+    assert ((draws.mean(0) - means.mean(0)).abs() < 5 * (variance / len(draws)).sqrt()).all()
+    torch.testing.assert_close(draws.var(0), variance, rtol=0.1, atol=0)
 
 
 def test_infovae_penalty_is_the_mmd_of_its_draws():
@@ -164,6 +168,30 @@ def test_one_backward_trains_model_and_discriminator_apart(name):
     assert (groups[1]["lr"], groups[1]["betas"]) == (1e-4, (0.5, 0.9))
     assert set(map(id, groups[1]["params"])) == discriminator
     assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_rounds_no_sum(name):
+    model, x = small(name), blobs(64)
+    torch.manual_seed(2)
+    full = model.loss(x)
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model.loss(x)
+    mixed["loss"].backward()
+    for key, value in mixed.items():
+        assert value.dtype == torch.float32
+        if key != "loss" or not model.mmd_weight:  # 999 times what little z is rounded
+            torch.testing.assert_close(value, full[key], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["echo", "iaf-vamp", "factor-vae"])
+def test_a_step_compiles_to_one_graph(name):
+    model, x = small(name), blobs(64)
+    model.loss(x)  # fills Echo's bank, whose width is not known before
+    terms = torch.compile(model.loss, backend="aot_eager", fullgraph=True)(x)
+    terms["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -261,11 +289,13 @@ def test_defaults_of_the_papers():
             "vae",
             SHAPE,
             {"likelihood": "poisson"},
-            "likelihood must be one of 'bernoulli', 'gaussian', but is 'poisson'",
+            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', but is 'poisson'",
         ),
         ("vae", SHAPE, {"architecture": "conv28"}, r"'conv28' takes images of 28 x 28, but data_shape is \(1, 6, 6\)"),
         ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, but is 2"),
         ("echo", SHAPE, {"sample_from": "aggregate"}, "sample_from must be 'marginal' for channel 'echo', but is"),
+        ("vae", SHAPE, {"hidden": 512}, r"hidden must be positive integers, as \(512, 512\), but is 512"),
+        ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be positive integers, .*but is \(8, 0\)"),
         ("infovae", SHAPE, {"mmd_weight": -1.0}, r"mmd_weight must be at least 0 and finite, but is -1\.0"),
         ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, but is 3"),
     ],
@@ -273,6 +303,11 @@ def test_defaults_of_the_papers():
 def test_bad_settings(name, shape, overrides, message):
     with pytest.raises(ValueError, match=message):
         build(name, shape, **overrides)
+
+
+def test_data_of_another_shape():
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, 6, 6\), but is \(4, 1, 5, 6\)"):
+        small("vae").loss(torch.rand(4, 1, 5, 6))
 
 
 def test_echo_has_no_density_to_weigh_by():

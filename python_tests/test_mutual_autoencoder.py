@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 
 from echo_ext.models import build
 from echo_ext.models.joint import DiagonalGaussian
@@ -137,6 +137,8 @@ def test_the_recipe_learns_and_keeps_its_state():
     assert last < first - 0.1
     assert model.reconstruct(x).shape == x.shape
     torch.testing.assert_close(model.sample(5).sum(1), torch.ones(5))
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving("mutual-ae", (10,), model, x, **settings)
 
 
@@ -145,7 +147,7 @@ def test_the_recipe_learns_and_keeps_its_state():
     [
         ({"information": -1.0}, "information must be at least 0 and finite, but is -1.0"),
         ({"penalty": math.inf}, "penalty must be at least 0 and finite, but is inf"),
-        ({"inverse": "none"}, "inverse must be 'tied' or 'beside', but is 'none'"),
+        ({"inverse": "none"}, "inverse must be one of 'tied', 'beside', but is 'none'"),
         ({"draws": 0}, "draws must be a positive integer or None, but is 0"),
     ],
 )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, same_after_saving
+from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
 
 from echo_ext.models import build
 from echo_ext.models.densities import kl_to_standard_normal
@@ -106,6 +106,8 @@ def test_the_recipe_learns_and_keeps_its_state():
     assert last < first - 1
     assert model.encode(x).shape == (150, 3)
     assert model.reconstruct(x).shape == x.shape
+    assert wide_under_autocast(model, x)
+    assert refuses_other_shapes(model, x)
     assert same_after_saving("stacked-corex", (6,), model, x, **settings)
 
 

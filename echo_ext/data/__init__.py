@@ -29,7 +29,7 @@ __all__ = [
 
 def names() -> list[str]:
     """What :func:`load` knows; ``echo-ext data`` says more."""
-    return sorted(catalogue.CATALOGUE)
+    return list(catalogue.CATALOGUE)
 
 
 def load(

@@ -181,10 +181,13 @@ def check_content(path: Path, what: str, content: bytes | memoryview, known: Map
 def read_npz(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
     """The arrays of an npz file, whose own checksums are compared as they are read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
+        # Opened here, since NumPy leaves the file open where it cannot read it.
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
                 raise ValueError("it holds a single array")
-            yield _Arrays(path, arrays)
+            with arrays:
+                yield _Arrays(path, arrays)
     except _Damaged:
         raise
     except BROKEN as broken:

@@ -61,7 +61,7 @@ class Entry:
 def find(name: str) -> Entry:
     """The entry of this name, or a ValueError that lists the nearest names."""
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.4) or sorted(CATALOGUE)
+        near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.4) or list(CATALOGUE)
         raise ValueError(f"there is no data set {name!r}; the nearest are {', '.join(near)}")
     return CATALOGUE[name]
 

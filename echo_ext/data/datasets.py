@@ -190,7 +190,7 @@ def binarise(dataset: LabelledDataset, how: str, *, seed: int = 0) -> LabelledDa
         dataset: images; those that are zeros and ones already come back as they are.
         how: ``"none"``: leave them grey. ``"static"``: draw every pixel once, 1 with the probability that is its level.
             ``"dynamic"``: draw anew in each epoch that ``set_epoch`` announces.
-        seed: of the draws, which are the same for the same seed and epoch.
+        seed: any int; the draws are the same for the same seed and epoch.
 
     Raises:
         ValueError: ``how`` is not one of these.
@@ -211,7 +211,8 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, which wraps
 
 def _random_bits(places: Tensor, seed: int, epoch: int) -> Tensor:
     """SplitMix64 (Steele, Lea & Flood 2014) as a function of its counter: uniform integers below ``2^_BITS``."""
-    stream = int(_mix(_mix(torch.tensor(seed)) + torch.tensor(epoch) * _GOLDEN))
+    any_int = torch.tensor(seed % (1 << 64) - (1 << 63))
+    stream = int(_mix(_mix(any_int) + torch.tensor(epoch) * _GOLDEN))
     return _mix(places * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
 
 

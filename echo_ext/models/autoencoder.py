@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext.channel import ChannelOutput, EchoChannel
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianChannel, GaussianOutput, IAFChannel
-from echo_ext.models.densities import kl_to_standard_normal
-from echo_ext.models.likelihoods import LIKELIHOODS
+from echo_ext.models.densities import kl_to_standard_normal, widened
+from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.marginals import (
     MAF,
     FactorisedAggregate,
@@ -43,7 +44,7 @@ class Autoencoder(Model):
         channel: "echo", whose rate is exact, "gaussian" or "iaf".
         marginal: "standard-normal", "vamp", "maf" or "mixture"; None for "standard-normal", and for the marginal of its
             own that Echo has.
-        likelihood: "bernoulli" or "gaussian"; None for Bernoulli pixels and Gaussian columns.
+        likelihood: "bernoulli", "categorical" or "gaussian"; None for Bernoulli pixels and Gaussian columns.
         beta: the price of a nat of rate.
         anchored: how many latents, the first ones, have w_j = 1 - anchor_strength; the others have 1.
         anchor_strength: from 0 to 1.
@@ -105,15 +106,12 @@ class Autoencoder(Model):
         is_image = len(self.data_shape) == 3
         if architecture is None:
             architecture = architecture_for(self.data_shape)
-        if likelihood is None:
-            likelihood = "bernoulli" if is_image else "gaussian"
         if channel != "echo" and marginal is None:
             marginal = "standard-normal"
-        _one_of("likelihood", likelihood, LIKELIHOODS)
-        _one_of("channel", channel, _CHANNELS)
-        _one_of("sample_from", sample_from, ("marginal", "aggregate"))
+        _checks.one_of("channel", channel, _CHANNELS)
+        _checks.one_of("sample_from", sample_from, ("marginal", "aggregate"))
         if channel != "echo":
-            _one_of("marginal", marginal, _MARGINALS)
+            _checks.one_of("marginal", marginal, _MARGINALS)
         elif marginal is not None:
             raise ValueError(f"marginal must be None for channel 'echo', which has its own, but is {marginal!r}")
         if sample_from == "aggregate" and channel != "gaussian":
@@ -130,7 +128,7 @@ class Autoencoder(Model):
         weights = anchor_weights(latent_dim, anchored, anchor_strength)
         self.register_buffer("weights", weights if anchored else None, persistent=False)
 
-        self.likelihood = LIKELIHOODS[likelihood]()
+        self.likelihood = likelihood_for(likelihood, self.data_shape)
         network: dict[str, Any] = {"hidden": hidden, "activation": activation}
         self.encoder = encoder(architecture, self.data_shape, 2 * latent_dim, **network)
         self.decoder = decoder(architecture, self.data_shape, latent_dim, outputs=self.likelihood.outputs, **network)
@@ -167,7 +165,7 @@ class Autoencoder(Model):
         """
         sent = self.posterior(x)
         rate = self.rate(sent)
-        distortion = -self.likelihood.log_prob(x, self.decoder(sent.z))
+        distortion = -self._log_likelihood(x, sent.z)
         loss = rate_distortion(distortion, rate, beta=self.warmth * self.beta, weights=self.weights)
         terms = {
             "rate" if isinstance(sent, ChannelOutput) else "rate_bound": rate.sum() / len(x),
@@ -185,7 +183,7 @@ class Autoencoder(Model):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The channel's two inputs for each x, (B, latent_dim) each: a Gaussian's mean and log variance, for one."""
-        first, second = self.encoder(x).chunk(2, dim=1)
+        first, second = widened(self.encoder(self.checked(x))).chunk(2, dim=1)
         return first, second
 
     def posterior(self, x: Tensor) -> Sent:
@@ -207,7 +205,7 @@ class Autoencoder(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(widened(self.decoder(z)))
 
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x whose z are drawn from the marginal or the aggregate: (n, *data_shape)."""
@@ -230,7 +228,7 @@ class Autoencoder(Model):
         sent = self.posterior(x)
         if isinstance(sent, ChannelOutput):
             raise TypeError("an Echo channel's q(z|x) has no closed density to weigh samples by; its rate is exact")
-        return self.likelihood.log_prob(x, self.decoder(sent.z)) + self._log_marginal(sent) - sent.log_density
+        return self._log_likelihood(x, sent.z) + self._log_marginal(sent) - sent.log_density
 
     def prepare(self, x: Tensor) -> None:
         """Begin VampPrior's pseudo-inputs from training rows (B, *data_shape)."""
@@ -257,6 +255,10 @@ class Autoencoder(Model):
         ]
         return [*groups, {"params": own, "lr": 1e-4, "betas": (0.5, 0.9)}] if own else groups
 
+    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x|z)``: (B,)."""
+        return self.likelihood.log_prob(x, widened(self.decoder(z)))
+
     def _log_marginal(self, sent: GaussianOutput | DensityOutput) -> Tensor:
         """``log m(z)``: (B,)."""
         assert self.marginal is not None  # only Echo goes without
@@ -264,8 +266,3 @@ class Autoencoder(Model):
             # All its components share the flow, which keeps volume: before it they are Gaussian.
             return self.marginal.log_prob(sent.base.z)
         return self.marginal.log_prob(sent.z)
-
-
-def _one_of(name: str, value: Any, known: Any) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but is {value!r}")

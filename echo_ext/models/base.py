@@ -36,6 +36,12 @@ class Model(nn.Module, abc.ABC):
         self.latent_dim = latent_dim
         self.warmth = 1.0
 
+    def checked(self, x: Tensor) -> Tensor:
+        """A batch x, or a ValueError where it is not (B, *data_shape)."""
+        if x.shape[1:] != self.data_shape:
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), but is {tuple(x.shape)}")
+        return x
+
     @abc.abstractmethod
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """What to minimise on a batch (B, *data_shape), under "loss", and what it is made of; 0-d, nats per sample.

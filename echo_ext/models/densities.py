@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LOG_2_PI", "kl_to_standard_normal", "log_mean_exp", "log_normal"]
+__all__ = ["LOG_2_PI", "kl_to_standard_normal", "log_mean_exp", "log_normal", "widened"]
 
 LOG_2_PI = math.log(2 * math.pi)
 
 
 def log_normal(x: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | float = 0.0) -> Tensor:
     """``log N(x; mean, exp(log_variance))`` of each element; all three broadcast."""
-    log_variance = torch.as_tensor(log_variance, dtype=x.dtype, device=x.device)
-    return -0.5 * ((x - mean).square() * (-log_variance).exp() + log_variance + LOG_2_PI)
+    precision = (-log_variance).exp() if isinstance(log_variance, Tensor) else math.exp(-log_variance)
+    return -0.5 * ((x - mean).square() * precision + log_variance + LOG_2_PI)
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -26,3 +26,8 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
 def log_mean_exp(x: Tensor, dim: int) -> Tensor:
     """``log(mean(exp(x)))`` over one dimension, without overflow."""
     return torch.logsumexp(x, dim) - math.log(x.shape[dim])
+
+
+def widened(x: Tensor) -> Tensor:
+    """x in at least float32: sums over dimensions must not be rounded to the three digits of a half type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

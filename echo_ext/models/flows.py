@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from echo_ext.models.networks import positive_widths
+
 __all__ = ["MADE", "ShiftFlow"]
 
 
@@ -69,6 +71,7 @@ class ShiftFlow(nn.Module):
         super().__init__()
         if steps < 1:
             raise ValueError(f"flow_steps must be at least 1, but is {steps}")
+        hidden = positive_widths("flow_hidden", hidden)
         self.steps = nn.ModuleList(MADE(dim, hidden) for _ in range(steps))
 
     def forward(self, z: Tensor) -> Tensor:

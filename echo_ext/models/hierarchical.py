@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from echo_ext import _checks
+from echo_ext.models.densities import widened
 from echo_ext.models.joint import DiagonalGaussian, JointModel
 from echo_ext.models.likelihoods import Bernoulli
 from echo_ext.models.marginals import Marginal, StandardNormal, VampPrior
@@ -83,8 +85,8 @@ class TwoLevelModel(JointModel):
         if latent_dim % 2:
             raise ValueError(f"latent_dim must be even, half for each level, but is {latent_dim}")
         known = [name for name in OBJECTIVES if name != "cross-entropy"]
-        if objective not in known:
-            raise ValueError(f"objective must be one of {', '.join(map(repr, known))}, but is {objective!r}")
+        _checks.one_of("objective", objective, known)
+        _checks.one_of("prior", prior, ("standard-normal", "vamp"))
         self.objective = objective
         self.likelihood = Bernoulli()
         level = latent_dim // 2
@@ -101,10 +103,8 @@ class TwoLevelModel(JointModel):
         )
         if prior == "standard-normal":
             self.prior = StandardNormal(level)
-        elif prior == "vamp":
-            self.prior = VampPrior(self.infer_upper, self.data_shape, pseudo_inputs)
         else:
-            raise ValueError(f"prior must be 'standard-normal' or 'vamp', but is {prior!r}")
+            self.prior = VampPrior(self.infer_upper, self.data_shape, pseudo_inputs)
         self._make_decoder(level)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
@@ -120,6 +120,7 @@ class TwoLevelModel(JointModel):
 
     def infer(self, x: Tensor) -> TwoLevelPosterior:
         """q(z2|x) q(z1|x, z2) of each x of (B, *data_shape)."""
+        self.checked(x)
         return TwoLevelPosterior(self.infer_upper(x), functools.partial(self._infer_lower, self.lower_view(x)))
 
     def infer_upper(self, x: Tensor) -> DiagonalGaussian:
@@ -185,8 +186,7 @@ class ConvHVAE(TwoLevelModel):
 
     def _logits(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        logits: Tensor = self.decoder(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
-        return logits
+        return widened(self.decoder(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1)))
 
 
 class PixelHVAE(TwoLevelModel):
@@ -215,7 +215,7 @@ class PixelHVAE(TwoLevelModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x|z1, z2)``, the sum over pixels given those before them: (B,)."""
-        return self.likelihood.log_prob(x, self.decoder(x, self._maps(z)))
+        return self.likelihood.log_prob(x, widened(self.decoder(x, self._maps(z))))
 
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
         """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
@@ -245,7 +245,7 @@ class PixelHVAE(TwoLevelModel):
 
     def _maps(self, z: Tensor) -> Tensor:
         z1, z2 = z.chunk(2, dim=1)
-        return torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1)
+        return widened(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -341,7 +341,7 @@ class PixelCNN(nn.Module):
 
 
 def _gaussian(raw: Tensor) -> DiagonalGaussian:
-    mean, log_variance = raw.chunk(2, dim=1)
+    mean, log_variance = widened(raw).chunk(2, dim=1)
     return DiagonalGaussian(mean, log_variance.clamp(*LOG_VARIANCES))
 
 

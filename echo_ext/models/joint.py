@@ -12,7 +12,7 @@ from torch import Tensor
 
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianOutput
-from echo_ext.models.densities import log_normal
+from echo_ext.models.densities import log_normal, widened
 from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.marginals import Marginal
 from echo_ext.models.networks import decoder, encoder
@@ -140,11 +140,11 @@ class GaussianJointModel(JointModel):
 
     def infer(self, x: Tensor) -> DiagonalGaussian:
         """q(z|x) of each x of (B, *data_shape)."""
-        return self.gaussian(self.encoder(x))
+        return self.gaussian(self.encoder(self.checked(x)))
 
     def gaussian(self, raw: Tensor) -> DiagonalGaussian:
         """What an encoder's last layer (B, 2 * latent_dim) stands for."""
-        mean, log_variance = raw.chunk(2, dim=1)
+        mean, log_variance = widened(raw).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_variance.clamp(min=self.min_log_variance))
 
     def posterior(self, x: Tensor) -> GaussianOutput:
@@ -162,15 +162,15 @@ class GaussianJointModel(JointModel):
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x|z)``: (B,)."""
-        return self.likelihood.log_prob(x, self.decoder(z))
+        return self.likelihood.log_prob(x, widened(self.decoder(z)))
 
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
         """A draw of x given each z, and whether gradients flow through it."""
-        return self.likelihood.sample(self.decoder(z)), not self.likelihood.discrete
+        return self.likelihood.sample(widened(self.decoder(z))), not self.likelihood.discrete
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(widened(self.decoder(z)))
 
 
 def score_function(cost: Tensor, log_prob: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from echo_ext import _checks
 from echo_ext.models.densities import log_normal
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood", "likelihood_for"]
@@ -126,8 +127,7 @@ def likelihood_for(name: str | None, data_shape: Sequence[int], *, min_log_varia
     """
     if name is None:
         name = "bernoulli" if len(data_shape) == 3 else "gaussian"
-    if name not in LIKELIHOODS:
-        raise ValueError(f"likelihood must be one of {', '.join(map(repr, LIKELIHOODS))}, but is {name!r}")
+    _checks.one_of("likelihood", name, LIKELIHOODS)
     if name == "categorical" and len(data_shape) != 1:
         raise ValueError(
             f"likelihood 'categorical' takes one-hot rows (states,), but data_shape is {tuple(data_shape)}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext.models.joint import GaussianJointModel, JointModel, Posterior, score_function
 from echo_ext.models.marginals import GaussianMixture, Marginal, StandardNormal
 
@@ -140,8 +141,11 @@ class MIM(GaussianJointModel):
         activation: str = "tanh",
         min_log_variance: float = -27.6,
     ) -> None:
-        if prior not in ("standard-normal", "mixture"):
-            raise ValueError(f"prior must be 'standard-normal' or 'mixture', but is {prior!r}")
+        _checks.one_of("objective", objective, OBJECTIVES)
+        _checks.one_of("prior", prior, ("standard-normal", "mixture"))
+        _checks.one_of("marginal", marginal, ("importance", "mixture"))
+        if objective == "cross-entropy" and marginal == "importance":
+            raise ValueError("marginal must be 'mixture' for objective 'cross-entropy', but is 'importance'")
         super().__init__(
             data_shape,
             latent_dim,
@@ -152,20 +156,13 @@ class MIM(GaussianJointModel):
             activation=activation,
             min_log_variance=min_log_variance,
         )
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {', '.join(map(repr, OBJECTIVES))}, but is {objective!r}")
-        if objective == "cross-entropy" and marginal == "importance":
-            raise ValueError("marginal must be 'mixture' for objective 'cross-entropy', but is 'importance'")
         self.objective = objective
         self.anchor = None
-        if marginal == "importance":
-            self.marginal = None
-        elif marginal == "mixture":
+        self.marginal = None
+        if marginal == "mixture":
             if len(self.data_shape) != 1:
                 raise ValueError(f"marginal 'mixture' takes x of shape (columns,), but data_shape is {self.data_shape}")
             self.marginal = GaussianMixture(self.data_shape[0], components)
-        else:
-            raise ValueError(f"marginal must be 'importance' or 'mixture', but is {marginal!r}")
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """As :func:`joint_losses` has it; 0-d, nats per sample."""

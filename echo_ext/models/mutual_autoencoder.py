@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from echo_ext import _checks
 from echo_ext.models.joint import DiagonalGaussian, GaussianJointModel, score_function
 from echo_ext.models.marginals import StandardNormal
 from echo_ext.models.mim import joint_losses
@@ -70,6 +71,7 @@ class MutualAutoencoder(GaussianJointModel):
             activation=activation,
             min_log_variance=min_log_variance,
         )
+        _checks.one_of("inverse", inverse, ("tied", "beside"))
         self.information = non_negative("information", information)
         self.penalty = non_negative("penalty", penalty)
         if draws is not None and (not isinstance(draws, int) or draws < 1):
@@ -77,10 +79,8 @@ class MutualAutoencoder(GaussianJointModel):
         self.draws = draws
         if inverse == "tied":
             self.inverse = None
-        elif inverse == "beside":
-            self.inverse = encoder(architecture, self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
         else:
-            raise ValueError(f"inverse must be 'tied' or 'beside', but is {inverse!r}")
+            self.inverse = encoder(architecture, self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """ "loss", "rate_bound", "distortion" and "information", which is I_hat; 0-d, nats per sample."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp", "positive_widths"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -145,6 +145,13 @@ def glorot(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
+def positive_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
+    """Widths of layers as a tuple, or a ValueError that names the argument."""
+    if not isinstance(widths, list | tuple) or any(not isinstance(width, int) or width < 1 for width in widths):
+        raise ValueError(f"{name} must be positive integers, as (512, 512), but is {widths!r}")
+    return tuple(widths)
+
+
 def _channels_last(network: nn.Sequential) -> nn.Sequential:
     for weight in network.parameters():
         if weight.ndim == 4:
@@ -162,10 +169,7 @@ def _checked(
         raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, but is {activation!r}")
     side = _IMAGE_SIDES.get(architecture)
     if side is None:
-        hidden = (512, 512) if hidden is None else hidden
-        if any(not isinstance(width, int) or width < 1 for width in hidden):
-            raise ValueError(f"hidden must be positive integers, as (512, 512), but is {tuple(hidden)}")
-        return hidden, ACTIVATIONS[activation]
+        return positive_widths("hidden", (512, 512) if hidden is None else hidden), ACTIVATIONS[activation]
     if len(data_shape) != 3 or tuple(data_shape[1:]) != (side, side):
         raise ValueError(
             f"architecture {architecture!r} takes images of {side} x {side}, but data_shape is {tuple(data_shape)}; "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from echo_ext.models.densities import widened
 from echo_ext.models.networks import mlp
 
 __all__ = ["TCDiscriminator", "mmd", "mmd_to_standard_normal", "permute_dimensions"]
@@ -39,8 +40,9 @@ def mmd_to_standard_normal(z: Tensor, *, bandwidth: float | None = None) -> Tens
 
 
 def _mean_kernel(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    # By a matrix product: no tensor of n x m x d.
-    squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
+    # By a matrix product, so that there is no tensor of n x m x d; autocast would round it to a half type.
+    with torch.autocast(x.device.type, enabled=False):
+        squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return (-squared / scale).exp().mean()
 
 
@@ -67,8 +69,7 @@ class TCDiscriminator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """The two logits: (B, 2)."""
-        logits: Tensor = self.layers(z)
-        return logits
+        return widened(self.layers(z))
 
     def total_correlation(self, z: Tensor) -> Tensor:
         """``mean(l0 - l1)`` in nats, 0-d; its gradient reaches z and not the discriminator's parameters."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from echo_ext.models.base import Model
 from echo_ext.models.channels import GaussianChannel, GaussianOutput
-from echo_ext.models.densities import log_normal
+from echo_ext.models.densities import log_normal, widened
 from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.networks import decoder, encoder, mlp
 from echo_ext.models.objectives import non_negative
@@ -77,7 +77,7 @@ class StackedCorEx(Model):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """ "loss", "distortion", "rate_bound" and its parts "lower_rate" and "upper_rate"; 0-d, nats per sample."""
         sent = self.posterior(x)
-        distortion = -self.likelihood.log_prob(x, self.decoder(sent.z)).mean()
+        distortion = -self._log_likelihood(x, sent.z).mean()
         log_choice = self.log_choice(sent.z)
         choice = log_choice.exp()
         lower = (sent.log_density - (choice * self.log_given(sent.z)).sum(1)).mean()
@@ -93,13 +93,13 @@ class StackedCorEx(Model):
 
     def posterior(self, x: Tensor) -> GaussianOutput:
         """A draw of z given each x of (B, *data_shape), with the Gaussian it is from."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = widened(self.encoder(self.checked(x))).chunk(2, dim=1)
         sent: GaussianOutput = self.channel(mean, log_variance)
         return sent
 
     def log_choice(self, z: Tensor) -> Tensor:
         """``log q(y|z)`` of each state: (B, states)."""
-        return torch.log_softmax(self.upper_encoder(z), dim=1)
+        return torch.log_softmax(widened(self.upper_encoder(z)), dim=1)
 
     def log_given(self, z: Tensor) -> Tensor:
         """``log r(z|y)`` under each state: (B, states)."""
@@ -108,8 +108,7 @@ class StackedCorEx(Model):
 
     def cluster(self, x: Tensor) -> Tensor:
         """The likeliest state of the mean of z given each x: (B,), int64."""
-        mean, _ = self.encoder(x).chunk(2, dim=1)
-        return self.log_choice(mean).argmax(1)
+        return self.log_choice(self.posterior(x).mean).argmax(1)
 
     def encode(self, x: Tensor) -> Tensor:
         """A draw of z given each x: (B, latent_dim)."""
@@ -117,7 +116,7 @@ class StackedCorEx(Model):
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(self.decoder(z))
+        return self.likelihood.mean(widened(self.decoder(z)))
 
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x, from y downwards: (n, *data_shape)."""
@@ -129,10 +128,13 @@ class StackedCorEx(Model):
         """``log p(x|z) + log sum_y r(y) r(z|y) - log q(z|x)`` at one draw of z given each x: (B,)."""
         sent = self.posterior(x)
         log_prior = torch.logsumexp(self.log_given(sent.z), dim=1) - math.log(self.states)
-        return self.likelihood.log_prob(x, self.decoder(sent.z)) + log_prior - sent.log_density
+        return self._log_likelihood(x, sent.z) + log_prior - sent.log_density
 
     def _levels(self) -> Tensor:
         """Means and log variances of z under each state: (states, 2 * latent_dim)."""
         weight = next(self.upper_decoder.parameters())
-        levels: Tensor = self.upper_decoder(torch.eye(self.states, dtype=weight.dtype, device=weight.device))
-        return levels
+        return widened(self.upper_decoder(torch.eye(self.states, dtype=weight.dtype, device=weight.device)))
+
+    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """``log p(x|z)``: (B,)."""
+        return self.likelihood.log_prob(x, widened(self.decoder(z)))

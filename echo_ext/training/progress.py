@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
+from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["ProgressBar"]
+__all__ = ["ProgressBar", "watched"]
 
 
 class ProgressBar:
@@ -41,3 +44,12 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
+
+
+def watched(draw: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """A model's method that draws, with a bar over its pixels where it goes from one to the next."""
+    if "progress" not in inspect.signature(draw).parameters:
+        return draw
+    from tqdm.auto import tqdm
+
+    return functools.partial(draw, progress=functools.partial(tqdm, desc=name, unit="pixel", leave=False, disable=None))

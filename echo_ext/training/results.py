@@ -13,6 +13,7 @@ from echo_ext._versions import versions
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.progress import watched
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
 
@@ -71,11 +72,12 @@ def write_pictures(
     are_images = len(test.data_shape) == 3
     shown, drawn = (SHOWN, DRAWN) if are_images else (SHOWN_VECTORS, SHOWN_VECTORS)
     x = test.values(slice(shown))
-    reconstructed = model.reconstruct(x.to(next(model.parameters()).device))
+    reconstruct, sample = (watched(draw, "drawing") for draw in (model.reconstruct, model.sample))
+    reconstructed = reconstruct(x.to(next(model.parameters()).device))
     name = configuration.recipe
     figures = {
         "reconstructions.png": pictures.reconstructions(x, {name: reconstructed.cpu()}),
-        "samples.png": pictures.samples({name: model.sample(drawn).cpu()}),
+        "samples.png": pictures.samples({name: sample(drawn).cpu()}),
         "curves.png": pictures.curves({name: _course(history, result)}),
     }
     for file, figure in figures.items():

@@ -1,0 +1,102 @@
+"""``echo-ext sweep``: a grid of recipes, betas and seeds, and its rate-distortion curves."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from echo_ext.cli.machine import check_installed, find_device
+from echo_ext.cli.train import PACKAGES, add_settings, settings
+
+if TYPE_CHECKING:
+    from echo_ext.training.sweeping import Row
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "train a grid of recipes, betas and seeds; prints the table and draws the rate-distortion curves"
+
+Value = TypeVar("Value")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The grid, and where to."""
+    parser.add_argument("--recipe", nargs="+", required=True, metavar="NAME", help="one or more")
+    parser.add_argument("--data", required=True, metavar="NAME", help="on what; echo-ext data lists it")
+    parser.add_argument("--beta", required=True, metavar="LIST", help="prices of a nat of rate, as 0.1,0.5,1,2")
+    parser.add_argument("--seeds", default="0", metavar="LIST", help="as 0,1,2; default: 0")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all runs")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; default: 1")
+    add_settings(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train what is not trained yet, and print the table."""
+    betas = _list("--beta", arguments.beta, float)
+    seeds = _list("--seeds", arguments.seeds, int)
+    check_installed(*PACKAGES, command="sweep", extra="train")
+    from echo_ext import training
+
+    given = settings(arguments)
+    configurations = [
+        training.Configuration.of(recipe, arguments.data, beta=beta, seed=seed, **given)
+        for recipe in dict.fromkeys(arguments.recipe)
+        for beta in betas
+        for seed in seeds
+    ]
+    try:
+        done = training.sweep(
+            configurations,
+            arguments.out,
+            jobs=arguments.jobs,
+            on_run=_say,
+            data_dir=arguments.data_dir,
+            device=find_device(arguments.device),
+            compile=arguments.compile,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from None
+    _print_table(done.rows)
+    if done.rows:
+        print(f"written to {arguments.out}")
+    if done.failures:
+        name, error = next(iter(done.failures.items()))
+        raise RuntimeError(
+            f"{len(done.failures)} of {len(configurations)} runs failed, the first of them {name}: {error}"
+        )
+
+
+def _list(option: str, text: str, kind: Callable[[str], Value]) -> Sequence[Value]:
+    """The distinct values of a comma-separated list."""
+    try:
+        return list(dict.fromkeys(kind(word) for word in text.split(",")))
+    except ValueError:
+        raise ValueError(f"{option} must be numbers separated by commas, but is {text!r}") from None
+
+
+def _say(name: str, result: dict[str, Any] | None) -> None:
+    print(f"{name}: " + (f"-ELBO {result['neg_elbo']:.2f}" if result else "failed"), flush=True)
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    """Means with their standard errors over the seeds."""
+    if not rows:
+        return
+    names = max(len("recipe"), *(len(row.recipe) for row in rows))
+    print(
+        f"\n{'recipe':<{names}}  {'beta':>6}  {'seeds':>5}  {'':<10}  {'rate':>16}  {'distortion':>16}  {'-ELBO':>16}"
+    )
+    for row in rows:
+        cells = (
+            _cell(row.rate, row.rate_error),
+            _cell(row.distortion, row.distortion_error),
+            _cell(row.neg_elbo, row.neg_elbo_error),
+        )
+        numbers = "  ".join(f"{cell:>16}" for cell in cells)
+        print(f"{row.recipe:<{names}}  {row.beta:>6g}  {row.seeds:>5}  {row.rate_kind:<10}  {numbers}")
+
+
+def _cell(mean: float, error: float) -> str:
+    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} +- {error:.2f}"

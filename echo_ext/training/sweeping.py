@@ -1,0 +1,193 @@
+"""A grid of runs, recipes x betas x seeds, and its rate-distortion curves."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import torch
+
+from echo_ext.metrics import RateDistortion
+from echo_ext.training.configuration import Configuration
+from echo_ext.training.results import RATES, SHOWN
+from echo_ext.training.run_directory import RunDirectory
+from echo_ext.training.running import load, load_data, train
+
+__all__ = ["Row", "Sweep", "sweep"]
+
+TABLE = "table"
+CURVES = "rate_distortion.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Means over the seeds of one recipe at one beta, in nats per sample, with standard errors (NaN for one seed)."""
+
+    recipe: str
+    beta: float
+    seeds: int
+    rate_kind: str
+    rate: float
+    rate_error: float
+    distortion: float
+    distortion_error: float
+    neg_elbo: float
+    neg_elbo_error: float
+
+
+class Sweep(NamedTuple):
+    """The table, and what became of the runs that failed: folder and error."""
+
+    rows: list[Row]
+    failures: dict[str, str]
+
+
+def sweep(
+    configurations: Sequence[Configuration],
+    out: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
+    **options: Any,
+) -> Sweep:
+    """Train every configuration into its folder below ``out``; write table.csv, table.json, rate_distortion.png there.
+
+    Runs that are finished are not trained again, and broken ones go on where they stopped. A run that fails does not
+    stop the others.
+
+    Args:
+        configurations: of one data set, each recipe with each beta and seed at most once.
+        out: the folder of the folders.
+        jobs: how many runs at a time, each in a process of its own.
+        on_run: called after each run with its folder's name and its result, None where it failed.
+        options: ``data_dir``, ``device``, ``compile``, ``progress`` of :func:`~echo_ext.training.train`.
+
+    Raises:
+        FileExistsError: a folder holds a run with another configuration.
+        ValueError: no configurations, two for one folder, or jobs below 1.
+    """
+    if not configurations:
+        raise ValueError("configurations must be at least one, but there is none")
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, but is {jobs}")
+    out = Path(out)
+    runs = {_name(configuration): configuration for configuration in configurations}
+    if len(runs) < len(configurations):
+        raise ValueError("configurations must differ in recipe, beta or seed, but some do not")
+    for name, configuration in runs.items():
+        RunDirectory(out / name).expect(configuration)
+    load_data(configurations[0], options.get("data_dir"))  # refuse what cannot be had before the first run
+
+    found: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for name, outcome in _outcomes(runs, out, jobs, options):
+        if isinstance(outcome, BaseException):
+            failures[name] = f"{type(outcome).__name__}: {outcome}"
+        else:
+            found[name] = outcome
+        on_run(name, found.get(name))
+    rows = _table([found[name] for name in runs if name in found])
+    if rows:
+        folder = RunDirectory(out)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) for row in rows)
+        folder.write(f"{TABLE}.csv", text.getvalue().encode())
+        folder.write_json(f"{TABLE}.json", [_without_nan(dataclasses.asdict(row)) for row in rows])
+        _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
+    return Sweep(rows, failures)
+
+
+def _name(configuration: Configuration) -> str:
+    return f"{configuration.recipe}-beta{configuration.beta:g}-seed{configuration.seed}"
+
+
+def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    return train(configuration, path, resume=RunDirectory(path).holds_run, **options)
+
+
+def _outcomes(
+    runs: dict[str, Configuration], out: Path, jobs: int, options: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any] | BaseException]]:
+    """The name of each run with its result or its error, as they end."""
+    if jobs == 1:
+        for name, configuration in runs.items():
+            try:
+                yield name, _train_one(configuration, out / name, options)
+            except Exception as error:
+                yield name, error
+        return
+    # Spawned: a forked process could not use torch's threads.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        quiet = {**options, "progress": False}
+        futures = {pool.submit(_train_one, runs[name], out / name, quiet): name for name in runs}
+        for future in concurrent.futures.as_completed(futures):
+            yield futures[future], future.exception() or future.result()
+
+
+def _table(results: Sequence[dict[str, Any]]) -> list[Row]:
+    """One row for each recipe and beta, in the order of the results."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["recipe"], result["beta"]), []).append(result)
+    rows = []
+    for (recipe, beta), group in groups.items():
+        kind = next(name for name in RATES if name in group[0])
+        means = [_mean_and_error([result[name] for result in group]) for name in (kind, "distortion", "neg_elbo")]
+        rows.append(Row(recipe, beta, len(group), RATES[kind], *means[0], *means[1], *means[2]))
+    return rows
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+
+
+@torch.no_grad()
+def _write_curves(
+    rows: Sequence[Row], runs: dict[str, Configuration], folder: RunDirectory, data_dir: str | os.PathLike[str] | None
+) -> None:
+    """Distortion against rate, with what the first seed of each recipe and beta makes of the same test images."""
+    from echo_ext import pictures
+
+    measured: dict[str, list[RateDistortion]] = {}
+    for row in rows:
+        measured.setdefault(row.recipe, []).append(
+            RateDistortion(
+                row.rate,
+                row.distortion,
+                row.rate_kind == RATES["rate"],
+                row.rate_error,
+                row.distortion_error,
+                row.neg_elbo_error,
+            )
+        )
+    first = next(iter(runs.values()))
+    test = load_data(first, data_dir)["test"]
+    shown = None
+    if len(test.data_shape) == 3:
+        x = test.values(slice(min(SHOWN, 8)))
+        shown = {"test image": x}
+        for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
+            label = f"{configuration.recipe}, beta {configuration.beta:g}"
+            if label not in shown:
+                torch.manual_seed(0)
+                shown[label] = load(folder.path / name).model.reconstruct(x)
+    figure = pictures.rate_distortion(measured, reconstructed=shown)
+    with folder.part(CURVES) as part:
+        figure.savefig(part)

@@ -1,0 +1,182 @@
+"""The commands recipes, train, evaluate and sweep: what they print, their exit codes, and runs killed from outside."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from echo_ext import cli, models
+
+for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+    pytest.importorskip(needed)
+
+HERE = Path(__file__).parent
+TRAIN = ("train", "--recipe", "vae", "--data", "digits")
+QUICK = ("--limit", "150", "--epochs", "2", "--latent-dim", "2", "--set", "hidden=[8]")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def fail(capsys, *argv):
+    """The exit code and the one line on standard error."""
+    try:
+        code = cli.main([str(word) for word in argv])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1, captured.err
+    assert captured.err.startswith("echo-ext")
+    assert captured.out == ""
+    return code, captured.err
+
+
+def test_recipes_lists_every_recipe_in_one_line(capsys):
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0]: line.split(maxsplit=1)[1] for line in lines} == models.recipes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("train", "--data", "digits"), "--recipe is missing"),
+        (("train", "--recipe", "vae"), "--data is missing"),
+        (("train", "--recipe", "vay", "--data", "digits"), "there is no recipe 'vay'; the nearest are vae"),
+        (("train", "--recipe", "vae", "--data", "digit"), "no data set 'digit'"),
+        (("train", "--recipe", "vae", "--data", "mnist", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
+        ((*TRAIN, "--latent-dim", "0"), "latent_dim must be an integer, at least 1, but is 0"),
+        ((*TRAIN, "--beta", "-1"), "beta must be at least 0, but is -1.0"),
+        ((*TRAIN, "--set", "hidden"), "--set must be NAME=VALUE, but is 'hidden'"),
+        ((*TRAIN, "--set", "hidden=[1"), "--set hidden: '[1' is not YAML"),
+        ((*TRAIN, "--set", "hiden=1"), "recipe 'vae' has no argument 'hiden'; it has"),
+        ((*TRAIN, "--set", "architecture=conv28"), "takes images of 28 x 28, but data_shape is (1, 8, 8)"),
+        ((*TRAIN, "--resume"), "there is nothing to resume in runs/vae-digits-beta1-seed0"),
+        (("train", "--resume", "--out", "empty"), "there is no run in empty"),
+        (("train", "--resume"), "--resume needs --out, or the run's --recipe and --data"),
+        ((*TRAIN, "--device", "abacus"), "--device must be cpu, cuda or cuda:N, but is 'abacus'"),
+        (("evaluate", "empty"), "there is no run in empty"),
+        (("evaluate", "empty", "--draws", "0"), "--draws must be at least 1, but is 0"),
+        (
+            ("sweep", "--recipe", "vae", "--data", "digits", "--beta", "1,two", "--out", "o"),
+            "--beta must be numbers separated by commas, but is '1,two'",
+        ),
+        (
+            ("sweep", "--recipe", "vae", "--data", "digits", "--beta", "1", "--out", "o", "--jobs", "0"),
+            "jobs must be at least 1, but is 0",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(capsys, tmp_path, argv, complaint):
+    code, line = fail(capsys, *argv)
+    assert complaint in line
+    assert code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named_with_the_extra_that_has_them(capsys, monkeypatch):
+    monkeypatch.setattr(cli.machine.importlib.util, "find_spec", lambda package: None)
+    code, line = fail(capsys, *TRAIN)
+    assert code == 1
+    assert "train needs lightning and matplotlib and tqdm and yaml: pip install 'echo-ext[train]'" in line
+
+
+def test_a_run_from_the_shell_is_reported_evaluated_and_guarded(capsys):
+    assert cli.main([*TRAIN, *QUICK, "--out", "run"]) == 0
+    report = capsys.readouterr().out
+    assert "rate bound" in report
+    assert "written to run" in report
+    assert cli.main(["evaluate", "run"]) == 0
+    report = capsys.readouterr().out
+    for measure in ("rate bound", "distortion", "-ELBO", "5-NN accuracy", "I(z_j; x)"):
+        assert measure in report
+
+    code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
+    assert (code, "holds this run already: resume it (--resume)" in line) == (2, True)
+    for again in ((*TRAIN, *QUICK, "--beta", "2"), ("train", "--beta", "2")):
+        code, line = fail(capsys, *again, "--out", "run", "--resume")
+        assert (code, "holds another run: it has beta 1.0, not 2.0" in line) == (2, True)
+    code, line = fail(capsys, "train", "--recipe", "echo", "--data", "digits", "--out", "run", "--resume")
+    assert (code, "holds another run: it has recipe 'vae', not 'echo'" in line) == (2, True)
+
+    Path("run/result.json").unlink()
+    Path("run/last.ckpt").write_bytes(Path("run/last.ckpt").read_bytes()[:2000])
+    for command in (("evaluate", "run"), ("train", "--resume", "--out", "run")):
+        code, line = fail(capsys, *command)
+        assert (code, "last.ckpt is damaged" in line) == (2, True)
+
+
+def test_a_sweep_from_the_shell_prints_its_table(capsys):
+    words = ["sweep", "--recipe", "vae", "beta-vae", "--data", "digits", "--beta", "0.5,1", "--seeds", "0,1"]
+    assert cli.main([*words, "--out", "grid", *QUICK]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if line.startswith(("vae  ", "beta-vae  "))]
+    assert [(row[0], row[1], row[2], row[3:5]) for row in rows] == [
+        (recipe, beta, "2", ["rate", "bound"]) for recipe in ("vae", "beta-vae") for beta in ("0.5", "1")
+    ]
+    assert all(row.count("+-") == 3 for row in rows)
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("echo_ext.training.running.fit", interrupt)
+        code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
+    assert code == 130
+    assert line.endswith("no epoch was finished; to go on: echo-ext train --resume --out run\n")
+    assert cli.main(["train", "--resume", "--out", "run"]) == 0
+
+
+def test_a_run_killed_and_terminated_ends_bit_equal_to_one_left_alone(tmp_path, one_thread):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarise", "dynamic")
+    settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2")
+    broken = tmp_path / "broken"
+
+    def start(*words):
+        command = [sys.executable, "-m", "echo_ext", *map(str, words)]
+        return subprocess.Popen(
+            command, env=environment, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    def epochs():
+        metrics = broken / "metrics.csv"
+        return metrics.read_text().count("\n") - 1 if metrics.exists() else 0
+
+    run = start(*echo, *settings, "--out", broken)
+    for signum, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
+        before = epochs()
+        while epochs() < before + 2 and run.poll() is None:
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 0.1))
+        run.send_signal(signum)
+        _, errors = run.communicate(timeout=100)
+        assert run.returncode == code, errors
+        run = start("train", "--resume", "--out", broken)
+    assert errors.endswith(f"to go on: echo-ext train --resume --out {broken}\n")
+    assert errors.count("\n") == 1
+    assert cli.main([*echo, *settings, "--out", str(tmp_path / "alone")]) == 0
+    _, errors = run.communicate(timeout=100)
+    assert (run.returncode, errors) == (0, "")
+    left, right = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("alone", "broken"))
+    assert left["epoch"] == right["epoch"] == 60
+    assert left["state_dict"].keys() == right["state_dict"].keys()
+    assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])

@@ -1,0 +1,75 @@
+"""Models whose training can be foreseen, for the tests of training, in this process and in others."""
+
+import math
+
+import torch
+from torch import nn
+
+from echo_ext.models import Model
+from echo_ext.models.recipes import RECIPES, Recipe, Training
+
+
+class Pixelwise(Model):
+    """One logit for each pixel, no latent to speak of: convex, without noise."""
+
+    def __init__(self, data_shape, latent_dim, *, beta=1.0):
+        super().__init__(data_shape, latent_dim)
+        self.beta = beta
+        self.logits = nn.Parameter(torch.zeros(math.prod(data_shape)))
+        self.seen = []  # (warmth, training, rows) of each call
+        self.prepared = self.refreshed = 0
+
+    def loss(self, x):
+        self.seen.append((self.warmth, self.training, len(x)))
+        logits = self.logits.expand(len(x), -1)
+        distortion = nn.functional.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="none").sum(1)
+        return {"loss": distortion.mean(), "rate": 0 * self.logits.sum(), "distortion": distortion.mean()}
+
+    def encode(self, x):
+        return x.flatten(1)[:, : self.latent_dim]
+
+    def decode(self, z):
+        return torch.sigmoid(self.logits).expand(len(z), -1).view(-1, *self.data_shape)
+
+    def sample(self, n):
+        return self.decode(torch.zeros(n, self.latent_dim))
+
+    def prepare(self, x):
+        self.prepared += 1
+
+    def refresh(self, x):
+        self.refreshed += 1
+
+
+class BreaksDown(Pixelwise):
+    """Its distortion is no number in the step ``at`` (from 1)."""
+
+    def __init__(self, data_shape, latent_dim, *, at):
+        super().__init__(data_shape, latent_dim)
+        self.at = at
+
+    def loss(self, x):
+        terms = super().loss(x)
+        if sum(training for _, training, _ in self.seen) == self.at:
+            terms["distortion"] = terms["distortion"] * math.nan
+            terms["loss"] = terms["distortion"] + terms["rate"]
+        return terms
+
+
+class Stands(Pixelwise):
+    """Learns nothing."""
+
+    def loss(self, x):
+        terms = super().loss(x)
+        return {name: value * 0 + 1 for name, value in terms.items()}
+
+
+CASES = {
+    "pixelwise": Recipe("one logit for each pixel", Pixelwise, training=Training(epochs=3, learning_rate=1e-2)),
+    "breaks-down": Recipe("no number in one step", BreaksDown, {"at": 5}),
+    "stands": Recipe("learns nothing", Stands),
+}
+
+
+def register():
+    RECIPES.update(CASES)
