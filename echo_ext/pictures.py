@@ -26,6 +26,7 @@ __all__ = [
     "Line",
     "bars",
     "clouds",
+    "correlations",
     "curves",
     "embedding",
     "lines",
@@ -367,6 +368,19 @@ def clouds(
         if any(axes_names):
             _dress(axes, "", *axes_names)
         axes.set_title(title, color=_INK, fontsize=9)
+    return figure
+
+
+def correlations(codes: Mapping[str, Tensor]) -> Figure:
+    """The correlation of each two latents of codes (N, d), a panel for each title; red is positive, blue negative."""
+    figure = Figure(figsize=(2.9 * len(codes) + 0.6, 3.1), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(codes), squeeze=False)[0]
+    for axes, (title, each) in zip(panels, codes.items(), strict=True):
+        matrix = torch.corrcoef(each.detach().cpu().double().T)
+        image = axes.imshow(matrix.tolist(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        _bare(axes)
+        axes.set_title(title, color=_INK, fontsize=10)
+    figure.colorbar(image, ax=list(panels), shrink=0.8)
     return figure
 
 
