@@ -356,7 +356,7 @@ def clouds(
     """
     columns = min(columns, len(points))
     rows = -(-len(points) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.4 * rows), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(1.7 * columns, 1.7 * rows), dpi=_DPI, layout="constrained")
     named = any(axes_names)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=named, sharey=named).flat)
     for axes in panels[len(points) :]:

@@ -110,7 +110,7 @@ def test_an_interrupted_experiment_goes_on_where_it_stopped(small, bench, monkey
         bench.rows(cases, interrupted)
     before = files(bench.out)
     rows = bench.rows(cases, lambda model, parts: {"one": 7.0})
-    assert [list(row.values["one"]) for row in rows] == [[0.0, 1.0], [7.0, 7.0]]
+    assert [list(row.values["one"]) for row in rows] == [[0.0, 7.0], [1.0, 7.0]]
     after = files(bench.out)
     # Neither the measured runs nor the one that was trained but not measured were touched.
     assert {path: after[path] for path in before} == before

@@ -162,4 +162,5 @@ EXPERIMENT = Experiment(
     summary="encoding and decoding agree on one joint law under MIM, and need not under the cross-entropy",
     source="Livne, Swersky & Fleet 2019, section 4 and supplement (1-D)",
     run=run,
+    seeds=6,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -137,16 +138,16 @@ class Bench:
 
     def rows(self, cases: Sequence[Case], measure: Measure) -> list[Row]:
         """A row for each case, its labels and its configuration, measured once for each seed."""
-        found: list[Row] = []
-        bar = self.bar([(case, seed) for case in range(len(cases)) for seed in self.seeds])
         measured: list[list[dict[str, float]]] = [[] for _ in cases]
-        for case, seed in bar:
+        # Seed by seed, so that fewer seeds than asked for make a whole table too.
+        for seed, case in self.bar(list(itertools.product(self.seeds, range(len(cases))))):
             labels, configuration = cases[case]
             configuration = dataclasses.replace(configuration, seed=seed)
             measured[case].append(self.measure(run_name(labels, seed), configuration, measure))
-        for (labels, _), values in zip(cases, measured, strict=True):
-            found.append(Row(labels, {quantity: [each[quantity] for each in values] for quantity in values[0]}))
-        return found
+        return [
+            Row(labels, {quantity: [each[quantity] for each in values] for quantity in values[0]})
+            for (labels, _), values in zip(cases, measured, strict=True)
+        ]
 
     def bar(self, work: Sequence[Any]) -> Iterator[Any]:
         """Go through the single runs with a progress bar."""
@@ -213,8 +214,8 @@ def _cell(row: Row, quantity: str) -> str:
 
 
 def _digits(error: float) -> int:
-    """Decimals that show two digits of a standard error, from 0 to 4."""
-    return min(max(1 - math.floor(math.log10(error)), 0), 4) if error > 0 else 2
+    """Decimals that show two digits of a standard error, from 0 to 5."""
+    return min(max(1 - math.floor(math.log10(error)), 0), 5) if error > 0 else 2
 
 
 def _word(value: str | float) -> str:

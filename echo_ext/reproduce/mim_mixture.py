@@ -25,7 +25,7 @@ NEIGHBOURS = 5
 # Test rows, and draws of z for each, that the likelihood is estimated by.
 LIKELIHOOD_ROWS, LIKELIHOOD_DRAWS = 1000, 200
 # Test rows in the figure of the codes.
-DRAWN = 2000
+DRAWN = 240
 
 INFORMATION, ERROR, ACCURACY, NLL = "I(x; z), nats", "RMSE", "5-NN accuracy", "NLL, nats"
 
