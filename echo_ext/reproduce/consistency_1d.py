@@ -153,8 +153,8 @@ def _joints(models: Mapping[str, MIM]) -> Figure:
     torch.manual_seed(0)
     drawn = {}
     for loss, model in models.items():
-        drawn[f"{loss}: encoding, q(x) q(z|x)"] = torch.cat(encoded(model, DRAWN), 1)
-        drawn[f"{loss}: decoding, p(z) p(x|z)"] = torch.cat(decoded(model, DRAWN), 1)
+        drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, DRAWN), 1)
+        drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, DRAWN), 1)
     return pictures.clouds(drawn, columns=2, axes_names=("x", "z"))
 
 
