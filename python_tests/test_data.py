@@ -166,7 +166,7 @@ def test_mixtures_have_their_law(name):
     noise = (x - law.means[labels]) / law.sigma
     assert noise.mean(0).abs().max() < 5 * rows**-0.5
     assert (noise.square().mean() - 1).abs() < 5 * (2 / (rows * columns)) ** 0.5
-    # Between the pairwise bounds on a mixture's entropy (Kolchinsky & Tracey 2017, eqs. 10 and 12): that of the noise,
+    # Between the pairwise bounds on a mixture's entropy (Kolchinsky & Tracey 2017): that of the noise,
     # and how far the components are from each other, by Bhattacharyya and by Kullback-Leibler.
     of_noise = columns * (np.log(law.sigma) + 0.5 * np.log(2 * np.pi * np.e))
     squares = torch.cdist(law.means, law.means).square() / law.sigma**2
