@@ -222,6 +222,7 @@ def test_consistency_and_noise_experiments_write_their_files(bench, monkeypatch,
     reproduce.reproduce("consistency-1d", consistency_1d.EXPERIMENT, bench)
     assert (bench.out / "joints.png").is_file()
     monkeypatch.setattr(noise_tc, "PUBLISHED", {"digits": 1.5})
+    monkeypatch.setattr(noise_tc, "EPOCHS", {"digits": 2})
     monkeypatch.setattr(noise_tc, "HIDDEN", (16,))
     monkeypatch.setattr(noise_tc, "DRAWS", 2000)
     out = Bench(tmp_path / "noise", (0,), epochs=1, limit=200, progress=False)
