@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,14 +23,20 @@ except ModuleNotFoundError as missing:
 
 __all__ = [
     "Course",
+    "Line",
     "bars",
+    "clouds",
+    "correlations",
     "curves",
     "embedding",
+    "lines",
     "marginal_activations",
     "rate_against_activation",
     "rate_distortion",
     "reconstructions",
+    "rows",
     "samples",
+    "trends",
 ]
 
 _COLOURS = (
@@ -73,9 +79,14 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
         return figure
-    rows = {label: x, **reconstructed}
-    figure = Figure(figsize=(1.1 + 0.62 * len(x), 0.25 + 0.66 * len(rows)), dpi=_DPI, layout="constrained")
-    _show_rows(figure, rows)
+    return rows({label: x, **reconstructed})
+
+
+def rows(images: Mapping[str, Tensor]) -> Figure:
+    """Rows of images (n, channels, height, width) below each other, by label."""
+    columns = max(map(len, images.values()))
+    figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=_DPI, layout="constrained")
+    _show_rows(figure, images)
     return figure
 
 
@@ -187,14 +198,116 @@ def rate_distortion(
     return figure
 
 
-def bars(values: Tensor, *, highlighted: int = 0, title: str = "", quantity: str = "I(z_j; x) (nats)") -> Figure:
-    """One bar for each latent (d,), the first ``highlighted`` of them in colour, as AnchorVAE's anchored ones."""
-    figure = Figure(figsize=(max(3.6, 0.8 + 0.19 * len(values)), 2.8), dpi=_DPI, layout="constrained")
-    axes = figure.subplots()
-    colours = [_COLOURS[0] if latent < highlighted else _COLOURS[1] for latent in range(len(values))]
-    axes.bar(range(len(values)), _numbers(values), color=colours, width=0.75)
-    _dress(axes, title, "latent", quantity)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+def bars(
+    values: Tensor | Mapping[str, Tensor],
+    *,
+    highlighted: int | Mapping[str, int] = 0,
+    marks: Mapping[str, Tensor] | None = None,
+    mark: str = "",
+    title: str = "",
+    quantity: str = "I(z_j; x) (nats)",
+) -> Figure:
+    """One bar for each latent (d,), the first ``highlighted`` of them in colour, as AnchorVAE's anchored ones.
+
+    Args:
+        values: of one model, or of several by title, in panels on a common scale.
+        highlighted: how many; of several models by title, 0 where it is not given.
+        marks: other values of the same, by title, drawn as dots; ``mark`` says what they are.
+        title: of a single model.
+        quantity: what the values are.
+    """
+    panels = {title: values} if isinstance(values, Tensor) else values
+    latents = max(map(len, panels.values()))
+    figure = Figure(figsize=(max(3.6, 0.8 + 0.19 * latents) * len(panels), 2.8), dpi=_DPI, layout="constrained")
+    for place, (axes, (name, each)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).flat, panels.items(), strict=True)
+    ):
+        coloured = highlighted if isinstance(highlighted, int) else highlighted.get(name, 0)
+        colours = [_COLOURS[0] if latent < coloured else _COLOURS[1] for latent in range(len(each))]
+        axes.bar(range(len(each)), _numbers(each), color=colours, width=0.75)
+        if marks is not None:
+            axes.plot(range(len(each)), _numbers(marks[name]), ".", color=_INK, markersize=4, label=mark)
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        _dress(axes, name, "latent", quantity if place == 0 else "")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
+    return figure
+
+
+def trends(
+    measured: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], *, places: Sequence[object], across: str
+) -> Figure:
+    """A panel for each quantity: its (mean, standard error) at each of the places, a line for each model by name.
+
+    Args:
+        measured: by quantity and by model, one pair for each place; an error that is not known is NaN.
+        places: what is varied, such as a width; they stand side by side, whatever lies between them.
+        across: what the places are.
+    """
+    figure = Figure(figsize=(2.9 * len(measured), 3.2), dpi=_DPI, layout="constrained")
+    positions = range(len(places))
+    for axes, (quantity, lines) in zip(
+        figure.subplots(1, len(measured), squeeze=False).flat, measured.items(), strict=True
+    ):
+        for colour, (name, points) in zip(_colours(lines), lines.items(), strict=True):
+            means, errors = zip(*points, strict=True)
+            look = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2}
+            axes.errorbar(positions, means, yerr=list(map(_known, errors)), label=name, **look)
+        axes.set_xticks(positions, list(map(str, places)))
+        axes.margins(x=0.12)
+        _dress(axes, quantity, across, "")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values ``y`` at places ``x``, (n,) each; ``spread`` (n,) is drawn as a band, or as bars on marked points."""
+
+    x: Tensor
+    y: Tensor
+    spread: Tensor | None = None
+    marked: bool = False
+    reference: bool = False  # what is known beforehand: dashed and grey
+
+
+def lines(
+    panels: Mapping[str, Mapping[str, Line]], *, across: str, up: str, columns: int = 3, key: bool = True
+) -> Figure:
+    """Panels of lines, by title and by name, on common scales.
+
+    Args:
+        panels: what to draw; a name has the same colour in every panel.
+        across: what x is.
+        up: what y is.
+        columns: panels side by side.
+        key: name the lines below.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.5 * rows + 0.4 * key), dpi=_DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    names = dict.fromkeys(name for each in panels.values() for name, line in each.items() if not line.reference)
+    colours = dict(zip(names, _colours(names), strict=True))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    handles = {}
+    for place, (axes, (title, each)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        for name, line in each.items():
+            handles[name] = _line(axes, line, colours.get(name, _GREY))
+        lowest = place + columns >= len(panels)
+        _dress(axes, title, across if lowest else "", up if place % columns == 0 else "")
+        axes.tick_params(labelbottom=lowest)
+    if key:
+        figure.legend(
+            list(handles.values()),
+            list(handles),
+            loc="outside lower center",
+            ncols=5,
+            frameon=False,
+            labelcolor=_INK,
+            fontsize=9,
+        )
     return figure
 
 
@@ -223,6 +336,53 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
         )
     _title(axes, title)
+    return figure
+
+
+def clouds(
+    points: Mapping[str, Tensor],
+    *,
+    labels: Tensor | None = None,
+    columns: int = 4,
+    axes_names: tuple[str, str] = ("", ""),
+) -> Figure:
+    """Panels of points in the plane, (N, 2) each, by title; coloured by the labels (N,) that all panels share.
+
+    Args:
+        points: what to draw.
+        labels: of each point.
+        columns: panels side by side.
+        axes_names: what the two coordinates are; where this is given, the panels have one scale, which is shown.
+    """
+    columns = min(columns, len(points))
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(1.7 * columns, 1.7 * rows), dpi=_DPI, layout="constrained")
+    named = any(axes_names)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=named, sharey=named).flat)
+    for axes in panels[len(points) :]:
+        axes.set_axis_off()
+    draw = _points if named else _scatter
+    for axes, (title, each) in zip(panels, points.items(), strict=False):
+        values = [None] if labels is None else torch.unique(labels).tolist()
+        for colour, value in zip(_colours(values), values, strict=True):
+            draw(axes, each if labels is None else each[labels == value], colour)
+        if named:
+            _dress(axes, "", *axes_names)
+            axes.tick_params(labelsize=8)
+        axes.set_title(title, color=_INK, fontsize=9)
+    return figure
+
+
+def correlations(codes: Mapping[str, Tensor]) -> Figure:
+    """The correlation of each two latents of codes (N, d), a panel for each title; red is positive, blue negative."""
+    figure = Figure(figsize=(2.9 * len(codes) + 0.6, 3.1), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(codes), squeeze=False)[0]
+    for axes, (title, each) in zip(panels, codes.items(), strict=True):
+        matrix = torch.corrcoef(each.detach().cpu().double().T)
+        image = axes.imshow(matrix.tolist(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        _bare(axes)
+        axes.set_title(title, color=_INK, fontsize=10)
+    figure.colorbar(image, ax=list(panels), shrink=0.8)
     return figure
 
 
@@ -290,6 +450,18 @@ def _thinned(values: Sequence[float], points: int = 100) -> tuple[list[float], l
     length = -(-len(values) // points)
     runs = [range(start, min(start + length, len(values))) for start in range(0, len(values), length)]
     return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
+
+
+def _line(axes: Axes, line: Line, colour: str) -> Any:
+    """Draw one line, and return what stands for it in a key."""
+    x, y, spread = (None if each is None else _numbers(each) for each in (line.x, line.y, line.spread))
+    look = {"color": colour, "linewidth": 1.5, "linestyle": "--" if line.reference else "-"}
+    if line.marked:
+        return axes.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, **look)  # type: ignore[arg-type]
+    if line.spread is not None:
+        low, high = _numbers(line.y - line.spread), _numbers(line.y + line.spread)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+    return axes.plot(x, y, **look)[0]  # type: ignore[arg-type]
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

@@ -165,3 +165,35 @@ def test_rates_are_drawn_against_activations():
     (axes,) = figure.axes
     assert axes.get_title() == "correlation -1.00"
     np.testing.assert_allclose(axes.collections[0].get_offsets(), torch.stack([norms, 3 - norms], 1), rtol=1e-6)
+
+
+def test_trends_show_means_and_errors_at_every_place():
+    measured = {
+        "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
+        "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
+    }
+    figure = pictures.trends(measured, places=(5, 500), across="hidden units")
+    assert [axes.get_title() for axes in figure.axes] == list(measured)
+    for axes, lines in zip(figure.axes, measured.values(), strict=True):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
+        drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
+        assert drawn == [[mean for mean, _ in points] for points in lines.values()]
+
+
+def test_clouds_draw_every_point_in_the_colour_of_its_label():
+    points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
+    figure = pictures.clouds(points, labels=labels, columns=2)
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in shown] == list(points)
+    for axes, each in zip(shown, points.values(), strict=True):
+        for label, cloud in enumerate(axes.collections):
+            torch.testing.assert_close(torch.tensor(cloud.get_offsets().tolist()), each[labels == label])
+
+
+def test_correlations_are_those_of_the_codes():
+    z = torch.randn(500, 2)
+    codes = torch.stack([z[:, 0], -2 * z[:, 0], z[:, 1]], 1)
+    (image,) = pictures.correlations({"codes": codes}).axes[0].images
+    matrix = torch.as_tensor(image.get_array().data)
+    torch.testing.assert_close(matrix, torch.corrcoef(codes.double().T))
+    assert matrix[0, 1] == pytest.approx(-1)

@@ -13,7 +13,7 @@ import echo_ext
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep")
+COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep", "reproduce")
 
 # What a user can put right: exit code 2. Anything else is 1.
 _BAD_INPUT = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)

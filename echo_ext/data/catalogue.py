@@ -11,7 +11,7 @@ from echo_ext.data import binary_mnist, dsprites, idx, omniglot
 from echo_ext.data._files import Published, Shelf, StrPath
 from echo_ext.data.datasets import LabelledDataset
 from echo_ext.data.digits import load_digits
-from echo_ext.data.mixtures import load_mixture
+from echo_ext.data.mixtures import load_mixture, load_states
 from echo_ext.data.principal import project
 
 __all__ = ["CATALOGUE", "Entry", "find"]
@@ -128,6 +128,14 @@ CATALOGUE: dict[str, Entry] = {
         source="Fashion-MNIST on its first 20 principal components (MIM paper)",
         load=lambda shelf: project(idx.load_idx(shelf), 20),
     ),
+    "gmm1d": Entry(
+        (1,),
+        (10_000, 2_000, 10_000),
+        "mixture of three normal laws on the line",
+        "this project's",
+        lambda _: load_mixture("gmm1d"),
+        without="drawn when it is loaded",
+    ),
     "gmm2d": Entry(
         (2,),
         (10_000, 2_000, 10_000),
@@ -155,6 +163,14 @@ CATALOGUE: dict[str, Entry] = {
         files=(_names(*idx.FILES["mnist"]),),
         without=_DOWNLOADED,
     ),
+    "normal": Entry(
+        (1,),
+        (10_000, 2_000, 10_000),
+        "the normal law N(0, 1) (Mutual Autoencoder paper)",
+        "this project's",
+        lambda _: load_mixture("normal"),
+        without="drawn when it is loaded",
+    ),
     "omniglot": Entry(
         (1, 28, 28),
         (23_000, 1_345, 8_070),
@@ -165,5 +181,13 @@ CATALOGUE: dict[str, Entry] = {
         folder="omniglot",
         files=((omniglot.FILE.name,), (omniglot.REBUILT,)),
         without=_DOWNLOADED,
+    ),
+    "ten-states": Entry(
+        (10,),
+        (10_000, 2_000, 10_000),
+        "one-hot rows of ten equally frequent states (Mutual Autoencoder paper)",
+        "this project's",
+        lambda _: load_states(),
+        without="drawn when it is loaded",
     ),
 }

@@ -1,4 +1,4 @@
-"""Mixtures of normal laws with equal weights: the vectors of the MIM papers' small experiments, their law known."""
+"""Mixtures of normal laws with equal weights, and states: vectors of the papers' small experiments, their law known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from echo_ext.data.datasets import VectorDataset
 
-__all__ = ["MIXTURES", "Mixture", "load_mixture"]
+__all__ = ["MIXTURES", "Mixture", "load_mixture", "load_states"]
 
 _ROWS = {"train": 10_000, "valid": 2_000, "test": 10_000}
 
@@ -38,19 +38,23 @@ class Mixture:
         return VectorDataset((self.means[labels] + self.sigma * noise).to(torch.float32), labels)
 
 
-def _pentagon() -> Tensor:
-    angles = torch.arange(5, dtype=torch.float64) * (2 * math.pi / 5)
-    return torch.stack([angles.sin(), angles.cos()], dim=1)
-
-
-# The paper (Livne, Swersky & Fleet 2019) fixes five components and sigma in two dimensions; where they lie is chosen
-# here, and so is all of the mixture in twenty: neighbouring means are 1.18 and 1.41 apart, about five sigma.
+# The paper (Livne, Swersky & Fleet 2019) fixes five components and sigma in two dimensions, its code their places; the
+# mixtures in one and in twenty are chosen here.
 MIXTURES = {
-    "gmm2d": Mixture(_pentagon(), 0.25),
+    "gmm1d": Mixture(torch.tensor([[-1.5], [0], [1.5]], dtype=torch.float64), 0.25),
+    "gmm2d": Mixture(torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64), 0.25),
     "gmm20d": Mixture(torch.eye(20, dtype=torch.float64)[:10], 0.25),
+    # The Mutual Autoencoder's second toy (Phuong et al. 2018).
+    "normal": Mixture(torch.zeros(1, 1, dtype=torch.float64), 1.0),
 }
 
 
 def load_mixture(name: str) -> dict[str, VectorDataset]:
     """10000 / 2000 / 10000 draws, the same on every call."""
     return {part: MIXTURES[name].sample(rows, seed=seed) for seed, (part, rows) in enumerate(_ROWS.items())}
+
+
+def load_states(states: int = 10) -> dict[str, VectorDataset]:
+    """10000 / 2000 / 10000 one-hot rows, each state as frequent as the others (the Mutual Autoencoder's first toy)."""
+    labels = {part: torch.arange(rows) % states for part, rows in _ROWS.items()}
+    return {part: VectorDataset(torch.eye(states)[each], each) for part, each in labels.items()}

@@ -93,7 +93,7 @@ class Gaussian(Likelihood):
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         """The normal log density: (B,)."""
-        mean, log_variance = self._split(parameters)
+        mean, log_variance = self.moments(parameters)
         return log_normal(x, mean, log_variance).flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -102,10 +102,11 @@ class Gaussian(Likelihood):
 
     def sample(self, parameters: Tensor) -> Tensor:
         """The mean plus noise, with gradients to the parameters."""
-        mean, log_variance = self._split(parameters)
+        mean, log_variance = self.moments(parameters)
         return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of each value, of x's shape."""
         mean, log_variance = parameters.chunk(2, dim=1)
         return mean, log_variance.clamp(min=self.min_log_variance)
 

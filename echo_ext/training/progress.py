@@ -26,8 +26,8 @@ class ProgressBar:
     def __init__(self, name: str, *, steps: int, done: int = 0, shown: bool = True) -> None:
         from tqdm.auto import tqdm
 
-        # None: no bar where standard error is not a terminal.
-        self._bar = tqdm(total=steps, initial=done, desc=name, unit="step", disable=None if shown else True)
+        # disable=None: no bar where standard error is not a terminal; leave=None: inside another bar it does not stay.
+        self._bar = tqdm(total=steps, initial=done, desc=name, unit="step", leave=None, disable=None if shown else True)
 
     def step(self) -> None:
         """One more step is done."""

@@ -1,0 +1,236 @@
+"""The Mutual Autoencoder's two toys: ten states and the normal law, told apart or split by as much as is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from echo_ext.data import LabelledDataset
+from echo_ext.models import Model
+from echo_ext.models.densities import log_mean_exp, log_normal
+from echo_ext.models.likelihoods import Categorical, Gaussian
+from echo_ext.models.mutual_autoencoder import MutualAutoencoder
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from echo_ext.pictures import Line
+
+__all__ = ["EXPERIMENT", "gaussian_ceiling", "measure", "run"]
+
+STATES = "ten-states"
+NORMAL = "normal"
+TARGETS = {STATES: (0.0, 0.5, 1.0, 1.5, 2.0, math.log(10)), NORMAL: (0.0, 0.5, 1.0, 1.5, 2.0)}
+EPOCHS = 40
+HIDDEN = 100
+# Midpoints of so many equally likely intervals of p(z), and of x from -LIMIT to LIMIT: for quadrature.
+PLACES = 2000
+LIMIT = 6.0
+DRAWS = 50_000
+
+TOY, TARGET = "data", "M, nats"
+EXACT, BOUND, ELBO, DIVERGENCE = "I_p(x; z), nats", "I_hat, nats", "-ELBO, nats", "KL from the data to p(x), nats"
+
+
+def run(bench: Bench) -> Outcome:
+    """Train both toys, each held to several amounts of information, and measure what they came to."""
+    cases: list[Case] = [
+        ({TOY: toy, TARGET: round(target, 3)}, _configuration(bench, toy, target))
+        for toy, targets in TARGETS.items()
+        for target in targets
+    ]
+    rows = bench.rows(cases, measure)
+    _, configuration = cases[0]
+    settings = {
+        **{
+            name: getattr(configuration, name)
+            for name in ("latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule")
+        },
+        "model": {name: value for name, value in configuration.model.items() if name != "information"},
+        EXACT: f"of the model's joint law, by quadrature over {PLACES} equally likely intervals of z",
+        BOUND: f"the bound that training holds to M, from {DRAWS} draws",
+        "most that I_hat can be with ten equally likely intervals, nats": gaussian_ceiling(10),
+    }
+    trained = {
+        toy: {
+            f"M = {labels[TARGET]:g}": bench.model(run_name(labels, bench.seeds[0])).cpu()
+            for labels, _ in cases
+            if labels[TOY] == toy
+        }
+        for toy in TARGETS
+    }
+    figures = {
+        "information.png": _information(rows),
+        "states.png": _states(trained[STATES]),
+        "normal.png": _normal(trained[NORMAL]),
+        "density.png": _density(trained[NORMAL]),
+    }
+    return Outcome(rows, figures, settings)
+
+
+def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
+    """The information of the model's joint law, exactly and as training sees it, and how well x has the data's law."""
+    assert isinstance(model, MutualAutoencoder)
+    x = parts["test"].values(slice(None))
+    terms = model.loss(x)
+    z = quantiles(PLACES).to(x)[:, None]
+    information, divergence = (_of_states if isinstance(model.likelihood, Categorical) else _of_density)(model, z)
+    return {
+        EXACT: information,
+        BOUND: model.model_information(DRAWS).item(),
+        ELBO: (terms["rate_bound"] + terms["distortion"]).item(),
+        DIVERGENCE: divergence,
+    }
+
+
+def gaussian_ceiling(intervals: int, places: int = 1_000_000) -> float:
+    """``I_hat`` where x says in which of these equally likely intervals z ~ N(0, 1) is, and r is the best Gaussian.
+
+    It is below the information, log(intervals), because p(z|x) is a piece of the normal law and r is not; nats.
+    """
+    pieces = quantiles(places - places % intervals).view(intervals, -1)
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    return entropy - (entropy + 0.5 * pieces.var(1, correction=0).log()).mean().item()
+
+
+def quantiles(places: int) -> Tensor:
+    """The standard normal law by the medians of so many equally likely intervals: float64 (places,)."""
+    share = (torch.arange(places, dtype=torch.float64) + 0.5) / places
+    places_of_z: Tensor = torch.special.ndtri(share)
+    return places_of_z
+
+
+def _configuration(bench: Bench, toy: str, target: float) -> Any:
+    likelihood = "categorical" if toy == STATES else "gaussian"
+    model = {"information": target, "penalty": 1.0, "likelihood": likelihood, "hidden": [HIDDEN, HIDDEN]}
+    return bench.configuration(
+        "mutual-ae",
+        toy,
+        latent_dim=1,
+        epochs=EPOCHS,
+        batch_size=250,
+        learning_rate=3e-3,
+        schedule="constant-then-linear",
+        model=model,
+    )
+
+
+def _of_states(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
+    """I(x; z) and KL(uniform | p(x)) of one-hot x, z being equally likely places (places, 1)."""
+    log_given = model.decoder(z).double().log_softmax(1)
+    log_marginal = log_mean_exp(log_given, dim=0)
+    information = (log_given.exp() * (log_given - log_marginal)).sum(1).mean()
+    return information.item(), (-math.log(log_given.shape[1]) - log_marginal).mean().item()
+
+
+def _of_density(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
+    """I(x; z) and KL(N(0, 1) | p(x)) of x (1,), z being equally likely places (places, 1).
+
+    I = h(x) - h(x|z); the entropy of a Gaussian p(x|z) needs no quadrature.
+    """
+    mean, log_variance = _moments(model, z)
+    x = _grid()
+    log_marginal = _log_density(mean, log_variance, x)
+    step = (x[1] - x[0]).item()
+    entropy = -(log_marginal.exp() * log_marginal).sum().item() * step
+    given = 0.5 * (math.log(2 * math.pi * math.e) + log_variance).mean().item()
+    normal = log_normal(x)
+    return entropy - given, ((normal.exp() * (normal - log_marginal)).sum() * step).item()
+
+
+def _moments(model: MutualAutoencoder, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of p(x|z): float64, (places,) each."""
+    assert isinstance(model.likelihood, Gaussian)
+    mean, log_variance = model.likelihood.moments(model.decoder(z.float()))
+    return mean[:, 0].double(), log_variance[:, 0].double()
+
+
+def _grid() -> Tensor:
+    return torch.linspace(-LIMIT, LIMIT, PLACES, dtype=torch.float64)
+
+
+def _log_density(mean: Tensor, log_variance: Tensor, x: Tensor) -> Tensor:
+    """``log p(x)`` at places x, the components being equally likely: (len(x),)."""
+    return log_mean_exp(log_normal(x, mean[:, None], log_variance[:, None]), dim=0)
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def _information(rows: Sequence[Row]) -> Figure:
+    from echo_ext import pictures
+
+    def line(toy: str, quantity: str) -> Line:
+        of_toy = [row for row in rows if row.labels[TOY] == toy]
+        mean, error = (torch.tensor([getattr(row, name)(quantity) for row in of_toy]) for name in ("mean", "error"))
+        return pictures.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
+
+    ends = torch.tensor([0.0, math.log(10)])
+    panels = {
+        toy: {
+            "I_p(x; z) of the model": line(toy, EXACT),
+            "I_hat, which training holds to M": line(toy, BOUND),
+            "M": pictures.Line(ends, ends, reference=True),
+        }
+        for toy in TARGETS
+    }
+    return pictures.lines(panels, across="M (nats)", up="information (nats)")
+
+
+@torch.no_grad()
+def _states(trained: Mapping[str, Model]) -> Figure:
+    from echo_ext import pictures
+
+    z = torch.linspace(-3, 3, 601)
+    panels = {
+        title: {f"x = {state}": pictures.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
+        for title, model in trained.items()
+    }
+    return pictures.lines(panels, across="z", up="p(x | z)")
+
+
+@torch.no_grad()
+def _normal(trained: Mapping[str, Model]) -> Figure:
+    from echo_ext import pictures
+
+    z = torch.linspace(-3, 3, 301)
+    panels = {
+        title: {"mean of p(x|z), and a standard deviation to either side": pictures.Line(z, mean, deviation)}
+        for title, (mean, deviation) in _curves(trained, z)
+    }
+    return pictures.lines(panels, across="z", up="x")
+
+
+def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    for title, model in trained.items():
+        assert isinstance(model, MutualAutoencoder)
+        mean, log_variance = _moments(model, z[:, None])
+        yield title, (mean, (0.5 * log_variance).exp())
+
+
+@torch.no_grad()
+def _density(trained: Mapping[str, Model]) -> Figure:
+    from echo_ext import pictures
+
+    x = torch.linspace(-4, 4, 401, dtype=torch.float64)
+    z = quantiles(PLACES)
+    panels = {
+        title: {
+            "p(x)": pictures.Line(x, _log_density(mean, 2 * deviation.log(), x).exp()),
+            "N(0, 1)": pictures.Line(x, log_normal(x).exp(), reference=True),
+        }
+        for title, (mean, deviation) in _curves(trained, z)
+    }
+    return pictures.lines(panels, across="x", up="density")
+
+
+EXPERIMENT = Experiment(
+    summary="the Mutual Autoencoder's toys: ten states told apart, a normal law split, as far as M says",
+    source="Phuong, Welling, Kushman, Tomioka & Nowozin 2018, the toy experiments",
+    run=run,
+)
