@@ -67,6 +67,16 @@ def test_beta_weighs_both_rates():
     assert same_draws(lambda: model.loss(x))["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_warming_up_squeezes_the_lower_rate_and_frees_the_upper():
+    x = torch.randn(20, 6)
+    model = small(squeeze=4.0)
+    for warmth, lower, upper in ((0.0, 4.0, 0.0), (0.5, 2.5, 0.5), (1.0, 1.0, 1.0)):
+        model.warmth = warmth
+        losses = same_draws(lambda: model.loss(x))
+        expected = losses["distortion"] + lower * losses["lower_rate"] + upper * losses["upper_rate"]
+        assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_samples_come_from_the_top():
     """The mean of decoded samples is the mean over states and their Gaussians."""
     model = small(likelihood="gaussian")

@@ -26,7 +26,7 @@ DATA = "fashion-mnist"
 MODELS = {"CorEx": "corex", "AnchorVAE": "anchor-vae"}
 ANCHORED = 5
 LATENTS = 32
-EPOCHS = 10
+EPOCHS = 5
 # Test rows whose posteriors' mixture stands for q(z_j); what a latent tells is at most their log, 8.5 nats.
 ROWS = 5000
 SAMPLES = 64
