@@ -30,7 +30,7 @@ class StackedCorEx(Model):
     of the bias of a relaxation. At beta = 1 the loss bounds -log p(x); more layers can only come closer to it.
 
     Left to itself y would stay unused, for z learns to do without it before it means anything. While ``warmth`` rises
-    from 0 to 1, R_1 therefore begins ``squeeze`` times as dear, so that little but y can be told of x, and R_2 free.
+    from 0 to 1, R_1 therefore begins ``squeeze`` times as dear, so that little but y can be told of x.
 
     Args:
         data_shape: shape of one x.
@@ -54,7 +54,7 @@ class StackedCorEx(Model):
         *,
         states: int = 10,
         beta: float = 1.0,
-        squeeze: float = 5.0,
+        squeeze: float = 10.0,
         likelihood: str | None = None,
         hidden: Sequence[int] = (512, 512),
         upper_hidden: Sequence[int] = (32, 32, 16, 16),
@@ -89,7 +89,7 @@ class StackedCorEx(Model):
         lower = (sent.log_density - (choice * self.log_given(sent.z)).sum(1)).mean()
         upper = (choice * log_choice).sum(1).mean() + math.log(self.states)
         rate = lower + upper
-        priced = (self.warmth + (1 - self.warmth) * self.squeeze) * lower + self.warmth * upper
+        priced = (self.warmth + (1 - self.warmth) * self.squeeze) * lower + upper
         return {
             "loss": distortion + self.beta * priced,
             "rate_bound": rate,
