@@ -26,6 +26,7 @@ __all__ = [
     "Line",
     "bars",
     "clouds",
+    "correlations",
     "curves",
     "embedding",
     "lines",
@@ -351,22 +352,37 @@ def clouds(
         points: what to draw.
         labels: of each point.
         columns: panels side by side.
-        axes_names: what the two coordinates are; their scales are shown where this is given.
+        axes_names: what the two coordinates are; where this is given, the panels have one scale, which is shown.
     """
     columns = min(columns, len(points))
     rows = -(-len(points) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.4 * rows), dpi=_DPI, layout="constrained")
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    named = any(axes_names)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=named, sharey=named).flat)
     for axes in panels[len(points) :]:
         axes.set_axis_off()
-    draw = _points if any(axes_names) else _scatter
+    draw = _points if named else _scatter
     for axes, (title, each) in zip(panels, points.items(), strict=False):
         values = [None] if labels is None else torch.unique(labels).tolist()
         for colour, value in zip(_colours(values), values, strict=True):
             draw(axes, each if labels is None else each[labels == value], colour)
-        if any(axes_names):
+        if named:
             _dress(axes, "", *axes_names)
+            axes.tick_params(labelsize=8)
         axes.set_title(title, color=_INK, fontsize=9)
+    return figure
+
+
+def correlations(codes: Mapping[str, Tensor]) -> Figure:
+    """The correlation of each two latents of codes (N, d), a panel for each title; red is positive, blue negative."""
+    figure = Figure(figsize=(2.9 * len(codes) + 0.6, 3.1), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(codes), squeeze=False)[0]
+    for axes, (title, each) in zip(panels, codes.items(), strict=True):
+        matrix = torch.corrcoef(each.detach().cpu().double().T)
+        image = axes.imshow(matrix.tolist(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        _bare(axes)
+        axes.set_title(title, color=_INK, fontsize=10)
+    figure.colorbar(image, ax=list(panels), shrink=0.8)
     return figure
 
 

@@ -128,6 +128,14 @@ CATALOGUE: dict[str, Entry] = {
         source="Fashion-MNIST on its first 20 principal components (MIM paper)",
         load=lambda shelf: project(idx.load_idx(shelf), 20),
     ),
+    "gmm1d": Entry(
+        (1,),
+        (10_000, 2_000, 10_000),
+        "mixture of three normal laws on the line",
+        "this project's",
+        lambda _: load_mixture("gmm1d"),
+        without="drawn when it is loaded",
+    ),
     "gmm2d": Entry(
         (2,),
         (10_000, 2_000, 10_000),

@@ -38,15 +38,11 @@ class Mixture:
         return VectorDataset((self.means[labels] + self.sigma * noise).to(torch.float32), labels)
 
 
-def _pentagon() -> Tensor:
-    angles = torch.arange(5, dtype=torch.float64) * (2 * math.pi / 5)
-    return torch.stack([angles.sin(), angles.cos()], dim=1)
-
-
-# The paper (Livne, Swersky & Fleet 2019) fixes five components and sigma in two dimensions; where they lie is chosen
-# here, and so is all of the mixture in twenty: neighbouring means are 1.18 and 1.41 apart, about five sigma.
+# The paper (Livne, Swersky & Fleet 2019) fixes five components and sigma in two dimensions, its code their places; the
+# mixtures in one and in twenty are chosen here.
 MIXTURES = {
-    "gmm2d": Mixture(_pentagon(), 0.25),
+    "gmm1d": Mixture(torch.tensor([[-1.5], [0], [1.5]], dtype=torch.float64), 0.25),
+    "gmm2d": Mixture(torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64), 0.25),
     "gmm20d": Mixture(torch.eye(20, dtype=torch.float64)[:10], 0.25),
     # The Mutual Autoencoder's second toy (Phuong et al. 2018).
     "normal": Mixture(torch.zeros(1, 1, dtype=torch.float64), 1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -59,6 +60,14 @@ class GaussianMixture(Marginal):
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, latent_dim))
         self.log_variances = nn.Parameter(torch.zeros(components, latent_dim))
+
+    @classmethod
+    def fixed(cls, means: Tensor, deviation: float) -> GaussianMixture:
+        """Equal components ``N(means[k], deviation^2 I)`` that are not trained; means (components, latent_dim)."""
+        mixture = cls(means.shape[1], len(means)).requires_grad_(False)
+        mixture.means.copy_(means)
+        mixture.log_variances.fill_(2 * math.log(deviation))
+        return mixture
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log sum_k w_k N(z; mean_k, variance_k)``: (B,)."""

@@ -99,8 +99,8 @@ def _mixture_cross_entropy(log_decoding: Tensor, log_encoding: Tensor, warmth: f
 class MIM(GaussianJointModel):
     """An encoder and a decoder of one shape, trained so that both joint laws agree and inform.
 
-    The defaults are the paper's two-dimensional toy. For its experiments in one dimension give the anchor P(z) as
-    ``model.anchor``, learned laws as ``prior="mixture", marginal="mixture"``, and compare "mim" with "cross-entropy".
+    The defaults are the paper's two-dimensional toy. For its experiments in one dimension give an anchor P(z), learned
+    laws as ``prior="mixture", marginal="mixture"``, and compare "mim" with "cross-entropy".
 
     Args:
         data_shape: shape of one x.
@@ -109,6 +109,9 @@ class MIM(GaussianJointModel):
         prior: p(z), "standard-normal" or "mixture".
         marginal: q(x), "importance" for the decoder's by one importance sample, or "mixture".
         components: of either mixture.
+        anchor: the means (components, latent_dim) of a fixed mixture P(z) that decoder samples start from; None for
+            the prior as it stands.
+        anchor_deviation: the standard deviation of all its components.
         likelihood: "bernoulli", "categorical" or "gaussian"; None for Bernoulli pixels and Gaussian columns.
         architecture: of :data:`~echo_ext.models.networks.ARCHITECTURES`.
         hidden: widths of an MLP's hidden layers, in the encoder's order.
@@ -117,7 +120,7 @@ class MIM(GaussianJointModel):
             MIM losses have no minimum without one. The default is a standard deviation of 1e-6.
 
     Attributes:
-        anchor: the fixed law P(z) that decoder samples start from; None for the prior as it stands.
+        anchor: the law P(z), or None.
 
     Raises:
         ValueError: an unknown name, a value out of range, or "cross-entropy" without a law of x.
@@ -135,6 +138,8 @@ class MIM(GaussianJointModel):
         prior: str = "standard-normal",
         marginal: str = "importance",
         components: int = 10,
+        anchor: Sequence[Sequence[float]] | None = None,
+        anchor_deviation: float = 0.25,
         likelihood: str | None = None,
         architecture: str = "mlp",
         hidden: Sequence[int] | None = (500, 500),
@@ -158,6 +163,13 @@ class MIM(GaussianJointModel):
         )
         self.objective = objective
         self.anchor = None
+        if anchor is not None:
+            means = torch.tensor(anchor, dtype=torch.get_default_dtype())
+            if means.ndim != 2 or means.shape[1] != latent_dim:
+                raise ValueError(f"anchor must be rows of {latent_dim} numbers, one for each latent, but is {anchor}")
+            if not anchor_deviation > 0:
+                raise ValueError(f"anchor_deviation must be above 0, but is {anchor_deviation}")
+            self.anchor = GaussianMixture.fixed(means, anchor_deviation)
         self.marginal = None
         if marginal == "mixture":
             if len(self.data_shape) != 1:

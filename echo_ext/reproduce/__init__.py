@@ -9,7 +9,7 @@ from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row,
 
 __all__ = ["NAMES", "Bench", "Case", "Experiment", "Outcome", "Row", "experiments", "find", "reproduce"]
 
-NAMES = ("mim-mixture", "mim-entropy", "mutual-toys", "anchors", "stacked-corex")
+NAMES = ("mim-mixture", "mim-entropy", "consistency-1d", "noise-tc", "mutual-toys", "anchors", "stacked-corex")
 
 
 def experiments() -> dict[str, str]:
