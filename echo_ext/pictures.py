@@ -285,7 +285,7 @@ def lines(
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.1 * columns, 2.5 * rows + 0.4 * key), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 1.9 * rows + 0.4 * key), dpi=_DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     names = dict.fromkeys(name for each in panels.values() for name, line in each.items() if not line.reference)
     colours = dict(zip(names, _colours(names), strict=True))

@@ -108,7 +108,12 @@ _register("echo-tc", "Echo with a penalty on the total correlation of z", channe
 _register("corex", "the VAE as correlation explanation: sampled latent by latent from q(z_j)", sample_from="aggregate")
 _register("anchor-vae", "corex with half the price on five latents", sample_from="aggregate", anchored=5)
 
-RECIPES["stacked-corex"] = Recipe("two stochastic layers, the upper one a choice of ten", StackedCorEx, latent_dim=64)
+RECIPES["stacked-corex"] = Recipe(
+    "two stochastic layers, the upper one a choice of ten",
+    StackedCorEx,
+    training=Training(learning_rate=1e-3, schedule="constant", warm_up_epochs=6),
+    latent_dim=64,
+)
 RECIPES["mutual-ae"] = Recipe(
     "the VAE held to an information of M nats, information=M",
     MutualAutoencoder,

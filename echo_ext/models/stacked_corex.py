@@ -29,11 +29,15 @@ class StackedCorEx(Model):
     the rate of each layer given the one above. y is summed out exactly, which is cheap for a few states and has none
     of the bias of a relaxation. At beta = 1 the loss bounds -log p(x); more layers can only come closer to it.
 
+    Left to itself y would stay unused, for z learns to do without it before it means anything. While ``warmth`` rises
+    from 0 to 1, R_1 therefore begins ``squeeze`` times as dear, so that little but y can be told of x.
+
     Args:
         data_shape: shape of one x.
         latent_dim: dimensions of z.
         states: of y.
         beta: the price of a nat of rate.
+        squeeze: how many times that price a nat of R_1 costs at first.
         likelihood: of :data:`~echo_ext.models.likelihoods.LIKELIHOODS`; None for Bernoulli pixels, Gaussian columns.
         hidden: widths of the layers between x and z.
         upper_hidden: widths of the layers between z and y.
@@ -50,6 +54,7 @@ class StackedCorEx(Model):
         *,
         states: int = 10,
         beta: float = 1.0,
+        squeeze: float = 10.0,
         likelihood: str | None = None,
         hidden: Sequence[int] = (512, 512),
         upper_hidden: Sequence[int] = (32, 32, 16, 16),
@@ -60,6 +65,7 @@ class StackedCorEx(Model):
             raise ValueError(f"states must be a positive integer, but is {states}")
         self.states = states
         self.beta = non_negative("beta", beta)
+        self.squeeze = non_negative("squeeze", squeeze)
         self.likelihood = likelihood_for(likelihood, self.data_shape)
         self.channel = GaussianChannel()
         self.encoder = encoder("mlp", self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
@@ -83,8 +89,9 @@ class StackedCorEx(Model):
         lower = (sent.log_density - (choice * self.log_given(sent.z)).sum(1)).mean()
         upper = (choice * log_choice).sum(1).mean() + math.log(self.states)
         rate = lower + upper
+        priced = (self.warmth + (1 - self.warmth) * self.squeeze) * lower + upper
         return {
-            "loss": distortion + self.warmth * self.beta * rate,
+            "loss": distortion + self.beta * priced,
             "rate_bound": rate,
             "distortion": distortion,
             "lower_rate": lower,

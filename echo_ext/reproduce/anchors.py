@@ -26,10 +26,10 @@ DATA = "fashion-mnist"
 MODELS = {"CorEx": "corex", "AnchorVAE": "anchor-vae"}
 ANCHORED = 5
 LATENTS = 32
-EPOCHS = 10
+EPOCHS = 5
 # Test rows whose posteriors' mixture stands for q(z_j); what a latent tells is at most their log, 8.5 nats.
 ROWS = 5000
-SAMPLES = 64
+SAMPLES = 12
 
 MODEL = "model"
 
@@ -103,7 +103,7 @@ def _samples(models: Mapping[str, Model]) -> Figure:
         assert isinstance(model, Autoencoder)
         drawn[f"{name}, z from prod_j q(z_j)"] = model.sample(SAMPLES)
         drawn[f"{name}, z from N(0, I)"] = model.decode(torch.randn(SAMPLES, LATENTS))
-    return pictures.samples(drawn)
+    return pictures.rows(drawn)
 
 
 EXPERIMENT = Experiment(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENT", "matched_accuracy", "measure", "own_terms", "run"]
 
 DATA = "mnist"
-EPOCHS = 15
+EPOCHS = 9
 NEIGHBOURS = 3
 # Images of each state in the figure.
 SHOWN = 10

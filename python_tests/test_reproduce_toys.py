@@ -1,0 +1,121 @@
+"""The Mutual Autoencoder's toys, AnchorVAE's bars, stacked CorEx: what they measure in closed form, and tiny runs."""
+
+import json
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("lightning")
+pytest.importorskip("matplotlib")
+
+from echo_ext import reproduce
+from echo_ext.models.channels import GaussianOutput
+from echo_ext.models.densities import log_normal
+from echo_ext.models.mutual_autoencoder import MutualAutoencoder
+from echo_ext.models.stacked_corex import StackedCorEx
+from echo_ext.reproduce import anchors, mutual_toys, stacked_corex
+from echo_ext.reproduce.experiment import Bench
+
+
+class Fixed(torch.nn.Module):
+    """A decoder that is a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
+def toy_measures(model, function):
+    model.decoder = Fixed(function)
+    z = mutual_toys.quantiles(mutual_toys.PLACES)[:, None].float()
+    return (mutual_toys._of_states if model.likelihood.discrete else mutual_toys._of_density)(model, z)
+
+
+def test_information_of_a_linear_decoder_is_gaussian():
+    b, w = 0.8, 0.5
+    model = MutualAutoencoder((1,), 1)
+    information, divergence = toy_measures(model, lambda z: torch.cat([b * z, torch.full_like(z, math.log(w))], dim=1))
+    variance = b**2 + w
+    assert information == pytest.approx(0.5 * math.log(variance / w), abs=2e-3)
+    assert divergence == pytest.approx(0.5 * (1 / variance - 1 + math.log(variance)), abs=2e-4)
+
+
+@pytest.mark.parametrize("states", [2, 5, 10])
+def test_information_of_intervals_is_the_log_of_their_number(states):
+    model = MutualAutoencoder((states,), 1, likelihood="categorical")
+
+    def which(z):
+        places = (torch.special.ndtr(z[:, 0]) * states).long().clamp(max=states - 1)
+        return 1e3 * torch.nn.functional.one_hot(places, states).float()
+
+    information, divergence = toy_measures(model, which)
+    assert information == pytest.approx(math.log(states), abs=1e-5)
+    assert divergence == pytest.approx(0, abs=1e-5)
+
+
+def test_the_ceiling_of_a_gaussian_r():
+    assert mutual_toys.gaussian_ceiling(1) == pytest.approx(0, abs=1e-5)
+    # A half of the normal law has the variance 1 - 2 / pi.
+    assert mutual_toys.gaussian_ceiling(2) == pytest.approx(-0.5 * math.log(1 - 2 / math.pi), abs=1e-4)
+    # Of many, almost all are almost uniform.
+    uniform = math.log(1000) - 0.5 * math.log(2 * math.pi * math.e / 12)
+    assert mutual_toys.gaussian_ceiling(1000) == pytest.approx(uniform, abs=0.02)
+
+
+def test_matching_does_not_depend_on_what_the_states_are_called():
+    labels = torch.randint(10, (500,))
+    assert stacked_corex.matched_accuracy(torch.randperm(10)[labels], labels) == 1
+    # Two digits in one state: only the more frequent of them counts.
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    assert stacked_corex.matched_accuracy(labels.clamp(min=1), labels) == pytest.approx(4 / 6)
+
+
+class TwoClouds(StackedCorEx):
+    """x says which of two far clouds of independent z it is; y tells them apart."""
+
+    def posterior(self, x):
+        mean = (16 * x[:, :1] - 8).expand(-1, self.latent_dim)
+        return GaussianOutput(mean + torch.randn_like(mean), mean, torch.zeros_like(mean))
+
+    def log_choice(self, z):
+        return torch.log_softmax(torch.stack([-100 * z[:, 0], 100 * z[:, 0]], dim=1), dim=1)
+
+    def log_given(self, z):
+        mean = torch.tensor([[-8.0], [8.0]]).expand(-1, self.latent_dim)
+        return log_normal(z[:, None], mean).sum(2)
+
+
+def test_the_upper_layers_term_is_the_total_correlation_that_it_explains():
+    model = TwoClouds((4,), 3, states=2, likelihood="bernoulli")
+    x = torch.randint(2, (20_000, 1)).float().expand(-1, 4)
+    with torch.no_grad():
+        terms = stacked_corex.own_terms(model, x)
+        losses = model.loss(x)
+    log_two = math.log(2)
+    assert terms[stacked_corex.UPPER] == pytest.approx(2 * log_two, abs=0.08)
+    # Four equal pixels: sum_i H(x_i) = 4 log 2, and each z_j knows the pixels' one bit.
+    lower = 4 * log_two - losses["distortion"].item() - 3 * log_two
+    assert terms[stacked_corex.LOWER] == pytest.approx(lower, abs=0.08)
+    bound = 4 * log_two - losses["distortion"].item() - losses["rate_bound"].item()
+    assert terms[stacked_corex.BOUND] == pytest.approx(bound, abs=0.08)
+
+
+@pytest.mark.parametrize("name", ["mutual-toys", "anchors", "stacked-corex"])
+def test_each_runs_and_writes_its_results(name, tmp_path, monkeypatch):
+    pytest.importorskip("scipy")
+    if name != "mutual-toys":
+        pytest.importorskip("sklearn")
+        monkeypatch.setattr(anchors if name == "anchors" else stacked_corex, "DATA", "digits")
+    monkeypatch.setattr(mutual_toys, "TARGETS", {mutual_toys.STATES: (0.0, 1.0), mutual_toys.NORMAL: (1.0,)})
+    reproduce.reproduce(name, reproduce.find(name), Bench(tmp_path, [0], epochs=1, limit=300, progress=False))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["experiment"] == name
+    assert all(
+        math.isfinite(quantity["mean"]) for row in result["rows"] for quantity in row.values() if type(quantity) is dict
+    )
+    assert (tmp_path / "table.md").read_text().count("\n") == 2 + len(result["rows"])
+    assert list(tmp_path.glob("*.png"))
