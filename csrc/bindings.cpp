@@ -2,6 +2,8 @@
 #include "bindings.h"
 
 #include "echo.h"
+#include "echo_matrix.h"
+#include "echo_scan.h"
 #include "isa.h"
 #include "knn.h"
 
@@ -87,6 +89,108 @@ void bind_echo(py::module_& m) {
 }
 
 // The kernels exist in double and single precision.
+void bind_echo_matrix(py::module_& m) {
+  py::class_<EchoMatrixProblem>(m, "EchoMatrixProblem")
+      .def(py::init([](int64_t rows, int dim, bool single) { return EchoMatrixProblem{rows, dim, single}; }),
+           py::arg("rows"), py::arg("dim"), py::arg("single"));
+
+  m.def("echo_matrix_cpu_workspace_bytes", &echo_matrix_cpu_workspace_bytes);
+  m.def(
+      "echo_matrix_cpu_scan",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
+         uintptr_t workspace, bool backward, int num_threads) {
+        echo_matrix_cpu_scan(
+            problem, {at<int64_t>(order), at(source), at(matrices), at(values), at(workspace), backward}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_matrix_cpu_outer",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t values, uintptr_t z, uintptr_t grad_matrices,
+         int num_threads) {
+        echo_matrix_cpu_outer(problem, {at<int64_t>(order), at(values), at(z), at(grad_matrices)}, num_threads);
+      },
+      NoGil());
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.def(
+      "echo_matrix_cuda_scan",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
+         bool backward, int device, uintptr_t stream) {
+        check_cuda(echo_matrix_cuda_scan(problem,
+                                         {at<int64_t>(order), at(source), at(matrices), at(values), nullptr, backward},
+                                         device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_matrix_cuda_outer",
+      [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t values, uintptr_t z, uintptr_t grad_matrices,
+         int device, uintptr_t stream) {
+        check_cuda(echo_matrix_cuda_outer(problem, {at<int64_t>(order), at(values), at(z), at(grad_matrices)}, device,
+                                          at(stream)));
+      },
+      NoGil());
+#endif
+}
+
+void bind_echo_scan(py::module_& m) {
+  py::class_<EchoScanProblem>(m, "EchoScanProblem")
+      .def(py::init([](int64_t rows, int64_t width, int dtype) {
+             return EchoScanProblem{rows, width, static_cast<DType>(dtype)};
+           }),
+           py::arg("rows"), py::arg("width"), py::arg("dtype"));
+
+  m.def(
+      "echo_scan_cpu_compose",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t source, uintptr_t s, uintptr_t constants,
+         uintptr_t scales, bool backward, int num_threads) {
+        echo_scan_cpu_kernels().compose(
+            problem, {at<int64_t>(order), at(source), at(s), at(constants), at(scales), backward}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cpu_forward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+         int num_threads) {
+        echo_scan_cpu_kernels().forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, num_threads);
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cpu_backward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
+         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int num_threads) {
+        echo_scan_cpu_kernels().backward(
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            num_threads);
+      },
+      NoGil());
+#if defined(ECHO_EXT_WITH_CUDA)
+  m.def(
+      "echo_scan_cuda_compose",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t source, uintptr_t s, uintptr_t constants,
+         uintptr_t scales, bool backward, int device, uintptr_t stream) {
+        check_cuda(echo_scan_cuda_compose(
+            problem, {at<int64_t>(order), at(source), at(s), at(constants), at(scales), backward}, device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cuda_forward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+         int device, uintptr_t stream) {
+        check_cuda(
+            echo_scan_cuda_forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, device, at(stream)));
+      },
+      NoGil());
+  m.def(
+      "echo_scan_cuda_backward",
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
+         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int device, uintptr_t stream) {
+        check_cuda(echo_scan_cuda_backward(
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            device, at(stream)));
+      },
+      NoGil());
+#endif
+}
+
 template <typename Params>
 void run_knn(bool single, const Params& p, void (*in_double)(const Params&), void (*in_single)(const Params&)) {
   const py::gil_scoped_release release;
@@ -158,6 +262,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = "";
 #endif
   bind_echo(m);
+  bind_echo_matrix(m);
+  bind_echo_scan(m);
   bind_knn(m);
 #if defined(ECHO_EXT_WITH_CUDA)
   bind_knn_cuda(m);

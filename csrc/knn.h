@@ -35,7 +35,8 @@ struct KnnSearch {
 // then the neighbour has to be near in every group.
 struct KnnCount {
   const void* points;     // (batch, num_points, dim)
-  const void* radii;      // (num_radii, batch, num_groups, num_points), of the metric as above (squared if Euclidean)
+  const void* radii;      // (num_radii, batch, num_groups, num_points), of the metric as above (squared if Euclidean);
+                          // below 0 they hold nothing, and a tree is not asked
   const int32_t* groups;  // (dim,): the group of each column; Euclidean has one group only
   const int64_t* rows;
   int64_t batch;

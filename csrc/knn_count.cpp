@@ -106,22 +106,24 @@ class GroupCount {
         query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
         radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
 
-  // The points at places [place, place + lanes).
-  void run(int64_t place) {
+  // The points at `num` places, at most as many as there are lanes.
+  void run(const int64_t* places, int num) {
     const int64_t n = tree_.num_points();
-    const T* own = tree_.leaf(place / kLeafSize) + place % kLeafSize;
-    for (int c = 0; c < tree_.dim(); ++c) store(query_.data() + c * kLanes<T>, load(own + c * kLeafSize));
-    for (int g = 0; g < job_.num_groups; ++g)
-      for (int lane = 0; lane < kLanes<T>; ++lane)
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      const int64_t place = places[lane < num ? lane : 0];
+      const T* own = tree_.leaf(place / kLeafSize) + place % kLeafSize;
+      for (int c = 0; c < tree_.dim(); ++c) query_[static_cast<size_t>(c * kLanes<T> + lane)] = own[c * kLeafSize];
+      for (int g = 0; g < job_.num_groups; ++g)
         radii_[static_cast<size_t>(g * kLanes<T> + lane)] =
-            place + lane < n ? job_.radii[g * n + tree_.order()[place + lane]] : T(-1);
+            lane < num ? job_.radii[g * n + tree_.order()[place]] : T(-1);
+    }
 
     I counts = count_tree();
-    for (int lane = 0; lane < kLanes<T> && place + lane < n; ++lane) {
+    for (int lane = 0; lane < num; ++lane) {
       bool self = true;  // a point is at distance 0 from itself
       for (int g = 0; g < job_.num_groups; ++g)
         self = self && within<kInclusive>(T(0), radii_[static_cast<size_t>(g * kLanes<T> + lane)]);
-      job_.counts[tree_.order()[place + lane]] = counts[lane] - (self ? 1 : 0);
+      job_.counts[tree_.order()[places[lane]]] = counts[lane] - (self ? 1 : 0);
     }
   }
 
@@ -216,7 +218,18 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
     GroupCount<T, M, kInclusive, kGrouped> group(job);
     const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
     const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
-    for (int64_t place = begin; place < end; place += kLanes<T>) group.run(place);
+    int64_t places[kLanes<T>];
+    int num = 0;
+    for (int64_t place = begin; place < end; ++place) {
+      const int64_t row = job.tree.order()[place];
+      if (job.radii[row] < 0)
+        job.counts[row] = 0;
+      else
+        places[num++] = place;
+      if (num == 0 || (num < kLanes<T> && place + 1 < end)) continue;
+      group.run(places, num);
+      num = 0;
+    }
   });
 }
 

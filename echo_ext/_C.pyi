@@ -80,6 +80,103 @@ def echo_cuda_backward(
     /,
 ) -> None: ...
 def echo_cuda_indices(problem: EchoProblem, seed: int, indices: int, device: int, stream: int, /) -> None: ...
+
+class EchoMatrixProblem:
+    def __init__(self, rows: int, dim: int, single: bool) -> None: ...
+
+def echo_matrix_cpu_workspace_bytes(problem: EchoMatrixProblem, /) -> int: ...
+def echo_matrix_cpu_scan(
+    problem: EchoMatrixProblem,
+    order: int,
+    source: int,
+    matrices: int,
+    values: int,
+    workspace: int,
+    backward: bool,
+    num_threads: int,
+    /,
+) -> None: ...
+def echo_matrix_cpu_outer(
+    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, num_threads: int, /
+) -> None: ...
+
+# Only in a build with CUDA:
+def echo_matrix_cuda_scan(
+    problem: EchoMatrixProblem,
+    order: int,
+    source: int,
+    matrices: int,
+    values: int,
+    backward: bool,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def echo_matrix_cuda_outer(
+    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, device: int, stream: int, /
+) -> None: ...
+
+class EchoScanProblem:
+    def __init__(self, rows: int, width: int, dtype: int) -> None: ...
+
+def echo_scan_cpu_compose(
+    problem: EchoScanProblem,
+    order: int,
+    source: int,
+    s: int,
+    constants: int,
+    scales: int,
+    backward: bool,
+    num_threads: int,
+    /,
+) -> None: ...
+def echo_scan_cpu_forward(
+    problem: EchoScanProblem, order: int, f: int, s: int, entry: int, z: int, num_threads: int, /
+) -> None: ...
+def echo_scan_cpu_backward(
+    problem: EchoScanProblem,
+    order: int,
+    s: int,
+    grad: int,
+    z: int,
+    entry: int,
+    entry_back: int,
+    grad_f: int,
+    grad_s: int,
+    num_threads: int,
+    /,
+) -> None: ...
+
+# Only in a build with CUDA:
+def echo_scan_cuda_compose(
+    problem: EchoScanProblem,
+    order: int,
+    source: int,
+    s: int,
+    constants: int,
+    scales: int,
+    backward: bool,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
+def echo_scan_cuda_forward(
+    problem: EchoScanProblem, order: int, f: int, s: int, entry: int, z: int, device: int, stream: int, /
+) -> None: ...
+def echo_scan_cuda_backward(
+    problem: EchoScanProblem,
+    order: int,
+    s: int,
+    grad: int,
+    z: int,
+    entry: int,
+    entry_back: int,
+    grad_f: int,
+    grad_s: int,
+    device: int,
+    stream: int,
+    /,
+) -> None: ...
 def knn_search(
     single: bool,
     points: int,

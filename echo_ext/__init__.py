@@ -1,6 +1,6 @@
 """Echo noise and k-nearest-neighbour information estimators for PyTorch."""
 
-from echo_ext.channel import ChannelOutput, EchoChannel
+from echo_ext.channel import ChannelOutput, EchoChannel, EchoMatrixChannel
 from echo_ext.estimators import (
     conditional_mutual_information,
     entropy,
@@ -13,6 +13,7 @@ from echo_ext.estimators import (
     total_correlation,
     transfer_entropy,
 )
+from echo_ext.matrix import echo_rate_matrix, echo_sample_matrix
 from echo_ext.ops import echo_indices, echo_noise, echo_rate, echo_sample, max_scale
 
 __version__ = "0.1.0"
@@ -20,11 +21,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ChannelOutput",
     "EchoChannel",
+    "EchoMatrixChannel",
     "conditional_mutual_information",
     "echo_indices",
     "echo_noise",
     "echo_rate",
+    "echo_rate_matrix",
     "echo_sample",
+    "echo_sample_matrix",
     "entropy",
     "knn",
     "max_scale",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from echo_ext import _C, _checks
+from echo_ext import _C, _checks, _transforms
 from echo_ext._cuda import device_and_stream
 
 __all__ = ["echo_indices", "echo_noise", "echo_rate", "echo_sample", "max_scale"]
@@ -173,17 +173,58 @@ class _Echo(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         s, bank_f, bank_s, seed = ctx.saved_tensors
         own = s is not None and not ctx.settings[-1]
-        direct = not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed)
-        run = _echo_backward if direct else torch.ops.echo_ext.echo_backward.default
+        if not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed):
+            run = _echo_backward
+        else:
+            run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
         grad_s, grad_bank_f, grad_bank_s = run(grad, s, bank_f, bank_s, seed, *ctx.settings)
         return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
 
 
+class _TransformedEcho(_Echo):
+    """The same inside torch.func's transforms, which want the context set up apart."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _echo(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
+        ctx.save_for_backward(s, bank_f, bank_s, seed)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        raise NotImplementedError(f"Echo noise {_transforms.NO_FORWARD_MODE}")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """A batch with one seed is more columns; each seed of a batch of seeds has draws of its own."""
+        if in_dims[4] is not None:
+            return _transforms.one_by_one(_TransformedEcho, info, in_dims, inputs)
+        columns = [_transforms.batch_last(*pair, info.batch_size) for pair in zip(inputs[:4], in_dims, strict=False)]
+        out: Tensor = _TransformedEcho.apply(*columns, *inputs[4:])  # type: ignore[no-untyped-call]
+        return out, out.ndim - 1
+
+
 class _EchoBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.echo_ext.echo_backward.default(*inputs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        if in_dims[4] is not None:
+            return _transforms.one_by_one(_EchoBackward, info, in_dims, inputs)
+        columns = [_transforms.batch_last(*pair, info.batch_size) for pair in zip(inputs[:4], in_dims, strict=False)]
+        grads = _EchoBackward.apply(*columns, *inputs[4:])  # type: ignore[no-untyped-call]
+        # Without rows of its own there is no grad_s, which then is empty.
+        return grads, tuple(grad.ndim - 1 if grad.ndim > 1 else None for grad in grads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
@@ -193,7 +234,7 @@ class _EchoBackward(torch.autograd.Function):
         )
 
 
-def _call_echo(
+def call_echo(
     f: Tensor | None,
     s: Tensor | None,
     bank_f: Tensor,
@@ -204,8 +245,11 @@ def _call_echo(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
+    """The op on checked arguments: the noises of the first ``rows`` rows, or of as many draws from the bank."""
     inputs = (f, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     if not _is_plain(f, s, bank_f, bank_s, seed):
+        if _transforms.are_active():
+            return _TransformedEcho.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
         return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
     tensors = (f, s, bank_f, bank_s)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
@@ -214,11 +258,11 @@ def _call_echo(
 
 
 torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
-_library.impl("echo", _Echo.apply, "Autograd")
+_library.impl("echo", _transforms.autograd_kernel(_Echo), "Autograd")
 _library.impl("echo", _echo, "CPU")
 _library.impl("echo", _echo, "CUDA")
 torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
-_library.impl("echo_backward", _EchoBackward.apply, "Autograd")
+_library.impl("echo_backward", _transforms.autograd_kernel(_EchoBackward), "Autograd")
 _library.impl("echo_backward", _echo_backward, "CPU")
 _library.impl("echo_backward", _echo_backward, "CUDA")
 
@@ -294,7 +338,7 @@ def echo_sample(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, f.device)
-    return _call_echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)
+    return call_echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)
 
 
 def echo_noise(
@@ -331,7 +375,7 @@ def echo_noise(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, bank_f.device)
-    return _call_echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)
+    return call_echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)
 
 
 def echo_indices(

@@ -202,3 +202,39 @@ def test_another_width_than_in_training():
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         EchoChannel(**options)
+
+
+# ---- The rate floor --------------------------------------------------------------------------------------------------
+
+
+def test_more_terms_lower_the_rate_floor():
+    floors = {terms: -math.log(echo_ext.max_scale(terms)) for terms in (99, 1023, 8191)}
+    assert floors[99] == pytest.approx(0.179, abs=5e-4)
+    assert floors[8191] < 0.003
+    assert floors[99] > floors[1023] > floors[8191]
+
+
+@pytest.mark.parametrize(("num_terms", "floor"), [(99, 0.18), (8191, 0.003)])
+def test_training_reaches_the_rate_floor(num_terms, floor):
+    """An encoder that is asked for nothing but a low rate sends what its channel must."""
+    channel = EchoChannel(num_terms, sampling="ring", bank_size=num_terms)
+    encoder = torch.nn.Linear(4, 4)
+    optimizer = torch.optim.Adam(encoder.parameters(), 1.0)
+    for _ in range(60):
+        _, rate = channel(*encoder(torch.randn(num_terms + 1, 4)).chunk(2, dim=-1))
+        optimizer.zero_grad()
+        rate.mean().backward()
+        optimizer.step()
+    assert -math.log(channel.scale) < float(rate.detach().mean()) < floor
+
+
+def test_the_lowest_rate_is_the_information():
+    """f normal, s = r at 8191 terms: the correlation of f and z has I = -log(1 - correlation**2) / 2 = -log r."""
+    scale = echo_ext.max_scale(8191)
+    f = torch.randn(16, 8192, 8, dtype=torch.float64)
+    z = torch.stack([echo_ext.echo_sample(one, torch.full_like(one, scale), sampling="ring") for one in f])
+    sample = lambda t: t.transpose(1, 2).reshape(-1, 8192)  # noqa: E731
+    product = ((sample(f) * sample(z)).mean(1) * math.sqrt(1 - scale**2)).mean()  # of unit variances
+    error = 1 / math.sqrt(f.numel())
+    assert abs(float(product) - math.sqrt(1 - scale**2)) < 6 * error
+    assert -math.log(1 - (1 - scale**2)) / 2 == pytest.approx(-math.log(scale))

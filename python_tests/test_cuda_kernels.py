@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from echo_ext.distributed import _scan
+from echo_ext.reference import echo_matrix_circle
+
 SHIM = Path(__file__).parent / "cuda_shim"
 CSRC = Path(__file__).parent.parent / "csrc"
 SOURCES = [*sorted(CSRC.glob("*.cu")), SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
@@ -20,7 +23,16 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
 SAMPLINGS = {"permutation": 0, "replacement": 1, "ring": 2}
-OPERATIONS = {"forward": 0, "backward": 1, "indices": 2, "host_indices": 3, "self_test": 4}
+OPERATIONS = {
+    "forward": 0,
+    "backward": 1,
+    "indices": 2,
+    "host_indices": 3,
+    "self_test": 4,
+    "matrix_scan": 5,
+    "matrix_outer": 6,
+    "scan": 7,
+}
 # Of the largest sum of magnitudes in a column; half types round the result once.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
 
@@ -445,3 +457,44 @@ def test_random_problems(shim, sampling, dtype, deterministic):
         problem = replace(problem, sample=bool(rng.integers(2)), deterministic=deterministic)
         problem = replace(problem, multiprocessors=int(rng.choice([1, 4, 132])), descending=bool(rng.integers(2)))
         check(shim, problem, random_values(problem, float(rng.choice([0.5, 0.97, 1.2])), rng))
+
+
+@pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 64), (9, 33), (70, 5)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_matrix_circle(shim, rows, dim, dtype):
+    """The recurrence, its adjoint and the matrices' gradient."""
+    f = torch.randn(rows, dim, dtype=DTYPES[dtype])
+    s = torch.randn(rows, dim, dim, dtype=DTYPES[dtype])
+    s *= 0.8 / torch.linalg.matrix_norm(s, 2)[:, None, None]
+    order, grad = torch.randperm(rows), torch.randn_like(f)
+    problem = Problem(rows, dim, 1, dtype=dtype)
+    z, values, grad_s = torch.empty_like(f), torch.empty_like(f), torch.empty_like(s)
+    shim.call(problem.header("matrix_scan"), [order, f, s], [z])
+    shim.call(replace(problem, deterministic=True).header("matrix_scan"), [order, grad, s], [values])
+    shim.call(problem.header("matrix_outer"), [order, values, z], [grad_s])
+    wide = [tensor.double().requires_grad_() for tensor in (f, s)]
+    expected = echo_matrix_circle(*wide, order)
+    gradients = torch.autograd.grad((expected * grad).sum(), wide)
+    for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
+        assert (actual - wanted).abs().max() < 10 * TOLERANCE[dtype] * wanted.abs().max()
+
+
+@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (9, 65), (70, 5)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scan_of_one_ranks_rows(shim, rows, width, dtype):
+    """As the CPU's kernels, whose own tests have the recurrence."""
+    f, grad = torch.randn(2, rows, width).to(DTYPES[dtype])
+    s = (0.9 * torch.rand(rows, width)).to(DTYPES[dtype])
+    order, entries = torch.randperm(rows), torch.randn(2, width).to(torch.promote_types(f.dtype, torch.float32))
+    z = _scan.scan(order, f, s, entries[0])
+    expected = (
+        *_scan.compose(order, f, s),
+        _scan.compose(order, grad, s, backward=True)[0],
+        z,
+        *_scan.scan_backward(order, s, grad, z, *entries),
+    )
+    results = [torch.empty_like(value) for value in expected]
+    shim.call(Problem(rows, width, 1, dtype=dtype).header("scan"), [order, f, s, grad, *entries], results)
+    for actual, wanted in zip(results, expected, strict=True):
+        if wanted.numel():
+            assert (actual.double() - wanted.double()).abs().max() <= 10 * TOLERANCE[dtype] * (1 + wanted.abs().max())

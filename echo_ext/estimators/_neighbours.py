@@ -13,6 +13,9 @@ from echo_ext import _C
 
 from . import _neighbours_cuda
 
+# All points, where a part of them could be asked for.
+ALL = slice(None)
+
 
 def on_cuda(tensor: Tensor) -> bool:
     """Whether the device computes, so that asking for a value would be waiting for it."""
@@ -40,19 +43,23 @@ def search(
     exclude_within: int = 0,
     rows: Tensor | None = None,
     indices: bool = False,
+    part: slice = ALL,
 ) -> tuple[Tensor, Tensor | None]:
     """Distances (*batch, N, k), ascending, to the k nearest of ``points`` (*batch, N, d), and their indices if asked.
 
     Euclidean distances are squared. ``rows`` (N,), ascending, are the row numbers that ``exclude_within`` speaks of.
+    ``part``: of these points only, with all as neighbours.
     """
     cloud = _cloud(points)
+    if part != ALL:
+        return _search_part(cloud, k, euclidean=euclidean, exclude_within=exclude_within, part=part)
     points = cloud.points
     *batch, n, dim = points.shape
     sought = points if queries is None else _dense(queries)
     shape = (*batch, sought.shape[-2], k)
     distances = points.new_empty(shape)
     found = torch.empty(shape, dtype=torch.int64, device=points.device) if indices else None
-    if distances.numel() == 0:
+    if distances.numel() == 0:  # no queries
         return distances, found
     if on_cuda(points):
         _neighbours_cuda.search(
@@ -85,6 +92,20 @@ def search(
     return distances, found
 
 
+def _search_part(cloud: Cloud, k: int, *, euclidean: bool, exclude_within: int, part: slice) -> tuple[Tensor, Tensor]:
+    """`search` of some points: as queries they find the excluded ones too, which are then taken out."""
+    points = cloud.points
+    n = points.shape[-2]
+    num_excluded = min(2 * exclude_within + 1, n - k)
+    found, indices = search(cloud, k + num_excluded, queries=points[..., part, :], euclidean=euclidean, indices=True)
+    assert indices is not None
+    own = torch.arange(n, device=points.device)[part].unsqueeze(-1)
+    is_excluded = (indices - own).abs() <= exclude_within
+    # A stable sort moves the excluded behind the others, which keep their order.
+    keep = is_excluded.to(torch.uint8).sort(dim=-1, stable=True).indices[..., :k]
+    return found.gather(-1, keep), indices.gather(-1, keep)
+
+
 def count(
     points: Tensor | Cloud,
     radii: Tensor,
@@ -94,18 +115,33 @@ def count(
     euclidean: bool = False,
     exclude_within: int = 0,
     rows: Tensor | None = None,
+    part: slice = ALL,
 ) -> Tensor:
     """How many other points are nearer than a radius (or as near): int64 (K, *batch, N).
 
     points: (*some, N, d), whose batch broadcasts to ``radii``'s (K, *batch, N); what is broadcast is sorted once.
     groups: the group of each column, where each of G groups has its own radius: radii (K, *batch, G, N).
+    part: radii and counts are those of these points only.
     """
-    num_groups = 1 if groups is None else max(groups) + 1
-    if groups is None:
-        radii = radii.unsqueeze(-2)
     cloud = _cloud(points)
     points = cloud.points
     n, dim = points.shape[-2:]
+    if part != ALL:
+        everyone = radii.new_full((*radii.shape[:-1], n), -1.0)  # within which nothing lies
+        everyone[..., part] = radii
+        counts = count(
+            cloud,
+            everyone,
+            groups=groups,
+            inclusive=inclusive,
+            euclidean=euclidean,
+            exclude_within=exclude_within,
+            rows=rows,
+        )
+        return counts[..., part]
+    num_groups = 1 if groups is None else max(groups) + 1
+    if groups is None:
+        radii = radii.unsqueeze(-2)
     batch = radii.shape[1:-2]
     sizes = (1,) * (len(batch) - points.ndim + 2) + points.shape[:-2]
     shared = [i for i, size in enumerate(sizes) if size == 1]

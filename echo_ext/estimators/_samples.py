@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._neighbours import all_finite, mean
+from ._neighbours import ALL, all_finite, mean
 
 Array: TypeAlias = npt.NDArray[np.floating]
 ArrayLike: TypeAlias = Tensor | npt.ArrayLike
@@ -144,6 +144,8 @@ class Options:
     unit: str
     local: bool
     exclude_within: int
+    total: int  # N
+    part: slice = field(default_factory=lambda: ALL)  # the samples to evaluate, with all as neighbours
 
     def others(self, n: int, device: torch.device | None = None) -> Tensor:
         """How many neighbours each of n samples may have: all but those excluded: (n,), or (1,) for all alike."""
@@ -160,12 +162,20 @@ class Options:
         return samples.give_back(values * UNITS[self.unit])
 
 
-def read_options(n: int, *, k: Neighbours, unit: str = "nats", local: bool = False, exclude_within: int = 0) -> Options:
+def read_options(
+    n: int,
+    *,
+    k: Neighbours,
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+    part: slice = ALL,
+) -> Options:
     """Check the common keywords against the number of samples."""
     several = isinstance(k, Sequence | np.ndarray) and len(k) > 0
     ks = tuple(read_int("k", each, 1) for each in (k if isinstance(k, Sequence | np.ndarray) and several else [k]))
     choose("unit", unit, UNITS)
-    options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0))
+    options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0), n, part)
     fewest = max(n - 1 - 2 * options.exclude_within, 0)  # of a sample in the middle
     if max(ks) > fewest:
         raise ValueError(

@@ -181,21 +181,22 @@ def _k(options: Options, like: Tensor) -> Tensor:
 
 
 def _available(options: Options, like: Tensor) -> Tensor:
-    """What stands for N: one more than each sample's possible neighbours, (N,)."""
-    return options.others(like.shape[-1], like.device) + 1
+    """What stands for N: one more than each sample's possible neighbours, (N,) or (1,) for all alike."""
+    others = options.others(options.total, like.device)
+    return (others if others.numel() == 1 else others[options.part]) + 1
 
 
 def _ksg1_from_radii(variables: Sequence[Tensor], eps: Tensor, options: Options) -> Tensor:
     constant = _psi_k(options, eps) + (len(variables) - 1) * torch.digamma(_available(options, eps))
     values = spread(constant, eps.shape)
     for variable in variables:
-        near = count(variable, eps, exclude_within=options.exclude_within)
+        near = count(variable, eps, exclude_within=options.exclude_within, part=options.part)
         add_digamma(values, near, shift=1, factor=-1.0)
     return values
 
 
 def _ksg1(variables: Sequence[Tensor], options: Options) -> Tensor:
-    distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within)
+    distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within, part=options.part)
     return _ksg1_from_radii(variables, kth(distances, options.ks), options)
 
 
@@ -236,14 +237,14 @@ def _reaches(variables: Sequence[Tensor], options: Options) -> list[Tensor]:
     """How far the k nearest in the joint space reach in each variable: (K, *batch, N) for each."""
     joint = _join(variables)
     batch, n = joint.shape[:-2], joint.shape[-2]
-    _, indices = search(joint, max(options.ks), exclude_within=options.exclude_within, indices=True)
+    _, indices = search(joint, max(options.ks), exclude_within=options.exclude_within, indices=True, part=options.part)
     assert indices is not None
-    index = indices.reshape(-1, n, indices.shape[-1])
+    index = indices.flatten(0, -3) if batch else indices.unsqueeze(0)
     item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
     reaches = []
     for variable in variables:
         points = variable.detach().expand(*batch, *variable.shape[-2:]).reshape(index.shape[0], n, -1)
-        reach = (points[item, index] - points.unsqueeze(2)).abs().amax(-1).cummax(-1).values
+        reach = (points[item, index] - points[:, options.part].unsqueeze(2)).abs().amax(-1).cummax(-1).values
         reaches.append(kth(reach.view(indices.shape), options.ks))
     return reaches
 
@@ -255,20 +256,24 @@ def _ksg2(variables: Sequence[Tensor], options: Options) -> Tensor:
     constant = _psi_k(options, like) - margins / _k(options, like) + margins * torch.digamma(_available(options, like))
     values = spread(constant, like.shape)
     for variable, reach in zip(variables, reaches, strict=True):
-        inside = count(variable, reach, inclusive=True, exclude_within=options.exclude_within)
+        inside = count(variable, reach, inclusive=True, exclude_within=options.exclude_within, part=options.part)
         add_digamma(values, inside, factor=-1.0)
     return values
 
 
 def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
     x, y = variables
-    distances, _ = search(_join(variables), max(options.ks), euclidean=True, exclude_within=options.exclude_within)
+    distances, _ = search(
+        _join(variables), max(options.ks), euclidean=True, exclude_within=options.exclude_within, part=options.part
+    )
     squares = kth(distances, options.ks)
     dims = [v.shape[-1] for v in variables]
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
     values = _psi_k(options, squares) + _available(options, squares).log() + volumes
     for variable in (x, y):
-        inside = count(variable, squares, inclusive=True, euclidean=True, exclude_within=options.exclude_within)
+        inside = count(
+            variable, squares, inclusive=True, euclidean=True, exclude_within=options.exclude_within, part=options.part
+        )
         values = values - inside.double().log()
     return values
 
@@ -276,18 +281,22 @@ def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
 def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
     joint = Cloud(_join(variables))
     w = options.exclude_within
-    distances, _ = search(joint, max(options.ks), exclude_within=w)
+    distances, _ = search(joint, max(options.ks), exclude_within=w, part=options.part)
     eps = kth(distances, options.ks)
     tied = eps == 0
     psi_k = _psi_k(options, eps).expand(eps.shape)
     some_tied = on_cuda(eps) or bool(tied.any())  # to ask a GPU would be to wait for it
     if some_tied:
-        psi_k = torch.where(tied, digamma(count(joint, eps, inclusive=True, exclude_within=w) + 1), psi_k)
+        psi_k = torch.where(
+            tied, digamma(count(joint, eps, inclusive=True, exclude_within=w, part=options.part) + 1), psi_k
+        )
     values = psi_k + _available(options, eps).log()
     for variable in map(Cloud, variables):
-        inside = count(variable, eps, exclude_within=w)
+        inside = count(variable, eps, exclude_within=w, part=options.part)
         if some_tied:
-            inside = torch.where(tied, count(variable, eps, inclusive=True, exclude_within=w), inside)
+            inside = torch.where(
+                tied, count(variable, eps, inclusive=True, exclude_within=w, part=options.part), inside
+            )
         values = values - digamma(inside + 1)
     return values
 

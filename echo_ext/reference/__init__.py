@@ -1,7 +1,7 @@
 """The definitions, as the papers state them: the oracle of every test and the baseline of every benchmark.
 
-``echo_noise``, ``echo_sample`` and ``random_orderings`` are plain PyTorch. The information estimators, which have the
-names that they have in ``echo_ext``, need SciPy; they are imported when first asked for.
+The functions of :mod:`echo_ext.reference.echo` are plain PyTorch. The information estimators, which have the names that
+they have in ``echo_ext``, need SciPy; they are imported when first asked for.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from echo_ext.reference.echo import echo_noise, echo_sample, random_orderings
+from echo_ext.reference.echo import echo_circle, echo_matrix_circle, echo_noise, echo_sample, random_orderings
 
 _INFORMATION = (
     "conditional_mutual_information",
@@ -22,7 +22,7 @@ _INFORMATION = (
     "transfer_entropy",
 )
 
-__all__ = ["echo_noise", "echo_sample", "random_orderings", *_INFORMATION]
+__all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "random_orderings", *_INFORMATION]
 
 
 def __getattr__(name: str) -> Any:

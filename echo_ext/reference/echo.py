@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["echo_noise", "echo_sample", "random_orderings"]
+__all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "random_orderings"]
 
 
 def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -56,3 +56,39 @@ def echo_sample(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Te
     wide_bank = None if bank is None else (bank[0].to(compute_dtype), bank[1].to(compute_dtype))
     noise = echo_noise(f.to(compute_dtype), s.to(compute_dtype), indices, bank=wide_bank)
     return (f + s * noise).to(f.dtype)
+
+
+def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
+    """The periodic ring: the solution of ``z_p = f_p + s_p * z_{p+1}`` around a circle of all rows.
+
+    Unrolled, the first row's is ``z_0 = b + a * z_0`` with ``b`` the sum of all B terms and ``a`` the product of all s.
+
+    Args:
+        f, s: (B, *) floating-point tensors of one shape.
+        order: int64 (B,), the row at each position.
+
+    Returns:
+        z, (B, *), in the order of f.
+    """
+    z, scale = torch.zeros_like(f[0]), torch.ones_like(f[0])
+    for row in order.flip(0):
+        z, scale = f[row] + s[row] * z, s[row] * scale
+    z = z / (1 - scale)
+    rows: list[Tensor] = [z] * len(f)
+    for row in order.flip(0):
+        z = f[row] + s[row] * z
+        rows[int(row)] = z
+    return torch.stack(rows)
+
+
+def echo_matrix_circle(f: Tensor, S: Tensor, order: Tensor) -> Tensor:
+    """:func:`echo_circle` with matrices: the solution of ``z_p = f_p + S_p z_{p+1}``; f (B, d), S (B, d, d)."""
+    z, scale = torch.zeros_like(f[0]), torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+    for row in order.flip(0):
+        z, scale = f[row] + S[row] @ z, S[row] @ scale
+    z = torch.linalg.solve(torch.eye(len(z), dtype=f.dtype, device=f.device) - scale, z)
+    rows: list[Tensor] = [z] * len(f)
+    for row in order.flip(0):
+        z = f[row] + S[row] @ z
+        rows[int(row)] = z
+    return torch.stack(rows)

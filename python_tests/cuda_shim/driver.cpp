@@ -10,10 +10,12 @@
 
 #include "cuda_support.h"
 #include "echo.h"
+#include "echo_matrix.h"
+#include "echo_scan.h"
 
 namespace {
 
-enum class Operation : int64_t { forward, backward, indices, host_indices, self_test };
+enum class Operation : int64_t { forward, backward, indices, host_indices, self_test, matrix_scan, matrix_outer, scan };
 
 struct Request {  // as python_tests/test_cuda_kernels.py packs it
   int64_t operation, multiprocessors, shared_bytes, order;
@@ -155,6 +157,55 @@ void serve_indices(const echo_ext::EchoProblem& problem, const Request& request)
   }
 }
 
+// rows and width are the circle's; `deterministic` asks for the adjoint.
+void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) {
+  const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width),
+                                             problem.dtype == echo_ext::DType::float32};
+  const int64_t row_bytes = problem.rows * problem.width * element_bytes(problem.dtype);
+  const Buffer order = receive(problem.rows * 8), first = receive(row_bytes);
+  if (static_cast<Operation>(request.operation) == Operation::matrix_scan) {
+    const Buffer s = receive(row_bytes * problem.width), values(row_bytes);
+    const echo_ext::EchoMatrixScan io{static_cast<const int64_t*>(order.data()),
+                                      first.data(),
+                                      s.data(),
+                                      values.data(),
+                                      nullptr,
+                                      request.deterministic != 0};
+    answer(echo_matrix_cuda_scan(matrices, io, 0, nullptr), {&values});
+  } else {
+    const Buffer z = receive(row_bytes), grad_s(row_bytes * problem.width);
+    const echo_ext::EchoMatrixOuter io{static_cast<const int64_t*>(order.data()), first.data(), z.data(),
+                                       grad_s.data()};
+    answer(echo_matrix_cuda_outer(matrices, io, 0, nullptr), {&grad_s});
+  }
+}
+
+// Both compositions, z and the gradients of one rank's rows.
+void serve_scan(const echo_ext::EchoProblem& problem) {
+  const echo_ext::EchoScanProblem scan{problem.rows, problem.width, problem.dtype};
+  const int64_t row_bytes = problem.rows * problem.width * element_bytes(problem.dtype);
+  const int64_t wide = problem.dtype == echo_ext::DType::float64 ? 8 : 4, map_bytes = problem.width * wide;
+  const Buffer order = receive(problem.rows * 8), f = receive(row_bytes), s = receive(row_bytes),
+               grad = receive(row_bytes), entry = receive(map_bytes), entry_back = receive(map_bytes);
+  const Buffer constants(map_bytes), scales(map_bytes), constants_back(map_bytes), z(problem.rows * map_bytes),
+      grad_f(row_bytes), grad_s(row_bytes);
+  const auto* positions = static_cast<const int64_t*>(order.data());
+  const auto compose = [&](const Buffer& source, const Buffer& to, void* to_scales, bool backward) {
+    return echo_scan_cuda_compose(scan, {positions, source.data(), s.data(), to.data(), to_scales, backward}, 0,
+                                  nullptr);
+  };
+  const char* errors[] = {
+      compose(f, constants, scales.data(), false), compose(grad, constants_back, nullptr, true),
+      echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entry.data(), z.data()}, 0, nullptr),
+      echo_scan_cuda_backward(
+          scan,
+          {positions, s.data(), grad.data(), z.data(), entry.data(), entry_back.data(), grad_f.data(), grad_s.data()},
+          0, nullptr)};
+  for (const char* error : errors)
+    if (error != nullptr) return answer(error, {});
+  answer(nullptr, {&constants, &scales, &constants_back, &z, &grad_f, &grad_s});
+}
+
 // ---- Kernels that are right, and kernels whose faults the shim must find ----
 
 __global__ void reverse_in_shared(float* values, bool with_barrier) {
@@ -239,6 +290,9 @@ int main() {
       case Operation::backward: serve_backward(problem, request); break;
       case Operation::indices:
       case Operation::host_indices: serve_indices(problem, request); break;
+      case Operation::matrix_scan:
+      case Operation::matrix_outer: serve_matrix(problem, request); break;
+      case Operation::scan: serve_scan(problem); break;
       case Operation::self_test: serve_self_test(request); break;
       default: stop("unknown operation");
     }

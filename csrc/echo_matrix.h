@@ -1,0 +1,104 @@
+// Echo noise with a full matrix for each row, around a circle of all rows:
+//     z_p = f_p + S_p z_{p+1}                                   (the noise of p is z_{p+1})
+// and its adjoint  v_p = grad_p + S_{p-1}^T v_{p-1},  df_p = v_p,  dS_p = v_p z_{p+1}^T.
+// Both are one recurrence around the circle, solved by going round until nothing changes beyond rounding: with norms
+// below 1 what lies far back is forgotten, so that this takes hardly more than one turn, and never a product of
+// matrices.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace echo_ext {
+
+constexpr int kMaxMatrixDim = 64;
+// A circle whose matrices hardly decay is left after this many terms.
+constexpr int64_t kMaxMatrixTerms = int64_t{1} << 20;
+// On the CPU the circle is cut into arcs of so many steps: a number that depends on nothing, so that results do not
+// either; long beside the steps that an arc's entry matters for.
+constexpr int64_t kMatrixArcSteps = 512;
+inline int64_t matrix_arcs(int64_t rows) { return (rows + kMatrixArcSteps - 1) / kMatrixArcSteps; }
+
+struct EchoMatrixProblem {
+  int64_t rows;  // at least 2
+  int dim;       // at most kMaxMatrixDim
+  bool single;   // float, else double
+};
+
+// Which row's matrix, vector and value a step of the recurrence works on. Steps go round the circle against the order
+// forward, along it backward.
+struct MatrixCircle {
+  const int64_t* order;  // (rows,): the row at each position
+  int64_t rows;
+  bool backward;
+
+  // Of the step-th value.
+  ECHO_EXT_HD int64_t row(int64_t step) const { return order[backward ? step : rows - 1 - step]; }
+  // Of the matrix that the step multiplies by: its own forward, backward that of the position before.
+  ECHO_EXT_HD int64_t matrix_row(int64_t step) const {
+    return backward ? order[step == 0 ? rows - 1 : step - 1] : row(step);
+  }
+  ECHO_EXT_HD int64_t before(int64_t step) const { return step == 0 ? rows - 1 : step - 1; }
+};
+
+// Whether a row's values have not changed beyond rounding of the largest; what stays not a number has not.
+template <typename T>
+ECHO_EXT_HD bool is_settled(const T* before, const T* now, int dim) {
+  constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
+  T largest = 0;
+  for (int i = 0; i < dim; ++i) largest = fabs(now[i]) > largest ? fabs(now[i]) : largest;
+  for (int i = 0; i < dim; ++i) {
+    const bool is_near = fabs(now[i] - before[i]) <= kRoundings * largest;
+    const bool stays = now[i] != now[i] && before[i] != before[i];
+    if (!is_near && !stays) return false;
+  }
+  return true;
+}
+
+// The recurrence's input and result: (rows, dim) and (rows, dim, dim), in the problem's type.
+struct EchoMatrixScan {
+  const int64_t* order;
+  const void* source;    // f, or the gradient of z
+  const void* matrices;  // S
+  void* values;          // z, or the gradient of f
+  void* workspace;       // echo_matrix_cpu_workspace_bytes; CUDA needs none
+  bool backward;
+};
+
+// The matrices' gradient, from the adjoint's values and z.
+struct EchoMatrixOuter {
+  const int64_t* order;
+  const void* values;
+  const void* z;
+  void* grad_matrices;
+};
+
+int64_t echo_matrix_cpu_workspace_bytes(const EchoMatrixProblem& problem);
+void echo_matrix_cpu_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_threads);
+void echo_matrix_cpu_outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int num_threads);
+
+struct EchoMatrixCpuKernels {
+  void (*scan)(const EchoMatrixProblem&, const EchoMatrixScan&, int num_threads);
+  void (*outer)(const EchoMatrixProblem&, const EchoMatrixOuter&, int num_threads);
+};
+namespace baseline {
+extern const EchoMatrixCpuKernels echo_matrix_kernels;
+}
+namespace avx2 {
+extern const EchoMatrixCpuKernels echo_matrix_kernels;
+}
+namespace avx512 {
+extern const EchoMatrixCpuKernels echo_matrix_kernels;
+}
+
+#if defined(ECHO_EXT_WITH_CUDA)
+// As in echo.h.
+const char* echo_matrix_cuda_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int device, void* stream);
+const char* echo_matrix_cuda_outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int device,
+                                   void* stream);
+#endif
+
+}  // namespace echo_ext

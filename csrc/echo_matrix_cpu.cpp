@@ -1,0 +1,115 @@
+// Matrix Echo noise on the CPU. The circle is cut into arcs that are scanned side by side, each from the value that the
+// arc before it had last: an arc whose entry has not changed is done.
+#include <algorithm>
+
+#include "echo_matrix.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+namespace {
+
+template <typename T>
+T sum_of(Vector<T> v) {
+  T sum = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) sum += v[lane];
+  return sum;
+}
+
+// out = source + matrix vector
+template <typename T>
+void multiply(const T* source, const T* matrix, const T* vector, int dim, T* out) {
+  const int whole = dim / kLanes<T> * kLanes<T>;
+  for (int i = 0; i < dim; ++i) {
+    const T* row = matrix + i * dim;
+    Vector<T> sums{};
+    for (int j = 0; j < whole; j += kLanes<T>) sums += load(row + j) * load(vector + j);
+    T sum = sum_of<T>(sums);
+    for (int j = whole; j < dim; ++j) sum += row[j] * vector[j];
+    out[i] = source[i] + sum;
+  }
+}
+
+// out = source + matrix^T vector
+template <typename T>
+void multiply_transposed(const T* source, const T* matrix, const T* vector, int dim, T* out) {
+  std::copy(source, source + dim, out);
+  for (int i = 0; i < dim; ++i) {
+    const T* row = matrix + i * dim;
+    const T weight = vector[i];
+    for (int j = 0; j < dim; ++j) out[j] += weight * row[j];
+  }
+}
+
+template <typename T>
+void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_threads) {
+  const int dim = problem.dim;
+  const auto *source = static_cast<const T*>(io.source), *matrices = static_cast<const T*>(io.matrices);
+  auto* values = static_cast<T*>(io.values);
+  const MatrixCircle circle{io.order, problem.rows, io.backward};
+  const int64_t arcs = matrix_arcs(problem.rows);
+  auto* entries = static_cast<T*>(io.workspace);  // (arcs, dim): the value before each arc
+  auto* is_active = reinterpret_cast<bool*>(entries + arcs * dim);
+  std::fill(entries, entries + arcs * dim, T(0));
+  std::fill(is_active, is_active + arcs, true);
+
+  bool is_first = true, any_active = true;
+  for (int64_t terms = 0; any_active && terms < kMaxMatrixTerms; terms += std::min(problem.rows, kMatrixArcSteps)) {
+    parallel_for(arcs, num_threads, [&](int64_t arc, int) {
+      if (!is_active[arc]) return;
+      T now[kMaxMatrixDim];
+      const T* before = entries + arc * dim;
+      const int64_t end = std::min((arc + 1) * kMatrixArcSteps, problem.rows);
+      for (int64_t step = arc * kMatrixArcSteps; step < end; ++step) {
+        const int64_t row = circle.row(step);
+        const T* matrix = matrices + circle.matrix_row(step) * dim * dim;
+        if (io.backward)
+          multiply_transposed(source + row * dim, matrix, before, dim, now);
+        else
+          multiply(source + row * dim, matrix, before, dim, now);
+        T* value = values + row * dim;
+        const bool settled = !is_first && is_settled(value, now, dim);
+        std::copy(now, now + dim, value);
+        if (settled) return;
+        before = value;
+      }
+    });
+    is_first = any_active = false;
+    for (int64_t arc = 0; arc < arcs; ++arc) {
+      const T* entry = values + circle.row(circle.before(arc * kMatrixArcSteps)) * dim;
+      is_active[arc] = !is_settled(entries + arc * dim, entry, dim);
+      any_active |= is_active[arc];
+      std::copy(entry, entry + dim, entries + arc * dim);
+    }
+  }
+}
+
+template <typename T>
+void outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int num_threads) {
+  constexpr int64_t kTask = 64;
+  const int dim = problem.dim;
+  parallel_for((problem.rows + kTask - 1) / kTask, num_threads, [&](int64_t task, int) {
+    for (int64_t p = task * kTask; p < std::min((task + 1) * kTask, problem.rows); ++p) {
+      const int64_t row = io.order[p], next = io.order[p + 1 == problem.rows ? 0 : p + 1];
+      const T* value = static_cast<const T*>(io.values) + row * dim;
+      const T* noise = static_cast<const T*>(io.z) + next * dim;
+      T* to = static_cast<T*>(io.grad_matrices) + row * dim * dim;
+      for (int i = 0; i < dim; ++i)
+        for (int j = 0; j < dim; ++j) to[i * dim + j] = value[i] * noise[j];
+    }
+  });
+}
+
+}  // namespace
+
+const EchoMatrixCpuKernels echo_matrix_kernels{
+    [](const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_threads) {
+      (problem.single ? scan<float> : scan<double>)(problem, io, num_threads);
+    },
+    [](const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int num_threads) {
+      (problem.single ? outer<float> : outer<double>)(problem, io, num_threads);
+    }};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,173 @@
+"""Echo noise whose terms are the rows of all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch._compile import _disable_dynamo
+from torch.autograd.function import once_differentiable
+
+from echo_ext import _checks, ops
+from echo_ext.distributed._ranks import MAX_DIMENSIONS, Ranks, Rows
+from echo_ext.distributed._rows import gather_rows
+from echo_ext.distributed._scan import compose, periodic, scan, scan_backward
+
+# From one rank's seed to the next: every rank orders its rows by a key of its own. Rank 0 has the seed itself.
+SEED_STEP = 0x1E3779B97F4A7C15
+
+
+def echo_sample(
+    f: Tensor,
+    s: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    seed: int | Tensor | None = None,
+    sampling: str = "ring",
+    num_terms: int | None = None,
+) -> Tensor:
+    r"""Send this rank's rows through the Echo channel; their noise is made of the rows of all ranks.
+
+    The rows of all ranks lie on one circle, each rank's in a random order of its own, and
+    ``z_p = f_p + s_p * z_{p+1}`` around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which
+    differs from B - 1 terms by ``prod |s|`` over the whole circle. A rank composes its rows to one affine map. One
+    all-gather of these 2 d numbers (at least 1 KiB), and one of d in the backward pass, closes the circle, so that
+    communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the
+    joined batch if the ranks' rows are independent draws from one source; order among ranks never matters then.
+
+    Gradients flow across ranks: each rank's f and s receive the derivative of the *sum* of all ranks' losses, and every
+    rank must take part in the backward pass. DistributedDataParallel then averages parameter gradients over the W
+    ranks: it yields the gradient of the mean of the ranks' losses. With N_r of N rows on this rank, let the loss be
+    ``W / N * sum`` over its rows (which is their mean, where batches are equal) for the gradient of the joined batch's
+    mean.
+
+    Args:
+        f, s: this rank's (B, *) tensors as in :func:`echo_ext.echo_sample`. B may differ between ranks and be 0; rows
+            have one shape and dtype on all ranks.
+        group: the ranks; None for all of them, or for this process alone where torch.distributed is not initialised.
+        seed: orders this rank's rows, together with its rank; ranks may pass one seed or different ones.
+        sampling: ``"ring"``; or ``"permutation"`` or ``"replacement"``, for which all ranks' rows are gathered on each,
+            O(N d) communication and memory, and each row draws from all others.
+        num_terms: as in :func:`echo_ext.echo_sample`, not for "ring", which has no last term.
+
+    Returns:
+        z, (B, *), of this rank's rows.
+
+    torch.compile breaks its graph around this function.
+
+    Raises:
+        TypeError, ValueError: as :func:`echo_ext.echo_sample`; rows of the ranks differ in shape or dtype; fewer than
+            two rows on all ranks together; num_terms with "ring". Errors of one rank are raised on all.
+        RuntimeError: a rank is missing: the process group's own error, after its time-out; a double backward.
+    """
+    z: Tensor = _send(f, s, group, seed, sampling, num_terms)
+    return z
+
+
+@_disable_dynamo  # a compiled model breaks its graph here, as at any collective
+def _send(
+    f: Tensor,
+    s: Tensor,
+    group: dist.ProcessGroup | None,
+    seed: int | Tensor | None,
+    sampling: str,
+    num_terms: int | None,
+) -> Tensor:
+    ranks = Ranks(group)
+    try:
+        f, s = _checks.matching_pair("f", f, "s", s)
+        if f.ndim > MAX_DIMENSIONS:
+            raise ValueError(f"f must have at most {MAX_DIMENSIONS} dimensions, but has shape {tuple(f.shape)}")
+        _checks.sampling_code(sampling)
+        if sampling == "ring" and num_terms is not None:
+            raise ValueError(f"num_terms must be None for sampling='ring' across ranks, but is {num_terms}")
+        seed = rank_seed(_checks.seed_tensor(seed, f.device), ranks.rank)
+    except (TypeError, ValueError):
+        ranks.refuse("f", f.device if isinstance(f, Tensor) else torch.device("cpu"))
+        raise
+    if sampling == "ring":
+        return _GlobalRing.apply(f, s, seed, ranks)  # type: ignore[no-untyped-call, no-any-return]
+    return _gathered(f, s, seed, ranks, sampling, num_terms)
+
+
+def ring_order(sizes: Sequence[int], seed: int) -> Tensor:
+    """The circle of :func:`echo_sample` for ranks that hold ``sizes`` rows and one seed, on the CPU.
+
+    Returns:
+        int64 (sum(sizes),): which row of the joined batch (rank 0's rows first) lies at each position. The row at
+        position p has the noise ``f_{p+1} + s_{p+1} * (f_{p+2} + ...)``.
+    """
+    first, parts = 0, []
+    for rank, size in enumerate(sizes):
+        parts.append(first + local_order(size, rank_seed(torch.tensor(seed), rank)))
+        first += size
+    return torch.cat(parts)
+
+
+def rank_seed(seed: Tensor, rank: int) -> Tensor:
+    """A seed for each rank: additions wrap around."""
+    step = (SEED_STEP * rank + 2**63) % 2**64 - 2**63
+    return seed + step
+
+
+def local_order(rows: int, seed: Tensor) -> Tensor:
+    """A keyed order of a rank's rows: the circle that the native ring uses with this seed."""
+    if rows == 0:
+        return torch.empty(0, dtype=torch.int64, device=seed.device)
+    return ops.echo_indices(1, sampling="ring", seed=seed, bank_size=rows).squeeze(0)
+
+
+# ---- The ring --------------------------------------------------------------------------------------------------------
+
+
+class _GlobalRing(torch.autograd.Function):
+    """``z_p = f_p + s_p z_{p+1}``
+
+    Its adjoint is ``v_p = grad_p + s_{p-1} v_{p-1}``, ``df_p = v_p``, ``ds_p = v_p z_{p+1}``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks) -> Tensor:
+        order = local_order(f.shape[0], seed)
+        flat = (f.shape[0], math.prod(f.shape[1:]))
+        flat_f, flat_s = f.reshape(flat).contiguous(), s.reshape(flat).contiguous()
+        own = Rows(f.shape[0], tuple(f.shape[1:]), f.dtype, any(ctx.needs_input_grad))
+        everyone, maps = ranks.exchange("f", own, compose(order, flat_f, flat_s))
+        total = sum(rows.count for rows in everyone)
+        if total < 2 and not (f.is_cuda and torch.cuda.is_current_stream_capturing()):
+            raise ValueError(f"f must have at least 2 rows on all ranks together, but has {total}")
+        constants, scales = maps.view(ranks.size, 2, -1).unbind(1)
+        # What follows this rank's last row: the whole turn from the next rank on.
+        entry = periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))
+        z = scan(order, flat_f, flat_s, entry)
+        ctx.save_for_backward(flat_s, z, entry, scales, order)
+        ctx.ranks = ranks
+        return z.view(f.shape).to(f.dtype, copy=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        s, z, entry, scales, order = ctx.saved_tensors
+        ranks: Ranks = ctx.ranks
+        flat = grad.reshape(s.shape).contiguous()
+        constants = ranks.all_gather(compose(order, flat, s, backward=True)[0])
+        # What precedes this rank's first row: the whole turn from the rank before, in reverse.
+        entry_back = periodic(constants.flip(0).roll(ranks.rank, 0), scales.flip(0).roll(ranks.rank, 0))
+        grad_f, grad_s = scan_backward(order, s, flat, z, entry, entry_back)
+        return grad_f.view(grad.shape), grad_s.view(grad.shape), None, None
+
+
+# ---- All rows on every rank ------------------------------------------------------------------------------------------
+
+
+def _gathered(f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks, sampling: str, num_terms: int | None) -> Tensor:
+    """This rank's rows come first in the joined batch, of which the op makes the noise of just these."""
+    rows = f.shape[0]
+    joined, _ = gather_rows("f", torch.stack([f, s], 1), ranks, like=f, own_first=True)
+    all_f, all_s = joined.unbind(1)
+    count = _checks.term_count(num_terms, bank_rows=joined.shape[0], exclude_self=True)
+    return ops.call_echo(all_f, all_s, all_f, all_s, seed, rows, count, _checks.sampling_code(sampling), True)

@@ -1,0 +1,140 @@
+"""A whole Echo autoencoder's training step compiled: one graph, one recompilation, the same numbers as eagerly."""
+
+import copy
+
+import pytest
+import torch
+from echo_cases import relative_error
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+import echo_ext
+
+BATCHES = (64, 100, 128, 333, 512, 777, 1000, 1024)
+
+
+class Autoencoder(nn.Module):
+    """The layers around a channel, and the loss."""
+
+    def __init__(self, channel, width=4):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(8, 16), nn.ReLU())
+        self.signal = nn.Linear(16, width)
+        self.scale = nn.Linear(16, getattr(channel, "num_scale_features", width))
+        self.channel = channel
+        self.decoder = nn.Linear(width, 8)
+
+    def forward(self, x):
+        hidden = self.encoder(x)
+        z, rate = self.channel(self.signal(hidden), self.scale(hidden))
+        return (self.decoder(z) - x).square().sum(1).mean() + rate.sum(1).mean()
+
+
+CHANNELS = {
+    "permutation": lambda: echo_ext.EchoChannel(20, bank_size=40),
+    "ring": lambda: echo_ext.EchoChannel(20, bank_size=40, sampling="ring"),
+    "matrix": lambda: echo_ext.EchoMatrixChannel(4, 20, bank_size=40),
+}
+
+
+@pytest.fixture(params=CHANNELS)
+def model(request):
+    torch._dynamo.reset()
+    model = Autoencoder(CHANNELS[request.param]())
+    model(torch.randn(64, 8))  # fills the bank
+    return model
+
+
+def gradients(model):
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def train(model, step, batches):
+    """The weights after a step of Adam on each batch."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for seed, x in enumerate(batches):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        step(x).backward()
+        optimizer.step()
+    return list(model.parameters())
+
+
+def test_one_graph_and_one_recompilation(model):
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(model, fullgraph=True, backend=counter)
+    twin = copy.deepcopy(model)
+    batches = [torch.randn(rows, 8) for rows in BATCHES]
+    compiled, eager = train(model, step, batches), train(twin, twin, batches)
+    assert counter.frame_count <= 2  # for 64 rows, then for any number
+    assert all(relative_error(ours, theirs) < 1e-4 for ours, theirs in zip(compiled, eager, strict=True))
+    assert torch.allclose(model.channel.bank_f, twin.channel.bank_f, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch cannot compile a backward pass"
+)
+def test_backward_pass_and_update_in_the_same_graph(model):
+    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+    parameters = list(model.parameters())
+
+    def step(x):
+        loss = model(x)
+        slopes = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, slopes, strict=True):
+                parameter.sub_(slope, alpha=1e-2)
+        return loss.detach()
+
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch.manual_seed(1)
+        loss = torch.compile(step, fullgraph=True, backend="aot_eager")(x)
+    torch.manual_seed(1)
+    expected = twin(x)
+    expected.backward()
+    assert relative_error(loss, expected) < 1e-5
+    for ours, theirs in zip(parameters, twin.parameters(), strict=True):
+        assert relative_error(ours, theirs - 1e-2 * theirs.grad) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_under_autocast(model, dtype):
+    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+    losses = []
+    for each, step in ((model, torch.compile(model, fullgraph=True, backend="aot_eager")), (twin, twin)):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=dtype):
+            loss = step(x)
+        loss.backward()
+        losses.append(loss)
+        assert all(gradient.isfinite().all() for gradient in gradients(each))
+    assert relative_error(*losses) < 20 * torch.finfo(dtype).eps
+
+
+def test_checkpointing_repeats_the_noise(model):
+    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+    torch.manual_seed(1)
+    model(x).backward()
+    torch.manual_seed(1)
+    checkpoint(twin, x, use_reentrant=False).backward()
+    assert all(map(torch.equal, gradients(model), gradients(twin)))
+
+
+def test_a_compiled_gradient_transform_is_refused_by_name():
+    torch._dynamo.reset()
+    f, s = torch.randn(8, 3), torch.rand(8, 3)
+    slope = torch.func.grad(lambda f: echo_ext.echo_sample(f, s, seed=1).sum())
+    with pytest.raises(Exception, match=r"the gradients of torch\.func do not go through"):
+        torch.compile(slope, fullgraph=True, backend="aot_eager")(f)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.*")  # its own, while it lowers a triangle
+def test_generated_code_trains_as_eager(model):
+    twin = copy.deepcopy(model)
+    batches = [torch.randn(rows, 8) for rows in BATCHES[:4]]
+    with torch._inductor.config.patch(fallback_random=True):
+        compiled = train(model, torch.compile(model, fullgraph=True), batches)
+    eager = train(twin, twin, batches)
+    assert all(relative_error(ours, theirs) < 1e-4 for ours, theirs in zip(compiled, eager, strict=True))

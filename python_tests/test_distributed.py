@@ -1,0 +1,193 @@
+"""Echo noise and estimates over several processes: every rank's part against one process with the joined rows.
+
+Four ranks are started once; groups of 1 to 4 of them run the checks of distributed_checks.py one after another.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from echo_cases import TOLERANCE, relative_error, signal_and_scale
+from scipy import stats
+
+import echo_ext
+from echo_ext import distributed, reference
+from echo_ext.distributed._ranks import Ranks, Rows
+from echo_ext.distributed._scan import compose, scan, scan_backward
+
+HERE = Path(__file__).parent
+TIMEOUT = 120
+
+
+def run_world(size, tmp_path, seed):
+    """Start the ranks of one world and give what they print; the first that fails ends all."""
+    command = [sys.executable, "distributed_checks.py", str(tmp_path / "init"), str(seed), str(size)]
+    outputs = [tmp_path / f"rank{rank}.txt" for rank in range(size)]
+    processes = []
+    for rank, output in enumerate(outputs):
+        with output.open("w") as file:
+            processes.append(subprocess.Popen([*command, str(rank)], cwd=HERE, stdout=file, stderr=subprocess.STDOUT))
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        while any(process.poll() is None for process in processes):
+            if any(process.returncode for process in processes) or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+    endings = [process.wait() for process in processes]
+    texts = [output.read_text() for output in outputs]
+    report = "\n".join(f"rank {r} ended with {endings[r]}:\n{texts[r]}" for r in range(size))
+    assert not any(endings), report
+    return texts
+
+
+def test_ranks_together_are_one_process(tmp_path):
+    outputs = run_world(4, tmp_path, int(torch.randint(2**31, ())))
+    assert all("ended by the engine" in output for output in outputs[:3])
+
+
+# ---- In this process -------------------------------------------------------------------------------------------------
+
+
+def is_near(actual, expected, tolerance):
+    """Beside values around 1: single sums may cancel."""
+    return (actual.double() - expected).abs().max() <= tolerance * (1 + expected.abs().max())
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33), (40, 130)])
+def test_scan_solves_the_recurrence(rows, width):
+    f, s = (t.detach() for t in signal_and_scale((rows, width), largest_scale=1.5))
+    entry, order = torch.randn(width, dtype=torch.float64), torch.randperm(rows)
+    z = scan(order, f, s, entry)
+    behind = torch.cat([z[order][1:], entry.unsqueeze(0)])
+    assert relative_error(z[order], f[order] + s[order] * behind) < 1e-13
+    constant, scale = compose(order, f, s)
+    assert relative_error(constant + scale * entry, z[order[0]]) < 1e-13
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_adjoint_of_the_scan(rows, width, dtype):
+    """Autograd through the recurrence, where the last z is handed on too."""
+    f, s = signal_and_scale((rows, width), dtype, 0.99)
+    order, grad = torch.randperm(rows), torch.randn(rows, width).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    entry, entry_back = torch.randn(2, width).to(wide)
+    leaves = [t.detach().double().requires_grad_() for t in (f, s, entry)]
+    z, rows_of_z = leaves[2], {}
+    for row in order.flip(0).tolist():
+        z = leaves[0][row] + leaves[1][row] * z
+        rows_of_z[row] = z
+    every = torch.stack([rows_of_z[row] for row in range(rows)])
+    ((every * grad).sum() + (z * entry_back).sum()).backward()
+    actual = scan(order, f.detach(), s.detach(), entry)
+    assert is_near(actual, every, TOLERANCE[wide])
+    constant, scale = compose(order, grad, s.detach(), backward=True)
+    assert is_near(constant + scale * entry_back, leaves[2].grad, TOLERANCE[wide])
+    for ours, theirs in zip(scan_backward(order, s.detach(), grad, actual, entry, entry_back), leaves, strict=False):
+        assert ours.dtype == dtype
+        assert is_near(ours, theirs.grad, TOLERANCE[dtype])
+
+
+def test_no_rows_compose_to_the_identity():
+    empty, order = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
+    constant, scale = compose(order, empty, empty)
+    assert torch.equal(constant, torch.zeros(3))
+    assert torch.equal(scale, torch.ones(3))
+    assert scan(order, empty, empty, torch.ones(3)).shape == (0, 3)
+
+
+def test_one_process_is_the_periodic_ring():
+    """Without torch.distributed: the same circle as sampling="ring", but for the product of all scales."""
+    f, s = signal_and_scale((40, 2, 3), largest_scale=0.4)
+    seed = int(torch.randint(2**62, ()))
+    assert (
+        relative_error(distributed.echo_sample(f, s, seed=seed), echo_ext.echo_sample(f, s, sampling="ring", seed=seed))
+        < 1e-12
+    )
+
+
+def test_ring_is_the_solution_around_the_circle():
+    f, s = signal_and_scale((6, 3), largest_scale=0.99)
+    z = distributed.echo_sample(f, s, seed=3)
+    order = distributed.ring_order([6], 3)
+    assert sorted(order.tolist()) == list(range(6))
+    assert relative_error(z[order], f[order] + s[order] * z[order.roll(-1)]) < 1e-13
+    assert relative_error(z, reference.echo_circle(f, s, order)) < 1e-13
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2,), (3, 2, 2)])
+def test_gradients_of_the_ring(shape):
+    assert torch.autograd.gradcheck(lambda f, s: distributed.echo_sample(f, s, seed=1), signal_and_scale(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_accumulate_in_float32(dtype):
+    f, s = (t.detach() for t in signal_and_scale((300, 4), dtype, 0.99))
+    expected = distributed.echo_sample(f.float(), s.float(), seed=1).to(dtype)
+    assert torch.equal(distributed.echo_sample(f, s, seed=1), expected)
+
+
+def test_the_ring_has_the_law_of_the_signal_plus_noise():
+    """x normal, s constant: eps and z have the variance 1 / (1 - s**2) and z a normal law."""
+    f = torch.randn(20_000, 1, dtype=torch.float64)
+    z = distributed.echo_sample(f, torch.full_like(f, 0.8)).squeeze(1)
+    far_apart = z[torch.randperm(len(z))[:500]]  # neighbours on the ring are dependent
+    assert stats.kstest(far_apart.numpy(), stats.norm(scale=1 / (1 - 0.64) ** 0.5).cdf).pvalue > 1e-6
+
+
+def test_header_survives_the_exchange():
+    rows = Rows(12, (3, 4, 5), torch.bfloat16, True)
+    assert Rows.decode(rows.encode()) == rows
+
+
+@pytest.mark.parametrize(
+    ("f", "s", "options", "message"),
+    [
+        (torch.zeros(1, 2), torch.zeros(1, 2), {}, "f must have at least 2 rows on all ranks together, but has 1"),
+        (torch.zeros(3, 2), torch.zeros(3, 1), {}, "f and s must have one shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"num_terms": 2}, "num_terms must be None for sampling='ring'"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"sampling": "circle"}, "sampling must be one of"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"sampling": "permutation", "num_terms": 3}, "only 2 other rows"),
+    ],
+)
+def test_bad_input(f, s, options, message):
+    with pytest.raises(ValueError, match=message):
+        distributed.echo_sample(f, s, **options)
+
+
+def test_channel_refuses_an_unknown_sync():
+    with pytest.raises(ValueError, match="sync must be False, True or 'gather', but is 'ring'"):
+        echo_ext.EchoChannel(sync="ring")
+
+
+def test_channel_without_ranks_ignores_sync():
+    f_raw, s_raw = torch.randn(30, 4), torch.randn(30, 4)
+    outputs = []
+    for sync in (False, True, "gather"):
+        torch.manual_seed(1)
+        outputs.append(echo_ext.EchoChannel(20, sync=sync)(f_raw, s_raw).z)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("method", ["ksg1", "ksg2", "bi-ksg", "mixed"])
+@pytest.mark.parametrize("exclude_within", [0, 3])
+def test_estimate_in_one_process(method, exclude_within):
+    x = torch.randn(200, 2, dtype=torch.float64)
+    y = x[:, :1] + torch.randn(200, 1, dtype=torch.float64)
+    x, y = (torch.cat([t, t[:20]]) for t in (x.round(decimals=1), y.round(decimals=1)))  # with ties
+    options = {"k": (1, 4), "method": method, "exclude_within": exclude_within}
+    actual = distributed.mutual_information(x, y, **options)
+    assert torch.allclose(actual, echo_ext.mutual_information(x, y, **options), rtol=0, atol=1e-12)
+
+
+def test_one_rank_alone():
+    ranks = Ranks(None)
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert torch.equal(ranks.all_gather(torch.ones(2)), torch.ones(1, 2))
