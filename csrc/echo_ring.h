@@ -9,8 +9,8 @@
 // Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight has vanished.
 //
 // Value is a pack of columns; has_vanished(Value) tells whether all of it has. Io reads and writes by position,
-// which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps) and prefetch(position),
-// since rows lie anywhere in memory.
+// which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps), prefetch(position), since
+// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +49,7 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
   }
   Value tail = zero, decay = one;
   for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
-    io.prefetch(q - kPrefetchDistance);
+    io.prefetch_result(q - kPrefetchDistance);
     io.term(q, f, s);
     tail = f + s * tail;
     decay = s * decay;

@@ -67,6 +67,12 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   using CircleTerms<EchoForward, Storage, P>::io, CircleTerms<EchoForward, Storage, P>::circle,
       CircleTerms<EchoForward, Storage, P>::columns;
 
+  // A result that waits for its row to be fetched holds up the reads behind it.
+  __attribute__((always_inline)) void prefetch_result(int64_t position) const {
+    this->prefetch(position);
+    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_around(position)
+                                                 : circle.first_row + std::max<int64_t>(position, 0));
+  }
   void emit(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
     columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
