@@ -7,6 +7,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from echo_ext import metrics
 from echo_ext._versions import versions
@@ -20,7 +21,7 @@ from echo_ext.training.schedules import Stream, derive_seed
 if TYPE_CHECKING:
     from echo_ext import pictures
 
-__all__ = ["RATES", "TEST_DRAWS", "measure", "write_pictures"]
+__all__ = ["RATES", "SHOWN", "TEST_DRAWS", "measure", "spread", "write_pictures"]
 
 RATES = {"rate": "rate", "rate_bound": "rate bound"}  # key in result.json and name in tables
 TEST_DRAWS = 4
@@ -55,6 +56,12 @@ def measure(
     }
 
 
+def spread(data: LabelledDataset, rows: int) -> Tensor:
+    """The x of at most so many rows from all over a data set, since files may be sorted by label."""
+    rows = min(rows, len(data))
+    return data.values(torch.arange(rows, device=data.labels.device) * len(data) // rows)
+
+
 @torch.no_grad()
 def write_pictures(
     model: Model,
@@ -71,7 +78,7 @@ def write_pictures(
     model.eval()
     are_images = len(test.data_shape) == 3
     shown, drawn = (SHOWN, DRAWN) if are_images else (SHOWN_VECTORS, SHOWN_VECTORS)
-    x = test.values(slice(shown))
+    x = spread(test, shown)
     reconstruct, sample = (watched(draw, "drawing") for draw in (model.reconstruct, model.sample))
     reconstructed = reconstruct(x.to(next(model.parameters()).device))
     name = configuration.recipe

@@ -18,7 +18,7 @@ import torch
 
 from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.results import RATES, SHOWN
+from echo_ext.training.results import RATES, SHOWN, spread
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.running import load, load_data, train
 
@@ -181,7 +181,7 @@ def _write_curves(
     test = load_data(first, data_dir)["test"]
     shown = None
     if len(test.data_shape) == 3:
-        x = test.values(slice(min(SHOWN, 8)))
+        x = spread(test, min(SHOWN, 8))
         shown = {"test image": x}
         for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
             label = f"{configuration.recipe}, beta {configuration.beta:g}"
