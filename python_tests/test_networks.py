@@ -40,11 +40,11 @@ def test_convolutions_reach_every_pixel_of_their_neighbourhood():
     # One latent moves every pixel, and every pixel moves the code: no border is cut off by an uneven padding.
     for architecture, side in (("conv28", 28), ("conv64", 64)):
         shape = (1, side, side)
-        x = torch.rand(4, *shape, requires_grad=True)
-        encoder(architecture, shape, 6, activation="softplus")(x).square().sum().backward()
+        x = torch.rand(4, *shape, dtype=torch.float64, requires_grad=True)
+        encoder(architecture, shape, 6, activation="softplus").double()(x).square().sum().backward()
         assert (x.grad != 0).all()
-        z = torch.randn(1, 3)
-        net = decoder(architecture, shape, 3, activation="softplus")
+        z = torch.randn(1, 3, dtype=torch.float64)
+        net = decoder(architecture, shape, 3, activation="softplus").double()
         assert (net(z) != net(z + 1)).all()
 
 
