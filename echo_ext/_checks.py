@@ -92,6 +92,14 @@ def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
     return count
 
 
+def unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
+    """The error of a name that is not there, with the nearest of those that are."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=3, cutoff=0.4) or known
+    return ValueError(f"there is no {kind} {name!r}; the nearest are {', '.join(near)}")
+
+
 def one_of(name: str, value: object, known: Collection[object]) -> None:
     """A name among those that there are."""
     if value not in known:

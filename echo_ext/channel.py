@@ -32,6 +32,7 @@ class _BankedChannel(nn.Module):
     def __init__(self, num_terms: int, bank_size: int | None) -> None:
         super().__init__()
         _checks.row_count("num_terms", num_terms, least=1)
+        self.num_terms = num_terms
         self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
         _checks.row_count("bank_size", self.bank_size, least=num_terms)
         # Their width is that of the first training batch.
@@ -50,6 +51,18 @@ class _BankedChannel(nn.Module):
                 f"but they have {tuple(f.shape[1:])}"
             )
         return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
+
+    def _filled_up(self, f: Tensor, s: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+        """A training batch that lacks so many rows, with the bank's newest behind its own."""
+        if missing <= 0:
+            return f, s
+        if not self.has_bank:
+            raise ValueError(
+                f"f_raw has {len(f)} rows, but num_terms={self.num_terms} needs {len(f) + missing} and the bank is "
+                "still empty: let the first training batch be a full one, or use fewer terms"
+            )
+        bank_f, bank_s = self._bank_like(f)
+        return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
 
     @torch.no_grad()
     def _remember(self, f: Tensor, s: Tensor) -> None:
@@ -122,7 +135,6 @@ class EchoChannel(_BankedChannel):
             raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
         if sync not in (False, True, "gather"):
             raise ValueError(f"sync must be False, True or 'gather', but is {sync!r}")
-        self.num_terms = num_terms
         self.bound = bound
         self.activation_scale = activation_scale
         self.sampling = sampling
@@ -157,16 +169,7 @@ class EchoChannel(_BankedChannel):
         rows, ranks = f.shape[0], self._num_ranks()
         # Each rank brings its share of the terms, so that none has to know how many the others have.
         missing = -(-(self.num_terms + 1) // ranks) - rows
-        filled_f, filled_s = f, s
-        if missing > 0:
-            if not self.has_bank:
-                raise ValueError(
-                    f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {rows + missing} and the bank is "
-                    "still empty: let the first training batch be a full one, or use fewer terms"
-                )
-            bank_f, bank_s = self._bank_like(f)
-            filled_f, filled_s = torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
-        z = self._noisy(filled_f, filled_s, ranks)[:rows]
+        z = self._noisy(*self._filled_up(f, s, missing), ranks)[:rows]
         self._remember(f.detach(), s.detach())
         return z
 
@@ -231,7 +234,6 @@ class EchoMatrixChannel(_BankedChannel):
         if not (activation_scale > 0 and math.isfinite(activation_scale)):
             raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
         self.dim = dim
-        self.num_terms = num_terms
         self.bound = bound
         self.activation_scale = activation_scale
 
@@ -271,17 +273,7 @@ class EchoMatrixChannel(_BankedChannel):
 
     def _send_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
         rows = f.shape[0]
-        missing = self.num_terms + 1 - rows
-        filled_f, filled_scale = f, scale
-        if missing > 0:
-            if not self.has_bank:
-                raise ValueError(
-                    f"f_raw has {rows} rows, but num_terms={self.num_terms} needs {rows + missing} and the bank is "
-                    "still empty: let the first training batch be a full one, or use fewer terms"
-                )
-            bank_f, bank_s = self._bank_like(f)
-            filled_f, filled_scale = torch.cat([f, bank_f[:missing]]), torch.cat([scale, bank_s[:missing]])
-        z = echo_sample_matrix(filled_f, filled_scale)[:rows]
+        z = echo_sample_matrix(*self._filled_up(f, scale, self.num_terms + 1 - rows))[:rows]
         self._remember(f.detach(), scale.detach())
         return z
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from echo_ext import _checks
 from echo_ext.data import binary_mnist, dsprites, idx, omniglot
 from echo_ext.data._files import Published, Shelf, StrPath
 from echo_ext.data.datasets import LabelledDataset
@@ -61,8 +61,7 @@ class Entry:
 def find(name: str) -> Entry:
     """The entry of this name, or a ValueError that lists the nearest names."""
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.4) or list(CATALOGUE)
-        raise ValueError(f"there is no data set {name!r}; the nearest are {', '.join(near)}")
+        raise _checks.unknown("data set", name, CATALOGUE)
     return CATALOGUE[name]
 
 

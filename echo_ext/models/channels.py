@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from echo_ext.models.densities import log_normal
+from echo_ext.models.densities import draw_normal, log_normal
 from echo_ext.models.flows import ShiftFlow
 
 __all__ = ["DensityOutput", "GaussianChannel", "GaussianOutput", "IAFChannel"]
@@ -40,7 +39,7 @@ class GaussianChannel(nn.Module):
 
     def forward(self, mean: Tensor, log_variance: Tensor) -> GaussianOutput:
         """Send (B, d) through the channel."""
-        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        z = draw_normal(mean, log_variance)
         return GaussianOutput(z, mean, log_variance)
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["LOG_2_PI", "kl_to_standard_normal", "log_mean_exp", "log_normal", "widened"]
+__all__ = ["LOG_2_PI", "draw_normal", "kl_to_standard_normal", "log_mean_exp", "log_normal", "widened"]
 
 LOG_2_PI = math.log(2 * math.pi)
 
@@ -16,6 +16,11 @@ def log_normal(x: Tensor, mean: Tensor | float = 0.0, log_variance: Tensor | flo
     """``log N(x; mean, exp(log_variance))`` of each element; all three broadcast."""
     precision = (-log_variance).exp() if isinstance(log_variance, Tensor) else math.exp(-log_variance)
     return -0.5 * ((x - mean).square() * precision + log_variance + LOG_2_PI)
+
+
+def draw_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """A draw of ``N(mean, exp(log_variance))`` for each element, with gradients to both (Kingma & Welling 2014)."""
+    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
 
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianOutput
-from echo_ext.models.densities import log_normal, widened
+from echo_ext.models.densities import draw_normal, log_normal, widened
 from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.marginals import Marginal
 from echo_ext.models.networks import decoder, encoder
@@ -38,7 +38,7 @@ class DiagonalGaussian(NamedTuple):
 
     def draw(self) -> Tensor:
         """One z of each row, with gradients to both arguments: (B, d)."""
-        return self.mean + (0.5 * self.log_variance).exp() * torch.randn_like(self.mean)
+        return draw_normal(self.mean, self.log_variance)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """The log density summed over dimensions: (B,)."""

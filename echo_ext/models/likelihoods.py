@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 
@@ -10,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from echo_ext import _checks
-from echo_ext.models.densities import log_normal
+from echo_ext.models.densities import draw_normal, log_normal
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood", "likelihood_for"]
 
 
-class Likelihood:
+class Likelihood(abc.ABC):
     """A law of x given what the decoder puts out.
 
     Attributes:
@@ -26,17 +27,17 @@ class Likelihood:
     outputs: int
     discrete: bool
 
+    @abc.abstractmethod
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         """``log p(x|z)`` summed over dimensions: (B,)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def mean(self, parameters: Tensor) -> Tensor:
         """The mean of x given z, of x's shape."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sample(self, parameters: Tensor) -> Tensor:
         """A draw of x given z, of x's shape."""
-        raise NotImplementedError
 
 
 class Bernoulli(Likelihood):
@@ -102,8 +103,7 @@ class Gaussian(Likelihood):
 
     def sample(self, parameters: Tensor) -> Tensor:
         """The mean plus noise, with gradients to the parameters."""
-        mean, log_variance = self.moments(parameters)
-        return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        return draw_normal(*self.moments(parameters))
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of each value, of x's shape."""

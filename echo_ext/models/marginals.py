@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from echo_ext.models.densities import log_mean_exp, log_normal
+from echo_ext.models.densities import draw_normal, log_mean_exp, log_normal
 from echo_ext.models.flows import ShiftFlow
 
 __all__ = ["MAF", "FactorisedAggregate", "GaussianMixture", "Marginal", "StandardNormal", "VampPrior", "random_rows"]
@@ -77,7 +77,7 @@ class GaussianMixture(Marginal):
     def sample(self, n: int) -> Tensor:
         """``n`` draws: (n, latent_dim)."""
         k = self.logits.softmax(0).multinomial(n, replacement=True)
-        return _draw(self.means[k], self.log_variances[k])
+        return draw_normal(self.means[k], self.log_variances[k])
 
 
 class MAF(Marginal):
@@ -145,7 +145,7 @@ class VampPrior(Marginal):
     def sample(self, n: int) -> Tensor:
         """``n`` draws: (n, latent_dim)."""
         k = torch.randint(len(self.pseudo_inputs), (n,), device=self.pseudo_inputs.device)
-        return _draw(*self.moments(self._clamped()[k]))
+        return draw_normal(*self.moments(self._clamped()[k]))
 
     def _clamped(self) -> Tensor:
         return self.pseudo_inputs if self.limits is None else self.pseudo_inputs.clamp(*self.limits)
@@ -184,13 +184,9 @@ class FactorisedAggregate(Marginal):
     def sample(self, n: int) -> Tensor:
         """``n`` draws, each dimension from a row of its own: (n, latent_dim)."""
         rows = torch.randint(len(self.means), (n, self.means.shape[1]), device=self.means.device)
-        return _draw(self.means.gather(0, rows), self.log_variances.gather(0, rows))
+        return draw_normal(self.means.gather(0, rows), self.log_variances.gather(0, rows))
 
 
 def random_rows(x: Tensor, n: int) -> Tensor:
     """``n`` rows of x in random order, all different as far as there are so many."""
     return x[torch.randperm(len(x), device=x.device).repeat(-(-n // len(x)))[:n]]
-
-
-def _draw(mean: Tensor, log_variance: Tensor) -> Tensor:
-    return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)

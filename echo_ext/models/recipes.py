@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from echo_ext import _checks
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import Model
 from echo_ext.models.hierarchical import ConvHVAE, PixelHVAE
@@ -60,8 +60,7 @@ def recipes() -> dict[str, str]:
 def find(name: str) -> Recipe:
     """The recipe of this name, or a ValueError that lists the nearest names."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4) or sorted(RECIPES)
-        raise ValueError(f"there is no recipe {name!r}; the nearest are {', '.join(near)}")
+        raise _checks.unknown("recipe", name, sorted(RECIPES))
     return RECIPES[name]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
+from echo_ext import _checks
 from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, reproduce
 
 __all__ = ["NAMES", "Bench", "Case", "Experiment", "Outcome", "Row", "experiments", "find", "reproduce"]
@@ -20,7 +20,6 @@ def experiments() -> dict[str, str]:
 def find(name: str) -> Experiment:
     """The experiment of this name, or a ValueError that lists the nearest names."""
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4) or sorted(NAMES)
-        raise ValueError(f"there is no experiment {name!r}; the nearest are {', '.join(near)}")
+        raise _checks.unknown("experiment", name, sorted(NAMES))
     experiment: Experiment = importlib.import_module(f"echo_ext.reproduce.{name.replace('-', '_')}").EXPERIMENT
     return experiment
