@@ -34,9 +34,7 @@ def native_calls():
     problem = _C.EchoProblem(ROWS, ROWS, WIDTH, ROWS - 1, True, 0, 1)
     f, s, grad, out = (torch.rand(ROWS, WIDTH) for _ in range(4))
     grad_f, grad_s, seed = torch.empty_like(f), torch.empty_like(s), torch.tensor(1)
-    size = max(_C.echo_cpu_forward_workspace_bytes(problem, 1), _C.echo_cpu_backward_workspace_bytes(problem, 1))
-    memory = torch.empty(size, dtype=torch.uint8)
-    tensors = (seed, f, s, f, s, out, memory)  # holds them
+    tensors = (seed, f, s, f, s, out)  # holds them
     forward = [tensor.data_ptr() for tensor in tensors]
     backward = [t.data_ptr() for t in (seed, f, s, s, grad)], [0, grad_f.data_ptr(), grad_s.data_ptr()]
 
@@ -45,7 +43,7 @@ def native_calls():
 
     def run_both(keep=(tensors, grad, grad_f, grad_s)):
         _C.echo_cpu_forward(problem, *forward, 1)
-        _C.echo_cpu_backward(problem, *backward[0], *backward[1], memory.data_ptr(), 1)
+        _C.echo_cpu_backward(problem, *backward[0], *backward[1], 1)
 
     return run_forward, run_both
 
@@ -54,24 +52,21 @@ class Bare(torch.autograd.Function):
     """The least that an autograd.Function over the same native calls can be: no check, no choice, a given seed."""
 
     problem = _C.EchoProblem(ROWS, ROWS, WIDTH, ROWS - 1, True, 0, 1)
-    forward_bytes = _C.echo_cpu_forward_workspace_bytes(problem, 1)
-    backward_bytes = _C.echo_cpu_backward_workspace_bytes(problem, 1)
 
     @staticmethod
     def forward(ctx, f, s, seed):
         ctx.save_for_backward(f, s, seed)
-        out, memory = torch.empty_like(f), torch.empty(Bare.forward_bytes, dtype=torch.uint8)
+        out = torch.empty_like(f)
         f_at, s_at = f.data_ptr(), s.data_ptr()
-        _C.echo_cpu_forward(Bare.problem, seed.data_ptr(), f_at, s_at, f_at, s_at, out.data_ptr(), memory.data_ptr(), 1)
+        _C.echo_cpu_forward(Bare.problem, seed.data_ptr(), f_at, s_at, f_at, s_at, out.data_ptr(), 1)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         f, s, seed = ctx.saved_tensors
         grad_f, grad_s = torch.empty_like(f), torch.empty_like(s)
-        memory = torch.empty(Bare.backward_bytes, dtype=torch.uint8)
         f_at, s_at, grad_at = f.data_ptr(), s.data_ptr(), grad.data_ptr()
-        outputs = (0, grad_f.data_ptr(), grad_s.data_ptr(), memory.data_ptr())
+        outputs = (0, grad_f.data_ptr(), grad_s.data_ptr())
         _C.echo_cpu_backward(Bare.problem, seed.data_ptr(), f_at, s_at, s_at, grad_at, *outputs, 1)
         return grad_f, grad_s, None
 

@@ -26,24 +26,21 @@ void bind_echo(py::module_& m) {
            py::arg("rows"), py::arg("bank_rows"), py::arg("width"), py::arg("num_terms"), py::arg("exclude_self"),
            py::arg("sampling"), py::arg("dtype"));
 
-  m.def("echo_cpu_forward_workspace_bytes", &echo_cpu_forward_workspace_bytes);
-  m.def("echo_cpu_backward_workspace_bytes", &echo_cpu_backward_workspace_bytes);
   m.def(
       "echo_cpu_forward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t f, uintptr_t s,
-         uintptr_t out, uintptr_t workspace, int num_threads) {
-        echo_cpu_forward(problem, {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out), at(workspace)},
-                         num_threads);
+         uintptr_t out, int num_threads) {
+        echo_cpu_forward(problem, {at<int64_t>(seed), at(bank_f), at(bank_s), at(f), at(s), at(out)}, num_threads);
       },
       NoGil());
   m.def(
       "echo_cpu_backward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t s, uintptr_t grad,
-         uintptr_t grad_s, uintptr_t grad_bank_f, uintptr_t grad_bank_s, uintptr_t workspace, int num_threads) {
-        echo_cpu_backward(problem,
-                          {at<int64_t>(seed), at(bank_f), at(bank_s), at(s), at(grad), at(grad_s), at(grad_bank_f),
-                           at(grad_bank_s), at(workspace)},
-                          num_threads);
+         uintptr_t grad_s, uintptr_t grad_bank_f, uintptr_t grad_bank_s, int num_threads) {
+        echo_cpu_backward(
+            problem,
+            {at<int64_t>(seed), at(bank_f), at(bank_s), at(s), at(grad), at(grad_s), at(grad_bank_f), at(grad_bank_s)},
+            num_threads);
       },
       NoGil());
   m.def(
@@ -94,13 +91,12 @@ void bind_echo_matrix(py::module_& m) {
       .def(py::init([](int64_t rows, int dim, bool single) { return EchoMatrixProblem{rows, dim, single}; }),
            py::arg("rows"), py::arg("dim"), py::arg("single"));
 
-  m.def("echo_matrix_cpu_workspace_bytes", &echo_matrix_cpu_workspace_bytes);
   m.def(
       "echo_matrix_cpu_scan",
       [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
-         uintptr_t workspace, bool backward, int num_threads) {
-        echo_matrix_cpu_scan(
-            problem, {at<int64_t>(order), at(source), at(matrices), at(values), at(workspace), backward}, num_threads);
+         bool backward, int num_threads) {
+        echo_matrix_cpu_scan(problem, {at<int64_t>(order), at(source), at(matrices), at(values), backward},
+                             num_threads);
       },
       NoGil());
   m.def(
@@ -115,8 +111,7 @@ void bind_echo_matrix(py::module_& m) {
       "echo_matrix_cuda_scan",
       [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
          bool backward, int device, uintptr_t stream) {
-        check_cuda(echo_matrix_cuda_scan(problem,
-                                         {at<int64_t>(order), at(source), at(matrices), at(values), nullptr, backward},
+        check_cuda(echo_matrix_cuda_scan(problem, {at<int64_t>(order), at(source), at(matrices), at(values), backward},
                                          device, at(stream)));
       },
       NoGil());

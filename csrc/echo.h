@@ -1,5 +1,6 @@
 // Echo noise: eps_i = sum over l < num_terms of (s[j_0] ... s[j_{l-1}]) * f[j_l], elementwise, over bank rows j_l.
-// These entry points allocate nothing: results and workspace are the caller's memory.
+// Results are the caller's memory. On CUDA so is the workspace, since torch's allocator knows the stream; on the CPU
+// the entry points get their own, which costs a small call less than asking torch for it.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ struct EchoForward {
   const void* f;  // null: write eps instead of f + s * eps
   const void* s;
   void* out;
-  void* workspace;
+  void* workspace = nullptr;
 };
 
 struct EchoBackward {
@@ -43,11 +44,9 @@ struct EchoBackward {
   void* grad_s;       // of the rows' own s; null with s, and where the batch is its own bank
   void* grad_bank_f;  // where the batch is its own bank, these hold the whole gradients of f and s
   void* grad_bank_s;
-  void* workspace;
+  void* workspace = nullptr;
 };
 
-int64_t echo_cpu_forward_workspace_bytes(const EchoProblem& problem, int num_threads);
-int64_t echo_cpu_backward_workspace_bytes(const EchoProblem& problem, int num_threads);
 void echo_cpu_forward(const EchoProblem& problem, const EchoForward& io, int num_threads);
 void echo_cpu_backward(const EchoProblem& problem, const EchoBackward& io, int num_threads);
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 
 #include "echo_cpu.h"
 #include "isa.h"
@@ -23,22 +24,26 @@ int worthwhile_threads(const EchoProblem& problem, int num_threads) {
   return problem.rows * problem.width * terms < kLeastWork ? 1 : num_threads;
 }
 
+template <typename Io>
+void run_with_workspace(void (*kernel)(const EchoProblem&, const Io&, int),
+                        int64_t (*workspace_bytes)(const EchoProblem&, int), const EchoProblem& problem, Io io,
+                        int num_threads) {
+  const int threads = worthwhile_threads(problem, num_threads);
+  const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(workspace_bytes(problem, threads))]);
+  io.workspace = workspace.get();
+  kernel(problem, io, threads);
+}
+
 }  // namespace
 
-int64_t echo_cpu_forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
-  return kernels(problem).forward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
-}
-
-int64_t echo_cpu_backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
-  return kernels(problem).backward_workspace_bytes(problem, worthwhile_threads(problem, num_threads));
-}
-
 void echo_cpu_forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  kernels(problem).forward(problem, io, worthwhile_threads(problem, num_threads));
+  const EchoCpuKernels& chosen = kernels(problem);
+  run_with_workspace(chosen.forward, chosen.forward_workspace_bytes, problem, io, num_threads);
 }
 
 void echo_cpu_backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  kernels(problem).backward(problem, io, worthwhile_threads(problem, num_threads));
+  const EchoCpuKernels& chosen = kernels(problem);
+  run_with_workspace(chosen.backward, chosen.backward_workspace_bytes, problem, io, num_threads);
 }
 
 void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* indices, int num_threads) {

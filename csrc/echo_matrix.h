@@ -64,7 +64,6 @@ struct EchoMatrixScan {
   const void* source;    // f, or the gradient of z
   const void* matrices;  // S
   void* values;          // z, or the gradient of f
-  void* workspace;       // echo_matrix_cpu_workspace_bytes; CUDA needs none
   bool backward;
 };
 
@@ -76,7 +75,6 @@ struct EchoMatrixOuter {
   void* grad_matrices;
 };
 
-int64_t echo_matrix_cpu_workspace_bytes(const EchoMatrixProblem& problem);
 void echo_matrix_cpu_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_threads);
 void echo_matrix_cpu_outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int num_threads);
 

@@ -1,6 +1,7 @@
 // Matrix Echo noise on the CPU. The circle is cut into arcs that are scanned side by side, each from the value that the
 // arc before it had last: an arc whose entry has not changed is done.
 #include <algorithm>
+#include <memory>
 
 #include "echo_matrix.h"
 #include "parallel.h"
@@ -49,17 +50,16 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
   auto* values = static_cast<T*>(io.values);
   const MatrixCircle circle{io.order, problem.rows, io.backward};
   const int64_t arcs = matrix_arcs(problem.rows);
-  auto* entries = static_cast<T*>(io.workspace);  // (arcs, dim): the value before each arc
-  auto* is_active = reinterpret_cast<bool*>(entries + arcs * dim);
-  std::fill(entries, entries + arcs * dim, T(0));
-  std::fill(is_active, is_active + arcs, true);
+  const std::unique_ptr<T[]> entries(new T[static_cast<size_t>(arcs * dim)]());  // the value before each arc
+  const std::unique_ptr<bool[]> is_active(new bool[static_cast<size_t>(arcs)]);
+  std::fill(is_active.get(), is_active.get() + arcs, true);
 
   bool is_first = true, any_active = true;
   for (int64_t terms = 0; any_active && terms < kMaxMatrixTerms; terms += std::min(problem.rows, kMatrixArcSteps)) {
     parallel_for(arcs, num_threads, [&](int64_t arc, int) {
       if (!is_active[arc]) return;
       T now[kMaxMatrixDim];
-      const T* before = entries + arc * dim;
+      const T* before = entries.get() + arc * dim;
       const int64_t end = std::min((arc + 1) * kMatrixArcSteps, problem.rows);
       for (int64_t step = arc * kMatrixArcSteps; step < end; ++step) {
         const int64_t row = circle.row(step);
@@ -78,9 +78,9 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
     is_first = any_active = false;
     for (int64_t arc = 0; arc < arcs; ++arc) {
       const T* entry = values + circle.row(circle.before(arc * kMatrixArcSteps)) * dim;
-      is_active[arc] = !is_settled(entries + arc * dim, entry, dim);
+      is_active[arc] = !is_settled(entries.get() + arc * dim, entry, dim);
       any_active |= is_active[arc];
-      std::copy(entry, entry + dim, entries + arc * dim);
+      std::copy(entry, entry + dim, entries.get() + arc * dim);
     }
   }
 }

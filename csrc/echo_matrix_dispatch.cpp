@@ -14,11 +14,6 @@ const EchoMatrixCpuKernels& kernels() {
 
 }  // namespace
 
-int64_t echo_matrix_cpu_workspace_bytes(const EchoMatrixProblem& problem) {
-  // Of every arc: its entry, and whether that has changed.
-  return matrix_arcs(problem.rows) * (problem.dim * (problem.single ? 4 : 8) + 1);
-}
-
 void echo_matrix_cpu_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_threads) {
   kernels().scan(problem, io, num_threads);
 }

@@ -28,7 +28,7 @@ struct RingSegment {
 };
 
 // How far ahead of its use a row is asked for.
-constexpr int64_t kPrefetchDistance = 12;
+constexpr int64_t kPrefetchDistance = 24;
 
 // prefix has one entry for each place of the segment.
 template <typename Value, typename Io>
@@ -46,6 +46,16 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
       settled = m + 1;
       break;
     }
+  }
+  if (settled <= segment.shared()) {  // every window has the whole prefix: one recurrence
+    Value noise = sum;
+    for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
+      io.prefetch_result(q - kPrefetchDistance);
+      io.term(q, f, s);
+      noise = f + s * noise;
+      io.emit(q, noise);
+    }
+    return;
   }
   Value tail = zero, decay = one;
   for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
@@ -66,31 +76,38 @@ struct RingScratch {
   Value* weights;                                    // one for each of segment.behind()
 };
 
+// All windows of a segment have the whole prefix, `sum`: one recurrence. `gradient` is that of the segment's first
+// noise on the way in, of what follows the segment on the way out.
 template <typename Value, typename Io>
-void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch, const Io& io) {
-  const Value zero = Value::filled(0), one = Value::filled(1);
-  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
-  // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
-  Value sum = zero, weight = one, left_out = zero, f, s;
-  int64_t settled = segment.behind();
-  for (int64_t m = 0; m < segment.behind(); ++m) {
-    if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
-    scratch.weights[m] = weight;
-    io.prefetch(segment.end + m + kPrefetchDistance);
-    io.term(segment.end + m, f, s);
-    sum = sum + weight * f;
-    left_out = maximum(left_out * absolute(s), absolute(weight));
-    weight = weight * s;
-    if (has_vanished(left_out)) {
-      settled = m + 1;
-      break;
-    }
+Value ring_backward_settled(const RingSegment& segment, const Value& sum, Value gradient,
+                            const RingScratch<Value>& scratch, const Io& io) {
+  Value noise = sum, f, s;
+  for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
+    scratch.tails[q - segment.begin] = noise;
+    io.prefetch(q - kPrefetchDistance);
+    io.term(q, f, s);
+    noise = f + s * noise;
   }
+  for (int64_t q = segment.begin; q < segment.end; ++q) {
+    io.prefetch_gradient(q + kPrefetchDistance);
+    io.term(q, f, s);
+    const Value behind = scratch.tails[q - segment.begin];
+    gradient = gradient + io.noise_gradient(q, f + s * behind);
+    io.add_gradient(q, gradient, gradient * behind);
+    gradient = gradient * s;
+  }
+  return gradient;
+}
+
+// The same where windows end within the prefix: leaves those windows' gradients in scratch.prefix_gradient.
+template <typename Value, typename Io>
+Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int64_t settled, const Value& gradient,
+                              const RingScratch<Value>& scratch, const Io& io) {
   const auto prefix = [&](int64_t q) -> Value {
     const int64_t m = segment.prefix_terms(q);
     return m >= settled ? sum : scratch.prefix[m - segment.shared()];
   };
-  Value tail = zero, decay = one;
+  Value tail = Value::filled(0), decay = Value::filled(1), f, s;
   for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
     scratch.tails[q - segment.begin] = tail;
     scratch.decays[q - segment.begin] = decay;
@@ -100,7 +117,7 @@ void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch
     decay = s * decay;
   }
   // Through the suffixes, from the outermost inwards.
-  Value tail_gradient = zero, decay_gradient = zero, sum_gradient = zero;
+  Value tail_gradient = gradient, decay_gradient = gradient * sum, sum_gradient = gradient * decay;
   for (int64_t q = segment.begin; q < segment.end; ++q) {
     io.prefetch_gradient(q + kPrefetchDistance);
     io.term(q, f, s);
@@ -118,6 +135,43 @@ void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch
     tail_gradient = tail_gradient * s;
     decay_gradient = decay_gradient * s;
   }
+  return sum_gradient;
+}
+
+// Segments come in the order of their positions. Where no window of a segment ends before its weight has vanished,
+// `carry` hands the gradient of what follows the segment on to the next one; other segments, and the last, add it to
+// the terms behind themselves. Returns the position behind the last one that has been added to.
+template <typename Value, typename Io>
+int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratch<Value>& scratch, Value& carry,
+                      const Io& io) {
+  const Value zero = Value::filled(0), one = Value::filled(1);
+  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
+  // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
+  Value sum = zero, weight = one, left_out = zero, f, s;
+  int64_t settled = segment.behind();
+  bool is_forgotten = false;
+  for (int64_t m = 0; m < segment.behind(); ++m) {
+    if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
+    scratch.weights[m] = weight;
+    io.prefetch(segment.end + m + kPrefetchDistance);
+    io.term(segment.end + m, f, s);
+    sum = sum + weight * f;
+    left_out = maximum(left_out * absolute(s), absolute(weight));
+    weight = weight * s;
+    if (has_vanished(left_out)) {
+      settled = m + 1;
+      is_forgotten = true;
+      break;
+    }
+  }
+  const bool is_settled = settled <= segment.shared();
+  Value sum_gradient = is_settled ? ring_backward_settled(segment, sum, carry, scratch, io)
+                                  : ring_backward_unsettled(segment, sum, settled, carry, scratch, io);
+  if (is_settled && is_forgotten && !is_last) {
+    carry = has_vanished(sum_gradient) ? zero : sum_gradient;
+    return segment.end;
+  }
+  carry = zero;
   // Through the prefix, from its last term back; sum_gradient is that of prefix_{m+1} and all later ones.
   Value weight_gradient = zero;
   for (int64_t m = settled - 1; m >= 0; --m) {
@@ -127,6 +181,7 @@ void ring_backward(const RingSegment& segment, const RingScratch<Value>& scratch
     weight_gradient = f * sum_gradient + s * weight_gradient;
     if (m >= segment.shared()) sum_gradient = sum_gradient + scratch.prefix_gradient[m - segment.shared()];
   }
+  return segment.end + settled;
 }
 
 }  // namespace echo_ext

@@ -2,18 +2,22 @@
 #include "cpu_kernel.h"
 #include "echo_cpu.h"
 #include "echo_ring.h"
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, short enough that a
-// segment's scratch stays in the cache.
-constexpr int64_t kSegmentLength = 4096;
-constexpr int64_t kCircleTask = 4096;
+// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, since every segment
+// looks as far ahead; short enough that a segment's scratch stays in the cache, and that threads find some to share.
+int64_t segment_length(const EchoProblem& problem) {
+  constexpr int64_t kLeastRows = 4096, kMostSegments = 32;
+  const int64_t windows = std::min(problem.rows, problem.bank_rows);
+  return std::min(problem.num_terms, std::max(kLeastRows, windows / kMostSegments));
+}
 
-int64_t segment_length(const EchoProblem& problem) { return std::min(problem.num_terms, kSegmentLength); }
+constexpr int64_t kCircleTask = 4096;
 
 // Which bank row lies at each position of a circle.
 void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
@@ -50,7 +54,7 @@ struct CircleTerms {
   const Circle& circle;
   const Columns<Storage, P>& columns;
 
-  void term(int64_t position, P& f, P& s) const {
+  __attribute__((always_inline)) void term(int64_t position, P& f, P& s) const {
     const int64_t row = circle.bank_row(position);
     f = columns.read(io.bank_f, row);
     s = columns.read(io.bank_s, row);
@@ -73,7 +77,7 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
     columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_around(position)
                                                  : circle.first_row + std::max<int64_t>(position, 0));
   }
-  void emit(int64_t start, const P& noise) const {
+  __attribute__((always_inline)) void emit(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
     columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
   }
@@ -86,6 +90,7 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   using T = Compute<Storage>;
   const Columns<T, P>& sums;  // where gradients add up, in the computing type
   T *sum_f, *sum_s;
+  int64_t fresh_begin, fresh_end;  // positions whose sums nothing has been written to
 
   __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
     const int64_t row = circle.bank_row_around(position);
@@ -94,7 +99,7 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
     sums.prefetch(sum_f, row);
     sums.prefetch(sum_s, row);
   }
-  P noise_gradient(int64_t start, const P& noise) const {
+  __attribute__((always_inline)) P noise_gradient(int64_t start, const P& noise) const {
     const int64_t row = circle.noise_row(start);
     const P grad = columns.read(io.grad, row);
     if (io.s == nullptr) return grad;
@@ -104,11 +109,16 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
       columns.write(io.grad_s, row, grad * noise);
     return grad * columns.read(io.s, row);
   }
-  void add(int64_t row, const P& df, const P& ds) const {
+  __attribute__((always_inline)) void add(int64_t row, const P& df, const P& ds) const {
     sums.write(sum_f, row, sums.read(sum_f, row) + df);
     sums.write(sum_s, row, sums.read(sum_s, row) + ds);
   }
-  void add_gradient(int64_t position, const P& df, const P& ds) const { add(circle.bank_row(position), df, ds); }
+  __attribute__((always_inline)) void add_gradient(int64_t position, const P& df, const P& ds) const {
+    const int64_t row = circle.bank_row(position);
+    if (position < fresh_begin || position >= fresh_end) return add(row, df, ds);
+    sums.write(sum_f, row, df);
+    sums.write(sum_s, row, ds);
+  }
 };
 
 template <typename P>
@@ -163,11 +173,12 @@ struct Forward {
   void run() const {
     Workspace workspace(io.workspace);
     const ForwardLayout<P> layout(problem, num_threads, workspace);
+    prefer_huge_pages(io.out, problem.rows * problem.width * int64_t{sizeof(Storage)});
     const Draws draws = draws_of(problem, *io.seed);
     for (int64_t c = 0; c < num_circles(draws, problem.rows); ++c) {
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
-      const int64_t windows = num_windows(draws, problem.rows, c), length = segment_length(problem);
+      const int64_t windows = num_windows(draws, problem.rows, c), length = layout.prefix_size;
       parallel_for(layout.tiles * ((windows + length - 1) / length), num_threads, [&](int64_t task, int slot) {
         const Columns<Storage, P> columns(problem.width, task % layout.tiles);
         const int64_t begin = task / layout.tiles * length;
@@ -190,6 +201,8 @@ struct Backward {
     using T = Compute<Storage>;
     Workspace workspace(io.workspace);
     const BackwardLayout<Storage, P> layout(problem, num_threads, workspace);
+    for (void* result : {io.grad_bank_f, io.grad_bank_s})
+      prefer_huge_pages(result, problem.bank_rows * problem.width * int64_t{sizeof(Storage)});
     T* sum_f = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_f) : layout.sum_f;
     T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
     const Draws draws = draws_of(problem, *io.seed);
@@ -201,17 +214,23 @@ struct Backward {
       parallel_for(layout.tiles, num_threads, [&](int64_t t, int slot) {
         const Columns<Storage, P> columns(problem.width, t);
         const Columns<T, P> sums(problem.width, t);
-        if (c == 0) {
-          for (int64_t row = 0; row < problem.bank_rows; ++row) {
-            sums.write(sum_f, row, P::filled(0));
-            sums.write(sum_s, row, P::filled(0));
-          }
-        }
-        const BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s};
+        const auto clear = [&](int64_t position) {
+          sums.write(sum_f, circle.rows[position], P::filled(0));
+          sums.write(sum_s, circle.rows[position], P::filled(0));
+        };
+        // A row's sums begin with a store, not with an addition to zeros written beforehand, which would be a sweep
+        // more over the memory: segments reach the first circle's positions in order. The last position's row comes
+        // early, by the window from position 0.
+        BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s, 0, c == 0 ? circle.size - 1 : 0};
+        if (c == 0) clear(circle.size - 1);
+        P carry = P::filled(0);
         for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
           const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
-          ring_backward(segment, layout.slot_scratch(slot), tile_io);
+          const int64_t reached =
+              ring_backward(segment, segment.end == windows, layout.slot_scratch(slot), carry, tile_io);
+          tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
         }
+        for (int64_t position = tile_io.fresh_begin; position < tile_io.fresh_end; ++position) clear(position);
         if (layout.kSumsAreOutputs || c + 1 < circles) return;
         for (int64_t row = 0; row < problem.bank_rows; ++row) {
           columns.write(io.grad_bank_f, row, sums.read(sum_f, row));

@@ -17,8 +17,6 @@ class EchoProblem:
         dtype: int,
     ) -> None: ...
 
-def echo_cpu_forward_workspace_bytes(problem: EchoProblem, num_threads: int, /) -> int: ...
-def echo_cpu_backward_workspace_bytes(problem: EchoProblem, num_threads: int, /) -> int: ...
 def echo_cpu_forward(
     problem: EchoProblem,
     seed: int,
@@ -27,7 +25,6 @@ def echo_cpu_forward(
     f: int,
     s: int,
     out: int,
-    workspace: int,
     num_threads: int,
     /,
 ) -> None: ...
@@ -41,7 +38,6 @@ def echo_cpu_backward(
     grad_s: int,
     grad_bank_f: int,
     grad_bank_s: int,
-    workspace: int,
     num_threads: int,
     /,
 ) -> None: ...
@@ -84,14 +80,12 @@ def echo_cuda_indices(problem: EchoProblem, seed: int, indices: int, device: int
 class EchoMatrixProblem:
     def __init__(self, rows: int, dim: int, single: bool) -> None: ...
 
-def echo_matrix_cpu_workspace_bytes(problem: EchoMatrixProblem, /) -> int: ...
 def echo_matrix_cpu_scan(
     problem: EchoMatrixProblem,
     order: int,
     source: int,
     matrices: int,
     values: int,
-    workspace: int,
     backward: bool,
     num_threads: int,
     /,

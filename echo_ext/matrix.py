@@ -33,8 +33,7 @@ def _scan(source: Tensor, matrices: Tensor, order: Tensor, *, backward: bool) ->
     problem = _C.EchoMatrixProblem(source.shape[0], source.shape[1], source.dtype == torch.float32)
     addresses = (order.data_ptr(), source.data_ptr(), matrices.data_ptr(), values.data_ptr())
     if source.device.type == "cpu":
-        workspace = torch.empty(_C.echo_matrix_cpu_workspace_bytes(problem), dtype=torch.uint8)
-        _C.echo_matrix_cpu_scan(problem, *addresses, workspace.data_ptr(), backward, torch.get_num_threads())
+        _C.echo_matrix_cpu_scan(problem, *addresses, backward, torch.get_num_threads())
     else:
         _C.echo_matrix_cuda_scan(problem, *addresses, backward, *device_and_stream("f", source.device))
     return values

@@ -89,9 +89,7 @@ def _echo(
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
     addresses = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(f), _address(s), out.data_ptr())
     if bank_f.is_cpu:
-        threads = torch.get_num_threads()
-        workspace = _workspace(_C.echo_cpu_forward_workspace_bytes(problem, threads), bank_f.device)
-        _C.echo_cpu_forward(problem, *addresses, workspace.data_ptr(), threads)
+        _C.echo_cpu_forward(problem, *addresses, torch.get_num_threads())
     else:
         device, stream = device_and_stream("f", bank_f.device)
         workspace = _workspace(_C.echo_cuda_forward_workspace_bytes(problem, device), bank_f.device)
@@ -135,9 +133,7 @@ def _echo_backward(
     inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(s), grad.data_ptr())
     outputs = (grads[0].data_ptr(), grads[1].data_ptr(), grads[2].data_ptr())
     if bank_f.is_cpu:
-        threads = torch.get_num_threads()
-        workspace = _workspace(_C.echo_cpu_backward_workspace_bytes(problem, threads), bank_f.device)
-        _C.echo_cpu_backward(problem, *inputs, *outputs, workspace.data_ptr(), threads)
+        _C.echo_cpu_backward(problem, *inputs, *outputs, torch.get_num_threads())
     else:
         device, stream = device_and_stream("f", bank_f.device)
         deterministic = torch.are_deterministic_algorithms_enabled()

@@ -53,6 +53,47 @@ def test_agrees_with_the_oracle_at_working_sizes(sampling):
             check_against_oracle("cpu", (512, 128), dtype, sampling, None, largest_scale)
 
 
+def recurrence(f, s, order):
+    """Noises of the windows from every position, by going twice round the circle: what lies further back is nothing."""
+    noises, noise = [], torch.zeros_like(f[0])
+    for row in (order.tolist() * 2)[::-1]:
+        noise = f[row] + s[row] * noise
+        noises.append(noise)
+    return torch.stack(noises[-1 : -len(order) - 1 : -1])
+
+
+@pytest.mark.parametrize("num_terms", [None, 8000])
+@pytest.mark.parametrize("slow_stretch", [0, 4500], ids=["decaying", "slow stretch"])
+@pytest.mark.parametrize("rows", [None, 6007], ids=["batch", "bank"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_long_ring_is_one_recurrence(dtype, rows, slow_stretch, num_terms):
+    """So long that it is worked on in parts, which hand on what they know of each other; weights vanish over some of
+    them and not over others. Few rows have a gradient, some scales are zero.
+    """
+    bank_rows, seed = 9001, int(torch.randint(2**62, ()))
+    order = echo_ext.echo_indices(1, sampling="ring", seed=seed, bank_size=bank_rows).squeeze(0)
+    f, s = (tensor.detach() for tensor in signal_and_scale((bank_rows, 3), dtype))
+    s[torch.rand(bank_rows) < 0.001] = 0
+    s[order[2000 : 2000 + slow_stretch]] = 0.999999
+    weights = torch.where(torch.rand(rows or bank_rows, 1) < 0.01, torch.randn(rows or bank_rows, 3), 0).double()
+    options = {"sampling": "ring", "seed": seed, "num_terms": num_terms}
+
+    def ours(f, s):
+        return echo_ext.echo_noise(f, s, size=rows, bank=None if rows is None else (f, s), **options)
+
+    def expected(f, s):
+        noises = recurrence(f, s, order)
+        if rows is not None:
+            return noises[:rows]
+        return noises.roll(-1, 0)[order.argsort()]  # the row at position p has the window from p + 1
+
+    tensors = f.requires_grad_(), s.requires_grad_()
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    tolerance = TOLERANCE[dtype] * (100 if slow_stretch else 1)  # thousands of roundings, as in any float32 sum of them
+    for actual, theirs in zip(results(ours, tensors, weights), results(expected, wide, weights), strict=True):
+        assert relative_error(actual, theirs) < tolerance
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_term_counts_where_scales_do_not_decay(sampling):
     """Scales at and beyond 1, alternating signs: no row may stop early."""

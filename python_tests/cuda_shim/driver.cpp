@@ -165,11 +165,7 @@ void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) 
   const Buffer order = receive(problem.rows * 8), first = receive(row_bytes);
   if (static_cast<Operation>(request.operation) == Operation::matrix_scan) {
     const Buffer s = receive(row_bytes * problem.width), values(row_bytes);
-    const echo_ext::EchoMatrixScan io{static_cast<const int64_t*>(order.data()),
-                                      first.data(),
-                                      s.data(),
-                                      values.data(),
-                                      nullptr,
+    const echo_ext::EchoMatrixScan io{static_cast<const int64_t*>(order.data()), first.data(), s.data(), values.data(),
                                       request.deterministic != 0};
     answer(echo_matrix_cuda_scan(matrices, io, 0, nullptr), {&values});
   } else {
