@@ -128,10 +128,11 @@ void bind_echo_matrix(py::module_& m) {
 
 void bind_echo_scan(py::module_& m) {
   py::class_<EchoScanProblem>(m, "EchoScanProblem")
-      .def(py::init([](int64_t rows, int64_t width, int dtype) {
-             return EchoScanProblem{rows, width, static_cast<DType>(dtype)};
+      .def(py::init([](int64_t rows, int64_t width, int dtype, int64_t chunk_rows) {
+             return EchoScanProblem{rows, width, static_cast<DType>(dtype), chunk_rows};
            }),
-           py::arg("rows"), py::arg("width"), py::arg("dtype"));
+           py::arg("rows"), py::arg("width"), py::arg("dtype"), py::arg("chunk_rows"))
+      .def_property_readonly("num_chunks", &EchoScanProblem::num_chunks);
 
   m.def(
       "echo_scan_cpu_compose",
@@ -143,17 +144,17 @@ void bind_echo_scan(py::module_& m) {
       NoGil());
   m.def(
       "echo_scan_cpu_forward",
-      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entries, uintptr_t z,
          int num_threads) {
-        echo_scan_cpu_kernels().forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, num_threads);
+        echo_scan_cpu_kernels().forward(problem, {at<int64_t>(order), at(f), at(s), at(entries), at(z)}, num_threads);
       },
       NoGil());
   m.def(
       "echo_scan_cpu_backward",
       [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
-         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int num_threads) {
+         uintptr_t entries_back, uintptr_t grad_f, uintptr_t grad_s, int num_threads) {
         echo_scan_cpu_kernels().backward(
-            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entries_back), at(grad_f), at(grad_s)},
             num_threads);
       },
       NoGil());
@@ -168,18 +169,18 @@ void bind_echo_scan(py::module_& m) {
       NoGil());
   m.def(
       "echo_scan_cuda_forward",
-      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entry, uintptr_t z,
+      [](const EchoScanProblem& problem, uintptr_t order, uintptr_t f, uintptr_t s, uintptr_t entries, uintptr_t z,
          int device, uintptr_t stream) {
-        check_cuda(
-            echo_scan_cuda_forward(problem, {at<int64_t>(order), at(f), at(s), at(entry), at(z)}, device, at(stream)));
+        check_cuda(echo_scan_cuda_forward(problem, {at<int64_t>(order), at(f), at(s), at(entries), at(z)}, device,
+                                          at(stream)));
       },
       NoGil());
   m.def(
       "echo_scan_cuda_backward",
       [](const EchoScanProblem& problem, uintptr_t order, uintptr_t s, uintptr_t grad, uintptr_t z, uintptr_t entry,
-         uintptr_t entry_back, uintptr_t grad_f, uintptr_t grad_s, int device, uintptr_t stream) {
+         uintptr_t entries_back, uintptr_t grad_f, uintptr_t grad_s, int device, uintptr_t stream) {
         check_cuda(echo_scan_cuda_backward(
-            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entry_back), at(grad_f), at(grad_s)},
+            problem, {at<int64_t>(order), at(s), at(grad), at(z), at(entry), at(entries_back), at(grad_f), at(grad_s)},
             device, at(stream)));
       },
       NoGil());

@@ -2,6 +2,7 @@
 
 #include "cpu_kernel.h"
 #include "echo_scan.h"
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace echo_ext {
@@ -11,9 +12,22 @@ namespace {
 // How far ahead of its use a row, which may lie anywhere, is asked for.
 constexpr int64_t kAhead = 12;
 
-template <typename P>
-int64_t num_tiles(int64_t width) {
-  return (width + P::kColumns - 1) / P::kColumns;
+// Calls body(tile, chunk) for all of them.
+template <typename P, typename Body>
+void for_each_chunk(const EchoScanProblem& problem, int num_threads, const Body& body) {
+  const int64_t tiles = (problem.width + P::kColumns - 1) / P::kColumns;
+  parallel_for(tiles * problem.num_chunks(), num_threads, [&](int64_t task, int) { body(task % tiles, task / tiles); });
+}
+
+// A chunk's rows in the order of its steps, each told with the row some steps ahead.
+template <typename Body>
+void for_each_row(const EchoScanProblem& problem, const int64_t* order, int64_t chunk, bool backward,
+                  const Body& body) {
+  for (int64_t step = problem.first_step(chunk); step < problem.end_step(chunk); ++step) {
+    const int64_t ahead = std::min(step + kAhead, problem.rows - 1);
+    body(problem.position(step, backward), order[problem.position(step, backward)],
+         order[problem.position(ahead, backward)]);
+  }
 }
 
 struct Compose {
@@ -23,21 +37,19 @@ struct Compose {
 
   template <typename Storage, typename P>
   void run() const {
-    parallel_for(num_tiles<P>(problem.width), num_threads, [&](int64_t tile, int) {
+    for_each_chunk<P>(problem, num_threads, [&](int64_t tile, int64_t chunk) {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> maps(problem.width, tile);
       P constant = P::filled(0), scale = P::filled(1);
-      for (int64_t step = 0; step < problem.rows; ++step) {
-        const auto row_of = [&](int64_t i) { return io.order[io.backward ? i : problem.rows - 1 - i]; };
-        const int64_t row = row_of(step), later = row_of(std::min(step + kAhead, problem.rows - 1));
+      for_each_row(problem, io.order, chunk, io.backward, [&](int64_t, int64_t row, int64_t later) {
         columns.prefetch(io.source, later);
         columns.prefetch(io.s, later);
         const P source = columns.read(io.source, row), s = columns.read(io.s, row);
         constant = io.backward ? s * (source + constant) : source + s * constant;
         scale = scale * s;
-      }
-      maps.write(io.constants, 0, constant);
-      if (io.scales != nullptr) maps.write(io.scales, 0, scale);
+      });
+      maps.write(io.constants, chunk, constant);
+      maps.write(io.scales, chunk, scale);
     });
   }
 };
@@ -49,17 +61,17 @@ struct Forward {
 
   template <typename Storage, typename P>
   void run() const {
-    parallel_for(num_tiles<P>(problem.width), num_threads, [&](int64_t tile, int) {
+    prefer_huge_pages(io.z, problem.rows * problem.width * int64_t{sizeof(Compute<Storage>)});
+    for_each_chunk<P>(problem, num_threads, [&](int64_t tile, int64_t chunk) {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> wide(problem.width, tile);
-      P z = wide.read(io.entry, 0);
-      for (int64_t p = problem.rows - 1; p >= 0; --p) {
-        const int64_t row = io.order[p], later = io.order[std::max<int64_t>(p - kAhead, 0)];
+      P z = wide.read(io.entries, chunk);
+      for_each_row(problem, io.order, chunk, false, [&](int64_t, int64_t row, int64_t later) {
         columns.prefetch(io.f, later);
         columns.prefetch(io.s, later);
         z = columns.read(io.f, row) + columns.read(io.s, row) * z;
         wide.write(io.z, row, z);
-      }
+      });
     });
   }
 };
@@ -71,12 +83,13 @@ struct Backward {
 
   template <typename Storage, typename P>
   void run() const {
-    parallel_for(num_tiles<P>(problem.width), num_threads, [&](int64_t tile, int) {
+    for (void* result : {io.grad_f, io.grad_s})
+      prefer_huge_pages(result, problem.rows * problem.width * int64_t{sizeof(Storage)});
+    for_each_chunk<P>(problem, num_threads, [&](int64_t tile, int64_t chunk) {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> wide(problem.width, tile);
-      P handed = wide.read(io.entry_back, 0);
-      for (int64_t p = 0; p < problem.rows; ++p) {
-        const int64_t row = io.order[p], later = io.order[std::min(p + kAhead, problem.rows - 1)];
+      P handed = wide.read(io.entries_back, chunk);
+      for_each_row(problem, io.order, chunk, true, [&](int64_t p, int64_t row, int64_t later) {
         columns.prefetch(io.s, later);
         columns.prefetch(io.grad, later);
         wide.prefetch(io.z, later);
@@ -85,7 +98,7 @@ struct Backward {
         columns.write(io.grad_f, row, value);
         columns.write(io.grad_s, row, value * behind);
         handed = columns.read(io.s, row) * value;
-      }
+      });
     });
   }
 };

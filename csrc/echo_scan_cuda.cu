@@ -1,68 +1,126 @@
-// The scan on CUDA: a thread for each column goes over all rows, so that neighbouring threads read neighbouring memory.
+// The scan on CUDA: a thread for each column of each chunk, so that neighbouring threads read neighbouring memory. Rows
+// lie anywhere: a thread fetches a flight of them before it works on the first.
 #include "cuda_support.h"
 #include "echo_scan.h"
 
 namespace echo_ext {
 namespace {
 
-constexpr int kScanThreads = 64;
+constexpr int kScanThreads = 128;
+constexpr int kFlight = 8;
 
-__device__ __forceinline__ int64_t own_column() { return int64_t{blockIdx.x} * kScanThreads + threadIdx.x; }
+// What one thread works on.
+struct ChunkColumn {
+  int64_t chunk, column;
+
+  __device__ __forceinline__ explicit ChunkColumn(const EchoScanProblem& problem) {
+    const int64_t thread = int64_t{blockIdx.x} * kScanThreads + threadIdx.x;
+    chunk = thread / problem.width;
+    column = thread % problem.width;
+  }
+};
+
+// Calls body(first, count, at) for the flights of a chunk's steps, at[i] the element of the column at step first + i.
+template <typename Body>
+__device__ __forceinline__ void for_each_flight(const EchoScanProblem& problem, const int64_t* order,
+                                                const ChunkColumn& own, bool backward, const Body& body) {
+  const int64_t end = problem.end_step(own.chunk);
+  for (int64_t first = problem.first_step(own.chunk); first < end; first += kFlight) {
+    const int count = end - first < kFlight ? static_cast<int>(end - first) : kFlight;
+    int64_t at[kFlight];
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i)
+      at[i] = i < count ? order[problem.position(first + i, backward)] * problem.width + own.column : 0;
+    body(first, count, at);
+  }
+}
+
+// The flight's elements of a tensor; zero behind its end.
+template <typename T>
+__device__ __forceinline__ void load_flight(DType dtype, const void* tensor, const int64_t (&at)[kFlight], int count,
+                                            T (&values)[kFlight]) {
+#pragma unroll
+  for (int i = 0; i < kFlight; ++i) values[i] = i < count ? load_element<T>(dtype, tensor, at[i]) : T(0);
+}
 
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads) scan_compose_kernel(EchoScanProblem problem, EchoScanCompose io) {
-  const int64_t column = own_column();
-  if (column >= problem.width) return;
+  const ChunkColumn own(problem);
+  if (own.chunk >= problem.num_chunks()) return;
   T constant = 0, scale = 1;
-  for (int64_t step = 0; step < problem.rows; ++step) {
-    const int64_t at = io.order[io.backward ? step : problem.rows - 1 - step] * problem.width + column;
-    const T source = load_element<T>(problem.dtype, io.source, at), s = load_element<T>(problem.dtype, io.s, at);
-    constant = io.backward ? s * (source + constant) : source + s * constant;
-    scale *= s;
-  }
-  static_cast<T*>(io.constants)[column] = constant;
-  if (io.scales != nullptr) static_cast<T*>(io.scales)[column] = scale;
+  for_each_flight(problem, io.order, own, io.backward, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
+    T source[kFlight], s[kFlight];
+    load_flight(problem.dtype, io.source, at, count, source);
+    load_flight(problem.dtype, io.s, at, count, s);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      if (i >= count) break;
+      constant = io.backward ? s[i] * (source[i] + constant) : source[i] + s[i] * constant;
+      scale *= s[i];
+    }
+  });
+  const int64_t to = own.chunk * problem.width + own.column;
+  static_cast<T*>(io.constants)[to] = constant;
+  static_cast<T*>(io.scales)[to] = scale;
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads) scan_forward_kernel(EchoScanProblem problem, EchoScanForward io) {
-  const int64_t column = own_column();
-  if (column >= problem.width) return;
-  T z = static_cast<const T*>(io.entry)[column];
-  for (int64_t p = problem.rows - 1; p >= 0; --p) {
-    const int64_t at = io.order[p] * problem.width + column;
-    z = load_element<T>(problem.dtype, io.f, at) + load_element<T>(problem.dtype, io.s, at) * z;
-    static_cast<T*>(io.z)[at] = z;
-  }
+  const ChunkColumn own(problem);
+  if (own.chunk >= problem.num_chunks()) return;
+  T z = static_cast<const T*>(io.entries)[own.chunk * problem.width + own.column];
+  for_each_flight(problem, io.order, own, false, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
+    T f[kFlight], s[kFlight];
+    load_flight(problem.dtype, io.f, at, count, f);
+    load_flight(problem.dtype, io.s, at, count, s);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      if (i >= count) break;
+      z = f[i] + s[i] * z;
+      static_cast<T*>(io.z)[at[i]] = z;
+    }
+  });
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads) scan_backward_kernel(EchoScanProblem problem, EchoScanBackward io) {
-  const int64_t column = own_column();
-  if (column >= problem.width) return;
+  const ChunkColumn own(problem);
+  if (own.chunk >= problem.num_chunks()) return;
   const auto* z = static_cast<const T*>(io.z);
-  T handed = static_cast<const T*>(io.entry_back)[column];
-  for (int64_t p = 0; p < problem.rows; ++p) {
-    const int64_t at = io.order[p] * problem.width + column;
-    const T value = load_element<T>(problem.dtype, io.grad, at) + handed;
-    const T behind =
-        p + 1 < problem.rows ? z[io.order[p + 1] * problem.width + column] : static_cast<const T*>(io.entry)[column];
-    store_element(problem.dtype, io.grad_f, at, value);
-    store_element(problem.dtype, io.grad_s, at, value * behind);
-    handed = load_element<T>(problem.dtype, io.s, at) * value;
-  }
+  T handed = static_cast<const T*>(io.entries_back)[own.chunk * problem.width + own.column];
+  for_each_flight(problem, io.order, own, true, [&](int64_t first, int count, const int64_t (&at)[kFlight]) {
+    T s[kFlight], grad[kFlight], behind[kFlight];
+    load_flight(problem.dtype, io.s, at, count, s);
+    load_flight(problem.dtype, io.grad, at, count, grad);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      const int64_t next = first + i + 1;
+      behind[i] = i >= count            ? T(0)
+                  : next < problem.rows ? z[io.order[next] * problem.width + own.column]
+                                        : static_cast<const T*>(io.entry)[own.column];
+    }
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      if (i >= count) break;
+      const T value = grad[i] + handed;
+      store_element(problem.dtype, io.grad_f, at[i], value);
+      store_element(problem.dtype, io.grad_s, at[i], value * behind[i]);
+      handed = s[i] * value;
+    }
+  });
 }
 
 template <typename Io>
 const char* run(void (*in_double)(EchoScanProblem, Io), void (*in_single)(EchoScanProblem, Io),
                 const EchoScanProblem& problem, const Io& io, int device, void* stream) {
   if (problem.width == 0) return nullptr;
-  if (problem.width > 0x7fffffff) return "echo_scan_cuda: a row must have fewer than 2^31 elements";
+  const int64_t blocks = ceil_div(problem.num_chunks() * problem.width, kScanThreads);
+  if (blocks > 0x7fffffff) return "echo_scan_cuda: more elements than a grid has threads for";
   const DeviceGuard guard(device);
   ECHO_EXT_CUDA_CHECK(guard.status());
-  const dim3 grid(static_cast<unsigned>(ceil_div(problem.width, kScanThreads)));
-  ECHO_EXT_CUDA_CHECK(launch(problem.dtype == DType::float64 ? in_double : in_single, grid, kScanThreads, 0,
-                             static_cast<cudaStream_t>(stream), problem, io));
+  ECHO_EXT_CUDA_CHECK(launch(problem.dtype == DType::float64 ? in_double : in_single,
+                             dim3(static_cast<unsigned>(blocks)), kScanThreads, 0, static_cast<cudaStream_t>(stream),
+                             problem, io));
   return nullptr;
 }
 

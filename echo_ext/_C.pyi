@@ -111,7 +111,9 @@ def echo_matrix_cuda_outer(
 ) -> None: ...
 
 class EchoScanProblem:
-    def __init__(self, rows: int, width: int, dtype: int) -> None: ...
+    def __init__(self, rows: int, width: int, dtype: int, chunk_rows: int) -> None: ...
+    @property
+    def num_chunks(self) -> int: ...
 
 def echo_scan_cpu_compose(
     problem: EchoScanProblem,
@@ -125,7 +127,7 @@ def echo_scan_cpu_compose(
     /,
 ) -> None: ...
 def echo_scan_cpu_forward(
-    problem: EchoScanProblem, order: int, f: int, s: int, entry: int, z: int, num_threads: int, /
+    problem: EchoScanProblem, order: int, f: int, s: int, entries: int, z: int, num_threads: int, /
 ) -> None: ...
 def echo_scan_cpu_backward(
     problem: EchoScanProblem,
@@ -134,7 +136,7 @@ def echo_scan_cpu_backward(
     grad: int,
     z: int,
     entry: int,
-    entry_back: int,
+    entries_back: int,
     grad_f: int,
     grad_s: int,
     num_threads: int,
@@ -155,7 +157,7 @@ def echo_scan_cuda_compose(
     /,
 ) -> None: ...
 def echo_scan_cuda_forward(
-    problem: EchoScanProblem, order: int, f: int, s: int, entry: int, z: int, device: int, stream: int, /
+    problem: EchoScanProblem, order: int, f: int, s: int, entries: int, z: int, device: int, stream: int, /
 ) -> None: ...
 def echo_scan_cuda_backward(
     problem: EchoScanProblem,
@@ -164,7 +166,7 @@ def echo_scan_cuda_backward(
     grad: int,
     z: int,
     entry: int,
-    entry_back: int,
+    entries_back: int,
     grad_f: int,
     grad_s: int,
     device: int,

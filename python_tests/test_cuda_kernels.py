@@ -479,22 +479,27 @@ def test_matrix_circle(shim, rows, dim, dtype):
         assert (actual - wanted).abs().max() < 10 * TOLERANCE[dtype] * wanted.abs().max()
 
 
-@pytest.mark.parametrize(("rows", "width"), [(0, 3), (1, 1), (9, 65), (70, 5)])
+@pytest.mark.parametrize(
+    ("rows", "width", "chunk_rows"), [(0, 3, 5), (1, 1, 2), (9, 65, 9), (9, 65, 2), (70, 5, 128), (70, 5, 16)]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scan_of_one_ranks_rows(shim, rows, width, dtype):
+def test_scan_of_one_ranks_rows(shim, rows, width, chunk_rows, dtype, monkeypatch):
     """As the CPU's kernels, whose own tests have the recurrence."""
+    monkeypatch.setattr(_scan, "CHUNK_ROWS", chunk_rows)
     f, grad = torch.randn(2, rows, width).to(DTYPES[dtype])
     s = (0.9 * torch.rand(rows, width)).to(DTYPES[dtype])
     order, entries = torch.randperm(rows), torch.randn(2, width).to(torch.promote_types(f.dtype, torch.float32))
-    z = _scan.scan(order, f, s, entries[0])
+    composition, adjoint = _scan.Composition(order, f, s), _scan.Composition(order, grad, s, backward=True)
+    z = _scan.scan(order, f, s, entries[0], composition)
     expected = (
-        *_scan.compose(order, f, s),
-        _scan.compose(order, grad, s, backward=True)[0],
+        *composition.levels[0],
+        *adjoint.levels[0],
         z,
-        *_scan.scan_backward(order, s, grad, z, *entries),
+        *_scan.scan_backward(order, s, grad, z, *entries, adjoint),
     )
+    inputs = [order, f, s, grad, entries[0], composition.entries(entries[0]), adjoint.entries(entries[1])]
     results = [torch.empty_like(value) for value in expected]
-    shim.call(Problem(rows, width, 1, dtype=dtype).header("scan"), [order, f, s, grad, *entries], results)
+    shim.call(Problem(rows, width, chunk_rows, dtype=dtype).header("scan"), inputs, results)
     for actual, wanted in zip(results, expected, strict=True):
         if wanted.numel():
             assert (actual.double() - wanted.double()).abs().max() <= 10 * TOLERANCE[dtype] * (1 + wanted.abs().max())

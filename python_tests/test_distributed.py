@@ -16,7 +16,7 @@ from scipy import stats
 import echo_ext
 from echo_ext import distributed, reference
 from echo_ext.distributed._ranks import Ranks, Rows
-from echo_ext.distributed._scan import compose, scan, scan_backward
+from echo_ext.distributed._scan import CHUNK_ROWS, Composition, scan, scan_backward
 
 HERE = Path(__file__).parent
 TIMEOUT = 120
@@ -59,18 +59,25 @@ def is_near(actual, expected, tolerance):
     return (actual.double() - expected).abs().max() <= tolerance * (1 + expected.abs().max())
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33), (40, 130)])
+@pytest.mark.parametrize(
+    ("rows", "width"),
+    [
+        *((1, 1), (2, 3), (7, 16), (65, 33), (40, 130)),
+        *((CHUNK_ROWS, 2), (CHUNK_ROWS + 1, 3), (5 * CHUNK_ROWS - 1, 17), (CHUNK_ROWS**2 + 200, 2)),
+    ],
+)
 def test_scan_solves_the_recurrence(rows, width):
     f, s = (t.detach() for t in signal_and_scale((rows, width), largest_scale=1.5))
     entry, order = torch.randn(width, dtype=torch.float64), torch.randperm(rows)
-    z = scan(order, f, s, entry)
+    composition = Composition(order, f, s)
+    z = scan(order, f, s, entry, composition)
     behind = torch.cat([z[order][1:], entry.unsqueeze(0)])
     assert relative_error(z[order], f[order] + s[order] * behind) < 1e-13
-    constant, scale = compose(order, f, s)
+    constant, scale = composition.total
     assert relative_error(constant + scale * entry, z[order[0]]) < 1e-13
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33)])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33), (3 * CHUNK_ROWS + 7, 5)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_adjoint_of_the_scan(rows, width, dtype):
     """Autograd through the recurrence, where the last z is handed on too."""
@@ -85,21 +92,24 @@ def test_adjoint_of_the_scan(rows, width, dtype):
         rows_of_z[row] = z
     every = torch.stack([rows_of_z[row] for row in range(rows)])
     ((every * grad).sum() + (z * entry_back).sum()).backward()
-    actual = scan(order, f.detach(), s.detach(), entry)
+    actual = scan(order, f.detach(), s.detach(), entry, Composition(order, f.detach(), s.detach()))
     assert is_near(actual, every, TOLERANCE[wide])
-    constant, scale = compose(order, grad, s.detach(), backward=True)
+    composition = Composition(order, grad, s.detach(), backward=True)
+    constant, scale = composition.total
     assert is_near(constant + scale * entry_back, leaves[2].grad, TOLERANCE[wide])
-    for ours, theirs in zip(scan_backward(order, s.detach(), grad, actual, entry, entry_back), leaves, strict=False):
+    gradients = scan_backward(order, s.detach(), grad, actual, entry, entry_back, composition)
+    for ours, theirs in zip(gradients, leaves, strict=False):
         assert ours.dtype == dtype
         assert is_near(ours, theirs.grad, TOLERANCE[dtype])
 
 
 def test_no_rows_compose_to_the_identity():
     empty, order = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
-    constant, scale = compose(order, empty, empty)
+    composition = Composition(order, empty, empty)
+    constant, scale = composition.total
     assert torch.equal(constant, torch.zeros(3))
     assert torch.equal(scale, torch.ones(3))
-    assert scan(order, empty, empty, torch.ones(3)).shape == (0, 3)
+    assert scan(order, empty, empty, torch.ones(3), composition).shape == (0, 3)
 
 
 def test_one_process_is_the_periodic_ring():

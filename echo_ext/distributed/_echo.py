@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from echo_ext import _checks, ops
 from echo_ext.distributed._ranks import MAX_DIMENSIONS, Ranks, Rows
 from echo_ext.distributed._rows import gather_rows
-from echo_ext.distributed._scan import compose, periodic, scan, scan_backward
+from echo_ext.distributed._scan import Composition, periodic, scan, scan_backward
 
 # From one rank's seed to the next: every rank orders its rows by a key of its own. Rank 0 has the seed itself.
 SEED_STEP = 0x1E3779B97F4A7C15
@@ -136,14 +136,15 @@ class _GlobalRing(torch.autograd.Function):
         flat = (f.shape[0], math.prod(f.shape[1:]))
         flat_f, flat_s = f.reshape(flat).contiguous(), s.reshape(flat).contiguous()
         own = Rows(f.shape[0], tuple(f.shape[1:]), f.dtype, any(ctx.needs_input_grad))
-        everyone, maps = ranks.exchange("f", own, compose(order, flat_f, flat_s))
+        composition = Composition(order, flat_f, flat_s)
+        everyone, maps = ranks.exchange("f", own, composition.total)
         total = sum(rows.count for rows in everyone)
         if total < 2 and not (f.is_cuda and torch.cuda.is_current_stream_capturing()):
             raise ValueError(f"f must have at least 2 rows on all ranks together, but has {total}")
         constants, scales = maps.view(ranks.size, 2, -1).unbind(1)
         # What follows this rank's last row: the whole turn from the next rank on.
         entry = periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))
-        z = scan(order, flat_f, flat_s, entry)
+        z = scan(order, flat_f, flat_s, entry, composition)
         ctx.save_for_backward(flat_s, z, entry, scales, order)
         ctx.ranks = ranks
         return z.view(f.shape).to(f.dtype, copy=True)
@@ -154,10 +155,11 @@ class _GlobalRing(torch.autograd.Function):
         s, z, entry, scales, order = ctx.saved_tensors
         ranks: Ranks = ctx.ranks
         flat = grad.reshape(s.shape).contiguous()
-        constants = ranks.all_gather(compose(order, flat, s, backward=True)[0])
+        composition = Composition(order, flat, s, backward=True)
+        constants = ranks.all_gather(composition.total[0])
         # What precedes this rank's first row: the whole turn from the rank before, in reverse.
         entry_back = periodic(constants.flip(0).roll(ranks.rank, 0), scales.flip(0).roll(ranks.rank, 0))
-        grad_f, grad_s = scan_backward(order, s, flat, z, entry, entry_back)
+        grad_f, grad_s = scan_backward(order, s, flat, z, entry, entry_back, composition)
         return grad_f.view(grad.shape), grad_s.view(grad.shape), None, None
 
 

@@ -176,30 +176,30 @@ void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) 
   }
 }
 
-// Both compositions, z and the gradients of one rank's rows.
+// Both compositions, z and the gradients of one rank's rows, in chunks of as many rows as the request has terms.
 void serve_scan(const echo_ext::EchoProblem& problem) {
-  const echo_ext::EchoScanProblem scan{problem.rows, problem.width, problem.dtype};
+  const echo_ext::EchoScanProblem scan{problem.rows, problem.width, problem.dtype, problem.num_terms};
   const int64_t row_bytes = problem.rows * problem.width * element_bytes(problem.dtype);
-  const int64_t wide = problem.dtype == echo_ext::DType::float64 ? 8 : 4, map_bytes = problem.width * wide;
+  const int64_t wide_row = problem.width * (problem.dtype == echo_ext::DType::float64 ? 8 : 4);
+  const int64_t chunk_bytes = scan.num_chunks() * wide_row;
   const Buffer order = receive(problem.rows * 8), f = receive(row_bytes), s = receive(row_bytes),
-               grad = receive(row_bytes), entry = receive(map_bytes), entry_back = receive(map_bytes);
-  const Buffer constants(map_bytes), scales(map_bytes), constants_back(map_bytes), z(problem.rows * map_bytes),
-      grad_f(row_bytes), grad_s(row_bytes);
+               grad = receive(row_bytes), entry = receive(wide_row), entries = receive(chunk_bytes),
+               entries_back = receive(chunk_bytes);
+  const Buffer constants(chunk_bytes), scales(chunk_bytes), constants_back(chunk_bytes), scales_back(chunk_bytes),
+      z(problem.rows * wide_row), grad_f(row_bytes), grad_s(row_bytes);
   const auto* positions = static_cast<const int64_t*>(order.data());
-  const auto compose = [&](const Buffer& source, const Buffer& to, void* to_scales, bool backward) {
-    return echo_scan_cuda_compose(scan, {positions, source.data(), s.data(), to.data(), to_scales, backward}, 0,
-                                  nullptr);
-  };
   const char* errors[] = {
-      compose(f, constants, scales.data(), false), compose(grad, constants_back, nullptr, true),
-      echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entry.data(), z.data()}, 0, nullptr),
+      echo_scan_cuda_compose(scan, {positions, f.data(), s.data(), constants.data(), scales.data(), false}, 0, nullptr),
+      echo_scan_cuda_compose(scan, {positions, grad.data(), s.data(), constants_back.data(), scales_back.data(), true},
+                             0, nullptr),
+      echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entries.data(), z.data()}, 0, nullptr),
       echo_scan_cuda_backward(
           scan,
-          {positions, s.data(), grad.data(), z.data(), entry.data(), entry_back.data(), grad_f.data(), grad_s.data()},
+          {positions, s.data(), grad.data(), z.data(), entry.data(), entries_back.data(), grad_f.data(), grad_s.data()},
           0, nullptr)};
   for (const char* error : errors)
     if (error != nullptr) return answer(error, {});
-  answer(nullptr, {&constants, &scales, &constants_back, &z, &grad_f, &grad_s});
+  answer(nullptr, {&constants, &scales, &constants_back, &scales_back, &z, &grad_f, &grad_s});
 }
 
 // ---- Kernels that are right, and kernels whose faults the shim must find ----
