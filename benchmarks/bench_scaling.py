@@ -2,12 +2,13 @@
 
     python benchmarks/bench_scaling.py [--out benchmarks/results] [--seconds 0.5] [--largest 1.0]
 
-One axis at a time, the others held; medians. The ring is fitted by a power of B over three decades, in one process and
-with the result's memory reused, as a training loop's allocator does on a GPU and as malloc does below its mapping
-threshold: glibc is told not to give memory back, or page faults would be most of a large step. Ranks are processes on
-this machine over gloo, one thread each. --largest scales the largest sizes down, for a trial. Writes scaling.json,
-scaling.md and scaling.png. The model of 1,000 ranks is an estimate from the constants in the table; docs/scaling.md
-derives it.
+One axis at a time, the others held; medians. Each case runs in a process of its own, on one thread and with the
+result's memory reused, as a training loop's allocator does on a GPU and as malloc does below its mapping threshold:
+glibc is told not to give memory back, or page faults would be most of a large step. The ring is fitted by a power of B
+over three decades, once as torch comes and once with torch's own setting for huge pages, THP_MEM_ALLOC_ENABLE=1. Ranks
+are processes on this machine over gloo, one thread each. --largest scales the largest sizes down, for a trial. Writes
+scaling.json, scaling.md and scaling.png. The model of 1,000 ranks is an estimate from the constants in the table;
+docs/scaling.md derives it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import os
 import platform
+import resource
 import socket
 import statistics
 import subprocess
@@ -38,19 +40,26 @@ COLLECTIVE_BYTES = (1024, 2**20)
 
 
 def keep_memory():
-    """Have glibc keep freed memory, so that results come on pages that are there; False where there is no glibc."""
+    """Have glibc keep freed memory, so that results come on pages that are there."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return False
-    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    libc = ctypes.CDLL("libc.so.6")
+    if not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
+        raise SystemExit("glibc refuses to keep its memory")
+
+
+def page_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def median_time(call, seconds):
-    call()
+    """Once the memory that calls need is there."""
+    for _ in range(10):
+        before = page_faults()
+        call()
+        if page_faults() == before:
+            break
     times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or (time.perf_counter() < end and len(times) < 500):
+    while len(times) < 5 or (time.perf_counter() < end and len(times) < 500):
         begin = time.perf_counter()
         call()
         times.append(time.perf_counter() - begin)
@@ -81,24 +90,27 @@ def information_step(samples):
     return lambda: echo_ext.mutual_information(x, y)
 
 
+STEPS = {"echo_step": echo_step, "information_step": information_step}
+
+
 def axes(largest):
-    """(axis, value) -> a call's maker, by name of the curve."""
+    """A curve's name, its axis, the value there, and the step as its maker's name and arguments."""
 
     def up_to(values, limit):
         return [value for value in values if value <= max(limit * largest, min(values))]
 
     for direction in ("forward", "forward+backward"):
         for rows in up_to([2**k for k in range(8, 21)], 2**20):
-            yield f"ring, {direction}", "B", rows, (echo_step, rows, None, WIDTH, "ring", direction)
+            yield f"ring, {direction}", "B", rows, ("echo_step", rows, None, WIDTH, "ring", direction)
         for rows in up_to([128, 256, 512, 1024, 2048], 2048):
-            yield f"permutation, {direction}", "B", rows, (echo_step, rows, None, WIDTH, "permutation", direction)
+            yield f"permutation, {direction}", "B", rows, ("echo_step", rows, None, WIDTH, "permutation", direction)
         for terms in up_to([15, 31, 63, 127, 255, 511, 1023], 1023):
-            yield f"permutation, {direction}", "D", terms, (echo_step, 1024, terms, WIDTH, "permutation", direction)
-            yield f"ring, {direction}", "D", terms, (echo_step, 1024, terms, WIDTH, "ring", direction)
+            yield f"permutation, {direction}", "D", terms, ("echo_step", 1024, terms, WIDTH, "permutation", direction)
+            yield f"ring, {direction}", "D", terms, ("echo_step", 1024, terms, WIDTH, "ring", direction)
         for width in up_to([1, 4, 16, 64, 256, 1024], 1024):
-            yield f"ring, {direction}", "d", width, (echo_step, 1024, None, width, "ring", direction)
+            yield f"ring, {direction}", "d", width, ("echo_step", 1024, None, width, "ring", direction)
     for samples in up_to([1000, 10_000, 100_000, 1_000_000], 10**6):
-        yield "mutual information, d = 1", "N", samples, (information_step, samples)
+        yield "mutual information, d = 1", "N", samples, ("information_step", samples)
 
 
 def resident_bytes(field):
@@ -106,22 +118,27 @@ def resident_bytes(field):
     return int(line.split()[1]) * 1024
 
 
-def peak_memory(maker):
-    """Bytes beyond its input that a call needs, by the system's account (Linux's) of a process of its own."""
-    name, *arguments = maker
-    script = [sys.executable, __file__, "--memory", json.dumps([name.__name__, *arguments])]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def alone(step, seconds=None, *, huge_pages=False):
+    """A step's median time in a process of its own; without seconds the bytes beyond its input that it needs, by the
+    system's account (Linux's).
+    """
+    script = [sys.executable, __file__, "--alone", json.dumps([seconds, *step])]
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1"} if huge_pages else None
+    return float(subprocess.run(script, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
-def print_memory(text):
-    name, *arguments = json.loads(text)
-    maker = {"echo_step": echo_step, "information_step": information_step}[name]
+def print_alone(text):
+    seconds, name, *arguments = json.loads(text)
+    torch.set_num_threads(1)
+    if seconds is not None:
+        keep_memory()
+        print(median_time(STEPS[name](*arguments), seconds))
+        return
     small = [min(value, 256) if isinstance(value, int) else value for value in arguments]
     if name == "echo_step" and small[1] is not None:
         small[1] = min(small[1], small[0] - 1)
-    maker(*small)()  # loads what is loaded once
-    call = maker(*arguments)
+    STEPS[name](*small)()  # loads what is loaded once
+    call = STEPS[name](*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident_bytes("VmRSS")
     call()
@@ -130,14 +147,16 @@ def print_memory(text):
 
 def measure_axes(seconds, largest):
     cases = []
-    for curve, axis, value, maker in axes(largest):
-        step = maker[0](*maker[1:])
-        case = {"curve": curve, "axis": axis, "value": value, "seconds": median_time(step, seconds)}
-        del step
-        extremes = ((2**10, 2**14, 2**17, 2**20) if curve.startswith("ring") else (512, 2048)) + (10**3, 10**5, 10**6)
+    for curve, axis, value, step in axes(largest):
+        is_ring = axis == "B" and curve.startswith("ring")
+        case = {"curve": curve, "axis": axis, "value": value, "seconds": alone(step, seconds)}
+        extremes = ((2**10, 2**14, 2**17, 2**20) if is_ring else (512, 2048)) + (10**3, 10**5, 10**6)
         if axis in "BN" and value in extremes:
-            case["bytes"] = peak_memory(maker)
+            case["bytes"] = alone(step)
         cases.append(case)
+        if is_ring:
+            time_ = alone(step, seconds, huge_pages=True)
+            cases.append({"curve": f"{curve}, huge pages", "axis": axis, "value": value, "seconds": time_})
         print(f"{curve:<32} {axis} = {value:<8} {case['seconds'] * 1e3:10.4f} ms", flush=True)
     return cases
 
@@ -248,7 +267,7 @@ def thousand_ranks(cases):
 
 
 def report(result):
-    lines = [f"{result['device']}, torch {result['torch']}, {result['threads']} threads, float32, d = {WIDTH}.", ""]
+    lines = [f"{result['device']}, torch {result['torch']}, float32, d = {WIDTH}; one thread but where said.", ""]
     lines += ["| ring | power of B | from B | to B | ns per element, first | last |", "|---|---|---|---|---|---|"]
     for curve, fit in result["slopes"].items():
         if fit is not None:
@@ -301,21 +320,20 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case")
     parser.add_argument("--largest", type=float, default=1.0, help="share of the largest sizes")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        print_memory(options.memory)
+    if options.alone:
+        print_alone(options.alone)
         return
     options.out.mkdir(parents=True, exist_ok=True)
-    reused = keep_memory()
     cases = measure_axes(options.seconds, options.largest)
+    ring_curves = [case["curve"] for case in cases if case["axis"] == "B" and case["curve"].startswith("ring")]
+    keep_memory()
     ranks = measure_ranks(max(256, int(RANK_ROWS * options.largest)), options.seconds, options.out)
     result = {
         "device": platform.machine(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "memory_reused": reused,
-        "slopes": {f"ring, {d}": slope(cases, f"ring, {d}") for d in ("forward", "forward+backward")},
+        "slopes": {curve: slope(cases, curve) for curve in dict.fromkeys(ring_curves)},
         "cases": cases,
         "threads_cases": measure_threads(options.seconds, options.largest),
         "ranks_cases": ranks,

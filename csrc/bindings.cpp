@@ -107,12 +107,14 @@ void bind_echo_matrix(py::module_& m) {
       },
       NoGil());
 #if defined(ECHO_EXT_WITH_CUDA)
+  m.def("echo_matrix_cuda_workspace_bytes", &echo_matrix_cuda_workspace_bytes);
   m.def(
       "echo_matrix_cuda_scan",
       [](const EchoMatrixProblem& problem, uintptr_t order, uintptr_t source, uintptr_t matrices, uintptr_t values,
-         bool backward, int device, uintptr_t stream) {
-        check_cuda(echo_matrix_cuda_scan(problem, {at<int64_t>(order), at(source), at(matrices), at(values), backward},
-                                         device, at(stream)));
+         bool backward, uintptr_t workspace, int device, uintptr_t stream) {
+        check_cuda(echo_matrix_cuda_scan(
+            problem, {at<int64_t>(order), at(source), at(matrices), at(values), backward, at(workspace)}, device,
+            at(stream)));
       },
       NoGil());
   m.def(

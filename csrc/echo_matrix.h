@@ -3,7 +3,8 @@
 // and its adjoint  v_p = grad_p + S_{p-1}^T v_{p-1},  df_p = v_p,  dS_p = v_p z_{p+1}^T.
 // Both are one recurrence around the circle, solved by going round until nothing changes beyond rounding: with norms
 // below 1 what lies far back is forgotten, so that this takes hardly more than one turn, and never a product of
-// matrices.
+// matrices. The circle is cut into arcs that are walked along side by side, each from the value that the arc before it
+// had last: an arc whose entry has not changed is done.
 #pragma once
 
 #include <cfloat>
@@ -17,8 +18,8 @@ namespace echo_ext {
 constexpr int kMaxMatrixDim = 64;
 // A circle whose matrices hardly decay is left after this many terms.
 constexpr int64_t kMaxMatrixTerms = int64_t{1} << 20;
-// On the CPU the circle is cut into arcs of so many steps: a number that depends on nothing, so that results do not
-// either; long beside the steps that an arc's entry matters for.
+// On the CPU: a number that depends on nothing, so that results do not either; long beside the steps that an arc's
+// entry matters for.
 constexpr int64_t kMatrixArcSteps = 512;
 inline int64_t matrix_arcs(int64_t rows) { return (rows + kMatrixArcSteps - 1) / kMatrixArcSteps; }
 
@@ -65,6 +66,7 @@ struct EchoMatrixScan {
   const void* matrices;  // S
   void* values;          // z, or the gradient of f
   bool backward;
+  void* workspace = nullptr;  // CUDA's
 };
 
 // The matrices' gradient, from the adjoint's values and z.
@@ -94,6 +96,7 @@ extern const EchoMatrixCpuKernels echo_matrix_kernels;
 
 #if defined(ECHO_EXT_WITH_CUDA)
 // As in echo.h.
+int64_t echo_matrix_cuda_workspace_bytes(const EchoMatrixProblem& problem);
 const char* echo_matrix_cuda_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int device, void* stream);
 const char* echo_matrix_cuda_outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int device,
                                    void* stream);

@@ -1,5 +1,4 @@
-// Matrix Echo noise on the CPU. The circle is cut into arcs that are scanned side by side, each from the value that the
-// arc before it had last: an arc whose entry has not changed is done.
+// Matrix Echo noise on the CPU.
 #include <algorithm>
 #include <memory>
 

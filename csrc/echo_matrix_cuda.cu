@@ -1,32 +1,74 @@
-// Matrix Echo noise on CUDA: one block goes round the circle, a warp for each row of a matrix forward, a thread for
-// each column backward.
+// Matrix Echo noise on CUDA. The circle is cut into arcs as on the CPU, but shorter ones, with a block for each: a warp
+// for each row of a matrix forward, a thread for each column backward. Nobody can tell the host when all entries have
+// settled, so that it launches a fixed number of rounds, in which settled arcs do nothing, and then one block that goes
+// on by itself where they were not enough.
 #include "cuda_support.h"
 #include "echo_matrix.h"
 
 namespace echo_ext {
 namespace {
 
-constexpr int kScanThreads = 256;
+constexpr int kArcThreads = 256;
+constexpr int kEntryThreads = 128;
 constexpr int kOuterThreads = 128;
+constexpr int64_t kArcSteps = 64;
+constexpr int kRounds = 8;  // and the first: what is forgotten within 576 steps needs no more
+
+int64_t num_arcs(const EchoMatrixProblem& problem) { return ceil_div(problem.rows, kArcSteps); }
 
 template <typename T>
-__device__ T* shared_rows() {
-  return reinterpret_cast<T*>(dynamic_shared_memory);
+struct ArcEntries {
+  T* values;        // (arcs, dim): the value before each arc, as it last was
+  bool* is_active;  // whether it had changed
+
+  ArcEntries(const EchoMatrixProblem& problem, Workspace& workspace)
+      : values(workspace.take<T>(num_arcs(problem) * problem.dim)),
+        is_active(workspace.take<bool>(num_arcs(problem))) {}
+};
+
+// What the threads of a block share.
+template <typename T>
+struct ArcShared {
+  T *before, *now;  // a step's value and the next one's
+  bool *is_settled, *any_active, *is_active;
+
+  __device__ explicit ArcShared(int dim)
+      : before(reinterpret_cast<T*>(dynamic_shared_memory)),
+        now(before + dim),
+        is_settled(reinterpret_cast<bool*>(now + dim)),
+        any_active(is_settled + 1),
+        is_active(is_settled + 2) {}
+  static size_t bytes(int dim) { return 2 * static_cast<size_t>(dim) * sizeof(T) + 3 * sizeof(bool); }
+};
+
+// Takes over what now lies before an arc; whether it has changed.
+template <typename T>
+__device__ __forceinline__ bool enter_arc(const EchoMatrixProblem& problem, const EchoMatrixScan& io,
+                                          const ArcEntries<T>& entries, int64_t arc) {
+  const MatrixCircle circle{io.order, problem.rows, io.backward};
+  const T* now = static_cast<const T*>(io.values) + circle.row(circle.before(arc * kArcSteps)) * problem.dim;
+  T* entry = entries.values + arc * problem.dim;
+  const bool has_changed = !is_settled(entry, now, problem.dim);
+  for (int i = 0; i < problem.dim; ++i) entry[i] = now[i];
+  return has_changed;
 }
 
+// A block's walk along an arc from its entry, as far as values change where there are some from an earlier one.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads) matrix_scan_kernel(EchoMatrixProblem problem, EchoMatrixScan io) {
+__device__ __forceinline__ void walk_arc(const EchoMatrixProblem& problem, const EchoMatrixScan& io,
+                                         const ArcEntries<T>& entries, int64_t arc, bool is_first) {
   const int dim = problem.dim, thread = static_cast<int>(threadIdx.x);
-  const int lane = thread % kWarp, warp = thread / kWarp, num_warps = kScanThreads / kWarp;
-  T *before = shared_rows<T>(), *now = before + dim;
-  bool* settled = reinterpret_cast<bool*>(now + dim);
+  const int lane = thread % kWarp, warp = thread / kWarp, num_warps = kArcThreads / kWarp;
+  const ArcShared<T> shared(dim);
+  T *before = shared.before, *now = shared.now;
   const auto *source = static_cast<const T*>(io.source), *matrices = static_cast<const T*>(io.matrices);
   auto* values = static_cast<T*>(io.values);
   const MatrixCircle circle{io.order, problem.rows, io.backward};
-  if (thread < dim) before[thread] = 0;
+  const int64_t end = (arc + 1) * kArcSteps < problem.rows ? (arc + 1) * kArcSteps : problem.rows;
+  if (thread < dim) before[thread] = entries.values[arc * dim + thread];
   __syncthreads();
-  for (int64_t terms = 0; terms < problem.rows || terms < kMaxMatrixTerms; ++terms) {
-    const int64_t step = terms % problem.rows, row = circle.row(step);
+  for (int64_t step = arc * kArcSteps; step < end; ++step) {
+    const int64_t row = circle.row(step);
     const T* matrix = matrices + circle.matrix_row(step) * dim * dim;
     if (io.backward) {
       if (thread < dim) {
@@ -43,12 +85,79 @@ __global__ void __launch_bounds__(kScanThreads) matrix_scan_kernel(EchoMatrixPro
       }
     }
     __syncthreads();
-    if (thread == 0) *settled = terms >= problem.rows && is_settled(values + row * dim, now, dim);
+    if (thread == 0) *shared.is_settled = !is_first && is_settled(values + row * dim, now, dim);
     __syncthreads();
     if (thread < dim) values[row * dim + thread] = before[thread] = now[thread];
-    if (*settled) return;
+    if (*shared.is_settled) return;
     __syncthreads();
   }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kArcThreads, 3)
+    matrix_arc_kernel(EchoMatrixProblem problem, EchoMatrixScan io, ArcEntries<T> entries, bool is_first) {
+  const int64_t arc = blockIdx.x;
+  if (is_first) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (thread < problem.dim) entries.values[arc * problem.dim + thread] = 0;
+    __syncthreads();
+  } else if (!entries.is_active[arc]) {
+    return;
+  }
+  walk_arc(problem, io, entries, arc, is_first);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kEntryThreads)
+    matrix_entry_kernel(EchoMatrixProblem problem, EchoMatrixScan io, ArcEntries<T> entries, int64_t arcs) {
+  const int64_t arc = int64_t{blockIdx.x} * kEntryThreads + threadIdx.x;
+  if (arc < arcs) entries.is_active[arc] = enter_arc(problem, io, entries, arc);
+}
+
+// One block: goes round arc by arc until no entry has changed.
+template <typename T>
+__global__ void __launch_bounds__(kArcThreads, 3)
+    matrix_finish_kernel(EchoMatrixProblem problem, EchoMatrixScan io, ArcEntries<T> entries, int64_t arcs) {
+  const ArcShared<T> shared(problem.dim);
+  if (threadIdx.x == 0) *shared.any_active = false;
+  __syncthreads();
+  for (int64_t arc = threadIdx.x; arc < arcs; arc += kArcThreads)
+    if (entries.is_active[arc]) *shared.any_active = true;
+  __syncthreads();
+  bool goes_on = *shared.any_active;
+  for (int64_t terms = 0; goes_on && terms < kMaxMatrixTerms; terms += problem.rows) {
+    goes_on = false;
+    for (int64_t arc = 0; arc < arcs; ++arc) {
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        const bool was_active = terms == 0 && entries.is_active[arc];
+        *shared.is_active = enter_arc(problem, io, entries, arc) || was_active;
+      }
+      __syncthreads();
+      if (!*shared.is_active) continue;
+      goes_on = true;
+      walk_arc(problem, io, entries, arc, false);
+    }
+  }
+}
+
+template <typename T>
+const char* matrix_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, cudaStream_t stream) {
+  Workspace workspace(io.workspace);
+  const ArcEntries<T> entries(problem, workspace);
+  const int64_t arcs = num_arcs(problem);
+  if (arcs > 0x7fffffff) return "echo_matrix_cuda: more rows than a grid has blocks for";
+  const dim3 blocks(static_cast<unsigned>(arcs)), entry_blocks(static_cast<unsigned>(ceil_div(arcs, kEntryThreads)));
+  const size_t shared_bytes = ArcShared<T>::bytes(problem.dim);
+  for (int round = 0; round <= kRounds; ++round) {
+    ECHO_EXT_CUDA_CHECK(
+        launch(matrix_arc_kernel<T>, blocks, kArcThreads, shared_bytes, stream, problem, io, entries, round == 0));
+    ECHO_EXT_CUDA_CHECK(
+        launch(matrix_entry_kernel<T>, entry_blocks, kEntryThreads, 0, stream, problem, io, entries, arcs));
+  }
+  ECHO_EXT_CUDA_CHECK(
+      launch(matrix_finish_kernel<T>, dim3(1), kArcThreads, shared_bytes, stream, problem, io, entries, arcs));
+  return nullptr;
 }
 
 template <typename T>
@@ -66,15 +175,21 @@ __global__ void __launch_bounds__(kOuterThreads) matrix_outer_kernel(EchoMatrixP
 
 }  // namespace
 
+int64_t echo_matrix_cuda_workspace_bytes(const EchoMatrixProblem& problem) {
+  Workspace sizes(nullptr);
+  if (problem.single)
+    ArcEntries<float>(problem, sizes);
+  else
+    ArcEntries<double>(problem, sizes);
+  return sizes.used();
+}
+
 const char* echo_matrix_cuda_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int device,
                                   void* stream) {
   if (problem.rows == 0 || problem.dim == 0) return nullptr;
   const DeviceGuard guard(device);
   ECHO_EXT_CUDA_CHECK(guard.status());
-  const size_t shared_bytes = 2 * static_cast<size_t>(problem.dim) * (problem.single ? 4 : 8) + sizeof(bool);
-  ECHO_EXT_CUDA_CHECK(launch(problem.single ? matrix_scan_kernel<float> : matrix_scan_kernel<double>, dim3(1),
-                             kScanThreads, shared_bytes, static_cast<cudaStream_t>(stream), problem, io));
-  return nullptr;
+  return (problem.single ? matrix_scan<float> : matrix_scan<double>)(problem, io, static_cast<cudaStream_t>(stream));
 }
 
 const char* echo_matrix_cuda_outer(const EchoMatrixProblem& problem, const EchoMatrixOuter& io, int device,

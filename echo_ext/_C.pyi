@@ -95,6 +95,7 @@ def echo_matrix_cpu_outer(
 ) -> None: ...
 
 # Only in a build with CUDA:
+def echo_matrix_cuda_workspace_bytes(problem: EchoMatrixProblem, /) -> int: ...
 def echo_matrix_cuda_scan(
     problem: EchoMatrixProblem,
     order: int,
@@ -102,6 +103,7 @@ def echo_matrix_cuda_scan(
     matrices: int,
     values: int,
     backward: bool,
+    workspace: int,
     device: int,
     stream: int,
     /,

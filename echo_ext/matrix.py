@@ -35,7 +35,10 @@ def _scan(source: Tensor, matrices: Tensor, order: Tensor, *, backward: bool) ->
     if source.device.type == "cpu":
         _C.echo_matrix_cpu_scan(problem, *addresses, backward, torch.get_num_threads())
     else:
-        _C.echo_matrix_cuda_scan(problem, *addresses, backward, *device_and_stream("f", source.device))
+        device, stream = device_and_stream("f", source.device)
+        size = _C.echo_matrix_cuda_workspace_bytes(problem)
+        workspace = torch.empty(size, dtype=torch.uint8, device=source.device)
+        _C.echo_matrix_cuda_scan(problem, *addresses, backward, workspace.data_ptr(), device, stream)
     return values
 
 

@@ -459,13 +459,14 @@ def test_random_problems(shim, sampling, dtype, deterministic):
         check(shim, problem, random_values(problem, float(rng.choice([0.5, 0.97, 1.2])), rng))
 
 
-@pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 64), (9, 33), (70, 5)])
+@pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 64), (9, 33), (64, 3), (70, 5), (300, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_matrix_circle(shim, rows, dim, dtype):
+@pytest.mark.parametrize("norm", [0.3, 0.97], ids=["soon forgotten", "beyond the rounds"])
+def test_matrix_circle(shim, rows, dim, dtype, norm):
     """The recurrence, its adjoint and the matrices' gradient."""
     f = torch.randn(rows, dim, dtype=DTYPES[dtype])
     s = torch.randn(rows, dim, dim, dtype=DTYPES[dtype])
-    s *= 0.8 / torch.linalg.matrix_norm(s, 2)[:, None, None]
+    s *= norm / torch.linalg.matrix_norm(s, 2)[:, None, None]
     order, grad = torch.randperm(rows), torch.randn_like(f)
     problem = Problem(rows, dim, 1, dtype=dtype)
     z, values, grad_s = torch.empty_like(f), torch.empty_like(f), torch.empty_like(s)
@@ -474,9 +475,10 @@ def test_matrix_circle(shim, rows, dim, dtype):
     shim.call(problem.header("matrix_outer"), [order, values, z], [grad_s])
     wide = [tensor.double().requires_grad_() for tensor in (f, s)]
     expected = echo_matrix_circle(*wide, order)
+    tolerance = 10 * TOLERANCE[dtype] * (1 if norm < 0.9 else 10)  # of what decays slowly, roundings add up
     gradients = torch.autograd.grad((expected * grad).sum(), wide)
     for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
-        assert (actual - wanted).abs().max() < 10 * TOLERANCE[dtype] * wanted.abs().max()
+        assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()
 
 
 @pytest.mark.parametrize(

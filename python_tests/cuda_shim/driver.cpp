@@ -164,9 +164,14 @@ void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) 
   const int64_t row_bytes = problem.rows * problem.width * element_bytes(problem.dtype);
   const Buffer order = receive(problem.rows * 8), first = receive(row_bytes);
   if (static_cast<Operation>(request.operation) == Operation::matrix_scan) {
-    const Buffer s = receive(row_bytes * problem.width), values(row_bytes);
-    const echo_ext::EchoMatrixScan io{static_cast<const int64_t*>(order.data()), first.data(), s.data(), values.data(),
-                                      request.deterministic != 0};
+    const Buffer s = receive(row_bytes * problem.width), values(row_bytes),
+                 workspace(echo_matrix_cuda_workspace_bytes(matrices));
+    const echo_ext::EchoMatrixScan io{static_cast<const int64_t*>(order.data()),
+                                      first.data(),
+                                      s.data(),
+                                      values.data(),
+                                      request.deterministic != 0,
+                                      workspace.data()};
     answer(echo_matrix_cuda_scan(matrices, io, 0, nullptr), {&values});
   } else {
     const Buffer z = receive(row_bytes), grad_s(row_bytes * problem.width);
