@@ -298,7 +298,7 @@ def plot(result, path):
     import matplotlib.pyplot as plt
 
     plt.switch_backend("agg")
-    figure, every = plt.subplots(1, 5, figsize=(20, 4), layout="constrained")
+    figure, every = plt.subplots(1, 5, figsize=(20, 5), layout="constrained")
     for panel, axis in zip(every, ("B", "D", "d", "N"), strict=False):
         for curve in dict.fromkeys(case["curve"] for case in result["cases"] if case["axis"] == axis):
             points = [
@@ -311,7 +311,7 @@ def plot(result, path):
     every[-1].set(xlabel="ranks", ylabel="ms", ylim=(0, None))
     for panel in every:
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path, dpi=110)
 
 

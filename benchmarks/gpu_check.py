@@ -81,8 +81,32 @@ def compare_echo():
     return failed
 
 
-# ---- Nearest neighbours
-# ------------------------------------------------------------------------------------------------
+def circles(rows, width, dtype, scale=0.9):
+    """The noises made around a whole circle, each with an input of its own: matrices, and one rank of many."""
+    matrices = torch.randn(rows, width, width, device="cuda", dtype=torch.float64)
+    matrices *= scale / torch.linalg.matrix_norm(matrices, 2)[:, None, None]
+    f, s = inputs(rows, width, dtype, scale)
+    yield "matrix ring", echo_ext.echo_sample_matrix, (f, matrices.to(dtype).requires_grad_())
+    yield "one rank's ring", echo_ext.distributed.echo_sample, (f, s)
+
+
+def compare_circles():
+    """With the CPU, which draws the same circle."""
+    failed = 0
+    for rows, width, dtype in itertools.product((2, 70, 3000), (1, 33), TOLERANCES):
+        for name, noise, tensors in circles(rows, width, dtype):
+            grad = torch.randn(rows, width, dtype=dtype)
+            on_cpu = [tensor.detach().cpu().requires_grad_() for tensor in tensors]
+            draw = partial(noise, seed=rows)
+            pairs = list(zip(run(draw, tensors, grad.cuda()), run(draw, on_cpu, grad), strict=True))
+            error = max(((a.cpu() - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
+            if not error <= 4 * TOLERANCES[dtype]:
+                failed += 1
+                print(f"{name}, {rows} x {width} {dtype}: error {error:.2e} beside the CPU")
+    return failed
+
+
+# ---- Nearest neighbours ----------------------------------------------------------------------------------------------
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 
@@ -125,6 +149,7 @@ def compare_neighbours():
 def compare():
     failed = compare_echo()
     torch.use_deterministic_algorithms(False)
+    failed += compare_circles()
     failed += compare_neighbours()
     print(f"{failed} failed")
     return failed
@@ -143,6 +168,9 @@ def touch():
                 value = echo_ext.echo_sample(*tensors[:2], num_terms=terms, sampling=sampling, bank=bank)
                 torch.autograd.grad(value.sum(), tensors)
     torch.use_deterministic_algorithms(False)
+    for rows, dtype in itertools.product((70, 300), (torch.float32, torch.float64)):
+        for _, noise, tensors in circles(rows, 9, dtype):
+            torch.autograd.grad(noise(*tensors).sum(), tensors)
     for dim, dtype in itertools.product((1, 3), (torch.float64, torch.float32)):
         for _ in estimates(*(v.cuda() for v in related(150, dim, dtype))):
             pass
@@ -198,6 +226,21 @@ def time_case(sampling, rows, width, scale, bandwidth):
     }
 
 
+def time_circles():
+    for rows, width in ((1024, 32), (2**14, 32)):
+        for name, noise, (f, s) in circles(rows, width, torch.float32):
+            f_data, s_data, grad = f.detach(), s.detach(), torch.ones_like(f)
+            forward, both = partial(noise, f_data, s_data), partial(run, noise, (f, s), grad)
+            seconds, seconds_both = device_seconds(forward), device_seconds(both)
+            yield {
+                "circle": name,
+                "rows": rows,
+                "width": width,
+                "forward_us": seconds * 1e6,
+                "forward_backward_us": seconds_both * 1e6,
+            }
+
+
 def host_seconds(call, repeats=10):
     """The least of some calls, from the call to the values on the host."""
     seconds = []
@@ -238,6 +281,10 @@ def times(path):
     for shape, scale in itertools.product(shapes, (None, 0.97)):
         cases.append(time_case(*shape, scale, bandwidth))
         print(json.dumps(cases[-1]), flush=True)
+    around = []
+    for case in time_circles():
+        around.append(case)
+        print(json.dumps(case), flush=True)
     estimators = []
     for case in time_neighbours():
         estimators.append(case)
@@ -251,6 +298,7 @@ def times(path):
         "echo_ext": echo_ext.__version__,
         "copy_bandwidth": bandwidth,
         "cases": cases,
+        "circles": around,
         "estimators": estimators,
     }
     with open(path, "w") as file:

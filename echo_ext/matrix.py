@@ -134,7 +134,7 @@ def echo_sample_matrix(f: Tensor, S: Tensor, *, seed: int | Tensor | None = None
     ``eps_p = f_{p+1} + S_{p+1} (f_{p+2} + S_{p+2} ( ... ))``: the ring of :func:`echo_ext.echo_sample` with matrices,
     in its periodic form. Where the norms of all S stay below 1, eps and z have one law in the limit of many rows, and
     the information that z carries about x is ``-log|det S|``, see :func:`echo_rate_matrix`. Gradients flow through the
-    noise. O(B d^2) time and memory; on CUDA one block works on the whole batch, whose latency grows with B.
+    noise. O(B d^2) time and memory.
 
     Args:
         f: (B, d) with B at least 2 and d at most 64; float64, float32, bfloat16 or float16. Half types are computed in

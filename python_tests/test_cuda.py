@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from echo_cases import DTYPES, SAMPLINGS, check_against_oracle, results, signal_and_scale
+from echo_cases import DTYPES, SAMPLINGS, TOLERANCE, check_against_oracle, relative_error, results, signal_and_scale
 
 import echo_ext
 
@@ -38,6 +38,30 @@ def test_draws_are_the_cpus(sampling, bank_size):
     )
 
 
+def check_against_cpu(function, tensors, weights):
+    """Value and gradients, on the draws that both devices make of one seed."""
+    on_device = [tensor.detach().cuda().requires_grad_() for tensor in tensors]
+    pairs = zip(results(function, on_device, weights.cuda()), results(function, tensors, weights), strict=True)
+    for what, (ours, theirs) in enumerate(pairs):
+        assert relative_error(ours, theirs) < 4 * TOLERANCE[tensors[0].dtype], what
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 1), (70, 64), (1000, 9)])
+def test_matrices_are_as_on_the_cpu(shape, dtype):
+    f, s = torch.randn(shape), torch.randn(*shape, shape[1])
+    s *= 0.9 / torch.linalg.matrix_norm(s, 2)[:, None, None]
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in (f, s)]
+    check_against_cpu(lambda f, s: echo_ext.echo_sample_matrix(f, s, seed=3), tensors, torch.randn(shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 1), (257, 31), (20_000, 3), (64, 2, 5)])
+def test_one_ranks_ring_is_as_on_the_cpu(shape, dtype):
+    tensors = signal_and_scale(shape, dtype)
+    check_against_cpu(lambda f, s: echo_ext.distributed.echo_sample(f, s, seed=3), tensors, torch.randn(shape))
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_repeats_bit_for_bit(sampling):
     f, s = signal_and_scale((500, 40), torch.float32, device="cuda")
@@ -52,28 +76,35 @@ def test_repeats_bit_for_bit(sampling):
     assert all(map(torch.equal, once, again))
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_graph_draws_fresh_noise_at_every_replay(sampling):
+NOISES = {
+    **{how: lambda f, s, how=how, **options: echo_ext.echo_sample(f, s, sampling=how, **options) for how in SAMPLINGS},
+    "matrix": lambda f, s, **options: echo_ext.echo_sample_matrix(f, s.diag_embed(), **options),
+    "across ranks": lambda f, s, **options: echo_ext.distributed.echo_sample(f, s, **options),
+}
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_graph_draws_fresh_noise_at_every_replay(noise):
     f, s = (t.detach() for t in signal_and_scale((100, 32), torch.float32, device="cuda"))
     for _ in range(3):
-        echo_ext.echo_sample(f, s, sampling=sampling)
+        NOISES[noise](f, s)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        z = echo_ext.echo_sample(f, s, sampling=sampling)
+        z = NOISES[noise](f, s)
     graph.replay()
     first = z.clone()
     graph.replay()
     assert not torch.equal(z, first)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_never_synchronises_the_host(sampling):
+@pytest.mark.parametrize("noise", NOISES)
+def test_never_synchronises_the_host(noise):
     f, s = signal_and_scale((100, 32), torch.float32, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        echo_ext.echo_sample(f, s, sampling=sampling).sum().backward()
-        echo_ext.echo_sample(f, s, sampling=sampling, seed=7)
+        NOISES[noise](f, s).sum().backward()
+        NOISES[noise](f, s, seed=7)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
