@@ -2,7 +2,7 @@
 
     python benchmarks/bench_scaling.py [--out benchmarks/results] [--seconds 0.5] [--largest 1.0]
 
-One axis at a time, the others held; medians. Each case runs in a process of its own, on one thread and with the
+One axis at a time, the others held; medians. Each case of an axis runs in a process of its own, on one thread, with the
 result's memory reused, as a training loop's allocator does on a GPU and as malloc does below its mapping threshold:
 glibc is told not to give memory back, or page faults would be most of a large step. The ring is fitted by a power of B
 over three decades, once as torch comes and once with torch's own setting for huge pages, THP_MEM_ALLOC_ENABLE=1. Ranks
@@ -162,6 +162,7 @@ def measure_axes(seconds, largest):
 
 
 def measure_threads(seconds, largest):
+    keep_memory()
     rows, threads = max(1024, int(2**17 * largest)), torch.get_num_threads()
     cases = []
     for count in sorted({1, 2, os.cpu_count() or 1}):
@@ -193,6 +194,7 @@ def slope(cases, curve):
 def work(rank, ranks, port, rows, seconds, path):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    keep_memory()
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
     torch.manual_seed(rank)
     f = torch.rand(rows, WIDTH, requires_grad=True)
@@ -328,7 +330,6 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     cases = measure_axes(options.seconds, options.largest)
     ring_curves = [case["curve"] for case in cases if case["axis"] == "B" and case["curve"].startswith("ring")]
-    keep_memory()
     ranks = measure_ranks(max(256, int(RANK_ROWS * options.largest)), options.seconds, options.out)
     result = {
         "device": platform.machine(),

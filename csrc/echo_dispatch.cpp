@@ -17,18 +17,17 @@ const EchoCpuKernels& kernels(const EchoProblem& problem) {
   return ring ? baseline::echo_ring_kernels : baseline::echo_kernels;
 }
 
-// Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy.
-int worthwhile_threads(const EchoProblem& problem, int num_threads) {
-  constexpr int64_t kUsualTerms = 64, kRingTerms = 4, kLeastWork = int64_t{1} << 19;  // about 100 microseconds
+int64_t usual_operations(const EchoProblem& problem) {
+  constexpr int64_t kUsualTerms = 64, kRingTerms = 4;
   const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kUsualTerms);
-  return problem.rows * problem.width * terms < kLeastWork ? 1 : num_threads;
+  return problem.rows * problem.width * terms;
 }
 
 template <typename Io>
 void run_with_workspace(void (*kernel)(const EchoProblem&, const Io&, int),
                         int64_t (*workspace_bytes)(const EchoProblem&, int), const EchoProblem& problem, Io io,
                         int num_threads) {
-  const int threads = worthwhile_threads(problem, num_threads);
+  const int threads = worthwhile_threads(usual_operations(problem), num_threads);
   const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(workspace_bytes(problem, threads))]);
   io.workspace = workspace.get();
   kernel(problem, io, threads);

@@ -12,7 +12,7 @@ constexpr int kArcThreads = 256;
 constexpr int kEntryThreads = 128;
 constexpr int kOuterThreads = 128;
 constexpr int64_t kArcSteps = 64;
-constexpr int kRounds = 8;  // and the first: what is forgotten within 576 steps needs no more
+constexpr int kRounds = 8;  // after the first: what is forgotten within as many arcs needs no more
 
 int64_t num_arcs(const EchoMatrixProblem& problem) { return ceil_div(problem.rows, kArcSteps); }
 
@@ -100,7 +100,6 @@ __global__ void __launch_bounds__(kArcThreads, 3)
   if (is_first) {
     const int thread = static_cast<int>(threadIdx.x);
     if (thread < problem.dim) entries.values[arc * problem.dim + thread] = 0;
-    __syncthreads();
   } else if (!entries.is_active[arc]) {
     return;
   }
@@ -149,7 +148,8 @@ const char* matrix_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& 
   if (arcs > 0x7fffffff) return "echo_matrix_cuda: more rows than a grid has blocks for";
   const dim3 blocks(static_cast<unsigned>(arcs)), entry_blocks(static_cast<unsigned>(ceil_div(arcs, kEntryThreads)));
   const size_t shared_bytes = ArcShared<T>::bytes(problem.dim);
-  for (int round = 0; round <= kRounds; ++round) {
+  const int rounds = arcs == 1 ? 0 : kRounds;  // one block goes round by itself
+  for (int round = 0; round <= rounds; ++round) {
     ECHO_EXT_CUDA_CHECK(
         launch(matrix_arc_kernel<T>, blocks, kArcThreads, shared_bytes, stream, problem, io, entries, round == 0));
     ECHO_EXT_CUDA_CHECK(

@@ -68,16 +68,15 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
   }
 }
 
-// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
-// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position).
 template <typename Value>
 struct RingScratch {
-  Value *prefix, *prefix_gradient, *tails, *decays;  // one entry for each place of the segment
-  Value* weights;                                    // one for each of segment.behind()
+  Value *prefix, *prefix_gradient, *decays;  // one entry for each place of the segment
+  Value* tails;                              // the same; where the prefix is settled, whole noises
+  Value* weights;                            // one for each of segment.behind()
 };
 
-// All windows of a segment have the whole prefix, `sum`: one recurrence. `gradient` is that of the segment's first
-// noise on the way in, of what follows the segment on the way out.
+// The adjoint where all windows of a segment have the whole prefix, `sum`: one recurrence. `gradient` is that of the
+// segment's first noise on the way in, of what follows the segment on the way out.
 template <typename Value, typename Io>
 Value ring_backward_settled(const RingSegment& segment, const Value& sum, Value gradient,
                             const RingScratch<Value>& scratch, const Io& io) {
@@ -138,9 +137,13 @@ Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int6
   return sum_gradient;
 }
 
+// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
+// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position).
+//
 // Segments come in the order of their positions. Where no window of a segment ends before its weight has vanished,
 // `carry` hands the gradient of what follows the segment on to the next one; other segments, and the last, add it to
-// the terms behind themselves. Returns the position behind the last one that has been added to.
+// the terms behind themselves, and so does a gradient that is not finite, which would never vanish. Returns the
+// position behind the last one that has been added to.
 template <typename Value, typename Io>
 int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratch<Value>& scratch, Value& carry,
                       const Io& io) {
@@ -167,7 +170,8 @@ int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratc
   const bool is_settled = settled <= segment.shared();
   Value sum_gradient = is_settled ? ring_backward_settled(segment, sum, carry, scratch, io)
                                   : ring_backward_unsettled(segment, sum, settled, carry, scratch, io);
-  if (is_settled && is_forgotten && !is_last) {
+  const bool is_finite = has_vanished(zero * sum_gradient);
+  if (is_settled && is_forgotten && is_finite && !is_last) {
     carry = has_vanished(sum_gradient) ? zero : sum_gradient;
     return segment.end;
   }

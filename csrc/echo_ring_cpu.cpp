@@ -10,11 +10,13 @@ namespace ECHO_EXT_ISA {
 namespace {
 
 // Depends on the shape alone, and so do the results. Long beside the terms that usually matter, since every segment
-// looks as far ahead; short enough that a segment's scratch stays in the cache, and that threads find some to share.
+// looks as far ahead; short enough that a segment's scratch stays in a cache, that threads find some segments to share,
+// and that many terms are left behind a segment for its windows to forget in.
 int64_t segment_length(const EchoProblem& problem) {
-  constexpr int64_t kLeastRows = 4096, kMostSegments = 32;
+  constexpr int64_t kLeastRows = 4096, kMostRows = 32768, kMostSegments = 32;
   const int64_t windows = std::min(problem.rows, problem.bank_rows);
-  return std::min(problem.num_terms, std::max(kLeastRows, windows / kMostSegments));
+  const int64_t most = std::max(kLeastRows, std::min(problem.num_terms / 2, kMostRows));
+  return std::min(problem.num_terms, std::max(kLeastRows, std::min(windows / kMostSegments, most)));
 }
 
 constexpr int64_t kCircleTask = 4096;
@@ -201,12 +203,12 @@ struct Backward {
     using T = Compute<Storage>;
     Workspace workspace(io.workspace);
     const BackwardLayout<Storage, P> layout(problem, num_threads, workspace);
-    for (void* result : {io.grad_bank_f, io.grad_bank_s})
-      prefer_huge_pages(result, problem.bank_rows * problem.width * int64_t{sizeof(Storage)});
     T* sum_f = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_f) : layout.sum_f;
     T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
+    for (T* sums : {sum_f, sum_s}) prefer_huge_pages(sums, problem.bank_rows * problem.width * int64_t{sizeof(T)});
     const Draws draws = draws_of(problem, *io.seed);
-    const int64_t circles = num_circles(draws, problem.rows);
+    // At least one, which clears the gradients of a bank that nothing was drawn from.
+    const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
     for (int64_t c = 0; c < circles; ++c) {
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};

@@ -105,7 +105,8 @@ struct Backward {
 
 template <typename Pass, typename Io>
 void run(const EchoScanProblem& problem, const Io& io, int num_threads) {
-  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Pass{problem, io, num_threads});
+  const int threads = worthwhile_threads(4 * problem.rows * problem.width, num_threads);
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Pass{problem, io, threads});
 }
 
 }  // namespace

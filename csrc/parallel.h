@@ -25,6 +25,12 @@ class TaskRef {
 // concurrent call runs on its calling thread alone, in slot 0. Tasks must not throw.
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 
+// Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for
+// fewer operations than take about 100.
+inline int worthwhile_threads(int64_t operations, int num_threads) {
+  return operations < int64_t{1} << 19 ? 1 : num_threads;
+}
+
 template <typename Body>
 void parallel_for(int64_t num_tasks, int num_threads, const Body& body) {
   run_tasks(num_tasks, num_threads, TaskRef(body));
