@@ -1,5 +1,13 @@
 """Echo noise and k-nearest-neighbour information estimators for PyTorch."""
 
+from importlib.util import find_spec
+
+if find_spec("echo_ext._C") is None:
+    raise ImportError(
+        f"echo_ext's native core is not in {__path__[0]}, where Python found it: if this is the source tree and "
+        "echo_ext is installed, run Python from another folder; CONTRIBUTING.md builds the core into the source tree"
+    )
+
 from echo_ext.channel import ChannelOutput, EchoChannel, EchoMatrixChannel
 from echo_ext.estimators import (
     conditional_mutual_information,

@@ -1,6 +1,9 @@
 """Every refusal is one line that names the argument, its value and what would be right."""
 
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -99,3 +102,11 @@ def test_an_empty_width_is_legal():
     assert z.shape == (5, 0)
     z.sum().backward()
     assert empty.grad.shape == (5, 0)
+
+
+def test_a_source_tree_says_what_it_lacks(tmp_path):
+    (tmp_path / "echo_ext").mkdir()
+    shutil.copy(echo_ext.__file__, tmp_path / "echo_ext")
+    done = subprocess.run([sys.executable, "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"native core is not in {tmp_path / 'echo_ext'}" in done.stderr
