@@ -10,10 +10,10 @@ alone and the bytes that the kernels must at least move.
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from process_memory import peak_bytes
 
 import echo_ext
 from echo_ext import reference
@@ -148,18 +148,9 @@ def test_ring(benchmark, device, rows, width, scale, direction):
     measure(benchmark, "echo_ext ring", direction, rows, width, scale, device)
 
 
-def resident_bytes(field):
-    """VmRSS, what is resident now, or VmHWM, the most since the last reset."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 if __name__ == "__main__":
     _, implementation, direction, rows, width, scale = sys.argv
     small = step(implementation, direction, *inputs(20, int(width), scale, "cpu"))
     call = step(implementation, direction, *inputs(int(rows), int(width), scale, "cpu"))
     small()  # loads what is loaded once
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before = resident_bytes("VmRSS")
-    call()
-    print(max(0, resident_bytes("VmHWM") - before))
+    print(peak_bytes(call))

@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 
 import torch
+from process_memory import peak_bytes
 from torch import distributed as dist
 
 import echo_ext
@@ -113,11 +114,6 @@ def axes(largest):
         yield "mutual information, d = 1", "N", samples, ("information_step", samples)
 
 
-def resident_bytes(field):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def alone(step, seconds=None, *, huge_pages=False):
     """A step's median time in a process of its own; without seconds the bytes beyond its input that it needs, by the
     system's account (Linux's).
@@ -139,10 +135,7 @@ def print_alone(text):
         small[1] = min(small[1], small[0] - 1)
     STEPS[name](*small)()  # loads what is loaded once
     call = STEPS[name](*arguments)
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    before = resident_bytes("VmRSS")
-    call()
-    print(max(0, resident_bytes("VmHWM") - before))
+    print(peak_bytes(call))
 
 
 def measure_axes(seconds, largest):

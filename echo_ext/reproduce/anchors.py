@@ -13,7 +13,7 @@ from echo_ext.data import LabelledDataset
 from echo_ext.metrics import latent_information
 from echo_ext.models import Model
 from echo_ext.models.autoencoder import Autoencoder
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
 from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
@@ -56,10 +56,7 @@ def run(bench: Bench) -> Outcome:
     settings = {
         "data": DATA,
         "layers": "784-512-512-32 and back, ReLU",
-        **{
-            name: getattr(configuration, name)
-            for name in ("latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule")
-        },
+        **stated(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
         "anchored": f"the first {ANCHORED} latents of AnchorVAE, at half the price of a nat",
         "formula": f"E KL(q(z_j|x) | q(z_j)), q(z_j) the mixture over {ROWS} test rows; mean over the latents named",
         "k-NN": "KSG, k = 3, of z_j and the mean and deviation of q(z_j|x), the same rows",

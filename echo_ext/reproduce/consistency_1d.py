@@ -15,7 +15,7 @@ from echo_ext.data.mixtures import MIXTURES
 from echo_ext.models import Model
 from echo_ext.models.marginals import GaussianMixture
 from echo_ext.models.mim import MIM
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,10 +72,7 @@ def run(bench: Bench) -> Outcome:
         "q(x), p(z)": f"learned mixtures of {COMPONENTS} normal laws",
         "layers": f"two linear layers with {HIDDEN} units and swish between, in encoder and in decoder",
         "least standard deviation": math.exp(MIN_LOG_VARIANCE / 2),
-        **{
-            name: getattr(configuration, name)
-            for name in ("epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs")
-        },
+        **stated(configuration, "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"),
         "L_MIM - CE": "both of the same samples, half from P(x) q(z|x) and half from P(z) p(x|z); 0 if the laws agree",
         "JSD": "Jensen-Shannon divergence, from draws of both laws; at most log 2 = 0.693",
     }

@@ -24,7 +24,7 @@ from echo_ext.training.schedules import Stream, derive_seed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bench", "Case", "Experiment", "Measure", "Outcome", "Row", "reproduce", "run_name"]
+__all__ = ["Bench", "Case", "Experiment", "Measure", "Outcome", "Row", "reproduce", "run_name", "stated"]
 
 RESULT = "result.json"
 TABLE = "table.md"
@@ -161,6 +161,11 @@ def run_name(labels: Labels, seed: int) -> str:
     """The folder of the run of a case and seed."""
     words = [f"{value:g}" if isinstance(value, (int, float)) else value for value in labels.values()]
     return "-".join([*words, f"seed{seed}"]).lower().replace(" ", "-")
+
+
+def stated(configuration: training.Configuration, *names: str) -> dict[str, Any]:
+    """The configuration's values of these names, for the settings that an outcome states."""
+    return {name: getattr(configuration, name) for name in names}
 
 
 def reproduce(name: str, experiment: Experiment, bench: Bench) -> Outcome:

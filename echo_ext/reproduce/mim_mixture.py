@@ -10,7 +10,7 @@ import torch
 from echo_ext import data, metrics, mutual_information
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,10 +54,9 @@ def compare(bench: Bench, models: Sequence[str]) -> Outcome:
     settings = {
         "data": DATA,
         "layers": "two linear layers with tanh between in encoder and in decoder, as in the published code",
-        **{
-            name: getattr(configuration, name)
-            for name in ("latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs")
-        },
+        **stated(
+            configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"
+        ),
         INFORMATION: f"KSG with k = {NEIGHBOURS} between the test rows and a draw of z of each",
         ERROR: "root of the mean square error per coordinate of the reconstructed test rows",
         NLL: f"importance sampling, {LIKELIHOOD_DRAWS} draws of z for each of {LIKELIHOOD_ROWS} test rows",

@@ -14,7 +14,7 @@ from echo_ext.models import Model
 from echo_ext.models.densities import log_mean_exp, log_normal
 from echo_ext.models.likelihoods import Categorical, Gaussian
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,10 +47,7 @@ def run(bench: Bench) -> Outcome:
     rows = bench.rows(cases, measure)
     _, configuration = cases[0]
     settings = {
-        **{
-            name: getattr(configuration, name)
-            for name in ("latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule")
-        },
+        **stated(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
         "model": {name: value for name, value in configuration.model.items() if name != "information"},
         EXACT: f"of the model's joint law, by quadrature over {PLACES} equally likely intervals of z",
         BOUND: f"the bound that training holds to M, from {DRAWS} draws",

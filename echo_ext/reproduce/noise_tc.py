@@ -12,7 +12,7 @@ from echo_ext import metrics
 from echo_ext.channel import EchoChannel
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,10 +50,7 @@ def run(bench: Bench) -> Outcome:
     settings = {
         "shortened": "fully connected layers and few epochs; published are the convolutions and 200 epochs",
         "layers": "784-512-512-32 and back, ReLU",
-        **{
-            name: getattr(configuration, name)
-            for name in ("latent_dim", "limit", "batch_size", "learning_rate", "schedule")
-        },
+        **stated(configuration, "latent_dim", "limit", "batch_size", "learning_rate", "schedule"),
         "epochs": {str(labels["data"]): configuration.epochs for labels, configuration in cases},
         CORRELATION: f"-1/2 log det of the correlations of {DRAWS} draws of the noise",
         "rate, distortion": "of the test rows, nats per sample",

@@ -12,7 +12,7 @@ from echo_ext import entropy
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.models import stacked_corex as model_of_two_layers
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name
+from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
 from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
@@ -38,13 +38,9 @@ def run(bench: Bench) -> Outcome:
     rows = bench.rows([case], measure)
     settings = {
         "data": DATA,
-        **{
-            name: getattr(configuration, name)
-            for name in (
-                *("latent_dim", "epochs", "limit", "batch_size"),
-                *("learning_rate", "schedule", "warm_up_epochs"),
-            )
-        },
+        **stated(
+            configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"
+        ),
         ACCURACY: "test rows in the state of their digit, each digit having a state of its own (Hungarian method)",
         MAJORITY: "test rows in a state where their digit is the most frequent one",
         LOWER: "sum_i H(x_i) + E log p(x|z) - (E log q(z|x) + sum_j h(z_j)), h(z_j) by k-NN with k = 3",
