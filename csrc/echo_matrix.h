@@ -45,7 +45,7 @@ struct MatrixCircle {
   ECHO_EXT_HD int64_t before(int64_t step) const { return step == 0 ? rows - 1 : step - 1; }
 };
 
-// Whether a row's values have not changed beyond rounding of the largest; what stays not a number has not.
+// Whether a row's values have not changed beyond rounding of the largest; what stays infinite or not a number has not.
 template <typename T>
 ECHO_EXT_HD bool is_settled(const T* before, const T* now, int dim) {
   constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
@@ -53,11 +53,55 @@ ECHO_EXT_HD bool is_settled(const T* before, const T* now, int dim) {
   for (int i = 0; i < dim; ++i) largest = fabs(now[i]) > largest ? fabs(now[i]) : largest;
   for (int i = 0; i < dim; ++i) {
     const bool is_near = fabs(now[i] - before[i]) <= kRoundings * largest;
-    const bool stays = now[i] != now[i] && before[i] != before[i];
+    const bool stays = now[i] == before[i] || (now[i] != now[i] && before[i] != before[i]);
     if (!is_near && !stays) return false;
   }
   return true;
 }
+
+// Tells when going round has nothing left to gain. Near norm 1 roundings may go round for ever, above what is_settled
+// lets pass; but norms below 1 make the longest change of a round shorter than that of the round before, so that
+// changes which have long been no shorter are roundings. Only if they are small, though: matrices that do not decay
+// must be seen to grow.
+class MatrixRounds {
+ public:
+  // Of one arc: what lay before it, and what does now; whether it must be walked along again.
+  template <typename T>
+  ECHO_EXT_HD bool enter(const T* before, const T* now, int dim) {
+    double square = 0, change_square = 0;
+    for (int i = 0; i < dim; ++i) {
+      const double value = static_cast<double>(now[i]), change = value - static_cast<double>(before[i]);
+      square += value * value;
+      change_square += change * change;
+    }
+    if (square > value_square_) value_square_ = square;
+    if (is_settled(before, now, dim)) return false;
+    if (!(change_square <= DBL_MAX)) change_square = HUGE_VAL;
+    if (change_square > change_square_) change_square_ = change_square;
+    return true;
+  }
+
+  // After all arcs of a round: whether there must be another.
+  ECHO_EXT_HD bool go_on() {
+    constexpr int64_t kPatience = 8;
+    constexpr double kSmall = 1.0 / 1024;
+    ++rounds_;
+    if (change_square_ < shortest_square_) {
+      shortest_square_ = change_square_;
+      shortest_round_ = rounds_;
+    }
+    const bool is_small = change_square_ < kSmall * kSmall * value_square_;
+    const bool is_stuck = is_small && rounds_ - shortest_round_ > kPatience + rounds_ / 4;
+    const bool has_changed = change_square_ > 0;
+    value_square_ = change_square_ = 0;
+    return has_changed && !is_stuck;
+  }
+
+ private:
+  double value_square_ = 0, change_square_ = 0;  // the longest of this round
+  double shortest_square_ = HUGE_VAL;            // of the rounds so far
+  int64_t rounds_ = 0, shortest_round_ = 0;
+};
 
 // The recurrence's input and result: (rows, dim) and (rows, dim, dim), in the problem's type.
 struct EchoMatrixScan {

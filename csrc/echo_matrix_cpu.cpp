@@ -53,8 +53,9 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
   const std::unique_ptr<bool[]> is_active(new bool[static_cast<size_t>(arcs)]);
   std::fill(is_active.get(), is_active.get() + arcs, true);
 
-  bool is_first = true, any_active = true;
-  for (int64_t terms = 0; any_active && terms < kMaxMatrixTerms; terms += std::min(problem.rows, kMatrixArcSteps)) {
+  MatrixRounds rounds;
+  bool is_first = true, goes_on = true;
+  for (int64_t terms = 0; goes_on && terms < kMaxMatrixTerms; terms += std::min(problem.rows, kMatrixArcSteps)) {
     parallel_for(arcs, num_threads, [&](int64_t arc, int) {
       if (!is_active[arc]) return;
       T now[kMaxMatrixDim];
@@ -74,13 +75,13 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
         before = value;
       }
     });
-    is_first = any_active = false;
+    is_first = false;
     for (int64_t arc = 0; arc < arcs; ++arc) {
       const T* entry = values + circle.row(circle.before(arc * kMatrixArcSteps)) * dim;
-      is_active[arc] = !is_settled(entries.get() + arc * dim, entry, dim);
-      any_active |= is_active[arc];
+      is_active[arc] = rounds.enter(entries.get() + arc * dim, entry, dim);
       std::copy(entry, entry + dim, entries.get() + arc * dim);
     }
+    goes_on = rounds.go_on();
   }
 }
 

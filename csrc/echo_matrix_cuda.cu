@@ -30,13 +30,13 @@ struct ArcEntries {
 template <typename T>
 struct ArcShared {
   T *before, *now;  // a step's value and the next one's
-  bool *is_settled, *any_active, *is_active;
+  bool *is_settled, *goes_on, *is_active;
 
   __device__ explicit ArcShared(int dim)
       : before(reinterpret_cast<T*>(dynamic_shared_memory)),
         now(before + dim),
         is_settled(reinterpret_cast<bool*>(now + dim)),
-        any_active(is_settled + 1),
+        goes_on(is_settled + 1),
         is_active(is_settled + 2) {}
   static size_t bytes(int dim) { return 2 * static_cast<size_t>(dim) * sizeof(T) + 3 * sizeof(bool); }
 };
@@ -44,11 +44,11 @@ struct ArcShared {
 // Takes over what now lies before an arc; whether it has changed.
 template <typename T>
 __device__ __forceinline__ bool enter_arc(const EchoMatrixProblem& problem, const EchoMatrixScan& io,
-                                          const ArcEntries<T>& entries, int64_t arc) {
+                                          const ArcEntries<T>& entries, int64_t arc, MatrixRounds& rounds) {
   const MatrixCircle circle{io.order, problem.rows, io.backward};
   const T* now = static_cast<const T*>(io.values) + circle.row(circle.before(arc * kArcSteps)) * problem.dim;
   T* entry = entries.values + arc * problem.dim;
-  const bool has_changed = !is_settled(entry, now, problem.dim);
+  const bool has_changed = rounds.enter(entry, now, problem.dim);
   for (int i = 0; i < problem.dim; ++i) entry[i] = now[i];
   return has_changed;
 }
@@ -110,33 +110,36 @@ template <typename T>
 __global__ void __launch_bounds__(kEntryThreads)
     matrix_entry_kernel(EchoMatrixProblem problem, EchoMatrixScan io, ArcEntries<T> entries, int64_t arcs) {
   const int64_t arc = int64_t{blockIdx.x} * kEntryThreads + threadIdx.x;
-  if (arc < arcs) entries.is_active[arc] = enter_arc(problem, io, entries, arc);
+  MatrixRounds rounds;  // only the last block counts them
+  if (arc < arcs) entries.is_active[arc] = enter_arc(problem, io, entries, arc, rounds);
 }
 
-// One block: goes round arc by arc until no entry has changed.
+// One block: goes round arc by arc until no entry has changed. In its first turn arcs take what the rounds have left
+// them, and none need have changed since.
 template <typename T>
 __global__ void __launch_bounds__(kArcThreads, 3)
     matrix_finish_kernel(EchoMatrixProblem problem, EchoMatrixScan io, ArcEntries<T> entries, int64_t arcs) {
   const ArcShared<T> shared(problem.dim);
-  if (threadIdx.x == 0) *shared.any_active = false;
+  const bool is_first_thread = threadIdx.x == 0;
+  if (is_first_thread) *shared.goes_on = false;
   __syncthreads();
   for (int64_t arc = threadIdx.x; arc < arcs; arc += kArcThreads)
-    if (entries.is_active[arc]) *shared.any_active = true;
+    if (entries.is_active[arc]) *shared.goes_on = true;
   __syncthreads();
-  bool goes_on = *shared.any_active;
-  for (int64_t terms = 0; goes_on && terms < kMaxMatrixTerms; terms += problem.rows) {
-    goes_on = false;
+  MatrixRounds rounds;  // the first thread's
+  for (int64_t terms = 0; *shared.goes_on && terms < kMaxMatrixTerms; terms += problem.rows) {
     for (int64_t arc = 0; arc < arcs; ++arc) {
       __syncthreads();
-      if (threadIdx.x == 0) {
+      if (is_first_thread) {
         const bool was_active = terms == 0 && entries.is_active[arc];
-        *shared.is_active = enter_arc(problem, io, entries, arc) || was_active;
+        *shared.is_active = enter_arc(problem, io, entries, arc, rounds) || was_active;
       }
       __syncthreads();
-      if (!*shared.is_active) continue;
-      goes_on = true;
-      walk_arc(problem, io, entries, arc, false);
+      if (*shared.is_active) walk_arc(problem, io, entries, arc, false);
     }
+    __syncthreads();
+    if (is_first_thread) *shared.goes_on = terms == 0 || rounds.go_on();
+    __syncthreads();
   }
 }
 

@@ -461,7 +461,7 @@ def test_random_problems(shim, sampling, dtype, deterministic):
 
 @pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 64), (9, 33), (64, 3), (70, 5), (300, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("norm", [0.3, 0.8])  # nearer to 1 roundings may circle for 2^20 terms: hours, emulated
+@pytest.mark.parametrize("norm", [0.3, 0.8, 0.97])
 def test_matrix_circle(shim, rows, dim, dtype, norm):
     """The recurrence, its adjoint and the matrices' gradient."""
     f = torch.randn(rows, dim, dtype=DTYPES[dtype])
@@ -475,7 +475,7 @@ def test_matrix_circle(shim, rows, dim, dtype, norm):
     shim.call(problem.header("matrix_outer"), [order, values, z], [grad_s])
     wide = [tensor.double().requires_grad_() for tensor in (f, s)]
     expected = echo_matrix_circle(*wide, order)
-    tolerance = 10 * TOLERANCE[dtype]
+    tolerance = 4 * TOLERANCE[dtype] / (1 - norm)
     gradients = torch.autograd.grad((expected * grad).sum(), wide)
     for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
         assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()

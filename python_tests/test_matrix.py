@@ -54,6 +54,17 @@ def test_circles_that_forget_at_once_and_hardly(norm):
     assert relative_error(z, reference.echo_matrix_circle(two_f, two_S, circle(2, 1))) < 1e-10
 
 
+@pytest.mark.parametrize(("rows", "dim"), [(2, 64), (9, 33), (600, 4)])
+@pytest.mark.parametrize("norm", [0.97, 0.999])
+def test_roundings_that_go_round_end(rows, dim, norm):
+    """A fixed point is known to its roundings over 1 - norm; waiting for fewer to change could be for ever."""
+    f, S = signal_and_matrix(rows, dim, torch.float32)
+    S = norm * torch.linalg.qr(S.detach()).Q
+    z = echo_sample_matrix(f, S, seed=3)
+    exact = echo_sample_matrix(f.double(), S.double(), seed=3)
+    assert relative_error(z, exact) < 16 * torch.finfo(torch.float32).eps / (1 - norm)
+
+
 @pytest.mark.parametrize(("rows", "dim"), [(2, 2), (5, 3)])
 def test_gradcheck(rows, dim):
     assert torch.autograd.gradcheck(
@@ -97,9 +108,10 @@ def test_rate_is_the_information_of_a_gaussian_source():
     assert echo_rate_matrix(S.expand(4, 3, 3)).shape == (4,)
 
 
-def test_what_is_not_finite_ends():
-    f, S = (t.detach() for t in signal_and_matrix(20, 3, norm=0.5))
-    f[4, 1] = math.nan
+@pytest.mark.parametrize("rows", [2, 20, 10_000])
+def test_what_is_not_finite_ends(rows):
+    f, S = (t.detach() for t in signal_and_matrix(rows, 3, norm=0.5))
+    f[rows // 2, 1] = math.nan
     assert echo_sample_matrix(f, S).isnan().all()  # a row is in every noise
     assert not echo_sample_matrix(f.nan_to_num(), 3 * S / S.norm(dim=(1, 2), keepdim=True)).isfinite().all()
 
