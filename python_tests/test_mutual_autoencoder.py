@@ -133,7 +133,7 @@ def test_the_recipe_learns_and_keeps_its_state():
     x = torch.eye(10).repeat(10, 1)
     settings = {"latent_dim": 1, "likelihood": "categorical", "hidden": (16,), "information": 1.0, "inverse": "beside"}
     model = build("mutual-ae", (10,), **settings)
-    first, last = fit(model, x, steps=100, learning_rate=1e-2)
+    first, last = fit(model, x, steps=200, learning_rate=1e-2)
     assert last < first - 0.1
     assert model.reconstruct(x).shape == x.shape
     torch.testing.assert_close(model.sample(5).sum(1), torch.ones(5))
