@@ -74,6 +74,7 @@ class MatrixRounds {
       square += value * value;
       change_square += change * change;
     }
+    if (!(square <= DBL_MAX)) square = DBL_MAX;  // beside it no growth is small
     if (square > value_square_) value_square_ = square;
     if (is_settled(before, now, dim)) return false;
     if (!(change_square <= DBL_MAX)) change_square = HUGE_VAL;

@@ -109,12 +109,14 @@ def test_rate_is_the_information_of_a_gaussian_source():
 
 
 @pytest.mark.parametrize("rows", [2, 20, 10_000])
-def test_what_is_not_finite_ends(rows):
-    f, S = (t.detach() for t in signal_and_matrix(rows, 3, norm=0.5))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_ends(rows, dtype):
+    f, S = (t.detach() for t in signal_and_matrix(rows, 3, dtype, norm=0.5))
     f[rows // 2, 1] = math.nan
     assert echo_sample_matrix(f, S).isnan().all()  # a row is in every noise
-    growing = 1.5 * torch.linalg.qr(S).Q
-    assert not echo_sample_matrix(f.nan_to_num(), growing).isfinite().all()
+    for growth in (1.05, 1.5, 20.0):
+        growing = growth * torch.linalg.qr(S).Q
+        assert not echo_sample_matrix(f.nan_to_num(), growing).isfinite().all()
 
 
 def test_opcheck():
