@@ -475,7 +475,7 @@ def test_matrix_circle(shim, rows, dim, dtype, norm):
     shim.call(problem.header("matrix_outer"), [order, values, z], [grad_s])
     wide = [tensor.double().requires_grad_() for tensor in (f, s)]
     expected = echo_matrix_circle(*wide, order)
-    tolerance = 4 * TOLERANCE[dtype] / (1 - norm)
+    tolerance = max(10, 2 / (1 - norm)) * TOLERANCE[dtype]  # near norm 1 roundings add up
     gradients = torch.autograd.grad((expected * grad).sum(), wide)
     for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
         assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()
