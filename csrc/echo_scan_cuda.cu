@@ -43,21 +43,31 @@ __device__ __forceinline__ void load_flight(DType dtype, const void* tensor, con
   for (int i = 0; i < kFlight; ++i) values[i] = i < count ? load_element<T>(dtype, tensor, at[i]) : T(0);
 }
 
+// Calls body(at, source, s) for a chunk's steps, with the two tensors' elements there.
+template <typename T, typename Body>
+__device__ __forceinline__ void for_each_step(const EchoScanProblem& problem, const int64_t* order,
+                                              const ChunkColumn& own, bool backward, const void* sources,
+                                              const void* scales, const Body& body) {
+  for_each_flight(problem, order, own, backward, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
+    T source[kFlight], s[kFlight];
+    load_flight(problem.dtype, sources, at, count, source);
+    load_flight(problem.dtype, scales, at, count, s);
+#pragma unroll
+    for (int i = 0; i < kFlight; ++i) {
+      if (i >= count) break;
+      body(at[i], source[i], s[i]);
+    }
+  });
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kScanThreads) scan_compose_kernel(EchoScanProblem problem, EchoScanCompose io) {
   const ChunkColumn own(problem);
   if (own.chunk >= problem.num_chunks()) return;
   T constant = 0, scale = 1;
-  for_each_flight(problem, io.order, own, io.backward, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
-    T source[kFlight], s[kFlight];
-    load_flight(problem.dtype, io.source, at, count, source);
-    load_flight(problem.dtype, io.s, at, count, s);
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      if (i >= count) break;
-      constant = io.backward ? s[i] * (source[i] + constant) : source[i] + s[i] * constant;
-      scale *= s[i];
-    }
+  for_each_step<T>(problem, io.order, own, io.backward, io.source, io.s, [&](int64_t, T source, T s) {
+    constant = io.backward ? s * (source + constant) : source + s * constant;
+    scale *= s;
   });
   const int64_t to = own.chunk * problem.width + own.column;
   static_cast<T*>(io.constants)[to] = constant;
@@ -69,16 +79,9 @@ __global__ void __launch_bounds__(kScanThreads) scan_forward_kernel(EchoScanProb
   const ChunkColumn own(problem);
   if (own.chunk >= problem.num_chunks()) return;
   T z = static_cast<const T*>(io.entries)[own.chunk * problem.width + own.column];
-  for_each_flight(problem, io.order, own, false, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
-    T f[kFlight], s[kFlight];
-    load_flight(problem.dtype, io.f, at, count, f);
-    load_flight(problem.dtype, io.s, at, count, s);
-#pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
-      if (i >= count) break;
-      z = f[i] + s[i] * z;
-      static_cast<T*>(io.z)[at[i]] = z;
-    }
+  for_each_step<T>(problem, io.order, own, false, io.f, io.s, [&](int64_t at, T f, T s) {
+    z = f + s * z;
+    static_cast<T*>(io.z)[at] = z;
   });
 }
 
