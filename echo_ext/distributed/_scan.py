@@ -28,9 +28,12 @@ class Composition:
         # The maps (2, n, d) of chunks of rows, of chunks of these, and so on to the map of all. The recurrence enters
         # the first of each.
         self.levels = [_compose_chunks(order, source, s, backward)]
+        self.orders: list[Tensor] = []  # of all levels but the last, whose maps are composed again
         while self.levels[-1].shape[1] > 1:
             constants, scales = self.levels[-1]
-            self.levels.append(_compose_chunks(_in_steps(constants), constants, scales, False))
+            # The recurrence begins with the last one in the order.
+            self.orders.append(torch.arange(len(constants) - 1, -1, -1, device=constants.device))
+            self.levels.append(_compose_chunks(self.orders[-1], constants, scales, False))
 
     @property
     def total(self) -> Tensor:
@@ -40,8 +43,8 @@ class Composition:
     def entries(self, entry: Tensor) -> Tensor:
         """What enters each chunk of rows (n, d), where ``entry`` (d,) enters the first."""
         entering = entry.unsqueeze(0)
-        for constants, scales in reversed(self.levels[:-1]):
-            leaving = _scan_chunks(_in_steps(constants), constants, scales, entering)
+        for order, (constants, scales) in zip(reversed(self.orders), reversed(self.levels[:-1]), strict=True):
+            leaving = _scan_chunks(order, constants, scales, entering)
             entering = torch.cat([entry.unsqueeze(0), leaving[:-1]])
         return entering
 
@@ -93,11 +96,6 @@ def _scan_chunks(order: Tensor, f: Tensor, s: Tensor, entries: Tensor) -> Tensor
     else:
         _C.echo_scan_cuda_forward(_problem(s), *addresses, *device_and_stream("f", s.device))
     return z
-
-
-def _in_steps(maps: Tensor) -> Tensor:
-    """The order in which the recurrence, which begins with the last, takes the first map first."""
-    return torch.arange(len(maps) - 1, -1, -1, device=maps.device)
 
 
 def _problem(rows: Tensor) -> _C.EchoScanProblem:
