@@ -273,22 +273,18 @@ def time_neighbours():
             }
 
 
+def printed(cases):
+    """Each as soon as it is there."""
+    for case in cases:
+        print(json.dumps(case), flush=True)
+        yield case
+
+
 def times(path):
     bandwidth = copy_bandwidth()
     shapes = [("permutation", 256, 64), ("permutation", 1024, 128), ("permutation", 4096, 256)]
     shapes += [("replacement", 1024, 128), ("ring", 1024, 128), ("ring", 2**16, 64), ("ring", 2**20, 64)]
-    cases = []
-    for shape, scale in itertools.product(shapes, (None, 0.97)):
-        cases.append(time_case(*shape, scale, bandwidth))
-        print(json.dumps(cases[-1]), flush=True)
-    around = []
-    for case in time_circles():
-        around.append(case)
-        print(json.dumps(case), flush=True)
-    estimators = []
-    for case in time_neighbours():
-        estimators.append(case)
-        print(json.dumps(case), flush=True)
+    cases = (time_case(*shape, scale, bandwidth) for shape, scale in itertools.product(shapes, (None, 0.97)))
     report = {
         "device": torch.cuda.get_device_name(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -297,9 +293,9 @@ def times(path):
         "python": platform.python_version(),
         "echo_ext": echo_ext.__version__,
         "copy_bandwidth": bandwidth,
-        "cases": cases,
-        "circles": around,
-        "estimators": estimators,
+        "cases": list(printed(cases)),
+        "circles": list(printed(time_circles())),
+        "estimators": list(printed(time_neighbours())),
     }
     with open(path, "w") as file:
         json.dump(report, file, indent=1)
