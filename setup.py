@@ -80,6 +80,12 @@ class CMakeBuild(build_ext):
                     "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++); "
                     "ECHO_EXT_CUDA=0 leaves the CUDA part out."
                 )
+        if self.editable_mode:
+            # setuptools copies what lies in its build folder to the source tree, where the module is already.
+            module, copied_from = Path(self.get_ext_filename(ext.name)), Path(self.get_ext_fullpath(ext.name))
+            copied_from.parent.mkdir(parents=True, exist_ok=True)
+            if not copied_from.exists():
+                shutil.copyfile(ROOT / module, copied_from)
 
 
 setup(
