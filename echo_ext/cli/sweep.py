@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beta", required=True, metavar="LIST", help="prices of a nat of rate, as 0.1,0.5,1,2")
     parser.add_argument("--seeds", default="0", metavar="LIST", help="as 0,1,2; default: 0")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all runs")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time; default: 1")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="how many runs to train side by side on the device; default: 1"
+    )
+    parser.add_argument(
+        "--time-limit",
+        metavar="TIME",
+        help="stop cleanly after so long, as 90s, 9m or 1h30m; the same command continues every run where it stopped",
+    )
     add_settings(parser)
 
 
@@ -36,31 +44,40 @@ def run(arguments: argparse.Namespace) -> None:
     """Train what is not trained yet, and print the table."""
     betas = _list("--beta", arguments.beta, float)
     seeds = _list("--seeds", arguments.seeds, int)
+    time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
     check_installed(*PACKAGES, command="sweep", extra="train")
     from echo_ext import training
 
     given = settings(arguments)
+    # Seed by seed, so that a sweep which stops early has a whole table of fewer seeds.
     configurations = [
         training.Configuration.of(recipe, arguments.data, beta=beta, seed=seed, **given)
+        for seed in seeds
         for recipe in dict.fromkeys(arguments.recipe)
         for beta in betas
-        for seed in seeds
     ]
     try:
         done = training.sweep(
             configurations,
             arguments.out,
             jobs=arguments.jobs,
+            time_limit=time_limit,
             on_run=_say,
             data_dir=arguments.data_dir,
             device=find_device(arguments.device),
             compile=arguments.compile,
+            cuda_graph=arguments.cuda_graph,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from None
     _print_table(done.rows)
     if done.rows:
         print(f"written to {arguments.out}")
+    if done.unfinished:
+        print(
+            f"the time limit was reached: {len(done.unfinished)} of {len(configurations)} runs are not finished; "
+            "the same command continues them"
+        )
     if done.failures:
         name, error = next(iter(done.failures.items()))
         raise RuntimeError(
@@ -74,6 +91,16 @@ def _list(option: str, text: str, kind: Callable[[str], Value]) -> Sequence[Valu
         return list(dict.fromkeys(kind(word) for word in text.split(",")))
     except ValueError:
         raise ValueError(f"{option} must be numbers separated by commas, but is {text!r}") from None
+
+
+def _seconds(text: str) -> float:
+    """The seconds of a time such as 540, 90s, 9m or 1h30m."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?", text)
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ValueError(f"--time-limit must be a positive time, such as 90s, 9m or 1h30m, got {text!r}")
+    return total
 
 
 def _say(name: str, result: dict[str, Any] | None) -> None:

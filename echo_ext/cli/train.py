@@ -75,6 +75,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="the folder of the data's files; default: ECHO_EXT_DATA")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
     parser.add_argument("--compile", action="store_true", help="run the loss through torch.compile")
+    parser.add_argument(
+        "--no-cuda-graph",
+        dest="cuda_graph",
+        action="store_false",
+        help="on a GPU, launch each kernel of a step by itself instead of replaying the step from a CUDA graph",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         device=find_device(arguments.device),
         compile=arguments.compile,
+        cuda_graph=arguments.cuda_graph,
         tensorboard=arguments.tensorboard,
     )
     if result:

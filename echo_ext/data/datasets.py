@@ -149,6 +149,8 @@ class BinaryImages(LabelledDataset):
         self.epoch = 0
         # Where a row's pixels lie in the sequence of random numbers, also after a selection.
         self._places = torch.arange(len(images), device=images.labels.device)
+        # The epoch's share of the counter. A tensor, since a recorded CUDA graph reads it again in each epoch.
+        self._stream = torch.tensor(_stream(seed, 0), device=images.labels.device)
 
     @property
     def data_shape(self) -> torch.Size:
@@ -160,7 +162,7 @@ class BinaryImages(LabelledDataset):
         levels = self.images.levels[rows].to(torch.int64)
         pixels = math.prod(self.data_shape)
         places = self._places[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
-        uniform = _random_bits(places, self.seed, self.epoch).view(levels.shape)
+        uniform = _random_bits(places, self._stream).view(levels.shape)
         return (uniform * self.images.white < levels << _BITS).to(torch.float32)
 
     def select(self, rows: slice | Tensor) -> BinaryImages:
@@ -175,10 +177,11 @@ class BinaryImages(LabelledDataset):
         """From now on, the draws of this epoch. Workers that a loader keeps between epochs do not hear of it."""
         if self.fresh:
             self.epoch = epoch
+            self._stream.fill_(_stream(self.seed, epoch))
 
     def _with(self, images: ImageDataset, places: Tensor) -> BinaryImages:
         other = BinaryImages(images, seed=self.seed, fresh=self.fresh)
-        other.epoch = self.epoch
+        other.set_epoch(self.epoch)
         other._places = places
         return other
 
@@ -209,11 +212,15 @@ _BITS = 24  # of a random number; pixels of 8 bits times these stay far below 2^
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, which wraps
 
 
-def _random_bits(places: Tensor, seed: int, epoch: int) -> Tensor:
+def _random_bits(places: Tensor, stream: Tensor) -> Tensor:
     """SplitMix64 (Steele, Lea & Flood 2014) as a function of its counter: uniform integers below ``2^_BITS``."""
-    any_int = torch.tensor(seed % (1 << 64) - (1 << 63))
-    stream = int(_mix(_mix(any_int) + torch.tensor(epoch) * _GOLDEN))
     return _mix(places * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
+
+
+def _stream(seed: int, epoch: int) -> int:
+    """Where the random numbers of a seed and an epoch begin, as an int64."""
+    any_int = torch.tensor(seed % (1 << 64) - (1 << 63))
+    return int(_mix(_mix(any_int) + torch.tensor(epoch) * _GOLDEN))
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -1,9 +1,20 @@
 """Training of recipes on Lightning Fabric: exact resume, run directories, sweeps."""
 
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.evaluation import evaluate
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.running import Run, load, train
 from echo_ext.training.sweeping import sweep
 
-__all__ = ["Configuration", "Run", "RunDirectory", "evaluate", "load", "sweep", "train"]
+__all__ = [
+    "Configuration",
+    "Deadline",
+    "Run",
+    "RunDirectory",
+    "TimeLimitReached",
+    "evaluate",
+    "load",
+    "sweep",
+    "train",
+]

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ CONFIGURATION = "config.yaml"
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 RESULT = "result.json"
+PART = ".part-"  # how the names of folders begin in which files are written before they take their place
 
 
 class RunDirectory:
@@ -174,6 +176,11 @@ class RunDirectory:
             raise ValueError(f"{file} is damaged: it is not a mapping")
         return content
 
+    def remove_leftovers(self) -> None:
+        """Remove what writers that were killed have left."""
+        for folder in self.path.glob(f"{PART}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Put a file in place once every byte of it is on the disk."""
         with self.part(name) as part, part.open("wb") as file:
@@ -184,7 +191,7 @@ class RunDirectory:
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[Path]:
         """A path to write to, which becomes the file of this name once that is done."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=".part-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=PART, ignore_cleanup_errors=True) as folder:
             part = Path(folder) / name
             yield part
             os.replace(part, self.path / name)

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,12 +18,16 @@ from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training import results
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.fitting import PREPARED_ROWS, fit, make_fabric, take
 from echo_ext.training.progress import ProgressBar
 from echo_ext.training.run_directory import RESULT, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
-__all__ = ["Run", "load", "load_data", "train"]
+__all__ = ["Run", "load", "load_data", "terminable", "train"]
+
+# What a run that has begun trains for, whatever the deadline, so that calls with a short time limit come to an end.
+MINIMUM_SECONDS = 1.0
 
 
 def train(
@@ -33,8 +38,10 @@ def train(
     resume: bool = False,
     device: torch.device | str = "cpu",
     compile: bool = False,
+    cuda_graph: bool = True,
     tensorboard: bool = False,
     progress: bool = True,
+    deadline: Deadline | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, measure it on the test rows, write everything into a folder and return ``result.json``.
 
@@ -48,8 +55,12 @@ def train(
         resume: go on after the last finished epoch of the run in ``out``; if it is done already, return its results.
         device: where to train.
         compile: run the loss through ``torch.compile``.
+        cuda_graph: on a GPU, record the step as a CUDA graph, so that the host launches it as a whole. It makes no
+            difference elsewhere, nor to a step that waits for the device.
         tensorboard: also log to ``out/tensorboard``.
         progress: show a progress bar where standard error is a terminal.
+        deadline: when to stop, in the middle of an epoch too, but not before a second of training. The run is saved
+            first; a measurement of the trained model that has begun is finished.
 
     Raises:
         FileExistsError: ``out`` holds a run.
@@ -57,32 +68,42 @@ def train(
         FloatingPointError: the loss or one of its terms is not finite; the last good checkpoint is kept.
         KeyboardInterrupt: interrupted or terminated; the run can be resumed.
         OSError: a file cannot be written; the checkpoint before is kept.
-        ValueError: a value out of range, a model that does not fit the data, a damaged checkpoint.
+        TimeLimitReached: the deadline has passed; resuming the run continues with the next step.
+        ValueError: a value out of range, a model that does not fit the data, a damaged checkpoint; a deadline for
+            several processes.
     """
     device, directory, first = torch.device(device), RunDirectory(out), int(os.environ.get("RANK", 0)) == 0
     if resume and first:
         if not directory.holds_run:
             raise FileNotFoundError(f"there is nothing to resume in {directory}: it holds no run")
         directory.expect(configuration)
+        directory.remove_leftovers()
         if directory.is_finished:
             return directory.result()
     elif first:
         directory.refuse_run(configuration)
+    if deadline is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("deadline must be None where several processes train one model, which cannot agree on it")
     parts = load_data(configuration, data_dir)
     torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
     model = configuration.build(parts["train"].data_shape)
     checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
     if first and not resume:
         directory.begin(configuration)
+    begun = time.monotonic()
+
+    def should_stop() -> bool:
+        return deadline is not None and deadline.has_passed and time.monotonic() - begun > MINIMUM_SECONDS
+
     try:
-        with _terminable():
+        with terminable():
             fabric = make_fabric(device, configuration.precision, _loggers(directory, tensorboard))
             shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
             steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
             with ProgressBar(
                 f"{configuration.recipe} on {configuration.data}",
                 steps=steps * configuration.epochs,
-                done=steps * checkpoint["epoch"] if checkpoint else 0,
+                done=_steps_done(checkpoint, steps) if checkpoint else 0,
                 shown=progress and first,
             ) as bar:
                 history = fit(
@@ -93,12 +114,16 @@ def train(
                     fabric,
                     checkpoint=checkpoint,
                     compile=compile,
+                    cuda_graph=cuda_graph,
+                    should_stop=should_stop,
                     on_step=bar.step,
                     on_epoch=bar.epoch,
                 )
     except KeyboardInterrupt:
         kept = _what_is_kept(directory)
         raise KeyboardInterrupt(f"interrupted; {kept}; to go on: echo-ext train --resume --out {directory}") from None
+    except TimeLimitReached:
+        raise
     except Exception as error:
         if first and not resume and not directory.has_checkpoint:
             directory.forget()  # it could only fail in the same way again
@@ -110,6 +135,8 @@ def train(
             torch.distributed.destroy_process_group()
     if not first:
         return {}
+    if should_stop():
+        raise TimeLimitReached("the time limit was reached after training, before the model was measured")
     _finish(model, parts["train"], configuration, directory)
     result = results.measure(model, parts["test"], configuration, history)
     results.write_pictures(model, parts["test"], configuration, directory, history, result)
@@ -126,7 +153,7 @@ class Run(NamedTuple):
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """The model of a run, as its last checkpoint has it.
+    """The model of a run, as its last checkpoint has it; in the middle of an epoch, if the run was stopped there.
 
     Raises:
         FileNotFoundError: there is no run, or no finished epoch.
@@ -135,6 +162,8 @@ def load(path: str | os.PathLike[str]) -> Run:
     directory = RunDirectory(path)
     configuration = directory.configuration()
     checkpoint = directory.load_checkpoint(configuration)
+    if checkpoint["epoch"] == 0:
+        raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
     model = configuration.build(checkpoint["data_shape"])
     try:
         model.load_state_dict(checkpoint["state_dict"])
@@ -153,6 +182,12 @@ def load_data(
     return {**parts, "train": parts["train"].select(slice(configuration.limit))}
 
 
+def _steps_done(checkpoint: Mapping[str, Any], steps: int) -> int:
+    """How many steps a checkpoint stands for, at so many an epoch."""
+    unfinished = checkpoint.get("unfinished_epoch")
+    return steps * int(checkpoint["epoch"]) + (len(unfinished["costs"]["values"]) if unfinished else 0)
+
+
 def _finish(model: Model, train: LabelledDataset, configuration: Configuration, directory: RunDirectory) -> None:
     """Let the model bring its statistics up to date, once."""
     checkpoint = directory.load_checkpoint(configuration)
@@ -169,8 +204,8 @@ def _what_is_kept(directory: RunDirectory) -> str:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does."""
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what is inside as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import csv
 import dataclasses
 import io
 import math
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,9 +16,11 @@ import torch
 
 from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.deadline import Deadline, TimeLimitReached
+from echo_ext.training.processes import side_by_side
 from echo_ext.training.results import RATES, SHOWN, spread
 from echo_ext.training.run_directory import RunDirectory
-from echo_ext.training.running import load, load_data, train
+from echo_ext.training.running import load, load_data, terminable, train
 
 __all__ = ["Row", "Sweep", "sweep"]
 
@@ -45,10 +45,17 @@ class Row:
 
 
 class Sweep(NamedTuple):
-    """The table, and what became of the runs that failed: folder and error."""
+    """What a sweep found.
+
+    Attributes:
+        rows: the table of the finished runs.
+        failures: the folder of each run that failed, and its error.
+        unfinished: the folders of the runs that the time limit stopped, or that it kept from starting.
+    """
 
     rows: list[Row]
     failures: dict[str, str]
+    unfinished: list[str]
 
 
 def sweep(
@@ -56,29 +63,36 @@ def sweep(
     out: str | os.PathLike[str],
     *,
     jobs: int = 1,
+    time_limit: float | None = None,
     on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
     **options: Any,
 ) -> Sweep:
     """Train every configuration into its folder below ``out``; write table.csv, table.json, rate_distortion.png there.
 
     Runs that are finished are not trained again, and broken ones go on where they stopped. A run that fails does not
-    stop the others.
+    stop the others. On a CPU the weights do not depend on when and how often the sweep was stopped.
 
     Args:
-        configurations: of one data set, each recipe with each beta and seed at most once.
+        configurations: of one data set, each recipe with each beta and seed at most once; they are trained in this
+            order.
         out: the folder of the folders.
-        jobs: how many runs at a time, each in a process of its own.
+        jobs: how many runs at a time, each in a process of its own. More of them keep a GPU busier and need more of its
+            memory; on a CPU they share torch's threads.
+        time_limit: seconds after which all runs are saved and the sweep returns; the same call continues them. A run
+            that is being measured by then is finished first. None for no limit.
         on_run: called after each run with its folder's name and its result, None where it failed.
-        options: ``data_dir``, ``device``, ``compile``, ``progress`` of :func:`~echo_ext.training.train`.
+        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph``, ``progress`` of
+            :func:`~echo_ext.training.train`.
 
     Raises:
         FileExistsError: a folder holds a run with another configuration.
-        ValueError: no configurations, two for one folder, or jobs below 1.
+        ValueError: no configurations, two for one folder, jobs below 1, or a time limit that is not positive.
     """
     if not configurations:
         raise ValueError("configurations must be at least one, but there is none")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, but is {jobs}")
+    deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
     runs = {_name(configuration): configuration for configuration in configurations}
     if len(runs) < len(configurations):
@@ -89,8 +103,10 @@ def sweep(
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-    for name, outcome in _outcomes(runs, out, jobs, options):
-        if isinstance(outcome, BaseException):
+    for name, outcome in _outcomes(runs, out, jobs, {**options, "deadline": deadline}):
+        if isinstance(outcome, TimeLimitReached):
+            continue
+        if isinstance(outcome, Exception):
             failures[name] = f"{type(outcome).__name__}: {outcome}"
         else:
             found[name] = outcome
@@ -98,6 +114,7 @@ def sweep(
     rows = _table([found[name] for name in runs if name in found])
     if rows:
         folder = RunDirectory(out)
+        folder.remove_leftovers()
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -105,7 +122,7 @@ def sweep(
         folder.write(f"{TABLE}.csv", text.getvalue().encode())
         folder.write_json(f"{TABLE}.json", [_without_nan(dataclasses.asdict(row)) for row in rows])
         _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
-    return Sweep(rows, failures)
+    return Sweep(rows, failures, [name for name in runs if name not in found and name not in failures])
 
 
 def _name(configuration: Configuration) -> str:
@@ -118,22 +135,27 @@ def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]
 
 def _outcomes(
     runs: dict[str, Configuration], out: Path, jobs: int, options: dict[str, Any]
-) -> Iterator[tuple[str, dict[str, Any] | BaseException]]:
-    """The name of each run with its result or its error, as they end."""
-    if jobs == 1:
-        for name, configuration in runs.items():
-            try:
-                yield name, _train_one(configuration, out / name, options)
-            except Exception as error:
-                yield name, error
+) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+    """The name of each run with its result or its error, as they end; no run is begun after the deadline."""
+    deadline: Deadline | None = options["deadline"]
+
+    def may_start() -> bool:
+        return deadline is None or not deadline.has_passed
+
+    if jobs > 1:
+        calls = {
+            name: (configuration, out / name, {**options, "progress": False}) for name, configuration in runs.items()
+        }
+        with terminable():
+            yield from side_by_side(_train_one, calls, jobs, may_start=may_start)
         return
-    # Spawned: a forked process could not use torch's threads.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        quiet = {**options, "progress": False}
-        futures = {pool.submit(_train_one, runs[name], out / name, quiet): name for name in runs}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.exception() or future.result()
+    for name, configuration in runs.items():
+        if not may_start():
+            return
+        try:
+            yield name, _train_one(configuration, out / name, options)
+        except Exception as error:
+            yield name, error
 
 
 def _table(results: Sequence[dict[str, Any]]) -> list[Row]:
@@ -185,7 +207,8 @@ def _write_curves(
         shown = {"test image": x}
         for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
             label = f"{configuration.recipe}, beta {configuration.beta:g}"
-            if label not in shown:
+            # The weights may be elsewhere: a result alone stands for a run that was trained on another machine.
+            if label not in shown and RunDirectory(folder.path / name).has_checkpoint:
                 torch.manual_seed(0)
                 shown[label] = load(folder.path / name).model.reconstruct(x)
     figure = pictures.rate_distortion(measured, reconstructed=shown)
