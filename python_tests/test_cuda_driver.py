@@ -1,12 +1,14 @@
-"""Which drivers a CUDA build runs on, and what it says where it does not."""
+"""Which drivers and which devices a CUDA build runs on, and what it says where it does not."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from echo_ext import _C, _cuda, cli
 
+ROOT = Path(__file__).parent.parent
 REBUILD_WITH_CUDA_12 = (
     "update the driver, or rebuild with a system CUDA 12 toolkit (driver 525 or newer): "
     "CUDACXX=/usr/local/cuda-12/bin/nvcc ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps ."
@@ -15,6 +17,9 @@ TOO_OLD = (
     "the NVIDIA driver 570.86.10 (CUDA 12.8) is too old; "
     f"echo-ext was built with CUDA 13.0, which needs driver 580 or newer: {REBUILD_WITH_CUDA_12}"
 )
+
+
+# ---- Drivers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,26 @@ def test_commands_refuse_an_old_driver_and_leave_nothing(capsys, tmp_path, monke
         assert captured.err == f"echo-ext {command[0]}: error: --device is 'cuda', but {TOO_OLD}\n"
         assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- Architectures ---------------------------------------------------------------------------------------------------
+
+CAPABILITIES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)  # that nvcc 13 knows
+TEGRA = (87, 110)  # Orin and Thor; machine code for other devices does not run on them
+
+
+def default_architectures():
+    lists = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES (\d[^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert len(lists) == 2  # for an older and a newer nvcc
+    return [architectures.split() for architectures in lists]
+
+
+@pytest.mark.parametrize("architectures", default_architectures(), ids=" ".join)
+def test_default_architectures_cover_every_device(architectures):
+    machine_code = [int(name.removesuffix("-real")) for name in architectures]
+    ptx = [int(name) for name in architectures if name.isdigit()]
+    for capability in CAPABILITIES:
+        assert min(ptx) <= capability
+        if capability not in TEGRA and capability <= max(machine_code):
+            assert any(code // 10 == capability // 10 and code <= capability for code in machine_code), capability
+    assert max(code for code in ptx if code <= 110) == 90  # what Thor compiles
