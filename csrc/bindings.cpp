@@ -1,6 +1,7 @@
 // The Python module. Tensors arrive as addresses and sizes: the core knows no torch.
 #include "bindings.h"
 
+#include "cuda_driver.h"
 #include "echo.h"
 #include "echo_matrix.h"
 #include "echo_scan.h"
@@ -255,9 +256,15 @@ PYBIND11_MODULE(_C, m) {
 #if defined(ECHO_EXT_WITH_CUDA)
   m.attr("cuda_version") = ECHO_EXT_CUDA_VERSION;
   m.attr("cuda_archs") = ECHO_EXT_CUDA_ARCHS;
+  m.def("cuda_driver_version", [] {
+    int version = 0;
+    check_cuda(cuda_driver_version(&version));
+    return version;
+  });
 #else
   m.attr("cuda_version") = py::none();
   m.attr("cuda_archs") = "";
+  m.def("cuda_driver_version", [] { return 0; });
 #endif
   bind_echo(m);
   bind_echo_matrix(m);

@@ -5,6 +5,10 @@ cuda_archs: str
 
 def isa() -> str: ...
 
+# The newest CUDA version that the driver supports, as 1000 * major + 10 * minor; 0 where there is no driver, and in a
+# build without CUDA.
+def cuda_driver_version() -> int: ...
+
 class EchoProblem:
     def __init__(
         self,

@@ -6,6 +6,8 @@ import secrets
 import pytest
 import torch
 
+from echo_ext import _C, _cuda
+
 SEED = int(os.environ.get("ECHO_EXT_TEST_SEED", secrets.randbits(31)))
 
 
@@ -17,6 +19,27 @@ def pytest_report_header() -> str:
 def fresh_randomness(request):
     """Every test its own random stream, the same whether it runs alone or with others."""
     torch.manual_seed(SEED + sum(map(ord, request.node.nodeid)))
+
+
+@pytest.fixture
+def pretend_driver(monkeypatch, tmp_path_factory):
+    """Call it to have another build of the core, and another driver on this machine."""
+
+    def pretend(built, supported=0, version=None):
+        file = tmp_path_factory.mktemp("driver") / "version"
+        if version is not None:
+            lines = (
+                f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build  (builder@host)",
+                "GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)",
+            )
+            file.write_text("\n".join(lines))
+        monkeypatch.setattr(_cuda, "_DRIVER_FILE", file)
+        monkeypatch.setattr(_C, "cuda_version", built)
+        monkeypatch.setattr(_C, "cuda_driver_version", lambda: supported)
+        _cuda.cuda_refusal.cache_clear()
+
+    yield pretend
+    _cuda.cuda_refusal.cache_clear()
 
 
 def pytest_collection_modifyitems(items):

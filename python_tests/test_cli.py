@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,16 @@ def test_info_tells_versions_and_what_the_core_can_do(capsys):
     assert facts["CUDA usable"].startswith("cuda:0 (" if torch.cuda.is_available() else "no; ")
 
 
-def test_info_says_why_cuda_is_not_usable(capsys, monkeypatch):
+def test_info_says_why_cuda_is_not_usable(capsys, monkeypatch, pretend_driver):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["info"]) == 0
-    assert "no; torch finds no device" in capsys.readouterr().out
+    assert "no; torch finds no CUDA device" in capsys.readouterr().out
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Device {index}")
-    monkeypatch.setattr(_C, "cuda_version", None)
+    pretend_driver(None)
     assert cli.main(["info"]) == 0
-    assert "cuda:1 (Device 1): no, the native core has no CUDA" in capsys.readouterr().out
+    assert "no; echo-ext was built without CUDA" in capsys.readouterr().out
 
 
 def test_info_needs_nothing_but_torch_and_numpy():
@@ -111,17 +110,22 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cuda_device_that_is_not_there_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_a_cuda_device_that_is_not_there_is_refused(capsys, monkeypatch, pretend_driver):
+    def warn_of_the_driver():
+        warnings.warn("CUDA initialization:\n the driver is too old", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", warn_of_the_driver)
     code, line = fail(capsys, "demo", "--device", "cuda")
     assert code == 2
-    assert "torch finds no CUDA device; echo-ext info says why" in line
+    assert "torch finds no CUDA device: CUDA initialization: the driver is too old" in line
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(_C, "cuda_version", None)
+    pretend_driver(None)
     code, line = fail(capsys, "demo", "--device", "cuda")
     assert code == 2
-    assert "built without CUDA; rebuild with ECHO_EXT_CUDA=1" in line
+    assert "built without CUDA; rebuild it where nvcc is found: ECHO_EXT_CUDA=1" in line
 
 
 @pytest.fixture

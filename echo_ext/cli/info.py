@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import platform
-import warnings
 
 import torch
 
 import echo_ext
 from echo_ext import _C
+from echo_ext._cuda import REBUILD, cuda_name, cuda_refusal, driver_version
 from echo_ext._versions import versions
+from echo_ext.cli.machine import torch_refusal
 
-__all__ = ["HELP", "REBUILD", "add_arguments", "run"]
+__all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "show versions, what the native core was built for, and what this machine can run"
-
-REBUILD = "ECHO_EXT_CUDA=1 pip install --force-reinstall --no-deps ."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +28,21 @@ def run(arguments: argparse.Namespace) -> None:
         **versions(),
         "platform": f"{platform.system()} {platform.machine()}",
         "CPU": f"{_C.isa()} kernels, {torch.get_num_threads()} threads",
+        "driver": _driver(),
         "CUDA built": _cuda_built(),
         "CUDA usable": _cuda_usable(),
     }
     for name, fact in facts.items():
         print(f"{name:<12}  {fact}")
+
+
+def _driver() -> str:
+    version = driver_version()
+    if supported := _C.cuda_driver_version():
+        return cuda_refusal() or f"{version or 'version unknown'}, supports {cuda_name(supported)}"
+    if version is not None and _C.cuda_version is not None:
+        return f"{version}, but its library libcuda.so.1 is not found"  # as in a container started without GPUs
+    return version or "none found"
 
 
 def _cuda_built() -> str:
@@ -43,14 +52,8 @@ def _cuda_built() -> str:
 
 
 def _cuda_usable() -> str:
-    if torch.version.cuda is None:
-        return f"no; torch {torch.__version__} is a build without CUDA"
-    with warnings.catch_warnings(record=True) as caught:  # torch warns about drivers that it cannot use
-        warnings.simplefilter("always")
-        there = torch.cuda.is_available()
-    if not there:
-        reasons = [" ".join(str(warning.message).split()) for warning in caught]
-        return f"no; torch finds no device{''.join(f': {reason}' for reason in reasons[:1])}"
+    if (refusal := torch_refusal() or cuda_refusal()) is not None:
+        return f"no; {refusal}"
     devices = [f"cuda:{index} {_device_state(index)}" for index in range(torch.cuda.device_count())]
     return "; ".join(devices)
 
@@ -58,8 +61,6 @@ def _cuda_usable() -> str:
 def _device_state(index: int) -> str:
     """The device's name, and whether our kernels run on it: the only sure way to know is to run one."""
     name = torch.cuda.get_device_name(index)
-    if _C.cuda_version is None:
-        return f"({name}): no, the native core has no CUDA"
     try:
         echo_ext.echo_indices(2, seed=0, device=f"cuda:{index}").cpu()
     except RuntimeError as error:

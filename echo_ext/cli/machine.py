@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import torch
 
-from echo_ext import _C
-from echo_ext.cli.info import REBUILD
+from echo_ext._cuda import cuda_refusal
 
-__all__ = ["check_installed", "find_device"]
+__all__ = ["check_installed", "find_device", "torch_refusal"]
 
 
 def check_installed(*packages: str, command: str, extra: str) -> None:
@@ -28,10 +28,20 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"--device is {name!r}, but torch finds no CUDA device; echo-ext info says why")
-        if _C.cuda_version is None:
-            raise ValueError(f"--device is {name!r}, but echo-ext was built without CUDA; rebuild with {REBUILD}")
+        if (refusal := torch_refusal() or cuda_refusal()) is not None:
+            raise ValueError(f"--device is {name!r}, but {refusal}")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"--device is {name!r}, but there are only {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def torch_refusal() -> str | None:
+    """Why torch cannot use CUDA on this machine, in one line; None where it can."""
+    with warnings.catch_warnings(record=True) as caught:  # torch warns about drivers that it cannot use
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    reasons = [" ".join(str(warning.message).split()) for warning in caught]
+    return f"torch finds no CUDA device{''.join(f': {reason}' for reason in reasons[:1])}"

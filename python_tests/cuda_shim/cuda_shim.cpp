@@ -300,6 +300,11 @@ const char* cudaGetErrorString(cudaError_t status) {
   return "unknown error";
 }
 
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = current_device;
   return cudaSuccess;

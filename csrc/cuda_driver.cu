@@ -1,0 +1,13 @@
+// What the machine's NVIDIA driver can do.
+#include "cuda_driver.h"
+
+#include "cuda_support.h"
+
+namespace echo_ext {
+
+const char* cuda_driver_version(int* version) {
+  ECHO_EXT_CUDA_CHECK(cudaDriverGetVersion(version));
+  return nullptr;
+}
+
+}  // namespace echo_ext
