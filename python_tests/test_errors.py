@@ -99,6 +99,6 @@ def test_an_empty_width_is_legal():
 def test_a_source_tree_says_what_it_lacks(tmp_path):
     (tmp_path / "echo_ext").mkdir()
     shutil.copy(echo_ext.__file__, tmp_path / "echo_ext")
-    done = subprocess.run([sys.executable, "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-S", "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"native core is not in {tmp_path / 'echo_ext'}" in done.stderr
