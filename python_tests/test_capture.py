@@ -1,0 +1,188 @@
+"""Recorded training steps: what a replay must read anew, and what keeps a step from being recorded.
+
+A stand-in for the GPU traces a step into its tensor operations and repeats these, as a CUDA graph does: whatever Python
+computed is frozen in the recording, and only tensors carry anything into a replay.
+"""
+
+import contextlib
+import copy
+import logging
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from echo_ext import models, training
+from echo_ext.models.recipes import RECIPES
+from echo_ext.training import Configuration, fitting
+from echo_ext.training.capture import RecordedStep
+
+pytest.importorskip("lightning")
+
+
+class TracingRecorder:
+    """Records on the CPU. The step is taken once while it is traced; what that changed is put back."""
+
+    def __init__(self, obstacle=None):
+        self.obstacle = obstacle
+        self.rehearsals = self.recordings = self.replays = 0
+        self.state = None
+
+    def stream(self):
+        return contextlib.nullcontext()
+
+    def rehearse(self, step):
+        self.rehearsals += 1
+        return step(), self.obstacle
+
+    def record(self, step, costs):
+        self.recordings += 1
+        model, optimizer = self.state
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [value for each in optimizer.state.values() for value in each.values()]
+        before, random_state = copy.deepcopy([tensor.detach() for tensor in tensors]), torch.get_rng_state()
+        traced = make_fx(step)()
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        torch.set_rng_state(random_state)
+        held = torch.empty_like(costs)
+
+        def replay():
+            self.replays += 1
+            held.copy_(traced())
+
+        return RecordedStep(held, replay)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Has every run record its steps; learning rates are tensors, as on a GPU."""
+    recorder = TracingRecorder()
+    stepper = fitting.Stepper
+
+    def spying(objective, optimizer, *rest, **options):
+        recorder.state = objective.model, optimizer.optimizer
+        return stepper(objective, optimizer, *rest, **options)
+
+    monkeypatch.setattr(fitting, "_recorder", lambda *_: recorder)
+    monkeypatch.setattr(fitting, "Stepper", spying)
+    return recorder
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_gpu(monkeypatch):
+    def hold(optimizer, device):
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]))
+
+    monkeypatch.setattr(fitting, "_let_the_device_hold_what_changes", hold)
+    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+SETTINGS = {
+    "limit": 230,  # two full batches and a smaller one
+    "batch_size": 100,
+    "epochs": 6,
+    "latent_dim": 4,
+    "warm_up_epochs": 2,
+    "binarisation": "dynamic",
+    "gradient_clip": 30.0,
+}
+
+
+@pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
+def test_recorded_steps_are_the_steps(tmp_path, recorder, recipe):
+    model = {"num_terms": 20} if recipe.startswith("echo") else {}
+    model |= {"discriminator_width": 20} if recipe == "echo-tc" else {}
+    settings = {**SETTINGS, "model": model}
+    configuration = Configuration.of(recipe, "digits", **settings)
+    recorded = training.train(configuration, tmp_path / "recorded")
+    alone = training.train(configuration, tmp_path / "alone", cuda_graph=False)
+
+    assert recorded == {**alone, "seconds": recorded["seconds"]}
+    left, right = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("recorded", "alone"))
+    assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in right["state_dict"])
+    assert left["history"][-1]["valid_loss"] == right["history"][-1]["valid_loss"]
+    assert recorder.replays > 0
+
+
+def test_a_recording_is_made_once_for_each_warm_up_weight(tmp_path, recorder):
+    configuration = Configuration.of("vae", "digits", **{**SETTINGS, "limit": 600, "epochs": 4})
+    training.train(configuration, tmp_path)
+    assert recorder.recordings == recorder.rehearsals == 3
+    # Six batches in each of four epochs; three steps of each warm-up weight are rehearsals.
+    assert recorder.replays == 4 * 6 - 3 * 3
+
+
+def test_a_step_that_waits_for_the_device_is_taken_by_itself(tmp_path, recorder, caplog):
+    recorder.obstacle = "called a synchronizing CUDA operation (model.py:7)"
+    configuration = Configuration.of("vae", "digits", **SETTINGS)
+    with caplog.at_level(logging.WARNING):
+        recorded = training.train(configuration, tmp_path / "recorded")
+    alone = training.train(configuration, tmp_path / "alone", cuda_graph=False)
+    assert recorded == {**alone, "seconds": recorded["seconds"]}
+    assert (recorder.rehearsals, recorder.recordings) == (1, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "vae: steps are launched kernel by kernel, for a CUDA graph cannot hold them: "
+        "called a synchronizing CUDA operation (model.py:7)"
+    ]
+
+
+# Operations whose result the host must see in the middle of a step.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::is_nonzero",
+    "aten::masked_select",
+    "aten::nonzero",
+    "aten::randperm",
+}
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operations that would keep a step out of a CUDA graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting = set()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        name = operation._schema.name
+        by_mask = name == "aten::index" and any(at is not None and at.dtype == torch.bool for at in arguments[1])
+        if name in WAITING or by_mask:
+            self.waiting.add(name)
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_the_watch_notices_what_waits():
+    x = torch.arange(5.0)
+    for wait in (
+        lambda: x.sum().item(),
+        lambda: bool(x[0] > 0),
+        lambda: x[x > 2],
+        lambda: x.unique(),
+    ):
+        with Watch() as watch:
+            wait()
+        assert watch.waiting
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_no_recipe_waits_for_the_device_in_a_step(recipe):
+    few = {"num_terms": 20} if recipe.startswith("echo") else {}
+    model = models.build(recipe, (1, 8, 8), latent_dim=6, **few)
+    x = torch.rand(24, 1, 8, 8).round()
+    model.prepare(x)
+    model.train()
+    model.warmth = 0.5
+    model.loss(x)["loss"].backward()  # the first batch fills banks
+    with Watch() as watch:
+        model.loss(x)["loss"].backward()
+    assert not watch.waiting
