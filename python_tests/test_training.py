@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import CASES
+from training_cases import CASES, checkpoint, same
 
 from echo_ext import data, training
 from echo_ext.models.recipes import RECIPES, find
@@ -55,24 +55,9 @@ def models(monkeypatch):
     return built
 
 
-def checkpoint(path):
-    return torch.load(Path(path) / "last.ckpt", weights_only=True)
-
-
 def table(path):
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def same(left, right):
-    """Bit for bit, through dictionaries and lists, but for the time it took."""
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left if key != "seconds")
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 # ---- Functions of the epoch ------------------------------------------------------------------------------------------

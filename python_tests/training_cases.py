@@ -1,6 +1,7 @@
-"""Models whose training can be foreseen, for the tests of training, in this process and in others."""
+"""What the tests of training share: models whose training can be foreseen, and how runs are compared."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -73,3 +74,18 @@ CASES = {
 
 def register():
     RECIPES.update(CASES)
+
+
+def checkpoint(path):
+    return torch.load(Path(path) / "last.ckpt", weights_only=True)
+
+
+def same(left, right):
+    """Bit for bit, through dictionaries and lists, but for the time it took."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left if key != "seconds")
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right

@@ -1,0 +1,233 @@
+"""Runs that stop at a deadline, and sweeps of several processes that are stopped and killed from outside."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_cases import checkpoint, same
+
+from echo_ext import cli, training
+from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
+from echo_ext.training.processes import side_by_side
+
+for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+    pytest.importorskip(needed)
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- One run ---------------------------------------------------------------------------------------------------------
+
+
+class PassesAfter:
+    """A deadline that has passed after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @property
+    def has_passed(self):
+        self.steps -= 1
+        return self.steps < 0
+
+
+@pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
+def test_a_run_stopped_at_any_step_ends_bit_equal(tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
+    model = {"num_terms": 20} if recipe.startswith("echo") else {"hidden": [16]}
+    configuration = Configuration.of(
+        recipe,
+        "digits",
+        **{"limit": 230, "batch_size": 50, "epochs": 6, "latent_dim": 3, "warm_up_epochs": 2, "model": model},
+        binarisation="dynamic",
+    )
+    alone = training.train(configuration, tmp_path / "alone")
+    stops, result = 0, None
+    while result is None:
+        with contextlib.suppress(TimeLimitReached):
+            deadline = PassesAfter(random.randrange(6))
+            result = training.train(configuration, tmp_path / "stopped", resume=stops > 0, deadline=deadline)
+        stops += result is None
+    assert stops >= 4  # of 30 steps, with at most 6 at a time
+    assert same(checkpoint(tmp_path / "alone"), checkpoint(tmp_path / "stopped"))
+    assert result == {**alone, "seconds": result["seconds"]}
+    histories = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("alone", "stopped")]
+    assert len(histories[0]) == len(histories[1]) == 7
+
+
+def test_a_run_stopped_in_its_first_epoch_has_no_model_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
+    configuration = Configuration.of("vae", "digits", limit=230, batch_size=50, epochs=1, model={"hidden": [8]})
+    with pytest.raises(TimeLimitReached, match=r"the time limit was reached in step 3 of epoch 1"):
+        training.train(configuration, tmp_path, deadline=PassesAfter(1))
+    with pytest.raises(FileNotFoundError, match=r"no epoch of the run in .* was finished"):
+        training.load(tmp_path)
+
+
+def test_a_short_time_limit_still_makes_progress(tmp_path):
+    configuration = Configuration.of("vae", "digits", epochs=10_000, latent_dim=2, model={"hidden": [8]})
+    passed = Deadline.after(1e-9)
+    with pytest.raises(TimeLimitReached):
+        training.train(configuration, tmp_path, deadline=passed)
+    assert len(checkpoint(tmp_path)["unfinished_epoch"]["costs"]["values"]) + checkpoint(tmp_path)["epoch"] > 0
+    with pytest.raises(ValueError, match="time_limit must be positive, got 0 seconds"):
+        training.sweep([configuration], tmp_path / "sweep", time_limit=0)
+    with pytest.raises(ValueError, match="time_limit must be positive, got nan seconds"):
+        Deadline.after(float("nan"))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_several_processes_cannot_share_a_deadline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="deadline must be None where several processes train one model"):
+        training.train(Configuration.of("vae", "digits"), tmp_path / "run", deadline=Deadline.after(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+    configuration = Configuration.of("vae", "digits", limit=100, epochs=1, latent_dim=2, model={"hidden": [8]})
+    RunDirectory(tmp_path).begin(configuration)
+    (tmp_path / ".part-abc").mkdir()
+    (tmp_path / ".part-abc" / "last.ckpt").write_bytes(b"half a checkpoint")
+    training.train(configuration, tmp_path, resume=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
+
+
+# ---- Calls side by side ----------------------------------------------------------------------------------------------
+
+
+class Unsendable(Exception):
+    def __init__(self, left, right):
+        super().__init__(f"{left} and {right}")
+
+
+def call(what):
+    """What the tests have other processes do."""
+    if what == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "raises":
+        raise ValueError("what must not be 'raises'")
+    if what == "raises what cannot be sent":
+        raise Unsendable(1, 2)
+    return what, os.getpid(), torch.get_num_threads()
+
+
+def test_calls_side_by_side_end_each_for_itself():
+    calls = {what: (what,) for what in ("returns", "dies", "raises", "raises what cannot be sent", "returns too")}
+    outcomes = dict(side_by_side(call, calls, 2))
+    assert outcomes.keys() == calls.keys()
+    assert {outcomes["returns"][0], outcomes["returns too"][0]} == {"returns", "returns too"}
+    assert len({os.getpid(), outcomes["returns"][1], outcomes["returns too"][1]}) == 3
+    assert str(outcomes["dies"]) == "its process ended with exit code -9"
+    assert (type(outcomes["raises"]), str(outcomes["raises"])) == (ValueError, "what must not be 'raises'")
+    assert str(outcomes["raises what cannot be sent"]) == "Unsendable: 1 and 2"
+
+
+def test_processes_share_the_threads_and_none_starts_too_late():
+    torch.set_num_threads(4)
+    (only,) = side_by_side(call, {"a": ("a",)}, 2)
+    assert (only[0], only[1][2]) == ("a", 2)
+    assert list(side_by_side(call, {"a": ("a",)}, 2, may_start=lambda: False)) == []
+
+
+# ---- Sweeps from the shell -------------------------------------------------------------------------------------------
+
+GRID = ("sweep", "--recipe", "echo", "vae", "--data", "digits", "--beta", "1", "--seeds", "0,1", "--limit", "400")
+GRID += ("--epochs", "40", "--latent-dim", "2", "--set", "hidden=[32]", "--binarise", "dynamic")
+RUNS = [f"{recipe}-beta1-seed{seed}" for seed in (0, 1) for recipe in ("echo", "vae")]
+
+
+def start(*words):
+    """The command in a process group of its own, with output to read."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "echo_ext", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=HERE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_all(group, seconds=60.0):
+    """Until no process of the group is left."""
+    until = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(group, 0)
+            time.sleep(0.02)
+        raise AssertionError("processes outlive the sweep")
+
+
+def unfinished(out):
+    return [name for name in RUNS if not (out / name / "result.json").is_file()]
+
+
+@pytest.mark.parametrize("interruptions", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, interruptions):
+    out = tmp_path / "broken"
+    results = {}
+    kinds = ["limit", signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    for turn in range(interruptions):
+        kind = kinds[turn % len(kinds)]
+        if not unfinished(out):
+            break
+        limit = ("--time-limit", f"{random.uniform(0.5, 3):.2f}s") if kind == "limit" else ()
+        sweep = start(*GRID, "--out", out, "--jobs", "2", *limit)
+        if kind != "limit":
+            time.sleep(random.uniform(0, 12))
+            sweep.send_signal(kind)
+        printed, errors = sweep.communicate(timeout=100)
+        wait_for_all(sweep.pid)
+        if kind == "limit":
+            assert (sweep.returncode, errors) == (0, "")
+            if unfinished(out):
+                assert f"the time limit was reached: {len(unfinished(out))} of 4 runs are not finished" in printed
+        elif kind == signal.SIGKILL:
+            assert sweep.returncode in (0, -signal.SIGKILL)
+        elif "interrupted" in errors:
+            assert sweep.returncode == 130
+            assert errors == "echo-ext sweep: interrupted; the same command goes on where it stopped\n"
+        for name in RUNS:
+            file = out / name / "result.json"
+            if file.is_file():
+                assert results.setdefault(name, file.stat().st_mtime_ns) == file.stat().st_mtime_ns, (
+                    "a run was repeated"
+                )
+
+    for path, jobs in ((out, 2), (tmp_path / "alone", 1)):
+        sweep = start(*GRID, "--out", path, "--jobs", jobs)
+        printed, errors = sweep.communicate(timeout=200)
+        assert (sweep.returncode, errors) == (0, "")
+        assert unfinished(path) == []
+    assert all((out / name / "result.json").stat().st_mtime_ns == when for name, when in results.items())
+    for name in RUNS:
+        assert same(checkpoint(tmp_path / "alone" / name), checkpoint(out / name))
+    assert [file for file in out.rglob("*") if ".part-" in str(file)] == []
+    assert (out / "table.csv").read_text() == (tmp_path / "alone" / "table.csv").read_text()
+
+
+@pytest.mark.parametrize("limit", ["0", "0s", "-3m", "soon", "", "9m5h"])
+def test_a_time_limit_that_is_no_time_is_refused(capsys, tmp_path, limit):
+    assert cli.main([*GRID, "--out", str(tmp_path / "sweep"), f"--time-limit={limit}"]) == 2
+    complaint = f"--time-limit must be a positive time, such as 90s, 9m or 1h30m, got {limit!r}"
+    assert capsys.readouterr().err == f"echo-ext sweep: error: {complaint}\n"
+    assert not (tmp_path / "sweep").exists()
