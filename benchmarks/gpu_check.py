@@ -107,7 +107,7 @@ def main(arguments=None):
     if why is not None:
         print(f"gpu_check: {why}", file=sys.stderr)
         return 2
-    print(f"seed {options.seed}")
+    print(f"seed {options.seed}, echo_ext from {echo_ext.__path__[0]}")
     torch.manual_seed(options.seed)
     cases = Cases(device)
     more = {"path": options.json} if options.command == "time" else {}

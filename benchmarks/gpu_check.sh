@@ -37,6 +37,7 @@ if [ -n "$wanted" ]; then
   known=$("$0" --list | cut -d ' ' -f 1)
   for name in ${wanted//,/ }; do
     grep -qx "${name%%=*}" <<< "$known" || refuse "--steps must name steps, got ${name%%=*}; there are ${known//$'\n'/, }"
+    [[ $name =~ ^[a-z]+(=[1-9][0-9]*)?$ ]] || refuse "a limit in --steps must be a number of seconds, got $name"
   done
 fi
 if [ "$mode" = list ]; then
@@ -47,8 +48,8 @@ else
     devices=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>&1) && [ -n "$devices" ] ||
       refuse "no NVIDIA device: nvidia-smi says: $(head -n 1 <<< "$devices")"
     command -v nvcc > /dev/null || refuse "nvcc must be on PATH or in \$CUDA_HOME/bin, but is not"
-    says=$("$python" -c 'import torch; torch.zeros(1, device="cuda")' 2>&1) ||
-      refuse "torch cannot use the device: $(grep -m 1 -E '^[A-Za-z_.]+Error' <<< "$says" || tail -n 1 <<< "$says")"
+    says=$(timeout 60 "$python" -c 'import torch; torch.zeros(1, device="cuda")' 2>&1) ||
+      refuse "torch cannot use the device: $(grep -m 1 -E '^[A-Za-z_.]+Error' <<< "$says" || tail -n 1 <<< "${says:-no answer}")"
   fi
   out=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd) ||
     refuse "OUTPUT_DIRECTORY must be a directory that can be written, got ${1:-$root/benchmarks/results}"
@@ -103,8 +104,10 @@ step() {  # NAME SECONDS REASON COMMAND...: skipped where there is a REASON
     failures=$((failures + 1))
   fi
   echo "$name: $verdict, $((SECONDS - begin)) s" | tee -a "$summary"
-  grep -m 10 '^FAILED' "$logs/$name.log" >> "$summary"
-  [ "$status" -eq 0 ] || tail -n 15 "$logs/$name.log"
+  if [ "$status" -ne 0 ]; then
+    grep -m 10 -E '^(FAILED|gpu_[a-z]+:) ' "$logs/$name.log" >> "$summary"
+    tail -n 15 "$logs/$name.log"
+  fi
   archive
   return "$status"
 }
@@ -138,7 +141,7 @@ fi
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ')
 export ECHO_EXT_CUDA_ARCHS=${ECHO_EXT_CUDA_ARCHS:-${capability:-90}-real} PYTHON=$python PYTHONUNBUFFERED=1
 # The package of the build and not the source tree is what runs: hence from elsewhere.
-export PYTHONPATH=$build/site
+export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH}
 [ "$mode" = list ] || cd "$work" || exit 2
 check=("$python" "$root/benchmarks/gpu_check.py")
 

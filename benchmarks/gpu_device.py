@@ -73,6 +73,7 @@ class CudaDevice:
 
     def repeatable(self, prepare):
         """A function that runs again what ``prepare()`` returns, which is a function without arguments."""
+        torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             call = prepare()
@@ -138,6 +139,8 @@ class Cases:
             value = case()
             self.device.synchronize()  # so that a fault in a kernel is this case's
             return value
+        except DeviceLost:  # in a case within this one
+            raise
         except Mismatch as error:
             print(f"FAILED {name}: {error}")
         except Exception as error:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -49,8 +50,9 @@ def sample_seconds(device, call, small):
     return {"median_us": 1e6 * statistics.median(samples), "minimum_us": 1e6 * min(samples)}
 
 
-def time_noise(device, noise, tensors, small):
+def time_noise(cases, name, noise, tensors, small):
     """A noise's passes, with a seed that is given as a tensor and with one that is drawn at each call."""
+    device = cases.device
     seed = torch.ones((), dtype=torch.int64, device=device.type)
 
     def leaves():
@@ -72,10 +74,15 @@ def time_noise(device, noise, tensors, small):
 
     draws = {"given seed": functools.partial(noise, seed=seed), "drawn seed": noise}
     times = {"forward": {}, "backward": {}, "both": {}}
-    for (name, draw), prepare in itertools.product(draws.items(), (forward, backward, both)):
-        if prepare is not backward or name == "given seed":  # a backward pass draws no seed
-            call = device.repeatable(functools.partial(prepare, draw))
-            times[prepare.__name__][name] = sample_seconds(device, call, small)
+    for (which, draw), prepare in itertools.product(draws.items(), (forward, backward, both)):
+        if prepare is backward and which == "drawn seed":
+            continue  # a backward pass draws no seed
+        what, run = prepare.__name__, functools.partial(prepare, draw)
+        sample = cases.run(
+            f"{name}: {what}, {which}", lambda run=run: sample_seconds(device, device.repeatable(run), small)
+        )
+        if sample is not None:
+            times[what][which] = sample
     return times
 
 
@@ -86,31 +93,28 @@ def shown(times):
     )
 
 
-def time_echo(device, report, small, shape, scale):
+def time_echo(cases, report, small, shape, scale):
     sampling, rows, width = shape
     if small:
         rows, width = min(rows, 64), min(width, 16)
     noise = functools.partial(echo_ext.echo_sample, sampling=sampling)
-    times = time_noise(device, noise, inputs(device, rows, width, scale=scale), small)
-    bytes_moved = 3 * rows * width * 4  # f and s read, z written
-    shares = {
-        seed: bytes_moved / (sample["median_us"] * 1e-6) / report.content["copy_bandwidth"]
-        for seed, sample in times["forward"].items()
-    }
     name = f"{sampling} {rows} x {width} {'flat' if scale else 'decaying'}"
-    result = {"sampling": sampling, "rows": rows, "width": width, "scale": scale, **times, "copy_share": shares}
-    report.add("cases", result)
-    print(f"time: {name}: {shown(times)} us (given | drawn seed); {shares['given seed']:.1%} of a copy's bandwidth")
+    times = time_noise(cases, name, noise, inputs(cases.device, rows, width, scale=scale), small)
+    # f and s read, z written; NaN where one of the two times could not be had.
+    microseconds = times["forward"].get("given seed", {}).get("median_us", math.nan)
+    share = 3 * rows * width * 4 / (microseconds * 1e-6) / (report.content["copy_bandwidth"] or math.nan)
+    report.add("cases", {"sampling": sampling, "rows": rows, "width": width, "scale": scale, **times})
+    print(f"time: {name}: {shown(times)} us (given | drawn seed); {share:.1%} of a copy's bandwidth")
     for what, bar in BARS.get(shape, {}).items():
         if what == "share":
-            print(f"bar: {name}: {shares['given seed']:.1%} of a copy's bandwidth, must be at least {bar:.0%}")
+            print(f"bar: {name}: {share:.1%} of a copy's bandwidth, must be at least {bar:.0%}")
         else:
             print(f"bar: {name}: {shown({what: times[what]})} us, must be less than {bar} us")
 
 
-def time_circle(device, report, small, name, noise, tensors):
-    times = time_noise(device, noise, tensors, small)
+def time_circle(cases, report, small, name, noise, tensors):
     rows, width = tensors[0].shape
+    times = time_noise(cases, f"{name} {rows} x {width}", noise, tensors, small)
     report.add("circles", {"circle": name, "rows": rows, "width": width, **times})
     print(f"time: {name} {rows} x {width}: {shown(times)} us (given | drawn seed)")
 
@@ -172,13 +176,12 @@ def measure_all(cases, small, path):
     )
     warm_clocks(device, 0.01 if small else 0.5)
     bandwidth = cases.run("copy bandwidth", lambda: copy_bandwidth(device, small))
-    # Without it there is nothing to relate to, and shares come out as NaN.
-    report.content["copy_bandwidth"] = float("nan") if bandwidth is None else bandwidth
+    report.content["copy_bandwidth"] = bandwidth
     report.write()
-    print(f"time: copy bandwidth {report.content['copy_bandwidth'] / 1e12:.3g} TB/s")
+    print(f"time: copy bandwidth {bandwidth or math.nan:.4g} bytes a second")
 
     for shape, scale in itertools.product(SHAPES, (None, 0.97)):
-        cases.run(f"time {shape} {scale}", functools.partial(time_echo, device, report, small, shape, scale))
+        cases.run(f"time {shape} {scale}", functools.partial(time_echo, cases, report, small, shape, scale))
     thousand, million, columns = (300, 1000, 5) if small else (10**5, 10**6, 100)
     jobs = [
         ("1e6 samples, 1+1", 100, functools.partial(echo_ext.mutual_information, k=3), related(million, 1)),
@@ -189,4 +192,4 @@ def measure_all(cases, small, path):
         cases.run(f"time {job[0]}", functools.partial(time_estimator, device, report, small, *job))
     for rows in (64,) if small else (1024, 2**14):
         for circle in circles(device, rows, 8 if small else 32, torch.float32):
-            cases.run(f"time {circle[0]} {rows}", functools.partial(time_circle, device, report, small, *circle))
+            cases.run(f"time {circle[0]} {rows}", functools.partial(time_circle, cases, report, small, *circle))

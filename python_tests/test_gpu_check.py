@@ -120,6 +120,19 @@ def test_a_step_at_its_limit_leaves_its_log(check):
     assert check.logs()["build.log"] == "cmake has started\n"
 
 
+def test_a_module_without_cuda_is_named_in_the_summary(check):
+    """And so is a GPU that torch cannot use: what gpu_check.py refuses."""
+    finished = check.run("--dry-run", "--steps", "build", str(check.out))
+    assert finished.returncode == 0
+    python = check.stand_in_python(f"case $1 in -c) exit 0;; esac; exec '{sys.executable}' \"$@\"")
+    more = {} if echo_ext._C.cuda_version is None else {"CUDA_VISIBLE_DEVICES": ""}
+    finished = check.run("--steps", "echo,neighbors", str(check.out), PYTHON=python, **more)
+    assert finished.returncode == 2  # two steps
+    found = re.findall(r"^(\w+): FAILED \(2\), \d+ s\ngpu_check: (.*)$", check.summary(), re.MULTILINE)
+    assert [name for name, _ in found] == ["echo", "neighbors"]
+    assert all("built without CUDA" in why or "cannot use a CUDA device" in why for _, why in found)
+
+
 def test_a_killed_call_leaves_its_logs(check, tmp_path):
     marks = {"STAND_IN_HANG": "cmake", "STAND_IN_STARTED": str(tmp_path / "started")}
     with check.start("--dry-run", "--steps", "build,echo", str(check.out), **marks) as process:
@@ -191,8 +204,13 @@ def test_refuses_in_one_line(check, missing, failing, python, says):
 
 
 def test_options_are_checked(check):
-    for arguments, says in ((["--steps", "build,tset"], "--steps must name steps, got tset"), (["--fast"], "unknown")):
-        finished = check.run(*arguments, str(check.out))
+    names, limit = "--steps must name steps, got tset", "a limit in --steps must be a number of seconds, got build=1m"
+    for options, says in (
+        ("--steps build,tset", names),
+        ("--steps build=1m", limit),
+        ("--fast", "unknown option --fast"),
+    ):
+        finished = check.run(*options.split(), str(check.out))
         assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
         assert says in finished.stderr
 
