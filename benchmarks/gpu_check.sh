@@ -1,71 +1,183 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one call of under ten minutes:
-#   benchmarks/gpu_check.sh [OUTPUT_DIRECTORY]        (default: benchmarks/results)
-# Needs torch, nvcc, cmake, ninja and pybind11, and no network; uses pytest and compute-sanitizer where they are.
-# Every step has a time limit and a log of its own, and none keeps the next from running; the exit status counts failures.
+# Everything that needs a GPU, in one call of less than ten minutes:
+#   benchmarks/gpu_check.sh [OPTION...] [OUTPUT_DIRECTORY]        (default: benchmarks/results)
+#     --list                    print each step as "NAME SECONDS COMMAND..." and end
+#     --steps NAME[=SECONDS],…  run only these steps, each under its own limit or under this one
+#     --dry-run                 run on small sizes with the CPU in the GPU's place; the tests put stand-ins for the
+#                               CUDA tools on PATH for this
+# Needs Python with torch and pybind11, nvcc, cmake and ninja, and no network. What else is missing (pytest,
+# compute-sanitizer, ncu) is named in the summary, and its steps are skipped.
+#
+# Steps come in the order of their value. None keeps the next from running, each ends within its limit, and the exit
+# status is the number of steps that failed (2 with one line on stderr: nothing could run). At most five files result:
+# gpu_check.txt (the summary), gpu_times.json, gpu_rates.jsonl, gpu_ncu.csv and gpu_logs.tar.gz, which is made again
+# after every step, so that a call that is killed has lost only the step in which it was. ECHO_EXT_COMMIT names the
+# commit where there is no .git.
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=$(mkdir -p "${1:-benchmarks/results}" && cd "${1:-benchmarks/results}" && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
-failures=0
-summary=$out/gpu_check.txt
-: > "$summary"
+build=${ECHO_EXT_GPU_BUILD:-$root/build/gpu}
+PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+kill_after=2
 
-step() {  # NAME SECONDS COMMAND...
-  local name=$1 limit=$2 start=$SECONDS status=0
-  shift 2
-  timeout --kill-after=5 "$limit" "$@" > "$out/gpu_$name.log" 2>&1 || status=$?
-  local verdict=ok
-  [ "$status" -eq 0 ] || { verdict="FAILED ($status)"; failures=$((failures + 1)); }
-  [ "$status" -ne 124 ] || verdict="FAILED (longer than $limit s)"
-  echo "$name: $verdict, $((SECONDS - start)) s" | tee -a "$summary"
-  [ "$status" -eq 0 ] || tail -n 15 "$out/gpu_$name.log"
+refuse() { echo "gpu_check: $1" >&2; exit 2; }
+
+mode=run wanted='' device=(--device cuda)
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --list) mode=list ;;
+    --steps) wanted=,${2:?--steps needs the names of steps},; shift ;;
+    --dry-run) device=(--device cpu --small) ;;
+    *) refuse "unknown option $1: the head of $0 lists them" ;;
+  esac
+  shift
+done
+
+if [ -n "$wanted" ]; then
+  known=$("$0" --list | cut -d ' ' -f 1)
+  for name in ${wanted//,/ }; do
+    grep -qx "${name%%=*}" <<< "$known" || refuse "--steps must name steps, got ${name%%=*}; there are ${known//$'\n'/, }"
+    [[ $name =~ ^[a-z]+(=[1-9][0-9]*)?$ ]] || refuse "a limit in --steps must be a number of seconds, got $name"
+  done
+fi
+if [ "$mode" = list ]; then
+  out=OUTPUT work=WORK
+else
+  if [ "${device[1]}" = cuda ]; then
+    command -v nvidia-smi > /dev/null || refuse "no NVIDIA device: there is no nvidia-smi on PATH"
+    devices=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>&1) && [ -n "$devices" ] ||
+      refuse "no NVIDIA device: nvidia-smi says: $(head -n 1 <<< "$devices")"
+    command -v nvcc > /dev/null || refuse "nvcc must be on PATH or in \$CUDA_HOME/bin, but is not"
+    says=$(timeout 60 "$python" -c 'import torch; torch.zeros(1, device="cuda")' 2>&1) ||
+      refuse "torch cannot use the device: $(grep -m 1 -E '^[A-Za-z_.]+Error' <<< "$says" || tail -n 1 <<< "${says:-no answer}")"
+  fi
+  out=$(mkdir -p "${1:-$root/benchmarks/results}" && cd "${1:-$root/benchmarks/results}" && pwd) ||
+    refuse "OUTPUT_DIRECTORY must be a directory that can be written, got ${1:-$root/benchmarks/results}"
+  rm -f "$out"/gpu_{check.txt,times.json,rates.jsonl,ncu.csv,logs.tar.gz}
+  work=$(mktemp -d)
+  mkdir "$work/logs"
+fi
+summary=$out/gpu_check.txt logs=$work/logs
+failures=0 running=''
+
+archive() {
+  tar -C "$work" -czf "$out/gpu_logs.tar.gz.new" logs && mv "$out/gpu_logs.tar.gz.new" "$out/gpu_logs.tar.gz"
 }
 
-skip() { echo "$1: skipped, $2" | tee -a "$summary"; }
+stopped() {  # by a signal: what there is so far is kept
+  [ -z "$running" ] || { kill "$running"; wait "$running"; }
+  echo "stopped by a signal" >> "$summary"
+  exit 143
+}
 
+limit_of() {  # NAME SECONDS: its limit in this call; empty where the step is not wanted
+  if [ -z "$wanted" ]; then
+    echo "$2"
+  elif [[ $wanted == *,$1=* ]]; then
+    local rest=${wanted#*,"$1"=}
+    echo "${rest%%,*}"
+  elif [[ $wanted == *,$1,* ]]; then
+    echo "$2"
+  fi
+}
+
+step() {  # NAME SECONDS REASON COMMAND...: skipped where there is a REASON
+  local name=$1 limit reason=$3 begin=$SECONDS status=0 verdict=ok
+  limit=$(limit_of "$1" "$2")
+  shift 3
+  [ -n "$limit" ] || return 0
+  if [ "$mode" = list ]; then
+    echo "$name $limit ${*@Q}"
+    return 0
+  elif [ -n "$reason" ]; then
+    echo "$name: skipped, $reason" | tee -a "$summary"
+    return 0
+  fi
+  # In the background and waited for, so that a signal to this script is handled at once.
+  timeout --kill-after="$kill_after" "$limit" "$@" > "$logs/$name.log" 2>&1 &
+  running=$!
+  wait "$running" || status=$?
+  running=''
+  if [ "$status" -ne 0 ]; then
+    verdict="FAILED ($status)"
+    [ "$status" -ne 124 ] && [ $((SECONDS - begin)) -lt "$limit" ] || verdict="FAILED (longer than $limit s)"
+    failures=$((failures + 1))
+  fi
+  echo "$name: $verdict, $((SECONDS - begin)) s" | tee -a "$summary"
+  if [ "$status" -ne 0 ]; then
+    grep -m 10 -E '^(FAILED|gpu_[a-z]+:) ' "$logs/$name.log" >> "$summary"
+    tail -n 15 "$logs/$name.log"
+  fi
+  archive
+  return "$status"
+}
+
+probe() {  # NAME COMMAND...: prints why the tool cannot be used here, or nothing
+  local log=$logs/probe_$1.log
+  if ! command -v "$2" > /dev/null; then
+    echo "there is no $2"
+  elif [ ! -x "$work/gpu_rates" ]; then
+    echo "the step rates, which builds the program to try $2 on, did not"
+  elif ! timeout --kill-after="$kill_after" 10 "${@:2}" > "$log" 2>&1 || grep -q '==ERROR==' "$log"; then
+    echo "$2 does not work here: $(grep -m 1 -iE 'error|not supported' "$log" || echo "its probe ended in failure")"
+  fi
+}
+
+if [ "$mode" = run ]; then
+  : > "$summary"
+  trap 'archive; rm -rf "$work"' EXIT
+  trap stopped TERM INT
+  export ECHO_EXT_COMMIT=${ECHO_EXT_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2> /dev/null)}
+  {
+    date -u +"date: %Y-%m-%dT%H:%M:%SZ"
+    nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader | sed 's/^/device: /'
+    nvcc --version | grep release
+    "$python" -c 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__)'
+    echo "commit: ${ECHO_EXT_COMMIT:-unknown}"
+    echo "machine: $(nproc) processors, $(uptime)"
+  } 2>&1 | tee -a "$summary"
+  nvidia-smi -q -d CLOCK > "$logs/clocks.log" 2>&1
+fi
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ')
+export ECHO_EXT_CUDA_ARCHS=${ECHO_EXT_CUDA_ARCHS:-${capability:-90}-real} PYTHON=$python PYTHONUNBUFFERED=1
+# The package of the build and not the source tree is what runs: hence from elsewhere.
+export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH}
+[ "$mode" = list ] || cd "$work" || exit 2
+check=("$python" "$root/benchmarks/gpu_check.py")
+
+# ---- The steps: with kill_after and the two probes their limits must stay below 480 s --------------------------------
+
+no_build='' no_pytest='' no_sanitizer='' no_counters=''
+step build 90 '' "$root/benchmarks/gpu_build.sh" "$build" || no_build='the build failed'
+step echo 55 "$no_build" "${check[@]}" echo "${device[@]}"
+step circles 18 "$no_build" "${check[@]}" circles "${device[@]}"
+step neighbors 18 "$no_build" "${check[@]}" neighbors "${device[@]}"
+step time 60 "$no_build" "${check[@]}" time "${device[@]}" --json "$out/gpu_times.json"
+step rates 20 '' bash -c 'nvcc -O3 -std=c++17 -arch="$1" -o "$3/gpu_rates" "$2" && "$3/gpu_rates" > "$4"' \
+  gpu_rates "sm_${capability:-90}" "$root/benchmarks/gpu_rates.cu" "$work" "$out/gpu_rates.jsonl"
+"$python" -c 'import pytest' 2> /dev/null || no_pytest='there is no pytest'
+# What compares with the oracle on the CPU is done by the step echo on the device, in a hundredth of the time.
+step tests 50 "${no_build:-$no_pytest}" env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -v \
+  -p no:cacheprovider -W default -m cuda -k 'not agrees_with_the_oracle' \
+  "$root/python_tests/test_cuda_estimators.py" "$root/python_tests/test_cuda.py"
+step nonfinite 15 "$no_build" "${check[@]}" nonfinite "${device[@]}"
+[ "$mode" = list ] || no_sanitizer=${no_build:-$(probe sanitizer compute-sanitizer "$work/gpu_rates" probe)}
+# Without torch's cache every tensor is an allocation of its own, whose ends are checked.
+for tool in memcheck racecheck; do
+  step "$tool" 40 "$no_sanitizer" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+    --error-exitcode 9 --kernel-name kernel_substring=echo_ext "${check[@]}" touch "${device[@]}"
+done
+[ "$mode" = list ] ||
+  no_counters=${no_build:-$(probe ncu ncu --clock-control none --metrics sm__cycles_elapsed.max "$work/gpu_rates" probe)}
+step ncu 25 "$no_counters" bash -c '"${@:3}" && ncu --import "$1.ncu-rep" --csv --page details --print-details all > "$2"' \
+  gpu_ncu "$logs/gpu_ncu" "$out/gpu_ncu.csv" ncu --clock-control none --target-processes all --set full \
+  --kernel-name 'regex:(^|::)(forward|backward|ring_forward|search)_kernel' --launch-count 4 --export "$logs/gpu_ncu" \
+  "${check[@]}" profile "${device[@]}"
+
+[ "$mode" = run ] || exit 0
 {
-  date -u +"date: %Y-%m-%dT%H:%M:%SZ"
-  nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader | sed 's/^/device: /'
-  nvcc --version | tail -n 2 | head -n 1
-  "$python" -c 'import sys, torch; print("python", sys.version.split()[0], "torch", torch.__version__)'
-  git rev-parse --short HEAD 2> /dev/null | sed 's/^/commit: /'
-} 2>&1 | tee -a "$summary"
-
-# This device's architecture alone: the others are compiled by CI.
-capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
-export ECHO_EXT_CUDA=1 ECHO_EXT_CUDA_ARCHS=${ECHO_EXT_CUDA_ARCHS:-$capability-real}
-step install 140 "$python" -m pip install --no-build-isolation --no-deps .
-
-# From elsewhere, so that the installed package is what runs.
-check=$PWD/benchmarks/gpu_check.py tests=$PWD/python_tests bench=$PWD/benchmarks/bench_echo.py
-cd "$(mktemp -d)" || exit 1
-step check 60 "$python" "$check" compare
-step time 60 "$python" "$check" time --json "$out/gpu_times.json"
-grep '"job"' "$out/gpu_time.log" | tee -a "$summary"  # what has a bar to meet
-
-if command -v compute-sanitizer > /dev/null; then
-  # Without torch's cache every tensor is an allocation whose ends are watched.
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-  for tool in memcheck racecheck synccheck initcheck; do
-    step "$tool" 40 compute-sanitizer --tool "$tool" --error-exitcode 9 --kernel-name kernel_substring=echo_ext \
-      "$python" "$check" touch
-  done
-  unset PYTORCH_NO_CUDA_MEMORY_CACHING
-else
-  skip sanitizers "there is no compute-sanitizer"
-fi
-
-if "$python" -c 'import pytest' 2> /dev/null; then
-  step tests 95 "$python" -m pytest -q -p no:cacheprovider -m cuda "$tests"
-else
-  skip tests "there is no pytest"
-fi
-if "$python" -c 'import pytest_benchmark' 2> /dev/null; then
-  step benchmarks 80 "$python" -m pytest -q -p no:cacheprovider -k cuda --benchmark-json="$out/echo_cuda.json" "$bench"
-else
-  skip benchmarks "there is no pytest-benchmark"
-fi
-
-echo "$failures failed" | tee -a "$summary"
+  [ ! -s "$out/gpu_rates.jsonl" ] || sed 's/^/rate: /' "$out/gpu_rates.jsonl"
+  [ ! -f "$logs/time.log" ] || grep -E '^(time|bar): ' "$logs/time.log"
+  echo "$failures failed"
+} | tee -a "$summary"
 exit "$failures"

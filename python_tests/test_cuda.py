@@ -1,4 +1,7 @@
-"""The Echo ops on a GPU: the oracle again, the CPU's draws bit for bit, and CUDA's own engines."""
+"""The Echo ops on a GPU: the oracle again, the CPU's draws bit for bit, and CUDA's own engines.
+
+benchmarks/gpu_check.sh compares larger shapes with the oracle, which it keeps on the GPU.
+"""
 
 import copy
 
@@ -13,12 +16,11 @@ pytestmark = pytest.mark.cuda
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 1), (3, 5), (17, 1), (66, 67), (257, 31), (100, 32), (1024, 128), (11, 2, 3, 5)])
+@pytest.mark.parametrize("shape", [(2, 1), (3, 5), (17, 1), (66, 67), (257, 31), (100, 32), (11, 2, 3, 5)])
 def test_agrees_with_the_oracle(shape, dtype, sampling):
     for largest_scale in (0.05, 0.6, 0.97):
         for num_terms in {None, 1, shape[0] // 2}:
-            if shape[0] < 1024 or num_terms != shape[0] // 2:
-                check_against_oracle("cuda", shape, dtype, sampling, num_terms, largest_scale)
+            check_against_oracle("cuda", shape, dtype, sampling, num_terms, largest_scale)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -98,6 +100,7 @@ def test_a_graph_draws_fresh_noise_at_every_replay(noise):
     assert not torch.equal(z, first)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch calls a prototype
 @pytest.mark.parametrize("noise", NOISES)
 def test_never_synchronises_the_host(noise):
     f, s = signal_and_scale((100, 32), torch.float32, device="cuda")

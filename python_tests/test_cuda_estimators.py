@@ -84,6 +84,7 @@ def test_gradients(dims, kind):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch calls a prototype
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_waits_after_the_check_of_the_input(method, monkeypatch):
     monkeypatch.setattr("echo_ext.estimators._samples.check_finite", lambda *_: None)

@@ -1,0 +1,195 @@
+"""Times on the device: forward and backward passes apart, with a given and with a drawn seed; estimators."""
+
+import functools
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import time
+
+import torch
+from gpu_compare import circles, inputs, related
+
+import echo_ext
+
+# In the order of their value. Each is timed with s of many sizes ("decaying") and with s = 0.97 everywhere ("flat").
+SHAPES = [("permutation", 1024, 128), ("ring", 2**20, 64), ("replacement", 1024, 128), ("permutation", 256, 64)]
+SHAPES += [("permutation", 4096, 256), ("ring", 2**16, 64), ("ring", 1024, 128)]
+# What was asked for: microseconds at most, and the smallest share of the bandwidth of a copy.
+BARS = {("permutation", 1024, 128): {"forward": 60, "both": 300}, ("ring", 2**20, 64): {"share": 0.7}}
+SAMPLES = 5
+
+
+class Report:
+    """Results as they come, in a file that holds all of them after each."""
+
+    def __init__(self, path, **head):
+        self.path = path
+        self.content = {**head, "cases": [], "circles": [], "estimators": []}
+        self.write()
+
+    def write(self):
+        with open(f"{self.path}.new", "w") as file:
+            json.dump(self.content, file, indent=1)
+        os.replace(f"{self.path}.new", self.path)
+
+    def add(self, group, result):
+        self.content[group].append(result)
+        self.write()
+
+
+def sample_seconds(device, call, small):
+    """Median and minimum of samples of many calls each, of at least 30 ms."""
+    shortest = 0.001 if small else 0.03
+    repeats = 1
+    while (seconds := device.seconds(call, repeats)) < shortest:
+        repeats = max(2 * repeats, round(1.2 * repeats * shortest / max(seconds, 1e-9)))
+    samples = [device.seconds(call, repeats) / repeats for _ in range(SAMPLES)]
+    return {"median_us": 1e6 * statistics.median(samples), "minimum_us": 1e6 * min(samples)}
+
+
+def time_noise(cases, name, noise, tensors, small):
+    """A noise's passes, with a seed that is given as a tensor and with one that is drawn at each call."""
+    device = cases.device
+    seed = torch.ones((), dtype=torch.int64, device=device.type)
+
+    def leaves():
+        return [t.detach().requires_grad_() for t in tensors]
+
+    def forward(draw):
+        return functools.partial(draw, *(t.detach() for t in tensors))
+
+    def backward(draw):
+        given = leaves()
+        value = draw(*given)
+        grad = torch.ones_like(value)
+        return lambda: torch.autograd.grad(value, given, grad, retain_graph=True)
+
+    def both(draw):
+        given = leaves()
+        grad = torch.ones_like(given[0])
+        return lambda: torch.autograd.grad(draw(*given), given, grad)
+
+    draws = {"given seed": functools.partial(noise, seed=seed), "drawn seed": noise}
+    times = {"forward": {}, "backward": {}, "both": {}}
+    for (which, draw), prepare in itertools.product(draws.items(), (forward, backward, both)):
+        if prepare is backward and which == "drawn seed":
+            continue  # a backward pass draws no seed
+        what, run = prepare.__name__, functools.partial(prepare, draw)
+        sample = cases.run(
+            f"{name}: {what}, {which}", lambda run=run: sample_seconds(device, device.repeatable(run), small)
+        )
+        if sample is not None:
+            times[what][which] = sample
+    return times
+
+
+def shown(times):
+    return ", ".join(
+        f"{what} {' | '.join(format(sample['median_us'], '.4g') for sample in by_seed.values())}"
+        for what, by_seed in times.items()
+    )
+
+
+def time_echo(cases, report, small, shape, scale):
+    sampling, rows, width = shape
+    if small:
+        rows, width = min(rows, 64), min(width, 16)
+    noise = functools.partial(echo_ext.echo_sample, sampling=sampling)
+    name = f"{sampling} {rows} x {width} {'flat' if scale else 'decaying'}"
+    times = time_noise(cases, name, noise, inputs(cases.device, rows, width, scale=scale), small)
+    # f and s read, z written; NaN where one of the two times could not be had.
+    microseconds = times["forward"].get("given seed", {}).get("median_us", math.nan)
+    share = 3 * rows * width * 4 / (microseconds * 1e-6) / (report.content["copy_bandwidth"] or math.nan)
+    report.add("cases", {"sampling": sampling, "rows": rows, "width": width, "scale": scale, **times})
+    print(f"time: {name}: {shown(times)} us (given | drawn seed); {share:.1%} of a copy's bandwidth")
+    for what, bar in BARS.get(shape, {}).items():
+        if what == "share":
+            print(f"bar: {name}: {share:.1%} of a copy's bandwidth, must be at least {bar:.0%}")
+        else:
+            print(f"bar: {name}: {shown({what: times[what]})} us, must be less than {bar} us")
+
+
+def time_circle(cases, report, small, name, noise, tensors):
+    rows, width = tensors[0].shape
+    times = time_noise(cases, f"{name} {rows} x {width}", noise, tensors, small)
+    report.add("circles", {"circle": name, "rows": rows, "width": width, **times})
+    print(f"time: {name} {rows} x {width}: {shown(times)} us (given | drawn seed)")
+
+
+def time_estimator(device, report, small, job, bar, estimate, tensors):
+    """From the call to the value on the host; float32 is compared with the same float64 value of the CPU."""
+    on_cpu = estimate(*tensors)
+    for dtype in (torch.float64, torch.float32):
+        given = [v.to(device.type, dtype) for v in tensors]
+        seconds = []
+        for _ in range(3 if small else 12):
+            begin = time.perf_counter()
+            value = estimate(*given).cpu()
+            seconds.append(time.perf_counter() - begin)
+        result = {
+            "job": job,
+            "dtype": str(dtype).removeprefix("torch."),
+            "milliseconds": 1e3 * min(seconds),
+            "median_milliseconds": 1e3 * statistics.median(seconds),
+            "bar_milliseconds": bar,
+            "largest_difference_from_cpu": (value - on_cpu).abs().max().item(),
+        }
+        report.add("estimators", result)
+        print(
+            f"bar: {job}, {result['dtype']}: {result['milliseconds']:.4g} ms, must be less than {bar} ms; "
+            f"{result['largest_difference_from_cpu']:.1e} from the CPU's float64"
+        )
+
+
+def copy_bandwidth(device, small):
+    """Bytes read and written in a second."""
+    source = torch.zeros(2**14 if small else 2**28, device=device.type)
+    target = torch.empty_like(source)
+    call = device.repeatable(lambda: lambda: target.copy_(source))
+    return 2 * source.numel() * 4 / (sample_seconds(device, call, small)["median_us"] * 1e-6)
+
+
+def warm_clocks(device, seconds):
+    """Work until the clocks are up: an idle GPU runs at a fraction of its rate for tens of milliseconds."""
+    a = torch.ones(4096 if seconds > 0.1 else 64, 4096, device=device.type)
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        a @ a.T
+        device.synchronize()
+
+
+def measure_all(cases, small, path):
+    device = cases.device
+    report = Report(
+        path,
+        **device.description(),
+        date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=os.environ.get("ECHO_EXT_COMMIT"),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        python=platform.python_version(),
+        echo_ext=echo_ext.__version__,
+        small=small,
+    )
+    warm_clocks(device, 0.01 if small else 0.5)
+    bandwidth = cases.run("copy bandwidth", lambda: copy_bandwidth(device, small))
+    report.content["copy_bandwidth"] = bandwidth
+    report.write()
+    print(f"time: copy bandwidth {bandwidth or math.nan:.4g} bytes a second")
+
+    for shape, scale in itertools.product(SHAPES, (None, 0.97)):
+        cases.run(f"time {shape} {scale}", functools.partial(time_echo, cases, report, small, shape, scale))
+    thousand, million, columns = (300, 1000, 5) if small else (10**5, 10**6, 100)
+    jobs = [
+        ("1e6 samples, 1+1", 100, functools.partial(echo_ext.mutual_information, k=3), related(million, 1)),
+        ("1e5 samples, 5+5", 30, functools.partial(echo_ext.mutual_information, k=5), related(thousand, 5)),
+        ("100 x 100 matrix, N=2000", 50, echo_ext.mutual_information_matrix, [related(2000, columns)[0]]),
+    ]
+    for job in jobs:
+        cases.run(f"time {job[0]}", functools.partial(time_estimator, device, report, small, *job))
+    for rows in (64,) if small else (1024, 2**14):
+        for circle in circles(device, rows, 8 if small else 32, torch.float32):
+            cases.run(f"time {circle[0]} {rows}", functools.partial(time_circle, cases, report, small, *circle))
