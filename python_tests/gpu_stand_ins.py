@@ -14,7 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 DEVICE = {
+    "utilization.gpu": "90",
+    "memory.used": "1000",
     "name": "NVIDIA Stand-in",
     "driver_version": "580.00",
     "compute_cap": "9.0",
@@ -40,11 +43,15 @@ def matching(pattern):
 
 def nvidia_smi(parser, arguments):
     parser.add_argument("--query-gpu", type=lambda fields: [DEVICE[field] for field in fields.split(",")])
-    parser.add_argument("--format", choices=["csv,noheader"])
+    parser.add_argument("--format", choices=["csv,noheader", "csv,noheader,nounits"])
+    parser.add_argument("-l", dest="every", type=int)
     parser.add_argument("-q", action="store_true")
     parser.add_argument("-d", choices=["CLOCK"])
     options = parser.parse_args(arguments)
-    print("SM: 345 MHz" if options.q else ", ".join(options.query_gpu))
+    print("SM: 345 MHz" if options.q else ", ".join(options.query_gpu), flush=True)
+    while options.every is not None:
+        time.sleep(options.every)
+        print(", ".join(options.query_gpu), flush=True)
 
 
 def nvcc(parser, arguments):
@@ -125,12 +132,45 @@ TOOLS = {
 }
 
 
-def install(directory):
-    """A command of each name in the directory."""
-    for name in TOOLS:
-        command = directory / name
-        command.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{__file__}' {name} \"$@\"\n")
+class Machine:
+    """Runs the scripts in benchmarks with stand-ins on PATH and an output directory of its own."""
+
+    def __init__(self, root, module):
+        self.tools, self.out = root / "tools", root / "out"
+        self.tools.mkdir()
+        for name in TOOLS:
+            self.install(name, f"exec '{sys.executable}' '{__file__}' {name} \"$@\"")
+        self.environment = {
+            "PATH": f"{self.tools}:/usr/bin:/bin",
+            "PYTHON": sys.executable,
+            "CUDA_HOME": str(root),
+            "OMP_NUM_THREADS": "1",  # at these sizes the fastest
+            "ECHO_EXT_COMMIT": "abc1234",
+            "ECHO_EXT_GPU_BUILD": str(root / "build"),
+            "STAND_IN_MODULE": module,
+            **{name: os.environ[name] for name in ("HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ},
+        }
+
+    def install(self, name, body):
+        """A command that runs this body of a shell script; its path."""
+        command = self.tools / name
+        command.write_text(f"#!/bin/sh\n{body}\n")
         command.chmod(0o755)
+        return str(command)
+
+    def start(self, script, *arguments, **more):
+        return subprocess.Popen(
+            [BENCHMARKS / script, *arguments],
+            env={**self.environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, script, *arguments, **more):
+        process = self.start(script, *arguments, **more)
+        stdout, stderr = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 if __name__ == "__main__":

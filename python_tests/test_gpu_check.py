@@ -1,7 +1,6 @@
 """benchmarks/gpu_check.sh from start to end, with stand-ins for the GPU and its tools."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,52 +14,19 @@ from pathlib import Path
 import gpu_stand_ins
 import pytest
 import torch
+from gpu_stand_ins import BENCHMARKS
 
 import echo_ext
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 STEPS = ["build", "echo", "circles", "neighbors", "time", "rates", "tests", "nonfinite", "memcheck", "racecheck", "ncu"]
 KILL_AFTER, PROBES = 2, 2 * (10 + 2)
 
 
-class Check:
-    """gpu_check.sh with stand-ins on PATH and an output directory of its own."""
+class Check(gpu_stand_ins.Machine):
+    """gpu_check.sh and what it leaves."""
 
-    def __init__(self, root):
-        self.tools, self.out = root / "tools", root / "out"
-        self.tools.mkdir()
-        gpu_stand_ins.install(self.tools)
-        self.environment = {
-            "PATH": f"{self.tools}:/usr/bin:/bin",
-            "PYTHON": sys.executable,
-            "CUDA_HOME": str(root),
-            "OMP_NUM_THREADS": "1",  # at these sizes the fastest
-            "ECHO_EXT_COMMIT": "abc1234",
-            "ECHO_EXT_GPU_BUILD": str(root / "build"),
-            "STAND_IN_MODULE": echo_ext._C.__file__,
-            **{name: os.environ[name] for name in ("HOME", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ},
-        }
-
-    def start(self, *arguments, script="gpu_check.sh", **more):
-        return subprocess.Popen(
-            [BENCHMARKS / script, *arguments],
-            env={**self.environment, **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments, script="gpu_check.sh", **more):
-        process = self.start(*arguments, script=script, **more)
-        stdout, stderr = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    def stand_in_python(self, body):
-        """A Python that runs this body of a shell script."""
-        python = self.tools / "python"
-        python.write_text(f"#!/bin/sh\n{body}\n")
-        python.chmod(0o755)
-        return str(python)
+    def check(self, *arguments, **more):
+        return self.run("gpu_check.sh", *arguments, **more)
 
     def summary(self):
         return (self.out / "gpu_check.txt").read_text()
@@ -76,20 +42,20 @@ class Check:
 
 @pytest.fixture
 def check(tmp_path):
-    return Check(tmp_path)
+    return Check(tmp_path, echo_ext._C.__file__)
 
 
 def test_limits_leave_room_in_a_call_of_ten_minutes(check):
-    listed = [shlex.split(line) for line in check.run("--list").stdout.splitlines()]
+    listed = [shlex.split(line) for line in check.check("--list").stdout.splitlines()]
     assert [name for name, *_ in listed] == STEPS
     assert sum(int(limit) + KILL_AFTER for _, limit, *_ in listed) + PROBES < 480
 
 
 def test_dry_run(check):
-    finished = check.run("--dry-run", str(check.out))
+    finished = check.check("--dry-run", str(check.out))
     assert finished.returncode == 0, finished.stdout
     summary = check.summary()
-    limits = {name: int(limit) for name, limit, *_ in map(shlex.split, check.run("--list").stdout.splitlines())}
+    limits = {name: int(limit) for name, limit, *_ in map(shlex.split, check.check("--list").stdout.splitlines())}
     seconds = {name: int(taken) for name, taken in re.findall(r"^(\w+): ok, (\d+) s$", summary, re.MULTILINE)}
     assert seconds.keys() == limits.keys(), summary
     assert all(seconds[name] <= limits[name] for name in STEPS), summary
@@ -112,7 +78,7 @@ def test_dry_run(check):
 
 
 def test_a_step_at_its_limit_leaves_its_log(check):
-    finished = check.run("--dry-run", "--steps", "build=1,echo,rates", str(check.out), STAND_IN_HANG="cmake")
+    finished = check.check("--dry-run", "--steps", "build=1,echo,rates", str(check.out), STAND_IN_HANG="cmake")
     assert finished.returncode == 1
     assert re.search(r"^build: FAILED \(longer than 1 s\), \d s$", check.summary(), re.MULTILINE)
     assert "echo: skipped, the build failed" in check.summary()
@@ -122,11 +88,11 @@ def test_a_step_at_its_limit_leaves_its_log(check):
 
 def test_a_module_without_cuda_is_named_in_the_summary(check):
     """And so is a GPU that torch cannot use: what gpu_check.py refuses."""
-    finished = check.run("--dry-run", "--steps", "build", str(check.out))
+    finished = check.check("--dry-run", "--steps", "build", str(check.out))
     assert finished.returncode == 0
-    python = check.stand_in_python(f"case $1 in -c) exit 0;; esac; exec '{sys.executable}' \"$@\"")
+    python = check.install("python", f"case $1 in -c) exit 0;; esac; exec '{sys.executable}' \"$@\"")
     more = {} if echo_ext._C.cuda_version is None else {"CUDA_VISIBLE_DEVICES": ""}
-    finished = check.run("--steps", "echo,neighbors", str(check.out), PYTHON=python, **more)
+    finished = check.check("--steps", "echo,neighbors", str(check.out), PYTHON=python, **more)
     assert finished.returncode == 2  # two steps
     found = re.findall(r"^(\w+): FAILED \(2\), \d+ s\ngpu_check: (.*)$", check.summary(), re.MULTILINE)
     assert [name for name, _ in found] == ["echo", "neighbors"]
@@ -135,7 +101,7 @@ def test_a_module_without_cuda_is_named_in_the_summary(check):
 
 def test_a_killed_call_leaves_its_logs(check, tmp_path):
     marks = {"STAND_IN_HANG": "cmake", "STAND_IN_STARTED": str(tmp_path / "started")}
-    with check.start("--dry-run", "--steps", "build,echo", str(check.out), **marks) as process:
+    with check.start("gpu_check.sh", "--dry-run", "--steps", "build,echo", str(check.out), **marks) as process:
         while not (tmp_path / "started").is_file():
             assert process.poll() is None
             time.sleep(0.01)
@@ -164,7 +130,7 @@ def test_killed_times_leave_those_measured(check, tmp_path):
 def test_tools_that_do_not_work_are_named(check):
     (check.tools / "ncu").unlink()
     steps = ("--dry-run", "--steps", "rates,memcheck,ncu")
-    finished = check.run(*steps, str(check.out), STAND_IN_FAIL="compute-sanitizer")
+    finished = check.check(*steps, str(check.out), STAND_IN_FAIL="compute-sanitizer")
     assert finished.returncode == 0
     assert "memcheck: skipped, compute-sanitizer does not work here: Error: compute-sanitizer was" in check.summary()
     assert "ncu: skipped, there is no ncu" in check.summary()
@@ -195,8 +161,8 @@ def test_refuses_in_one_line(check, missing, failing, python, says):
         (check.tools / missing).unlink()
     more = {"STAND_IN_FAIL": failing}
     if python is not None:
-        more["PYTHON"] = check.stand_in_python(f"echo Traceback >&2; echo '{python}' >&2; echo >&2; exit 1")
-    finished = check.run(str(check.out), **more)
+        more["PYTHON"] = check.install("python", f"echo Traceback >&2; echo '{python}' >&2; echo >&2; exit 1")
+    finished = check.check(str(check.out), **more)
     assert finished.returncode == 2
     assert finished.stderr.startswith(f"gpu_check: {says}")
     assert finished.stderr.count("\n") == 1
@@ -210,15 +176,15 @@ def test_options_are_checked(check):
         ("--steps build=1m", limit),
         ("--fast", "unknown option --fast"),
     ):
-        finished = check.run(*options.split(), str(check.out))
+        finished = check.check(*options.split(), str(check.out))
         assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
         assert says in finished.stderr
 
 
 def test_the_build_names_what_is_missing(check, tmp_path):
     (check.tools / "nvcc").unlink()
-    python = check.stand_in_python(f"case $2 in *pybind11*) exit 1;; esac; exec '{sys.executable}' \"$@\"")
-    finished = check.run(str(tmp_path / "build"), script="gpu_build.sh", PYTHON=python)
+    python = check.install("python", f"case $2 in *pybind11*) exit 1;; esac; exec '{sys.executable}' \"$@\"")
+    finished = check.run("gpu_build.sh", str(tmp_path / "build"), PYTHON=python)
     assert finished.returncode == 2
     assert finished.stderr == "gpu_build: missing: nvcc pybind11; install them, or put them on PATH\n"
 

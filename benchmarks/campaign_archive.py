@@ -1,0 +1,215 @@
+"""The archive of a campaign's runs: what the next call needs to go on, in a few files of limited size.
+
+Every result is kept. So are the checkpoints of unfinished runs, the most advanced first, then figures, then the weights
+of finished runs, as far as there is room; the manifest says what is left out.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+import echo_ext
+from echo_ext.training.run_directory import CHECKPOINT, CONFIGURATION, METRICS, PART, RESULT
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+NAME = "runs.tar.gz"
+LIMIT = 60_000_000  # bytes of all parts together
+PART_LIMIT = 15_000_000
+
+
+class ArchiveError(Exception):
+    """An archive that cannot be used; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run has come, as its folder says."""
+
+    path: Path
+    epochs: int  # finished
+    epochs_in_all: int
+    finished: bool
+
+    @property
+    def progress(self):
+        """From 0 to 1; a finished run has more than any other."""
+        return 2.0 if self.finished else self.epochs / self.epochs_in_all
+
+
+def run_state(path):
+    """The state of the run in a folder."""
+    configuration = yaml.safe_load((path / CONFIGURATION).read_text())
+    epochs = 0
+    with contextlib.suppress(FileNotFoundError), (path / METRICS).open(newline="") as file:
+        epochs = sum(1 for _ in csv.DictReader(file))
+    return RunState(path, epochs, configuration["epochs"], (path / RESULT).is_file())
+
+
+def whole_files(root, pattern):
+    """The files of this name below a folder, without those that are being written."""
+    return [file for file in sorted(root.rglob(pattern)) if PART not in str(file.relative_to(root))]
+
+
+def run_states(root):
+    """Of all runs below a folder, in the order of their names."""
+    return [run_state(file.parent) for file in whole_files(root, CONFIGURATION)]
+
+
+def weights_only(path):
+    """The checkpoint of a finished run without the optimizer's state, which nothing needs any more."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint.pop("optimizer", None)  # of a run from an archive it has gone before
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
+
+
+def contents(root):
+    """What could be kept, in the order of its value: groups of (path, function that gives its bytes)."""
+    states = run_states(root)
+    unfinished = sorted((s for s in states if not s.finished), key=lambda s: -s.progress)
+    finished = [s for s in states if s.finished]
+
+    def read(file):
+        return file, file.read_bytes
+
+    for state in finished:
+        names = (CONFIGURATION, METRICS, RESULT, "evaluation.json")
+        yield [read(state.path / name) for name in names if (state.path / name).is_file()]
+    for file in whole_files(root, "table.*"):
+        yield [read(file)]
+    for state in unfinished:
+        if (state.path / CHECKPOINT).is_file():
+            names = (CONFIGURATION, CHECKPOINT, METRICS)
+            yield [read(state.path / name) for name in names if (state.path / name).is_file()]
+    for file in whole_files(root, "*.png"):
+        yield [read(file)]
+    for state in finished:
+        if (state.path / CHECKPOINT).is_file():
+            yield [(state.path / CHECKPOINT, lambda file=state.path / CHECKPOINT: weights_only(file))]
+
+
+def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
+    """Write the archive of the runs below ``root`` into ``out``; returns the manifest.
+
+    The manifest is written last, so that an archive that is not whole is noticed.
+    """
+    kept, left_out, used = {}, [], 0
+    with tempfile.TemporaryDirectory(dir=root, prefix=PART) as folder:
+        whole = Path(folder) / NAME
+        with tarfile.open(whole, "w:gz", compresslevel=1) as archive:
+            for group in contents(root):
+                try:
+                    files = [(file, content()) for file, content in group]
+                except FileNotFoundError:  # a run that ended meanwhile: the next archive has it
+                    continue
+                # Weights are as good as incompressible; a margin is for the archive's own blocks.
+                size = sum(len(content) + 2048 for _, content in files)
+                names = [str(file.relative_to(root)) for file, _ in files]
+                if used + size > 0.99 * limit:
+                    left_out += names
+                    continue
+                used += size
+                for name, (_, content) in zip(names, files, strict=True):
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+                    kept[name] = len(content)
+        data = whole.read_bytes()
+    parts = [data[begin : begin + part_limit] for begin in range(0, len(data), part_limit)]
+    manifest = {
+        "format": FORMAT,
+        "echo_ext": echo_ext.__version__,
+        "commit": commit,
+        "parts": [
+            {"name": f"{NAME}.{index}", "bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
+            for index, part in enumerate(parts)
+        ],
+        "kept": kept,
+        "left_out": left_out,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for file in out.glob(f"{NAME}.*"):
+        file.unlink()
+    for description, part in zip(manifest["parts"], parts, strict=True):
+        replace(out / description["name"], part)
+    replace(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def replace(file, content):
+    """Write a file whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_bytes(content)
+    os.replace(new, file)
+
+
+def read_manifest(source):
+    """The manifest of an archive, after every part of it was checked; None where there is no archive."""
+    file = source / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text())
+        version, parts = manifest["format"], manifest["parts"]
+        written_by = manifest["echo_ext"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArchiveError(f"the archive in {source} is damaged: {MANIFEST} is not a manifest ({error})") from None
+    if version != FORMAT:
+        raise ArchiveError(f"the archive in {source} must be of format {FORMAT}, got {version}")
+    if written_by != echo_ext.__version__:
+        raise ArchiveError(
+            f"the archive in {source} must be of echo-ext {echo_ext.__version__}, got {written_by}: "
+            "unpack it with that version, or start without it"
+        )
+    for part in parts:
+        path = source / part["name"]
+        if not path.is_file():
+            raise ArchiveError(f"the archive in {source} is damaged: {part['name']} is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != part["sha256"]:
+            raise ArchiveError(
+                f"the archive in {source} is damaged: {part['name']} has {path.stat().st_size} bytes of other content, "
+                f"where {part['bytes']} were written"
+            )
+    return manifest
+
+
+def unpack(source, root):
+    """Put the runs of an archive below ``root``, but for those that have come at least as far there; returns how many.
+
+    Raises:
+        ArchiveError: the archive is damaged or of another version; nothing was changed.
+    """
+    manifest = read_manifest(source)
+    if manifest is None:
+        return 0
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix=PART) as folder:
+        data = b"".join((source / part["name"]).read_bytes() for part in manifest["parts"])
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+                archive.extractall(folder, filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise ArchiveError(f"the archive in {source} is damaged: {error}") from None
+        unpacked = 0
+        for state in run_states(Path(folder)):
+            target = root / state.path.relative_to(folder)
+            if (target / CONFIGURATION).is_file() and run_state(target).progress >= state.progress:
+                continue
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(state.path, target)
+            unpacked += 1
+    return unpacked

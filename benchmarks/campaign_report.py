@@ -1,0 +1,94 @@
+"""Tables of a campaign's finished runs next to the published values."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+from campaign_archive import run_states
+
+PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
+QUANTITIES = ["rate", "rate_bound", "distortion", "neg_elbo", "noise_total_correlation"]
+QUANTITIES += ["factor_vae_score", "mig", "knn_accuracy", "importance_nll"]
+
+
+def values_of(run):
+    """What was measured of a finished run."""
+    found = json.loads((run.path / "result.json").read_text())
+    evaluation = run.path / "evaluation.json"
+    if evaluation.is_file():
+        found = {**json.loads(evaluation.read_text()), **found}
+    return found
+
+
+def report(stage, root, facts):
+    """Everything that the tables show: a row for each data set, recipe and beta, and what is not finished."""
+    groups, unfinished = {}, []
+    for run in run_states(root):
+        folder = run.path.parent.name
+        if not run.finished:
+            unfinished.append({"run": f"{folder}/{run.path.name}", "epochs": run.epochs, "of": run.epochs_in_all})
+            continue
+        found = values_of(run)
+        groups.setdefault((folder, found["data"], found["recipe"], found["beta"]), []).append(found)
+    published = PUBLISHED.get(stage, {})
+    rows = []
+    for (folder, data, recipe, beta), runs in sorted(groups.items()):
+        row = {"folder": folder, "data": data, "recipe": recipe, "beta": beta, "seeds": len(runs), "epochs": []}
+        row["epochs"] = sorted({run["epochs"] for run in runs})
+        for quantity in QUANTITIES:
+            values = [run[quantity] for run in runs if run.get(quantity) is not None]
+            if values:
+                error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+                row[quantity] = {"mean": statistics.fmean(values), "standard_error": error, "values": values}
+        if beta == 1 and recipe in published.get(data, {}):
+            row["published"] = dict(zip(published["quantities"], published[data][recipe], strict=True))
+        rows.append(row)
+    return {**facts, "source": PUBLISHED["source"], "rows": rows, "unfinished": unfinished}
+
+
+def cell(row, quantity):
+    """The mean with its standard error over the seeds, then the published value."""
+    ours = row.get(quantity)
+    published = row.get("published", {}).get("rate" if quantity == "rate_bound" else quantity)
+    if ours is None:
+        return "" if published is None else f"- ({published})"
+    error = ours["standard_error"]
+    text = f"{ours['mean']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    return text if published is None else f"{text} ({published})"
+
+
+def as_markdown(content):
+    """The report for people."""
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+    busy = content["gpu_busy_percent"]
+    lines = [
+        f"# {content['stage']}",
+        "",
+        f"{content['device']}; {versions}; commit {content['commit'] or 'unknown'}; {content['date']}.",
+        "",
+        f"This call took {content['seconds']:.0f} s and advanced {content['runs_advanced']} runs, "
+        f"{content['jobs']} at a time. The device was shared {content['sharing']}. "
+        + ("The GPU's load was not measured." if busy is None else f"The GPU was busy {busy:.0f} % of the time."),
+        "",
+    ]
+    shown = [quantity for quantity in QUANTITIES if any(quantity in row for row in content["rows"])]
+    if content["rows"]:
+        head = ["data", "recipe", "beta", "seeds", "epochs", *shown]
+        lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        for row in content["rows"]:
+            epochs = "-".join(dict.fromkeys(str(row["epochs"][index]) for index in (0, -1)))
+            cells = [row["folder"], row["recipe"], f"{row['beta']:g}", str(row["seeds"]), epochs]
+            lines.append(f"| {' | '.join([*cells, *(cell(row, quantity) for quantity in shown)])} |")
+        lines += [
+            "",
+            "Means over the seeds with their standard errors, in nats where they are information; in parentheses the "
+            f"published value ({content['source']}).",
+            "",
+        ]
+    if content["unfinished"]:
+        lines.append(f"{len(content['unfinished'])} runs are not finished:")
+        lines += [f"- {run['run']}: {run['epochs']} of {run['of']} epochs" for run in content["unfinished"]]
+    if content["failures"]:
+        lines += ["", "Failures:", *(f"- {failure}" for failure in content["failures"])]
+    return "\n".join(lines).rstrip() + "\n"

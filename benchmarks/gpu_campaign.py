@@ -1,0 +1,345 @@
+"""Train the papers' tables, a stage at a time: many runs side by side on one GPU, within minutes, to be continued.
+
+The sweeps of a stage run at once, each by the command ``echo-ext sweep --jobs N --time-limit TIME``. Then finished runs
+are evaluated, the tables are printed next to the published values, and the runs are packed for the next call.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import campaign_report
+import torch
+from campaign_archive import ArchiveError, pack, replace, run_states, unpack
+from campaign_stages import STAGES
+
+import echo_ext
+
+# Seconds of a call that are kept for what comes after the time limit of the sweeps: first measuring runs that end just
+# then, and their curves; then tables and the archive. In a short call they are these shares of its seconds.
+MEASURING, PACKING = (60, 0.3), (20, 0.1)
+PACK_EVERY = 150
+# What one run needs of the device's memory, at most: the context, cuDNN's workspaces and the data set.
+BYTES_OF_A_RUN = 6e9
+
+
+@dataclass
+class Load:
+    """What the GPU did meanwhile, sampled each second: its share of busy time and its memory."""
+
+    busy: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+
+    def follow(self, stream):
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                busy, memory = (float(number) for number in line.split(","))
+                self.busy.append(busy)
+                self.memory.append(memory)
+
+    def describe(self):
+        if not self.busy:
+            return {"gpu_busy_percent": None}
+        return {
+            "gpu_busy_percent": round(statistics.fmean(self.busy), 1),
+            "gpu_memory_mib": max(self.memory),
+            "gpu_samples": len(self.busy),
+        }
+
+
+@contextlib.contextmanager
+def watched_load(device):
+    """Sample the GPU's load while inside."""
+    load = Load()
+    if device != "cuda" or shutil.which("nvidia-smi") is None:
+        yield load
+        return
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits", "-l", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        thread = threading.Thread(target=load.follow, args=(process.stdout,), daemon=True)
+        thread.start()
+        try:
+            yield load
+        finally:
+            process.terminate()
+
+
+SUM = "import torch; torch.ones(8, device='cuda').sum().item()"  # a program that uses the device
+
+
+@contextlib.contextmanager
+def shared_device(device, work):
+    """Let kernels of several processes run at once by NVIDIA's MPS, where that works; says how the device is shared."""
+    control = shutil.which("nvidia-cuda-mps-control")
+    if device != "cuda" or control is None:
+        yield "by the operating system" if device != "cuda" else "in time slices: there is no nvidia-cuda-mps-control"
+        return
+    folders = {"CUDA_MPS_PIPE_DIRECTORY": work / "mps-pipe", "CUDA_MPS_LOG_DIRECTORY": work / "mps-log"}
+    for name, folder in folders.items():
+        folder.mkdir(exist_ok=True)
+        os.environ[name] = str(folder)
+    try:
+        subprocess.run([control, "-d"], check=True, timeout=20, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", SUM], check=True, timeout=60, capture_output=True)
+        how = "by MPS"
+    except (OSError, subprocess.SubprocessError) as error:
+        how = f"in time slices: MPS does not work here ({type(error).__name__})"
+        stop_mps(control)
+        for name in folders:
+            del os.environ[name]
+    try:
+        yield how
+    finally:
+        if how == "by MPS":
+            stop_mps(control)
+
+
+def stop_mps(control):
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run([control], input="quit\n", text=True, timeout=20, stdout=subprocess.DEVNULL)
+
+
+class Campaign:
+    """One call: its lanes, its clock, and what it prints.
+
+    Args:
+        options: of the command line.
+        begin: when the call began, on the monotonic clock.
+    """
+
+    def __init__(self, options, begin):
+        self.options = options
+        self.stage = STAGES[options.stage]
+        self.root = options.work / options.stage
+        measuring, packing = (min(most, share * options.seconds) for most, share in (MEASURING, PACKING))
+        self.end = begin + options.seconds - packing  # of all work
+        self.end_of_training = self.end - measuring
+        self.log = (options.out / "campaign.log").open("a")
+        self.failures = []
+        self.processes = set()
+        self.training, self.stopping = threading.Event(), threading.Event()
+        self.lock = threading.Lock()
+
+    def say(self, text):
+        print(text, flush=True)
+        self.log.write(f"{text}\n")
+        self.log.flush()
+
+    def run(self, name, words):
+        """Run a command of echo-ext to its end; its output goes to the log."""
+        command = [sys.executable, "-m", "echo_ext", *words]
+        environment = {"OMP_NUM_THREADS": "1", **os.environ} if self.options.device == "cuda" else None
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        ) as process:
+            self.processes.add(process)
+            last = ""
+            for line in process.stdout:
+                last = line.strip() or last
+                with self.lock:
+                    self.log.write(f"{name}: {line}")
+                    self.log.flush()
+        self.processes.discard(process)
+        if process.returncode and not self.stopping.is_set():
+            self.failures.append(f"{name}: {last or f'exit code {process.returncode}'}")
+
+    def common(self):
+        options = self.options
+        data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
+        return ["--device", options.device, *data]
+
+    def lane(self, folder, sweeps, jobs):
+        """The sweeps of one lane, one after the other, until the time is up."""
+        for words in sweeps:
+            seconds = self.end_of_training - time.monotonic()
+            if seconds < 1 or self.stopping.is_set():
+                return
+            limits = ["--jobs", str(jobs), "--time-limit", f"{seconds:.0f}s"]
+            out = ["--out", str(self.root / folder)]
+            self.run(folder, ["sweep", *words, *self.options.more, *out, *limits, *self.common()])
+
+    def evaluate(self):
+        """Evaluate the runs that earlier calls or this one have finished, one at a time, until the time is up."""
+        tried = set()
+        while time.monotonic() < self.end_of_training and not self.stopping.is_set():
+            waiting = [run.path for run in run_states(self.root) if self.to_be_evaluated(run)]
+            path = next((path for path in waiting if path not in tried), None)
+            if path is not None:
+                tried.add(path)
+                self.run(f"evaluate {path.name}", ["evaluate", str(path), *self.stage.evaluation, *self.common()])
+            elif self.training.is_set():
+                time.sleep(1)
+            else:
+                return
+
+    def to_be_evaluated(self, run):
+        recipe = json.loads((run.path / "result.json").read_text())["recipe"] if run.finished else None
+        there = (run.path / "evaluation.json").is_file() or not (run.path / "last.ckpt").is_file()
+        return recipe in self.stage.measured and not there
+
+    def work(self):
+        """All lanes at once, until they are done or the time is up."""
+        jobs = max(1, self.options.jobs // len(self.stage.lanes))
+        self.training.set()
+        lanes = [
+            threading.Thread(target=self.lane, args=(folder, sweeps, jobs))
+            for folder, sweeps in self.stage.lanes.items()
+        ]
+        threads = [*lanes, threading.Thread(target=self.evaluate)]
+        for thread in threads:
+            thread.start()
+        packed = time.monotonic()
+        while any(thread.is_alive() for thread in threads):
+            if not any(lane.is_alive() for lane in lanes):
+                self.training.clear()
+            if time.monotonic() > self.end and not self.stopping.is_set():
+                self.stop()
+            if time.monotonic() - packed > PACK_EVERY:  # in case this call is killed
+                self.pack()
+                packed = time.monotonic()
+            time.sleep(0.1)
+
+    def stop(self, *_):
+        """End what still runs; whatever it has written is whole."""
+        self.stopping.set()
+        for process in list(self.processes):
+            process.terminate()
+
+    def pack(self):
+        return pack(self.options.work, self.options.out, commit=os.environ.get("ECHO_EXT_COMMIT"))
+
+
+# In a process of its own, so that this one holds nothing on the device.
+PROBE = """
+import json, sys, torch
+from echo_ext.cli.machine import find_device
+try:
+    torch.zeros(1, device=find_device("cuda"))
+    properties = torch.cuda.get_device_properties(0)
+    print(json.dumps([properties.name, properties.total_memory]))
+except (ValueError, RuntimeError) as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+
+
+class Refused(Exception):
+    """The device cannot be used."""
+
+
+def find_device(device):
+    """The device's name, and how many runs its memory holds."""
+    if device == "cpu":
+        return f"CPU, {platform.machine()}", sys.maxsize
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise Refused((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    name, memory = json.loads(done.stdout)
+    return name, max(1, int(memory / BYTES_OF_A_RUN))
+
+
+def count_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists what there is)\n")
+
+
+def read_options(arguments):
+    stages = "\n".join(f"  {name:<16} {stage.summary}" for name, stage in STAGES.items())
+    parser = Parser(
+        prog="gpu_campaign",
+        usage="%(prog)s STAGE [OPTION...] [-- OPTION...], where those after -- are for every sweep",
+        description=f"{__doc__}\nstages:\n{stages}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default_out = Path("benchmarks/results/campaign")
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="one of the above")
+    parser.add_argument("--out", type=Path, default=default_out, metavar="DIR", help="for tables and the archive")
+    parser.add_argument("--archive", type=Path, metavar="DIR", help="continue the runs of the archive in this folder")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="the data sets' files; default: ECHO_EXT_DATA")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="default: cuda")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: what cores and memory allow")
+    parser.add_argument("--seconds", type=float, default=530, metavar="S", help="of the whole call; default: 530")
+    parser.add_argument("--work", type=Path, default=Path("build/campaign"), metavar="DIR", help="for runs under way")
+    arguments, more = list(arguments), []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, more = arguments[:at], arguments[at + 1 :]
+    options = parser.parse_args(arguments)
+    if not options.seconds > 0:
+        parser.error(f"--seconds must be positive, got {options.seconds:g}")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
+    options.out, options.work, options.more = options.out.resolve(), options.work.resolve(), more
+    return options
+
+
+def main(arguments=None):
+    begin = time.monotonic()
+    options = read_options(sys.argv[1:] if arguments is None else arguments)
+    try:
+        name, most = find_device(options.device)
+        unpacked = unpack(options.archive, options.work) if options.archive else 0
+    except (ArchiveError, Refused) as error:
+        print(f"gpu_campaign: {error}", file=sys.stderr)
+        return 2
+    options.jobs = options.jobs or min(count_cores(), most)
+    options.out.mkdir(parents=True, exist_ok=True)
+    campaign = Campaign(options, begin)
+    for number in (signal.SIGTERM, signal.SIGINT):  # then too, what there is is packed
+        signal.signal(number, campaign.stop)
+    campaign.root.mkdir(parents=True, exist_ok=True)
+    before = {state.path: state.epochs for state in run_states(campaign.root)}
+    campaign.say(
+        f"{options.stage}: {options.jobs} runs at a time on {name}, {options.seconds:.0f} s; "
+        f"{unpacked} runs from the archive, {len(before)} in all"
+    )
+    with shared_device(options.device, options.work) as sharing, watched_load(options.device) as load:
+        campaign.work()
+    states = run_states(campaign.root)
+    advanced = sum(state.epochs > before.get(state.path, 0) for state in states)
+    facts = {
+        "stage": options.stage,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": name,
+        "commit": os.environ.get("ECHO_EXT_COMMIT"),
+        "versions": {"echo-ext": echo_ext.__version__, "torch": torch.__version__, "cuda": torch.version.cuda,
+                     "python": platform.python_version()},
+        "jobs": options.jobs,
+        "sharing": sharing,
+        **load.describe(),
+        "runs_advanced": advanced,
+        "seconds": round(time.monotonic() - begin, 1),
+        "failures": campaign.failures,
+    }  # fmt: skip
+    report = campaign_report.report(options.stage, campaign.root, facts)
+    replace(options.out / "campaign.json", json.dumps(report, indent=1).encode())
+    replace(options.out / "campaign.md", campaign_report.as_markdown(report).encode())
+    manifest = campaign.pack()
+    campaign.say(campaign_report.as_markdown(report))
+    size = sum(part["bytes"] for part in manifest["parts"])
+    campaign.say(f"packed {len(manifest['kept'])} files, {size / 1e6:.1f} MB; {len(manifest['left_out'])} left out")
+    for failure in campaign.failures:
+        campaign.say(f"FAILED {failure}")
+    campaign.log.close()
+    return int(bool(campaign.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

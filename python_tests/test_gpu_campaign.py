@@ -1,0 +1,310 @@
+"""benchmarks/gpu_campaign.sh: its stages, the archive that carries runs from call to call, and a stage on the CPU."""
+
+import json
+import os
+import signal
+import time
+
+import gpu_stand_ins
+import pytest
+import torch
+from gpu_stand_ins import BENCHMARKS
+from training_cases import checkpoint
+
+import echo_ext
+from echo_ext import cli, training
+from echo_ext.training import Configuration, RunDirectory
+
+for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+    pytest.importorskip(needed)
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+@pytest.fixture
+def archive():
+    import campaign_archive
+
+    return campaign_archive
+
+
+@pytest.fixture
+def campaign():
+    import gpu_campaign
+
+    return gpu_campaign
+
+
+# ---- Stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_is_of_sweeps_that_can_be_configured(campaign):
+    from echo_ext.cli.train import settings
+
+    parser = cli._parser()
+    for name, stage in campaign.STAGES.items():
+        trained = set()
+        for sweeps in stage.lanes.values():
+            for words in sweeps:
+                arguments = parser.parse_args(["sweep", *words, "--out", "runs", "--jobs", "3", "--time-limit", "9m"])
+                for recipe in arguments.recipe:
+                    for beta in map(float, arguments.beta.split(",")):
+                        Configuration.of(recipe, arguments.data, beta=beta, **settings(arguments))
+                trained |= set(arguments.recipe)
+        assert set(stage.measured) <= trained, name
+        parser.parse_args(["evaluate", "run", *stage.evaluation])
+
+
+def test_published_values_are_of_what_the_stages_train(campaign):
+    published = json.loads((BENCHMARKS / "published.json").read_text())
+    for name in ("table1", "table2", "mim-images"):
+        lanes = campaign.STAGES[name].lanes
+        assert lanes.keys() == published[name].keys() - {"quantities"}
+        for data, sweeps in lanes.items():
+            words = {word for sweep in sweeps for word in sweep}
+            assert set(published[name][data]) <= words, (name, data)
+    # The rate and the distortion add up to the -ELBO, but for the rounding and for the extreme runs, which the paper
+    # leaves out of each mean by itself.
+    for data in campaign.STAGES["table1"].lanes:
+        for rate, distortion, neg_elbo in published["table1"][data].values():
+            assert abs(rate + distortion - neg_elbo) < 0.25
+
+
+# ---- The archive -----------------------------------------------------------------------------------------------------
+
+SMALL = {"limit": 100, "latent_dim": 2, "model": {"hidden": [8]}}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two finished runs and one that was stopped in its second epoch."""
+    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.running.MINIMUM_SECONDS", -1.0)
+    root = tmp_path / "runs"
+    for seed in (0, 1):
+        training.train(Configuration.of("vae", "digits", seed=seed, epochs=2, **SMALL), root / "a" / f"seed{seed}")
+
+    class Soon:
+        asked = 0
+
+        @property
+        def has_passed(self):
+            self.asked += 1
+            return self.asked == 3
+
+    configuration = Configuration.of("vae", "digits", epochs=4, **{**SMALL, "limit": 200})
+    with pytest.raises(training.TimeLimitReached):
+        training.train(configuration, root / "b" / "stopped", deadline=Soon())
+    (root / "b" / "stopped" / ".part-left").mkdir()
+    (root / "b" / "stopped" / ".part-left" / "config.yaml").write_text("half")
+    (root / "a" / "seed0" / "samples.png").write_bytes(os.urandom(5000))
+    return root
+
+
+def files_of(root):
+    return {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file() and ".part-" not in str(file)}
+
+
+def test_an_archive_brings_every_run_back(tmp_path, archive, runs):
+    manifest = archive.pack(runs, tmp_path / "out", commit="abc")
+    assert manifest["left_out"] == []
+    assert archive.unpack(tmp_path / "out", tmp_path / "new") == 3
+    assert files_of(tmp_path / "new") == files_of(runs)
+    configuration = RunDirectory(runs / "b" / "stopped").configuration()
+    alone, resumed = (
+        training.train(configuration, root / "b" / "stopped", resume=True) for root in (runs, tmp_path / "new")
+    )
+    assert resumed == {**alone, "seconds": resumed["seconds"]}
+    # Of a finished run all but the optimizer's state is there.
+    left, right = (checkpoint(root / "a" / "seed0") for root in (runs, tmp_path / "new"))
+    assert left.keys() - right.keys() == {"optimizer"}
+    assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])
+
+
+def test_what_is_worth_least_is_left_out_first(tmp_path, archive, runs):
+    sizes = {file: (runs / file).stat().st_size for file in files_of(runs)}
+    weights = len(archive.weights_only(runs / "a" / "seed0" / "last.ckpt"))
+    results = sum(size for file, size in sizes.items() if file.startswith("a/") and not file.endswith(("ckpt", "png")))
+    unfinished = sizes["b/stopped/last.ckpt"] + sizes["b/stopped/config.yaml"] + sizes["b/stopped/metrics.csv"]
+    stopped = [f"b/stopped/{name}" for name in ("config.yaml", "last.ckpt", "metrics.csv")]
+    room = results + unfinished + sizes["a/seed0/samples.png"] + 2048 * 12
+    for limit, left_out in (
+        ((room + weights) / 0.99, ["a/seed1/last.ckpt"]),
+        (room / 0.99, ["a/seed0/last.ckpt", "a/seed1/last.ckpt"]),
+        ((results + 2048 * 7) / 0.99, [*stopped, "a/seed0/samples.png", "a/seed0/last.ckpt", "a/seed1/last.ckpt"]),
+    ):
+        manifest = archive.pack(runs, tmp_path / "out", limit=int(limit), part_limit=10_000)
+        assert manifest["left_out"] == left_out
+        parts = sorted((tmp_path / "out").glob("runs.tar.gz.*"))
+        assert [part.name for part in parts] == sorted(part["name"] for part in manifest["parts"])
+        assert all(part.stat().st_size <= 10_000 for part in parts)
+        assert sum(part.stat().st_size for part in parts) <= limit
+    # Results alone come back too, and a run without weights counts as finished.
+    assert archive.unpack(tmp_path / "out", tmp_path / "new") == 2
+    assert RunDirectory(tmp_path / "new" / "a" / "seed1").result() == RunDirectory(runs / "a" / "seed1").result()
+
+
+def test_an_archive_does_not_set_runs_back(tmp_path, archive, runs):
+    archive.pack(runs, tmp_path / "out")
+    stopped = runs / "b" / "stopped"
+    configuration = RunDirectory(stopped).configuration()
+    training.train(configuration, stopped, resume=True)
+    before = {file: (runs / file).stat().st_mtime_ns for file in files_of(runs)}
+    assert archive.unpack(tmp_path / "out", runs) == 0
+    assert {file: (runs / file).stat().st_mtime_ns for file in files_of(runs)} == before
+
+
+def test_a_damaged_archive_is_refused_and_changes_nothing(tmp_path, archive, runs):
+    out = tmp_path / "out"
+    archive.pack(runs, out, part_limit=10_000)
+    manifest, part = out / "manifest.json", out / "runs.tar.gz.1"
+    whole, text = part.read_bytes(), manifest.read_text()
+
+    def refuse(match):
+        with pytest.raises(archive.ArchiveError, match=match) as caught:
+            archive.unpack(out, tmp_path / "new")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "new").exists()
+
+    part.write_bytes(whole[:-1])
+    refuse(r"is damaged: runs.tar.gz.1 has 9999 bytes of other content, where 10000 were written")
+    part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refuse(r"is damaged: runs.tar.gz.1 has 10000 bytes of other content")
+    part.unlink()
+    refuse(r"is damaged: runs.tar.gz.1 is missing")
+    part.write_bytes(whole)
+    manifest.write_text(text[: len(text) // 2])
+    refuse(r"is damaged: manifest.json is not a manifest")
+    manifest.write_text(json.dumps({**json.loads(text), "format": 2}))
+    refuse(r"must be of format 1, got 2")
+    manifest.write_text(json.dumps({**json.loads(text), "echo_ext": "0.0.1"}))
+    refuse(rf"must be of echo-ext {echo_ext.__version__}, got 0.0.1")
+    manifest.write_text(text)
+    assert archive.unpack(out, tmp_path / "new") == 3
+
+
+# ---- A stage from start to end ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = gpu_stand_ins.Machine(tmp_path, echo_ext._C.__file__)
+    machine.environment["ECHO_EXT_CAMPAIGN_WORK"] = str(tmp_path / "work")
+    return machine
+
+
+CPU = ("rehearsal", "--device", "cpu", "--jobs", "2")
+MOST_FILES = 8
+
+
+def test_a_stage_goes_on_where_the_last_call_stopped(machine, tmp_path):
+    """Each call on a machine of its own, which has nothing but the archive of the call before."""
+    more = ("--", "--epochs", "300", "--limit", "300", "--set", "num_terms=20")
+    calls, given, epochs = 0, (), []
+    while not epochs or epochs[-1] < 8 * 300:
+        calls += 1
+        assert calls < 20
+        seconds = "14" if calls == 1 else "40"
+        out = tmp_path / f"out{calls}"
+        done = machine.run(
+            "gpu_campaign.sh", *CPU, "--seconds", seconds, "--out", str(out), *given, *more,
+            ECHO_EXT_CAMPAIGN_WORK=str(tmp_path / f"work{calls}"), ECHO_EXT_CAMPAIGN_SECONDS="100",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list(out.iterdir())) <= MOST_FILES
+        report = json.loads((out / "campaign.json").read_text())
+        epochs.append(
+            sum(run["epochs"] for run in report["unfinished"]) + 300 * sum(row["seeds"] for row in report["rows"])
+        )
+        assert report["commit"] == "abc1234"
+        assert report["runs_advanced"] > 0
+        given = ("--archive", str(out))
+    assert calls > 1
+    assert epochs == sorted(set(epochs))
+
+
+def test_a_stage_that_is_terminated_still_packs(machine, tmp_path):
+    out = tmp_path / "out"
+    process = machine.start("gpu_campaign.sh", *CPU, "--out", str(out), "--", "--epochs", "100000")
+    work = tmp_path / "work" / "rehearsal"
+    until = time.monotonic() + 100
+    while not list(work.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, printed + errors
+    assert "runs are not finished" in printed
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [name for name in manifest["kept"] if name.endswith("last.ckpt")]
+    assert len(list(out.iterdir())) <= MOST_FILES
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("table1", "--device", "cuda"), "--device is 'cuda', but "),
+        (("table1", "--device", "cpu", "--archive", "{damaged}"), "is damaged: manifest.json is not a manifest"),
+        (("table9",), "argument STAGE: invalid choice: 'table9'"),
+        (("table1", "--jobs", "0"), "--jobs must be at least 1, got 0"),
+        (("table1", "--seconds", "0"), "--seconds must be positive, got 0"),
+        (("table1", "--betas", "1"), "unrecognized arguments: --betas 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(capfd, tmp_path, monkeypatch, campaign, words, complaint):
+    if torch.cuda.is_available() and "cuda" in words:
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("[")
+    try:
+        code = campaign.main([word.format(damaged=damaged) for word in words])
+    except SystemExit as stop:
+        code = stop.code
+    errors = capfd.readouterr().err
+    assert code == 2
+    assert complaint in errors
+    assert errors.startswith("gpu_campaign: ")
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+# ---- The GPU, by stand-ins -------------------------------------------------------------------------------------------
+
+
+def test_the_load_is_sampled(machine, monkeypatch, campaign):
+    monkeypatch.setenv("PATH", machine.environment["PATH"])
+    with campaign.watched_load("cuda") as load:
+        until = time.monotonic() + 30
+        while len(load.busy) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+    described = load.describe()
+    assert (described["gpu_busy_percent"], described["gpu_memory_mib"]) == (90, 1000)
+    assert described["gpu_samples"] >= 2
+    with campaign.watched_load("cpu") as load:
+        pass
+    assert load.describe() == {"gpu_busy_percent": None}
+
+
+def test_mps_is_used_where_it_works_and_ended(machine, tmp_path, monkeypatch, campaign):
+    monkeypatch.setenv("PATH", machine.environment["PATH"])
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "")  # so that the test puts back what the campaign sets
+    monkeypatch.setenv("CUDA_MPS_LOG_DIRECTORY", "")
+    with campaign.shared_device("cuda", tmp_path) as how:
+        assert how == "in time slices: there is no nvidia-cuda-mps-control"
+    calls = tmp_path / "calls"
+    machine.install("nvidia-cuda-mps-control", f"if [ $# -gt 0 ]; then echo $1; else cat; fi >> {calls}")
+    monkeypatch.setattr(campaign, "SUM", "import sys; sys.exit(1)")
+    with campaign.shared_device("cuda", tmp_path) as how:
+        assert how == "in time slices: MPS does not work here (CalledProcessError)"
+        assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ
+    assert calls.read_text() == "-d\nquit\n"
+    monkeypatch.setattr(campaign, "SUM", "")
+    with campaign.shared_device("cuda", tmp_path) as how:
+        assert how == "by MPS"
+        assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps-pipe")
+        assert calls.read_text() == "-d\nquit\n-d\n"
+    assert calls.read_text() == "-d\nquit\n-d\nquit\n"
