@@ -1,6 +1,7 @@
-"""A step of training beside the same step in a bare hand-written loop: the paper's convolutional pair, 100 images.
+"""A step of training next to the same step in a bare hand-written loop: the paper's convolutional pair, 100 images.
 
-Both take the same rows of the same images. Rounds alternate, so that what else the machine does falls on both alike.
+All loops take the same rows of the same images. Rounds alternate, so that what else the machine does falls on all
+alike. On a GPU the step is also recorded as a CUDA graph, compiled, and both.
 
     python benchmarks/bench_training.py [--recipe echo vae] [--device cuda] [--compile] [--out FILE.json]
 """
@@ -16,7 +17,7 @@ import torch
 
 from echo_ext.data import ImageDataset
 from echo_ext.training import Configuration
-from echo_ext.training.fitting import Objective, Stepper, make_fabric
+from echo_ext.training.fitting import Objective, Stepper, let_the_device_hold_what_changes, make_fabric, make_recorder
 
 BATCH = 100
 
@@ -45,16 +46,25 @@ def measure(recipe, device, steps, rounds, compiled):
         model.prepare(data.values(slice(None)))
         return model, torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
 
-    model, optimizer = start()
-    if compiled:
-        model.loss = torch.compile(model.loss)
-    ours, our_optimizer = start()
-    wrapped = fabric.setup(Objective(ours, data, compile=compiled), our_optimizer)
-    stepper = Stepper(*wrapped, configuration, fabric)
-    loops = {
-        "bare": lambda: bare_epoch(model, optimizer, data, batches),
-        "training": lambda: stepper.epoch(batches, 0, lambda: None),
-    }
+    def bare():
+        model, optimizer = start()
+        if compiled:
+            model.loss = torch.compile(model.loss)
+        return lambda: bare_epoch(model, optimizer, data, batches)
+
+    def training(compiled=compiled, graph=False):
+        model, optimizer = start()
+        wrapped = fabric.setup(Objective(model, data, compile=compiled), optimizer)
+        let_the_device_hold_what_changes(optimizer, device)
+        recorder = make_recorder(fabric, configuration) if graph else None
+        stepper = Stepper(*wrapped, configuration, fabric, recorder=recorder)
+        return lambda: stepper.epoch(batches, 0, lambda: None).means(batches)
+
+    loops = {"bare": bare(), "training": training()}
+    if device.type == "cuda":
+        loops["graph"] = training(compiled=False, graph=True)
+        loops["compiled"] = training(compiled=True)
+        loops["compiled_graph"] = training(compiled=True, graph=True)
     times = {name: [] for name in loops}
     for round_ in range(rounds + 1):
         for name, loop in loops.items():
@@ -65,8 +75,12 @@ def measure(recipe, device, steps, rounds, compiled):
             if round_:  # the first warms up
                 times[name].append((time.perf_counter() - begin) / steps * 1e3)
     medians = {name: statistics.median(each) for name, each in times.items()}
-    ratio = statistics.median(ours / bare for ours, bare in zip(times["training"], times["bare"], strict=True))
-    return {"recipe": recipe, **{f"{name}_ms": value for name, value in medians.items()}, "ratio": ratio}
+    ratios = {
+        f"{name}_ratio": statistics.median(ours / bare for ours, bare in zip(times[name], times["bare"], strict=True))
+        for name in loops
+        if name != "bare"
+    }
+    return {"recipe": recipe, **{f"{name}_ms": value for name, value in medians.items()}, **ratios}
 
 
 def main():
@@ -85,11 +99,9 @@ def main():
     for recipe in arguments.recipe:
         result = measure(recipe, device, arguments.steps, arguments.rounds, arguments.compile)
         results.append(result)
-        print(
-            f"{recipe:<12} bare {result['bare_ms']:8.2f} ms   training {result['training_ms']:8.2f} ms   "
-            f"ratio {result['ratio']:.3f}",
-            flush=True,
-        )
+        loops = [name.removesuffix("_ms") for name in result if name.endswith("_ms")]
+        cells = (f"{name} {result[f'{name}_ms']:.2f} ms ({result.get(f'{name}_ratio', 1.0):.3f})" for name in loops)
+        print(f"{recipe:<12} " + "   ".join(cells), flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps({"device": name, "results": results}, indent=2) + "\n")
 

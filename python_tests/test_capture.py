@@ -66,7 +66,7 @@ def recorder(monkeypatch):
         recorder.state = objective.model, optimizer.optimizer
         return stepper(objective, optimizer, *rest, **options)
 
-    monkeypatch.setattr(fitting, "_recorder", lambda *_: recorder)
+    monkeypatch.setattr(fitting, "make_recorder", lambda *_: recorder)
     monkeypatch.setattr(fitting, "Stepper", spying)
     return recorder
 
@@ -77,7 +77,7 @@ def _as_on_a_gpu(monkeypatch):
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]))
 
-    monkeypatch.setattr(fitting, "_let_the_device_hold_what_changes", hold)
+    monkeypatch.setattr(fitting, "let_the_device_hold_what_changes", hold)
     monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

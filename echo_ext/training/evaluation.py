@@ -65,10 +65,11 @@ def evaluate(
     directory = RunDirectory(path)
     model, configuration, history = load(path)
     model.to(device)
+    at_once = MEASURED_ROWS[torch.device(device).type]
     parts = {name: part.to(device) for name, part in load_data(configuration, data_dir).items()}
     test = parts["test"]
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
-    measured = metrics.rate_distortion(model, test, draws=draws)
+    measured = metrics.rate_distortion(model, test, draws=draws, batch_size=at_once)
     codes = _codes(model, test)
     x = test.values(slice(CODES))
     kind = _posterior_kind(model, x)
@@ -82,7 +83,9 @@ def evaluate(
     }
     if importance_samples is not None:
         rows = x[:importance_rows]
-        found["importance_nll"] = metrics.importance_nll(model, rows, samples=importance_samples)
+        found["importance_nll"] = metrics.importance_nll(
+            model, rows, samples=importance_samples, batch_size=2 * at_once
+        )
         found["importance_samples"], found["importance_rows"] = importance_samples, len(rows)
     if kind in (ChannelOutput, GaussianOutput):
         found["latent_information"] = metrics.latent_information(model, x, method=information).tolist()
@@ -123,7 +126,8 @@ def _posterior_kind(model: Model, x: Tensor) -> type | None:
 @torch.no_grad()
 def _codes(model: Model, data: LabelledDataset) -> Tensor:
     """A draw of z of each row: (N, latent_dim)."""
-    rows = torch.arange(len(data), device=data.labels.device).split(MEASURED_ROWS)
+    device = data.labels.device
+    rows = torch.arange(len(data), device=device).split(MEASURED_ROWS[device.type])
     return torch.cat([model.encode(data.values(each)).float() for each in rows])
 
 

@@ -26,12 +26,13 @@ from echo_ext.training.schedules import Stream, derive_seed
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["fit", "make_fabric", "take"]
+__all__ = ["MEASURED_ROWS", "PREPARED_ROWS", "fit", "make_fabric", "take"]
 
 # Rows that Model.prepare and Model.refresh get, at most: enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
-# Rows encoded at once where no gradient is wanted: few enough that a convolution's output stays in cache.
-MEASURED_ROWS = 100
+# Rows encoded at once where no gradient is wanted: few enough that a convolution's output stays in a processor's cache,
+# and enough to keep a GPU busy.
+MEASURED_ROWS = {"cpu": 100, "cuda": 1000}
 # Steps between two looks at the losses where a look waits for the device.
 LOOK_EVERY = 50
 
@@ -116,12 +117,12 @@ def fit(
     else:
         model.load_state_dict(checkpoint["state_dict"])
         fabric.strategy.precision.load_state_dict(checkpoint["precision"])
-    recorder = _recorder(fabric, configuration) if cuda_graph else None
+    recorder = make_recorder(fabric, configuration) if cuda_graph else None
     objective = Objective(model, train, compile=compile)
     wrapped, wrapped_optimizer = fabric.setup(objective, optimizer)
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # onto the device that the weights are on by now
-    _let_the_device_hold_what_changes(optimizer, fabric.device)
+    let_the_device_hold_what_changes(optimizer, fabric.device)
     stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder=recorder)
     rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
     patience, warm_up = configuration.patience, configuration.warm_up_epochs
@@ -197,14 +198,14 @@ def fit(
     return history
 
 
-def _recorder(fabric: Fabric, configuration: Configuration) -> Recorder | None:
+def make_recorder(fabric: Fabric, configuration: Configuration) -> Recorder | None:
     """What records steps where they can be recorded: not between processes, nor with a scale that steps may change."""
     if fabric.device.type != "cuda" or fabric.world_size > 1 or configuration.precision == "16-mixed":
         return None
     return CudaRecorder(fabric.device)
 
 
-def _let_the_device_hold_what_changes(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def let_the_device_hold_what_changes(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """On a GPU, keep learning rates in tensors there: a recorded step reads them when it is replayed.
 
     A checkpoint may come from another kind of device, so that nothing is taken from its groups.
@@ -414,13 +415,14 @@ def _validate(model: Model, data: LabelledDataset, fabric: Fabric) -> dict[str, 
     own = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)[
         fabric.global_rank :: fabric.world_size
     ]
-    totals: dict[str, float] = {}
-    for rows in own.split(MEASURED_ROWS):
+    totals: dict[str, Tensor] = {}  # on the device: batches do not wait for them
+    for rows in own.split(MEASURED_ROWS[fabric.device.type]):
         with fabric.autocast():
             terms = model.loss(data.values(rows))
         for name, value in terms.items():
-            totals[name] = totals.get(name, 0.0) + value.item() * len(rows)
-    return {name: total / len(own) for name, total in totals.items()}
+            total = value.double() * len(rows)
+            totals[name] = totals[name] + total if name in totals else total
+    return {name: total.item() / len(own) for name, total in totals.items()}
 
 
 def _reduced(means: Mapping[str, float], fabric: Fabric) -> dict[str, float]:

@@ -14,6 +14,7 @@ from echo_ext._versions import versions
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.fitting import MEASURED_ROWS
 from echo_ext.training.progress import watched
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
@@ -38,7 +39,8 @@ def measure(
 ) -> dict[str, Any]:
     """What ``result.json`` says: rate or rate bound, distortion and -ELBO of the test rows, and how they came about."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
-    measured = metrics.rate_distortion(model, test, draws=TEST_DRAWS)
+    at_once = MEASURED_ROWS[next(model.parameters()).device.type]
+    measured = metrics.rate_distortion(model, test, draws=TEST_DRAWS, batch_size=at_once)
     return {
         "recipe": configuration.recipe,
         "data": configuration.data,
