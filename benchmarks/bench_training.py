@@ -17,7 +17,8 @@ import torch
 
 from echo_ext.data import ImageDataset
 from echo_ext.training import Configuration
-from echo_ext.training.fitting import Objective, Stepper, let_the_device_hold_what_changes, make_fabric, make_recorder
+from echo_ext.training.fitting import make_fabric
+from echo_ext.training.stepping import Objective, Stepper, let_the_device_hold_what_changes, make_recorder
 
 BATCH = 100
 

@@ -110,6 +110,29 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
 
 
+def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, tmp_path, monkeypatch):
+    from echo_ext.models import Autoencoder
+
+    loss = Autoencoder.loss
+
+    def allocate_too_much(self, x):
+        if self.beta == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 MiB free.")
+        return loss(self, x)
+
+    monkeypatch.setattr(Autoencoder, "loss", allocate_too_much)
+    words = ["sweep", "--recipe", "vae", "--data", "digits", "--beta", "2,1", "--limit", "100", "--epochs", "1"]
+    assert cli.main([*words, "--set", "hidden=[8]", "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "echo-ext sweep: error: RuntimeError: 1 of 2 runs failed, the first of them vae-beta2-seed0: "
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free. (--debug shows where)\n"
+    )
+    assert "vae-beta1-seed0: -ELBO" in captured.out
+    assert not (tmp_path / "vae-beta2-seed0").exists()
+    assert (tmp_path / "table.csv").is_file()
+
+
 # ---- Calls side by side ----------------------------------------------------------------------------------------------
 
 
