@@ -14,6 +14,7 @@ import torch
 from training_cases import checkpoint, same
 
 from echo_ext import cli, training
+from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
 from echo_ext.training.processes import side_by_side
 
@@ -111,8 +112,6 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
 
 
 def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, tmp_path, monkeypatch):
-    from echo_ext.models import Autoencoder
-
     loss = Autoencoder.loss
 
     def allocate_too_much(self, x):
@@ -126,11 +125,23 @@ def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, t
     captured = capsys.readouterr()
     assert captured.err == (
         "echo-ext sweep: error: RuntimeError: 1 of 2 runs failed, the first of them vae-beta2-seed0: "
-        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free. (--debug shows where)\n"
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free. "
+        "(--debug shows where)\n"
     )
     assert "vae-beta1-seed0: -ELBO" in captured.out
     assert not (tmp_path / "vae-beta2-seed0").exists()
     assert (tmp_path / "table.csv").is_file()
+
+
+def test_a_damaged_result_is_reported_and_the_sweep_goes_on(tmp_path):
+    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "model": {"hidden": [8]}}
+    grid = [Configuration.of("vae", "digits", seed=seed, **settings) for seed in (0, 1, 2)]
+    assert training.sweep(grid[:2], tmp_path).unfinished == []
+    (tmp_path / "vae-beta1-seed0" / "result.json").write_text("")
+    done = training.sweep(grid, tmp_path)
+    assert list(done.failures) == ["vae-beta1-seed0"]
+    assert "result.json is damaged" in done.failures["vae-beta1-seed0"]
+    assert [row.seeds for row in done.rows] == [2]
 
 
 # ---- Calls side by side ----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import multiprocessing.connection
@@ -13,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from types import FrameType
 from typing import Any, cast
 
 import torch
 
-__all__ = ["side_by_side"]
+__all__ = ["side_by_side", "terminable"]
 
 # Seconds that a process gets to end by itself once it was asked to.
 PATIENCE = 60.0
@@ -81,6 +83,23 @@ def side_by_side(
             process.kill()
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what is inside as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> None:
     """Make one call and send its outcome."""
     # Ctrl-C reaches every process of the terminal; the first process alone decides what becomes of it.
@@ -89,12 +108,14 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[An
     torch.set_num_threads(threads)
     outcome: Any
     try:
-        outcome = function(*arguments)
-    except KeyboardInterrupt:  # what training makes of SIGTERM
+        with terminable():  # from here on SIGTERM ends the process as an exception does, which cleans up
+            try:
+                outcome = function(*arguments)
+            except Exception as error:
+                outcome = _sendable(error)
+            sender.send(outcome)
+    except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
-    except Exception as error:
-        outcome = _sendable(error)
-    sender.send(outcome)
 
 
 def _sendable(error: Exception) -> Exception:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +16,12 @@ from echo_ext.training import results
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.fitting import PREPARED_ROWS, fit, make_fabric, take
+from echo_ext.training.processes import terminable
 from echo_ext.training.progress import ProgressBar
 from echo_ext.training.run_directory import RESULT, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
-__all__ = ["Run", "load", "load_data", "terminable", "train"]
+__all__ = ["Run", "load", "load_data", "train"]
 
 # What a run that has begun trains for, whatever the deadline, so that calls with a short time limit come to an end.
 MINIMUM_SECONDS = 1.0
@@ -201,23 +198,6 @@ def _finish(model: Model, train: LabelledDataset, configuration: Configuration, 
 
 def _what_is_kept(directory: RunDirectory) -> str:
     return "the last finished epoch is saved" if directory.has_checkpoint else "no epoch was finished"
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end what is inside as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _loggers(directory: RunDirectory, tensorboard: bool) -> list[Any]:

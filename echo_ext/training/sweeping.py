@@ -17,10 +17,10 @@ import torch
 from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
-from echo_ext.training.processes import side_by_side
+from echo_ext.training.processes import side_by_side, terminable
 from echo_ext.training.results import RATES, SHOWN, spread
 from echo_ext.training.run_directory import RunDirectory
-from echo_ext.training.running import load, load_data, terminable, train
+from echo_ext.training.running import load, load_data, train
 
 __all__ = ["Row", "Sweep", "sweep"]
 
@@ -103,14 +103,23 @@ def sweep(
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-    for name, outcome in _outcomes(runs, out, jobs, {**options, "deadline": deadline}):
+
+    def take(name: str, outcome: dict[str, Any] | Exception) -> None:
         if isinstance(outcome, TimeLimitReached):
-            continue
+            return
         if isinstance(outcome, Exception):
             failures[name] = f"{type(outcome).__name__}: {outcome}"
         else:
             found[name] = outcome
         on_run(name, found.get(name))
+
+    remaining = dict(runs)
+    for name in runs:
+        if RunDirectory(out / name).is_finished:
+            take(name, _saved_result(out / name))
+            del remaining[name]
+    for name, outcome in _outcomes(remaining, out, jobs, {**options, "deadline": deadline}):
+        take(name, outcome)
     rows = _table([found[name] for name in runs if name in found])
     if rows:
         folder = RunDirectory(out)
@@ -127,6 +136,14 @@ def sweep(
 
 def _name(configuration: Configuration) -> str:
     return f"{configuration.recipe}-beta{configuration.beta:g}-seed{configuration.seed}"
+
+
+def _saved_result(path: Path) -> dict[str, Any] | Exception:
+    """The result of a finished run, or what is wrong with its file."""
+    try:
+        return RunDirectory(path).result()
+    except ValueError as damaged:
+        return damaged
 
 
 def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]) -> dict[str, Any]:
