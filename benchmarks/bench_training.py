@@ -18,7 +18,7 @@ import torch
 from echo_ext.data import ImageDataset
 from echo_ext.training import Configuration
 from echo_ext.training.fitting import make_fabric
-from echo_ext.training.stepping import Objective, Stepper, let_the_device_hold_what_changes, make_recorder
+from echo_ext.training.stepping import Objective, Stepper, make_recorder, prepare_optimizer
 
 BATCH = 100
 
@@ -56,8 +56,8 @@ def measure(recipe, device, steps, rounds, compiled):
     def training(compiled=compiled, graph=False):
         model, optimizer = start()
         wrapped = fabric.setup(Objective(model, data, compile=compiled), optimizer)
-        let_the_device_hold_what_changes(optimizer, device)
         recorder = make_recorder(fabric, configuration) if graph else None
+        prepare_optimizer(optimizer, device, recorded=graph)
         stepper = Stepper(*wrapped, configuration, fabric, recorder=recorder)
         return lambda: stepper.epoch(batches, 0, lambda: None).means(batches)
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from echo_ext import models, training
 from echo_ext.models.recipes import RECIPES
-from echo_ext.training import Configuration, fitting
+from echo_ext.training import Configuration, fitting, stepping
 from echo_ext.training.capture import RecordedStep
 
 pytest.importorskip("lightning")
@@ -73,11 +73,11 @@ def recorder(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
-    def hold(optimizer, device):
+    def prepare(optimizer, device, *, recorded):
         for group in optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]))
 
-    monkeypatch.setattr(fitting, "let_the_device_hold_what_changes", hold)
+    monkeypatch.setattr(fitting, "prepare_optimizer", prepare)
     monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -132,6 +132,22 @@ def test_a_step_that_waits_for_the_device_is_taken_by_itself(tmp_path, recorder,
         "vae: steps are launched kernel by kernel, for a CUDA graph cannot hold them: "
         "called a synchronizing CUDA operation (model.py:7)"
     ]
+
+
+def test_an_optimizer_goes_from_recorded_runs_to_others_and_back():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    saved = torch.optim.Adam([parameter], lr=0.25, fused=True).state_dict()
+    for recorded in (True, False, True):
+        optimizer = torch.optim.Adam([parameter], fused=True)
+        optimizer.load_state_dict(saved)
+        stepping.prepare_optimizer(optimizer, torch.device("cpu"), recorded=recorded)
+        (group,) = optimizer.param_groups
+        assert group["capturable"] == isinstance(group["lr"], torch.Tensor) == recorded
+        assert float(group["lr"]) == 0.25
+        fitting._set_learning_rate(group, 0.5)
+        assert float(group["lr"]) == 0.5
+        fitting._set_learning_rate(group, 0.25)
+        saved = optimizer.state_dict()
 
 
 # Operations whose result the host must see in the middle of a step.

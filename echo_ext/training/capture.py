@@ -52,7 +52,9 @@ class CudaRecorder:
         outer = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outer)
         try:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # Rehearsals take steps of an optimizer that is made to be captured.
+                warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
                 yield
         finally:
             outer.wait_stream(self._stream)

@@ -19,13 +19,7 @@ from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import TimeLimitReached
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
-from echo_ext.training.stepping import (
-    EpochCosts,
-    Objective,
-    Stepper,
-    let_the_device_hold_what_changes,
-    make_recorder,
-)
+from echo_ext.training.stepping import EpochCosts, Objective, Stepper, make_recorder, prepare_optimizer
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -122,7 +116,7 @@ def fit(
     wrapped, wrapped_optimizer = fabric.setup(objective, optimizer)
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint["optimizer"])  # onto the device that the weights are on by now
-    let_the_device_hold_what_changes(optimizer, fabric.device)
+    prepare_optimizer(optimizer, fabric.device, recorded=recorder is not None)
     stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder=recorder)
     rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
     patience, warm_up = configuration.patience, configuration.warm_up_epochs

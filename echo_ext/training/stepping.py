@@ -19,7 +19,7 @@ from echo_ext.training.configuration import Configuration
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["EpochCosts", "Objective", "Stepper", "let_the_device_hold_what_changes", "make_recorder"]
+__all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer"]
 
 # Steps between two looks at the losses where a look waits for the device.
 LOOK_EVERY = 50
@@ -194,15 +194,14 @@ def make_recorder(fabric: Fabric, configuration: Configuration) -> Recorder | No
     return CudaRecorder(fabric.device)
 
 
-def let_the_device_hold_what_changes(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """On a GPU, keep learning rates in tensors there: a recorded step reads them when it is replayed.
+def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device, *, recorded: bool) -> None:
+    """Make an optimizer fit to be recorded, with learning rates in tensors that a replay reads; or fit not to be.
 
-    A checkpoint may come from another kind of device, so that nothing is taken from its groups.
+    A checkpoint may come from a run of the other kind, so that nothing is taken from its groups.
     """
-    on_gpu = device.type == "cuda"
     for group in optimizer.param_groups:
-        group["capturable"] = on_gpu
-        group["lr"] = torch.tensor(float(group["lr"]), device=device) if on_gpu else float(group["lr"])
+        group["capturable"] = recorded
+        group["lr"] = torch.tensor(float(group["lr"]), device=device) if recorded else float(group["lr"])
 
 
 def _check_finite(costs: Tensor, names: Sequence[str], epoch: int, first: int, steps_before: int) -> None:
