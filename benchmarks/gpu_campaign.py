@@ -140,8 +140,14 @@ class Campaign:
         """Run a command of echo-ext to its end; its output goes to the log."""
         command = [sys.executable, "-m", "echo_ext", *words]
         environment = {"OMP_NUM_THREADS": "1", **os.environ} if self.options.device == "cuda" else None
+        # From elsewhere than the source tree, which Python would take the package from.
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            cwd=self.options.work,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process:
             self.processes.add(process)
             last = ""
@@ -237,11 +243,11 @@ class Refused(Exception):
     """The device cannot be used."""
 
 
-def find_device(device):
-    """The device's name, and how many runs its memory holds."""
+def find_device(device, work):
+    """The device's name, and how many runs its memory holds; ``work`` is the folder to ask from."""
     if device == "cpu":
         return f"CPU, {platform.machine()}", sys.maxsize
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROBE], cwd=work, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise Refused((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     name, memory = json.loads(done.stdout)
@@ -287,6 +293,8 @@ def read_options(arguments):
     if options.jobs is not None and options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     options.out, options.work, options.more = options.out.resolve(), options.work.resolve(), more
+    data_dir = options.data_dir or os.environ.get("ECHO_EXT_DATA")
+    options.data_dir = Path(data_dir).resolve() if data_dir else None
     return options
 
 
@@ -294,7 +302,8 @@ def main(arguments=None):
     begin = time.monotonic()
     options = read_options(sys.argv[1:] if arguments is None else arguments)
     try:
-        name, most = find_device(options.device)
+        options.work.mkdir(parents=True, exist_ok=True)
+        name, most = find_device(options.device, options.work)
         unpacked = unpack(options.archive, options.work) if options.archive else 0
     except (ArchiveError, Refused) as error:
         print(f"gpu_campaign: {error}", file=sys.stderr)

@@ -21,8 +21,5 @@ if [ -z "$help" ]; then
 fi
 export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export ECHO_EXT_COMMIT=${ECHO_EXT_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2> /dev/null || true)}
-work=${ECHO_EXT_CAMPAIGN_WORK:-$root/build/campaign}
-# The package of the build and not the source tree is what runs, in the sweeps too: hence from elsewhere.
-[ -n "$help" ] || { mkdir -p "$work" && cd "$work"; }
-exec "$python" "$root/benchmarks/gpu_campaign.py" --work "$work" --out "$root/benchmarks/results/campaign" \
-  --seconds $((seconds - SECONDS)) "$@"
+exec "$python" "$root/benchmarks/gpu_campaign.py" --work "${ECHO_EXT_CAMPAIGN_WORK:-$root/build/campaign}" \
+  --out "$root/benchmarks/results/campaign" --seconds $((seconds - SECONDS)) "$@"

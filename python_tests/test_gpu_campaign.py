@@ -269,7 +269,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(capfd, tmp_path, monkeypatch, 
     assert complaint in errors
     assert errors.startswith("gpu_campaign: ")
     assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [damaged]
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [damaged / "manifest.json"]
 
 
 # ---- The GPU, by stand-ins -------------------------------------------------------------------------------------------
