@@ -68,7 +68,8 @@ def as_markdown(content):
         f"{content['device']}; {versions}; commit {content['commit'] or 'unknown'}; {content['date']}.",
         "",
         f"This call took {content['seconds']:.0f} s and advanced {content['runs_advanced']} runs, "
-        f"{content['jobs']} at a time. The device was shared {content['sharing']}. "
+        f"{content['jobs']} at a time. The device was shared {content['sharing']}; "
+        f"steps were {'replayed from CUDA graphs' if content['cuda_graphs'] else 'launched kernel by kernel'}. "
         + ("The GPU's load was not measured." if busy is None else f"The GPU was busy {busy:.0f} % of the time."),
         "",
     ]

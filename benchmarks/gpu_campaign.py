@@ -14,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ import echo_ext
 # then, and their curves; then tables and the archive. In a short call they are these shares of its seconds.
 MEASURING, PACKING = (60, 0.3), (20, 0.1)
 PACK_EVERY = 150
+SMALL_RUN = ("--recipe", "echo", "--data", "digits", "--epochs", "1", "--latent-dim", "4", "--set", "hidden=[32]")
 # What one run needs of the device's memory, at most: the context, cuDNN's workspaces and the data set.
 BYTES_OF_A_RUN = 6e9
 
@@ -130,6 +132,7 @@ class Campaign:
         self.processes = set()
         self.training, self.stopping = threading.Event(), threading.Event()
         self.lock = threading.Lock()
+        self.graphs = []  # what sweeps are told about CUDA graphs
 
     def say(self, text):
         print(text, flush=True)
@@ -137,7 +140,7 @@ class Campaign:
         self.log.flush()
 
     def run(self, name, words):
-        """Run a command of echo-ext to its end; its output goes to the log."""
+        """Run a command of echo-ext to its end, its output to the log; whether it succeeded."""
         command = [sys.executable, "-m", "echo_ext", *words]
         environment = {"OMP_NUM_THREADS": "1", **os.environ} if self.options.device == "cuda" else None
         # From elsewhere than the source tree, which Python would take the package from.
@@ -159,11 +162,19 @@ class Campaign:
         self.processes.discard(process)
         if process.returncode and not self.stopping.is_set():
             self.failures.append(f"{name}: {last or f'exit code {process.returncode}'}")
+        return process.returncode == 0
 
     def common(self):
         options = self.options
         data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
         return ["--device", options.device, *data]
+
+    def try_graphs(self):
+        """Whether steps can be recorded as CUDA graphs here: found out on a small run, not on all runs at once."""
+        with tempfile.TemporaryDirectory(dir=self.options.work) as folder:
+            words = ["train", *SMALL_RUN, "--device", self.options.device, "--out", f"{folder}/run"]
+            if not self.run("a small run with CUDA graphs", words):
+                self.graphs = ["--no-cuda-graph"]
 
     def lane(self, folder, sweeps, jobs):
         """The sweeps of one lane, one after the other, until the time is up."""
@@ -173,7 +184,7 @@ class Campaign:
                 return
             limits = ["--jobs", str(jobs), "--time-limit", f"{seconds:.0f}s"]
             out = ["--out", str(self.root / folder)]
-            self.run(folder, ["sweep", *words, *self.options.more, *out, *limits, *self.common()])
+            self.run(folder, ["sweep", *words, *self.options.more, *out, *limits, *self.graphs, *self.common()])
 
     def evaluate(self):
         """Evaluate the runs that earlier calls or this one have finished, one at a time, until the time is up."""
@@ -320,6 +331,8 @@ def main(arguments=None):
         f"{unpacked} runs from the archive, {len(before)} in all"
     )
     with shared_device(options.device, options.work) as sharing, watched_load(options.device) as load:
+        if options.device == "cuda":
+            campaign.try_graphs()
         campaign.work()
     states = run_states(campaign.root)
     advanced = sum(state.epochs > before.get(state.path, 0) for state in states)
@@ -332,6 +345,7 @@ def main(arguments=None):
                      "python": platform.python_version()},
         "jobs": options.jobs,
         "sharing": sharing,
+        "cuda_graphs": options.device == "cuda" and not campaign.graphs,
         **load.describe(),
         "runs_advanced": advanced,
         "seconds": round(time.monotonic() - begin, 1),

@@ -272,6 +272,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(capfd, tmp_path, monkeypatch, 
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [damaged / "manifest.json"]
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_graphs_are_tried_on_a_small_run(tmp_path, monkeypatch, campaign, works):
+    options = campaign.read_options(["rehearsal", "--device", "cpu", "--out", str(tmp_path), "--work", str(tmp_path)])
+    call = campaign.Campaign(options, time.monotonic())
+    if not works:
+        monkeypatch.setattr(campaign, "SMALL_RUN", ("--recipe", "captured", "--data", "digits"))
+    call.try_graphs()
+    call.log.close()
+    assert call.graphs == ([] if works else ["--no-cuda-graph"])
+    assert len(call.failures) == (0 if works else 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["campaign.log"]
+
+
 # ---- The GPU, by stand-ins -------------------------------------------------------------------------------------------
 
 
