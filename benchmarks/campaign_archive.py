@@ -64,7 +64,11 @@ def whole_files(root, pattern):
 
 def run_states(root):
     """Of all runs below a folder, in the order of their names."""
-    return [run_state(file.parent) for file in whole_files(root, CONFIGURATION)]
+    states = []
+    for file in whole_files(root, CONFIGURATION):
+        with contextlib.suppress(FileNotFoundError):  # a run that failed in its first epoch is taken away
+            states.append(run_state(file.parent))
+    return states
 
 
 def weights_only(path):
