@@ -50,7 +50,9 @@ def report(stage, root, facts):
 def cell(row, quantity):
     """The mean with its standard error over the seeds, then the published value."""
     ours = row.get(quantity)
-    published = row.get("published", {}).get("rate" if quantity == "rate_bound" else quantity)
+    # The paper has one column for exact rates and for bounds.
+    name = "rate" if quantity == "rate_bound" and quantity in row else quantity
+    published = None if quantity == "rate" and "rate_bound" in row else row.get("published", {}).get(name)
     if ours is None:
         return "" if published is None else f"- ({published})"
     error = ours["standard_error"]
@@ -79,7 +81,8 @@ def as_markdown(content):
         lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         for row in content["rows"]:
             epochs = "-".join(dict.fromkeys(str(row["epochs"][index]) for index in (0, -1)))
-            cells = [row["folder"], row["recipe"], f"{row['beta']:g}", str(row["seeds"]), epochs]
+            rebuilt = " (rebuilt)" if row["data"] in content["rebuilt"] else ""
+            cells = [f"{row['folder']}{rebuilt}", row["recipe"], f"{row['beta']:g}", str(row["seeds"]), epochs]
             lines.append(f"| {' | '.join([*cells, *(cell(row, quantity) for quantity in shown)])} |")
         lines += [
             "",

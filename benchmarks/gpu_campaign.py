@@ -26,6 +26,7 @@ from campaign_archive import ArchiveError, pack, replace, run_states, unpack
 from campaign_stages import STAGES
 
 import echo_ext
+from echo_ext.data import catalogue
 
 # Seconds of a call that are kept for what comes after the time limit of the sweeps: first measuring runs that end just
 # then, and their curves; then tables and the archive. In a short call they are these shares of its seconds.
@@ -265,6 +266,13 @@ def find_device(device, work):
     return name, max(1, int(memory / BYTES_OF_A_RUN))
 
 
+def rebuilt_data(stage, data_dir):
+    """The stage's data sets whose files were made again by others, not published by the authors."""
+    names = {words[words.index("--data") + 1] for sweeps in STAGES[stage].lanes.values() for words in sweeps}
+    files = {name: catalogue.find(name).found(data_dir) for name in names}
+    return sorted(name for name, file in files.items() if file is not None and "rebuilt" in file.name)
+
+
 def count_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -343,6 +351,7 @@ def main(arguments=None):
         "commit": os.environ.get("ECHO_EXT_COMMIT"),
         "versions": {"echo-ext": echo_ext.__version__, "torch": torch.__version__, "cuda": torch.version.cuda,
                      "python": platform.python_version()},
+        "rebuilt": rebuilt_data(options.stage, options.data_dir),
         "jobs": options.jobs,
         "sharing": sharing,
         "cuda_graphs": options.device == "cuda" and not campaign.graphs,

@@ -321,3 +321,24 @@ def test_mps_is_used_where_it_works_and_ended(machine, tmp_path, monkeypatch, ca
         assert os.environ["CUDA_MPS_PIPE_DIRECTORY"] == str(tmp_path / "mps-pipe")
         assert calls.read_text() == "-d\nquit\n-d\n"
     assert calls.read_text() == "-d\nquit\n-d\nquit\n"
+
+
+def test_tables_put_published_values_next_to_ours(campaign):
+    from campaign_report import cell
+
+    published = {"rate": 26.2, "distortion": 63.6, "neg_elbo": 89.8}
+    bound = {"rate_bound": {"mean": 26.0, "standard_error": 0.25}, "published": published}
+    assert [cell(bound, name) for name in ("rate", "rate_bound", "distortion")] == [
+        "",
+        "26.00 ± 0.25 (26.2)",
+        "- (63.6)",
+    ]
+    exact = {"rate": {"mean": 26.0, "standard_error": None}, "published": published}
+    assert [cell(exact, name) for name in ("rate", "rate_bound", "mig")] == ["26.00 (26.2)", "", ""]
+
+
+def test_data_that_were_made_again_are_named(tmp_path, campaign):
+    for folder, file in (("omniglot", "omniglot28_rebuilt.npz"), ("binary-mnist", "binarized_mnist.npz")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).touch()
+    assert campaign.rebuilt_data("table1", tmp_path) == ["omniglot"]
