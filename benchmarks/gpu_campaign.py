@@ -154,6 +154,8 @@ class Campaign:
             text=True,
         ) as process:
             self.processes.add(process)
+            if self.stopping.is_set():  # since this thread last asked
+                process.terminate()
             last = ""
             for line in process.stdout:
                 last = line.strip() or last
