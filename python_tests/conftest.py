@@ -22,6 +22,15 @@ def fresh_randomness(request):
 
 
 @pytest.fixture
+def one_thread():
+    """For small models, to which more threads than free cores are many times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def pretend_driver(monkeypatch, tmp_path_factory):
     """Call it to have another build of the core, and another driver on this machine."""
 

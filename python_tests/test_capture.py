@@ -20,6 +20,8 @@ from echo_ext.training.capture import RecordedStep
 
 pytest.importorskip("lightning")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class TracingRecorder:
     """Records on the CPU. The step is taken once while it is traced; what that changed is put back."""
@@ -79,10 +81,6 @@ def _as_on_a_gpu(monkeypatch):
 
     monkeypatch.setattr(fitting, "prepare_optimizer", prepare)
     monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 SETTINGS = {

@@ -22,6 +22,8 @@ from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HERE = Path(__file__).parent
 SMALL = {"limit": 230, "latent_dim": 3, "epochs": 4}
 ECHO = {**SMALL, "model": {"num_terms": 15, "hidden": [16]}}
@@ -31,14 +33,6 @@ ECHO = {**SMALL, "model": {"num_terms": 15, "hidden": [16]}}
 def _cases(monkeypatch):
     for name, recipe in CASES.items():
         monkeypatch.setitem(RECIPES, name, recipe)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def _sendable(error: Exception) -> Exception:
     """The error, or its text where it cannot go from one process to another."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # pickling runs the error's own code, which may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
