@@ -1,4 +1,4 @@
-"""Recorded training steps: what a replay must read anew, and what keeps a step from being recorded.
+"""Recorded training steps: what a replay must read afresh, and what keeps a step from being recorded.
 
 A stand-in for the GPU traces a step into its tensor operations and repeats these, as a CUDA graph does: whatever Python
 computed is frozen in the recording, and only tensors carry anything into a replay.
