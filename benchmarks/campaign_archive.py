@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 
 import echo_ext
+from echo_ext.training import RunDirectory
+from echo_ext.training.evaluation import EVALUATION
 from echo_ext.training.run_directory import CHECKPOINT, CONFIGURATION, METRICS, PART, RESULT
 
 FORMAT = 1
@@ -40,7 +41,11 @@ class RunState:
     path: Path
     epochs: int  # finished
     epochs_in_all: int
-    finished: bool
+    result: dict | None  # None too where its file is damaged, which is for the sweep to report
+
+    @property
+    def finished(self):
+        return self.result is not None
 
     @property
     def progress(self):
@@ -50,11 +55,14 @@ class RunState:
 
 def run_state(path):
     """The state of the run in a folder."""
-    configuration = yaml.safe_load((path / CONFIGURATION).read_text())
+    directory = RunDirectory(path)
+    configuration, result = directory.configuration(), None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        result = directory.result()
     epochs = 0
     with contextlib.suppress(FileNotFoundError), (path / METRICS).open(newline="") as file:
         epochs = sum(1 for _ in csv.DictReader(file))
-    return RunState(path, epochs, configuration["epochs"], (path / RESULT).is_file())
+    return RunState(path, epochs, configuration.epochs, result)
 
 
 def whole_files(root, pattern):
@@ -86,20 +94,18 @@ def contents(root):
     unfinished = sorted((s for s in states if not s.finished), key=lambda s: -s.progress)
     finished = [s for s in states if s.finished]
 
-    def read(file):
-        return file, file.read_bytes
+    def read(*files):
+        return [(file, file.read_bytes) for file in files if file.is_file()]
 
     for state in finished:
-        names = (CONFIGURATION, METRICS, RESULT, "evaluation.json")
-        yield [read(state.path / name) for name in names if (state.path / name).is_file()]
+        yield read(*(state.path / name for name in (CONFIGURATION, METRICS, RESULT, EVALUATION)))
     for file in whole_files(root, "table.*"):
-        yield [read(file)]
+        yield read(file)
     for state in unfinished:
         if (state.path / CHECKPOINT).is_file():
-            names = (CONFIGURATION, CHECKPOINT, METRICS)
-            yield [read(state.path / name) for name in names if (state.path / name).is_file()]
+            yield read(*(state.path / name for name in (CONFIGURATION, CHECKPOINT, METRICS)))
     for file in whole_files(root, "*.png"):
-        yield [read(file)]
+        yield read(file)
     for state in finished:
         if (state.path / CHECKPOINT).is_file():
             yield [(state.path / CHECKPOINT, lambda file=state.path / CHECKPOINT: weights_only(file))]
@@ -147,17 +153,11 @@ def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
     out.mkdir(parents=True, exist_ok=True)
     for file in out.glob(f"{NAME}.*"):
         file.unlink()
+    folder = RunDirectory(out)
     for description, part in zip(manifest["parts"], parts, strict=True):
-        replace(out / description["name"], part)
-    replace(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+        folder.write(description["name"], part)
+    folder.write_json(MANIFEST, manifest)
     return manifest
-
-
-def replace(file, content):
-    """Write a file whole or not at all."""
-    new = file.with_name(f"{file.name}.new")
-    new.write_bytes(content)
-    os.replace(new, file)
 
 
 def read_manifest(source):

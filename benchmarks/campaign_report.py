@@ -2,10 +2,12 @@
 
 import json
 import math
-import statistics
 from pathlib import Path
 
 from campaign_archive import run_states
+
+from echo_ext.training.evaluation import EVALUATION
+from echo_ext.training.results import mean_and_error
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 QUANTITIES = ["rate", "rate_bound", "distortion", "neg_elbo", "noise_total_correlation"]
@@ -14,11 +16,8 @@ QUANTITIES += ["factor_vae_score", "mig", "knn_accuracy", "importance_nll"]
 
 def values_of(run):
     """What was measured of a finished run."""
-    found = json.loads((run.path / "result.json").read_text())
-    evaluation = run.path / "evaluation.json"
-    if evaluation.is_file():
-        found = {**json.loads(evaluation.read_text()), **found}
-    return found
+    evaluation = run.path / EVALUATION
+    return {**(json.loads(evaluation.read_text()) if evaluation.is_file() else {}), **run.result}
 
 
 def report(stage, root, facts):
@@ -34,13 +33,17 @@ def report(stage, root, facts):
     published = PUBLISHED.get(stage, {})
     rows = []
     for (folder, data, recipe, beta), runs in sorted(groups.items()):
-        row = {"folder": folder, "data": data, "recipe": recipe, "beta": beta, "seeds": len(runs), "epochs": []}
+        row = {"folder": folder, "data": data, "recipe": recipe, "beta": beta, "seeds": len(runs)}
         row["epochs"] = sorted({run["epochs"] for run in runs})
         for quantity in QUANTITIES:
             values = [run[quantity] for run in runs if run.get(quantity) is not None]
             if values:
-                error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-                row[quantity] = {"mean": statistics.fmean(values), "standard_error": error, "values": values}
+                mean, error = mean_and_error(values)
+                row[quantity] = {
+                    "mean": mean,
+                    "standard_error": None if math.isnan(error) else error,
+                    "values": values,
+                }
         if beta == 1 and recipe in published.get(data, {}):
             row["published"] = dict(zip(published["quantities"], published[data][recipe], strict=True))
         rows.append(row)

@@ -22,11 +22,14 @@ from pathlib import Path
 
 import campaign_report
 import torch
-from campaign_archive import ArchiveError, pack, replace, run_states, unpack
+from campaign_archive import ArchiveError, pack, run_states, unpack
 from campaign_stages import STAGES
 
 import echo_ext
 from echo_ext.data import catalogue
+from echo_ext.training import RunDirectory
+from echo_ext.training.evaluation import EVALUATION
+from echo_ext.training.run_directory import CHECKPOINT
 
 # Seconds of a call that are kept for what comes after the time limit of the sweeps: first measuring runs that end just
 # then, and their curves; then tables and the archive. In a short call they are these shares of its seconds.
@@ -204,9 +207,9 @@ class Campaign:
                 return
 
     def to_be_evaluated(self, run):
-        recipe = json.loads((run.path / "result.json").read_text())["recipe"] if run.finished else None
-        there = (run.path / "evaluation.json").is_file() or not (run.path / "last.ckpt").is_file()
-        return recipe in self.stage.measured and not there
+        if not run.finished or run.result["recipe"] not in self.stage.measured:
+            return False
+        return (run.path / CHECKPOINT).is_file() and not (run.path / EVALUATION).is_file()
 
     def work(self):
         """All lanes at once, until they are done or the time is up."""
@@ -362,11 +365,13 @@ def main(arguments=None):
         "seconds": round(time.monotonic() - begin, 1),
         "failures": campaign.failures,
     }  # fmt: skip
+    manifest = campaign.pack()  # first: nothing that follows can cost the runs
     report = campaign_report.report(options.stage, campaign.root, facts)
-    replace(options.out / "campaign.json", json.dumps(report, indent=1).encode())
-    replace(options.out / "campaign.md", campaign_report.as_markdown(report).encode())
-    manifest = campaign.pack()
-    campaign.say(campaign_report.as_markdown(report))
+    text = campaign_report.as_markdown(report)
+    folder = RunDirectory(options.out)
+    folder.write_json("campaign.json", report)
+    folder.write("campaign.md", text.encode())
+    campaign.say(text)
     size = sum(part["bytes"] for part in manifest["parts"])
     campaign.say(f"packed {len(manifest['kept'])} files, {size / 1e6:.1f} MB; {len(manifest['left_out'])} left out")
     for failure in campaign.failures:

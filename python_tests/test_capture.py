@@ -36,9 +36,10 @@ class TracingRecorder:
 
     def rehearse(self, step):
         self.rehearsals += 1
-        return step(), self.obstacle
+        self.costs = step()
+        return self.costs, self.obstacle
 
-    def record(self, step, costs):
+    def record(self, step):
         self.recordings += 1
         model, optimizer = self.state
         tensors = [*model.parameters(), *model.buffers()]
@@ -49,7 +50,7 @@ class TracingRecorder:
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)
         torch.set_rng_state(random_state)
-        held = torch.empty_like(costs)
+        held = torch.empty_like(self.costs)
 
         def replay():
             self.replays += 1
@@ -142,9 +143,9 @@ def test_an_optimizer_goes_from_recorded_runs_to_others_and_back():
         (group,) = optimizer.param_groups
         assert group["capturable"] == isinstance(group["lr"], torch.Tensor) == recorded
         assert float(group["lr"]) == 0.25
-        fitting._set_learning_rate(group, 0.5)
+        stepping.set_learning_rate(group, 0.5)
         assert float(group["lr"]) == 0.5
-        fitting._set_learning_rate(group, 0.25)
+        stepping.set_learning_rate(group, 0.25)
         saved = optimizer.state_dict()
 
 

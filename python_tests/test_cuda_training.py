@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from training_cases import PassesAfter
 
 from echo_ext import training
 from echo_ext.models.recipes import RECIPES
@@ -40,7 +41,7 @@ def _no_pictures(monkeypatch):
 def recordings(monkeypatch):
     """The number of recordings so far."""
     record, made = CudaRecorder.record, []
-    monkeypatch.setattr(CudaRecorder, "record", lambda self, *given: made.append(1) or record(self, *given))
+    monkeypatch.setattr(CudaRecorder, "record", lambda self, step: made.append(1) or record(self, step))
     return made
 
 
@@ -65,23 +66,11 @@ def test_recorded_steps_are_the_steps(tmp_path, recordings, recipe):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-class Soon:
-    """A deadline that passes once, after so many steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @property
-    def has_passed(self):
-        self.steps -= 1
-        return self.steps == 0
-
-
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     alone = training.train(configure("echo"), tmp_path / "alone", device=DEVICE)
     with pytest.raises(training.TimeLimitReached):
-        training.train(configure("echo"), tmp_path / "stopped", device=DEVICE, deadline=Soon(7))
+        training.train(configure("echo"), tmp_path / "stopped", device=DEVICE, deadline=PassesAfter(6))
     resumed = training.train(configure("echo"), tmp_path / "stopped", device=DEVICE, resume=True)
     assert resumed["neg_elbo"] == pytest.approx(alone["neg_elbo"], rel=1e-3)
 

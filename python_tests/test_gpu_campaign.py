@@ -9,7 +9,7 @@ import gpu_stand_ins
 import pytest
 import torch
 from gpu_stand_ins import BENCHMARKS
-from training_cases import checkpoint
+from training_cases import PassesAfter, checkpoint
 
 import echo_ext
 from echo_ext import cli, training
@@ -87,17 +87,9 @@ def runs(tmp_path, monkeypatch):
     for seed in (0, 1):
         training.train(Configuration.of("vae", "digits", seed=seed, epochs=2, **SMALL), root / "a" / f"seed{seed}")
 
-    class Soon:
-        asked = 0
-
-        @property
-        def has_passed(self):
-            self.asked += 1
-            return self.asked == 3
-
     configuration = Configuration.of("vae", "digits", epochs=4, **{**SMALL, "limit": 200})
     with pytest.raises(training.TimeLimitReached):
-        training.train(configuration, root / "b" / "stopped", deadline=Soon())
+        training.train(configuration, root / "b" / "stopped", deadline=PassesAfter(2))
     (root / "b" / "stopped" / ".part-left").mkdir()
     (root / "b" / "stopped" / ".part-left" / "config.yaml").write_text("half")
     (root / "a" / "seed0" / "samples.png").write_bytes(os.urandom(5000))
@@ -145,6 +137,17 @@ def test_what_is_worth_least_is_left_out_first(tmp_path, archive, runs):
     # Results alone come back too, and a run without weights counts as finished.
     assert archive.unpack(tmp_path / "out", tmp_path / "new") == 2
     assert RunDirectory(tmp_path / "new" / "a" / "seed1").result() == RunDirectory(runs / "a" / "seed1").result()
+
+
+def test_a_damaged_result_costs_neither_the_archive_nor_the_table(tmp_path, archive, runs):
+    import campaign_report
+
+    (runs / "a" / "seed0" / "result.json").write_text("")
+    manifest = archive.pack(runs, tmp_path / "out")
+    assert {"a/seed0/last.ckpt", "a/seed1/result.json"} <= manifest["kept"].keys()
+    report = campaign_report.report("rehearsal", runs, {})
+    assert [(row["folder"], row["seeds"]) for row in report["rows"]] == [("a", 1)]
+    assert {run["run"] for run in report["unfinished"]} == {"a/seed0", "b/stopped"}
 
 
 def test_an_archive_does_not_set_runs_back(tmp_path, archive, runs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_cases import checkpoint, same
+from training_cases import PassesAfter, checkpoint, same
 
 from echo_ext import cli, training
 from echo_ext.models.autoencoder import Autoencoder
@@ -27,18 +27,6 @@ HERE = Path(__file__).parent
 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
-
-
-class PassesAfter:
-    """A deadline that has passed after so many steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @property
-    def has_passed(self):
-        self.steps -= 1
-        return self.steps < 0
 
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
@@ -132,7 +120,9 @@ def test_a_damaged_result_is_reported_and_the_sweep_goes_on(tmp_path):
     grid = [Configuration.of("vae", "digits", seed=seed, **settings) for seed in (0, 1, 2)]
     assert training.sweep(grid[:2], tmp_path).unfinished == []
     (tmp_path / "vae-beta1-seed0" / "result.json").write_text("")
+    (tmp_path / "vae-beta1-seed1" / ".part-left").mkdir()  # by a writer killed after its last file
     done = training.sweep(grid, tmp_path)
+    assert not (tmp_path / "vae-beta1-seed1" / ".part-left").exists()
     assert list(done.failures) == ["vae-beta1-seed0"]
     assert "result.json is damaged" in done.failures["vae-beta1-seed0"]
     assert [row.seeds for row in done.rows] == [2]

@@ -65,6 +65,18 @@ class Stands(Pixelwise):
         return {name: value * 0 + 1 for name, value in terms.items()}
 
 
+class PassesAfter:
+    """A deadline that has passed after so many steps."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @property
+    def has_passed(self):
+        self.steps -= 1
+        return self.steps < 0
+
+
 CASES = {
     "pixelwise": Recipe("one logit for each pixel", Pixelwise, training=Training(epochs=3, learning_rate=1e-2)),
     "breaks-down": Recipe("no number in one step", BreaksDown, {"at": 5}),

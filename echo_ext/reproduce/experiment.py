@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,6 +17,7 @@ from echo_ext import training
 from echo_ext._versions import versions
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
+from echo_ext.training.results import mean_and_error
 from echo_ext.training.running import load_data
 from echo_ext.training.schedules import Stream, derive_seed
 
@@ -62,12 +62,11 @@ class Row:
 
     def mean(self, quantity: str) -> float:
         """Over the seeds."""
-        return statistics.fmean(self.values[quantity])
+        return mean_and_error(self.values[quantity])[0]
 
     def error(self, quantity: str) -> float:
         """The mean's standard error; NaN for a single seed."""
-        values = self.values[quantity]
-        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return mean_and_error(self.values[quantity])[1]
 
 
 @dataclasses.dataclass(frozen=True)

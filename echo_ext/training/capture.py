@@ -31,8 +31,8 @@ class Recorder(Protocol):
     def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
         """Take a step in the ordinary way; returns its costs, and the reason if it cannot be recorded."""
 
-    def record(self, step: Step, costs: Tensor) -> RecordedStep:
-        """Record a step without taking it; ``costs`` is what the step returned in a rehearsal."""
+    def record(self, step: Step) -> RecordedStep:
+        """Record a step, which was rehearsed, without taking it."""
 
 
 class CudaRecorder:
@@ -78,7 +78,7 @@ class CudaRecorder:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return costs, waits
 
-    def record(self, step: Step, costs: Tensor) -> RecordedStep:
+    def record(self, step: Step) -> RecordedStep:
         """Capture a step; the memory of its tensors belongs to the graph."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):

@@ -14,7 +14,7 @@ from echo_ext.data import DSprites, LabelledDataset
 from echo_ext.metrics import RateDistortion
 from echo_ext.models import Model
 from echo_ext.models.channels import GaussianOutput
-from echo_ext.training.fitting import MEASURED_ROWS
+from echo_ext.training.fitting import measured_rows
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.running import load, load_data
 from echo_ext.training.schedules import Stream, derive_seed
@@ -65,7 +65,7 @@ def evaluate(
     directory = RunDirectory(path)
     model, configuration, history = load(path)
     model.to(device)
-    at_once = MEASURED_ROWS[torch.device(device).type]
+    at_once = measured_rows(torch.device(device))
     parts = {name: part.to(device) for name, part in load_data(configuration, data_dir).items()}
     test = parts["test"]
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
@@ -127,7 +127,7 @@ def _posterior_kind(model: Model, x: Tensor) -> type | None:
 def _codes(model: Model, data: LabelledDataset) -> Tensor:
     """A draw of z of each row: (N, latent_dim)."""
     device = data.labels.device
-    rows = torch.arange(len(data), device=device).split(MEASURED_ROWS[device.type])
+    rows = torch.arange(len(data), device=device).split(measured_rows(device))
     return torch.cat([model.encode(data.values(each)).float() for each in rows])
 
 

@@ -19,24 +19,36 @@ from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import TimeLimitReached
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
-from echo_ext.training.stepping import EpochCosts, Objective, Stepper, make_recorder, prepare_optimizer
+from echo_ext.training.stepping import (
+    EpochCosts,
+    Objective,
+    Stepper,
+    make_recorder,
+    prepare_optimizer,
+    set_learning_rate,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["MEASURED_ROWS", "PREPARED_ROWS", "fit", "make_fabric", "take"]
+__all__ = ["PREPARED_ROWS", "fit", "make_fabric", "measured_rows", "take"]
 
 # Rows that Model.prepare and Model.refresh get, at most: enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
-# Rows encoded at once where no gradient is wanted: few enough that a convolution's output stays in a processor's cache,
-# and enough to keep a GPU busy.
-MEASURED_ROWS = {"cpu": 100, "cuda": 1000}
 
 
 def take(data: LabelledDataset, rows: int, *, seed: int) -> Tensor:
     """The x of at most so many rows, drawn at random without replacement."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.values(order[:rows].to(data.labels.device))
+
+
+def measured_rows(device: torch.device) -> int:
+    """How many rows to encode at once where no gradient is wanted.
+
+    Few enough that a convolution's output stays in a processor's cache, or enough to keep a GPU busy.
+    """
+    return 100 if device.type == "cpu" else 1000
 
 
 def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = ()) -> Fabric:
@@ -145,7 +157,7 @@ def fit(
         torch.manual_seed(derive_seed(configuration.seed, Stream.NOISE, epoch, fabric.global_rank))
         factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            _set_learning_rate(group, rate * factor)
+            set_learning_rate(group, rate * factor)
         model.warmth = schedules.warmth(epoch, warm_up)
         train.set_epoch(epoch)
         batches = schedules.epoch_rows(
@@ -192,13 +204,6 @@ def fit(
     return history
 
 
-def _set_learning_rate(group: dict[str, Any], rate: float) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of the generators that a step draws from."""
     state = {"cpu_random_state": torch.get_rng_state()}
@@ -221,7 +226,7 @@ def _validate(model: Model, data: LabelledDataset, fabric: Fabric) -> dict[str, 
         fabric.global_rank :: fabric.world_size
     ]
     totals: dict[str, Tensor] = {}  # on the device: batches do not wait for them
-    for rows in own.split(MEASURED_ROWS[fabric.device.type]):
+    for rows in own.split(measured_rows(fabric.device)):
         with fabric.autocast():
             terms = model.loss(data.values(rows))
         for name, value in terms.items():

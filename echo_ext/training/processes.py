@@ -70,7 +70,7 @@ def side_by_side(
                 try:
                     outcome = receiver.recv()
                     process.join()
-                except EOFError:
+                except (EOFError, OSError):  # it ended before, or while, it sent its outcome
                     process.join()
                     outcome = RuntimeError(f"its process ended with exit code {process.exitcode}")
                 receiver.close()

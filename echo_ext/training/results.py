@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from echo_ext._versions import versions
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.fitting import MEASURED_ROWS
+from echo_ext.training.fitting import measured_rows
 from echo_ext.training.progress import watched
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
@@ -22,7 +24,7 @@ from echo_ext.training.schedules import Stream, derive_seed
 if TYPE_CHECKING:
     from echo_ext import pictures
 
-__all__ = ["RATES", "SHOWN", "TEST_DRAWS", "measure", "spread", "write_pictures"]
+__all__ = ["RATES", "SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_pictures"]
 
 RATES = {"rate": "rate", "rate_bound": "rate bound"}  # key in result.json and name in tables
 TEST_DRAWS = 4
@@ -39,7 +41,7 @@ def measure(
 ) -> dict[str, Any]:
     """What ``result.json`` says: rate or rate bound, distortion and -ELBO of the test rows, and how they came about."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
-    at_once = MEASURED_ROWS[next(model.parameters()).device.type]
+    at_once = measured_rows(next(model.parameters()).device)
     measured = metrics.rate_distortion(model, test, draws=TEST_DRAWS, batch_size=at_once)
     return {
         "recipe": configuration.recipe,
@@ -56,6 +58,11 @@ def measure(
         "seconds": round(sum(row["seconds"] for row in history), 2),
         "versions": {**versions(), "lightning": metadata.version("lightning")},
     }
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds, and its standard error; NaN for a single seed."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def spread(data: LabelledDataset, rows: int) -> Tensor:

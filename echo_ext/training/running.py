@@ -119,8 +119,6 @@ def train(
     except KeyboardInterrupt:
         kept = _what_is_kept(directory)
         raise KeyboardInterrupt(f"interrupted; {kept}; to go on: echo-ext train --resume --out {directory}") from None
-    except TimeLimitReached:
-        raise
     except Exception as error:
         if first and not resume and not directory.has_checkpoint:
             directory.forget()  # it could only fail in the same way again

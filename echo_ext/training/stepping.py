@@ -19,7 +19,7 @@ from echo_ext.training.configuration import Configuration
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer"]
+__all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer", "set_learning_rate"]
 
 # Steps between two looks at the losses where a look waits for the device.
 LOOK_EVERY = 50
@@ -162,7 +162,7 @@ class Stepper:
                 self.recorder = None
                 return costs
             self._rows = rows.clone()
-            self._recorded = self.recorder.record(lambda: self._step(self._rows), costs)
+            self._recorded = self.recorder.record(lambda: self._step(self._rows))
             return costs
         self._rows.copy_(rows)
         self._recorded.replay()
@@ -202,6 +202,14 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device, *,
     for group in optimizer.param_groups:
         group["capturable"] = recorded
         group["lr"] = torch.tensor(float(group["lr"]), device=device) if recorded else float(group["lr"])
+
+
+def set_learning_rate(group: dict[str, Any], rate: float) -> None:
+    """Give a group of a prepared optimizer another learning rate."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _check_finite(costs: Tensor, names: Sequence[str], epoch: int, first: int, steps_before: int) -> None:

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.processes import side_by_side, terminable
-from echo_ext.training.results import RATES, SHOWN, spread
+from echo_ext.training.results import RATES, SHOWN, mean_and_error, spread
 from echo_ext.training.run_directory import RunDirectory
 from echo_ext.training.running import load, load_data, train
 
@@ -98,7 +97,9 @@ def sweep(
     if len(runs) < len(configurations):
         raise ValueError("configurations must differ in recipe, beta or seed, but some do not")
     for name, configuration in runs.items():
-        RunDirectory(out / name).expect(configuration)
+        directory = RunDirectory(out / name)
+        directory.expect(configuration)
+        directory.remove_leftovers()
     load_data(configurations[0], options.get("data_dir"))  # refuse what cannot be had before the first run
 
     found: dict[str, dict[str, Any]] = {}
@@ -183,14 +184,9 @@ def _table(results: Sequence[dict[str, Any]]) -> list[Row]:
     rows = []
     for (recipe, beta), group in groups.items():
         kind = next(name for name in RATES if name in group[0])
-        means = [_mean_and_error([result[name] for result in group]) for name in (kind, "distortion", "neg_elbo")]
+        means = [mean_and_error([result[name] for result in group]) for name in (kind, "distortion", "neg_elbo")]
         rows.append(Row(recipe, beta, len(group), RATES[kind], *means[0], *means[1], *means[2]))
     return rows
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and its standard error."""
-    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
