@@ -234,7 +234,7 @@ def write_original(path, *, rows=737280, keep=None):
         header = {"descr": "|u1", "fortran_order": False, "shape": (rows, 64, 64)}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, rows if keep is None else keep, 4096):
-            file.write(b"".join(images[row % 97] for row in range(start, start + 4096)))
+            file.write(b"".join(images[row % 97] for row in range(start, min(start + 4096, keep or rows))))
 
 
 @pytest.mark.slow
@@ -256,6 +256,14 @@ def test_a_damaged_original_is_named(tmp_path, how):
     with pytest.raises(ValueError, match="is not a whole dSprites file") as error:
         data.load("dsprites", tmp_path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [4096, 4097, 8191, 8193])
+def test_a_single_image_is_not_repeated_over_the_last_rows(tmp_path, monkeypatch, keep):
+    monkeypatch.setattr(dsprites, "_ROWS", 8192)
+    write_original(tmp_path / dsprites.ORIGINAL, rows=8192, keep=keep)
+    with pytest.raises(ValueError, match="is not a whole dSprites file"):
+        data.load("dsprites", tmp_path)
 
 
 def test_a_rebuilt_file_of_another_shape_is_named(tmp_path):

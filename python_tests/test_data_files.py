@@ -1,19 +1,26 @@
 """Binary MNIST and Omniglot in each of their forms, and files that are fetched from a server."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
 import http.server
+import io
+import math
+import struct
 import threading
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from data_cases import IDX, REAL, away_from_all_data, needs_real_files, write_idx
+from data_cases import idx as idx_bytes
 
 from echo_ext import data
-from echo_ext.data import _files, binary_mnist, idx
+from echo_ext.data import _files, binary_mnist, idx, omniglot
 from echo_ext.data._files import Published
 
 PARTS = {"train": 6, "valid": 3, "test": 2}
@@ -70,6 +77,7 @@ def test_binary_mnist_takes_labels_that_lie_beside_it(tmp_path, bits):
     [
         (lambda text: text[:-7], "its 1565 numbers are not whole lines of 784"),
         (lambda text: text.replace(b"\n", b" ", 1), "are not whole lines of 784"),
+        (lambda text: b"0 " + text[:-3] + b"\n", "its 1568 numbers are not whole lines of 784"),
         (lambda text: b"", "its 0 numbers are not whole lines"),
         (lambda text: b"2" + text[1:], "is not a file of zeros and ones"),
         (lambda text: gzip.compress(text), "is not a file of zeros and ones"),
@@ -107,7 +115,7 @@ def test_an_npz_file_of_something_else_is_named(tmp_path, bits):
         data.load("binary-mnist", tmp_path)
     with (tmp_path / binary_mnist.PACKED).open("wb") as file:
         np.save(file, np.zeros((4, 98), np.uint8))
-    with pytest.raises(ValueError, match=r"is not a whole npz file: it holds a single array"):
+    with pytest.raises(ValueError, match=r"is not a whole npz file: File is not a zip file"):
         data.load("binary-mnist", tmp_path)
     write_packed(tmp_path, {part: rows[:, :700] for part, rows in bits.items()})
     with pytest.raises(ValueError, match=r"'train' should be numbers of rows x 98, but is uint8 of \(6, 88\)"):
@@ -150,9 +158,17 @@ def write_omniglot(folder, name):
     return levels, alphabets
 
 
+def publish(monkeypatch, path):
+    """Make a file of a test's own the published chardata.mat."""
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(omniglot, "FILE", dataclasses.replace(omniglot.FILE, checksum=f"md5:{digest}"))
+
+
 @pytest.mark.parametrize("name", ["chardata.mat", "omniglot28_rebuilt.npz"])
-def test_omniglot_is_read_in_either_form(tmp_path, name):
+def test_omniglot_is_read_in_either_form(tmp_path, monkeypatch, name):
     levels, alphabets = write_omniglot(tmp_path, name)
+    if name == "chardata.mat":
+        publish(monkeypatch, tmp_path / name)
     parts = data.load("omniglot", tmp_path)
     assert torch.equal(parts["test"][:][0], torch.from_numpy(levels["test"]).unsqueeze(1) / 255)
     assert parts["test"].labels.tolist() == alphabets["test"].tolist()
@@ -167,26 +183,93 @@ def test_omniglot_is_read_in_either_form(tmp_path, name):
     assert torch.equal(parts["valid"].levels, data.load("omniglot", tmp_path)["valid"].levels)
 
 
-@pytest.mark.parametrize("how", [{"keep": -400}, {"keep": 0}, {"keep": 90}, {"flip": 1000}])
-def test_a_damaged_chardata_is_named(tmp_path, how):
+@pytest.mark.parametrize("how", [{"keep": -400}, {"keep": 0}, {"keep": 90}, {"flip": 1000}, {}])
+def test_no_parser_sees_a_chardata_other_than_the_published(tmp_path, monkeypatch, how):
     write_omniglot(tmp_path, "chardata.mat")
-    damage(tmp_path / "chardata.mat", **how)
-    with pytest.raises(ValueError, match=r"chardata\.mat is not a whole MATLAB file"):
+    if how:
+        publish(monkeypatch, tmp_path / "chardata.mat")
+        damage(tmp_path / "chardata.mat", **how)
+    monkeypatch.setattr("scipy.io.loadmat", None)
+    with pytest.raises(
+        ValueError, match=r"must be the published chardata\.mat \(md5:.*, but is md5:.*give other images"
+    ):
         data.load("omniglot", tmp_path)
 
 
-def test_a_mat_file_of_something_else_is_named(tmp_path):
-    io = pytest.importorskip("scipy.io")
-    path = tmp_path / "chardata.mat"
-    io.savemat(path, {"data": np.zeros((784, 3))})
-    with pytest.raises(ValueError, match=r"chardata.mat has no array 'target'"):
-        data.load("omniglot", tmp_path)
-    io.savemat(path, {"data": np.zeros((3, 784)), "target": np.zeros((50, 3))})
-    with pytest.raises(ValueError, match=r"'data' should be numbers of 784 x rows, but is float64 of \(3, 784\)"):
-        data.load("omniglot", tmp_path)
-    io.savemat(path, {"data": np.full((784, 3), 255.0), "target": np.zeros((50, 3))})
-    with pytest.raises(ValueError, match=r"'data' should lie in \[0, 1\], but reaches from 255.0 to 255.0"):
-        data.load("omniglot", tmp_path)
+# ---- Hostile files ---------------------------------------------------------------------------------------------------
+
+
+def peak_of(action):
+    """The most memory that Python and NumPy had at once, in bytes."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_more_of_a_gzip_file_is_unpacked_than_its_header_announces(tmp_path):
+    arrays = write_idx(tmp_path)
+    path = tmp_path / f"{IDX[0]}.gz"
+    path.write_bytes(gzip.compress(idx_bytes(arrays[IDX[0]]) + bytes(1 << 26)))
+
+    def load():
+        with pytest.raises(ValueError, match="announces 18 x 28 x 28 = 14112 bytes, but 14113 follow"):
+            data.load("mnist", tmp_path)
+
+    assert peak_of(load) < 1 << 23
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (IDX[0], (2**32 - 1, 28, 28)),
+        (IDX[0], (60_001, 28, 28)),
+        (IDX[2], (10_001, 28, 28)),
+        (IDX[3], (10_001,)),
+        (IDX[0], (18, 32, 32)),
+        (IDX[0], (18, 0, 28)),
+        (IDX[0], (0, 28, 28)),
+        (IDX[1], (2**32 - 1,)),
+        (IDX[1], (0,)),
+    ],
+)
+def test_idx_files_must_hold_images_of_28_by_28_in_no_more_rows_than_published(tmp_path, name, shape):
+    write_idx(tmp_path)
+    header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
+    content = bytes(math.prod(shape)) if math.prod(shape) < 2**20 else bytes(2**20)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(header + content))
+    wanted = "rows x 28 x 28" if len(shape) == 3 else "rows"
+    with pytest.raises(ValueError, match=rf"must hold {wanted} bytes of mnist with 1 to \d+ rows, but announces"):
+        data.load("mnist", tmp_path)
+
+
+def test_every_part_must_have_rows(tmp_path):
+    write_idx(tmp_path, train=5)
+    with pytest.raises(ValueError, match="the valid part of mnist must have rows, but its files are too small for any"):
+        data.load("mnist", tmp_path)
+
+
+def test_a_compressed_npz_file_is_unpacked_only_where_its_shape_is_right(tmp_path, bits):
+    write_packed(tmp_path, bits)
+    np.savez_compressed(tmp_path / binary_mnist.PACKED, train=np.zeros((700_000, 98), np.uint8))
+
+    def load():
+        with pytest.raises(ValueError, match="'train' must have at most 50000 rows, but has 700000"):
+            data.load("binary-mnist", tmp_path)
+
+    assert peak_of(load) < 1 << 23
+
+
+def test_an_npz_header_that_announces_too_much_is_named(tmp_path, bits):
+    write_packed(tmp_path, bits)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**15, 98)})
+    with zipfile.ZipFile(tmp_path / binary_mnist.PACKED, "w") as archive:
+        archive.writestr("train.npy", header.getvalue())
+    with pytest.raises(ValueError, match=r"'train' must take 98000000000000128 bytes by its header.*but takes 128"):
+        data.load("binary-mnist", tmp_path)
 
 
 # ---- Downloads -------------------------------------------------------------------------------------------------------

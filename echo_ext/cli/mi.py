@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t) for lags 0 to MAX")
     parser.add_argument("--matrix", action="store_true", help="every pair of columns (those of --x and --y, if given)")
     parser.add_argument("--plot", type=Path, metavar="OUT.png", help="picture of the matrix or of the scan")
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="the first line of a CSV file holds names, or values (default: told by its cells)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--permutations and --lag must not be negative")
     if args.given and (args.permutations or args.lag is not None):
         raise ValueError("--given does not go with --permutations or --lag")
-    table = read_table(args.file)
+    table = read_table(args.file, args.header)
     if args.matrix:
         _matrix(args, table)
     elif args.lag is not None:
@@ -71,10 +76,20 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {"k": args.k, "method": args.method, "unit": args.unit, "exclude_within": args.exclude_within}
 
 
+def _source(args: argparse.Namespace, table: Table, rows: int) -> dict[str, Any]:
+    """Where the numbers come from, for JSON; as text, it is said on standard error."""
+    if not args.json:
+        header = ""
+        if args.file.suffix.lower() == ".csv":
+            header = f", names from line {table.header_line}" if table.header_line else ", no line of names"
+        print(f"echo-ext mi: {rows} rows from {args.file}{header}", file=sys.stderr)
+    return {"file": str(args.file), "n": rows, "header_line": table.header_line}
+
+
 def _pair(args: argparse.Namespace, table: Table) -> None:
     names = {"x": table.find(args.x), "y": table.find(args.y)}
     x, y = (table.numbers(columns) for columns in names.values())
-    result: dict[str, Any] = {"file": str(args.file), "n": len(x), **names, **_options(args)}
+    result: dict[str, Any] = {**_source(args, table, len(x)), **names, **_options(args)}
     if args.given:
         result["given"] = table.find(args.given)
         z = table.numbers(result["given"])
@@ -108,8 +123,9 @@ def _lags(args: argparse.Namespace, table: Table) -> None:
     lags = list(range(args.lag + 1))
     values = [float(np.asarray(mutual_information(x[: len(x) - lag], y[lag:], **_options(args)))) for lag in lags]
     best = int(np.argmax(values))
+    source = _source(args, table, len(x))
     if args.json:
-        print(json.dumps({"file": str(args.file), "n": len(x), **names, **_options(args), "lags": lags, "mi": values}))
+        print(json.dumps({**source, **names, **_options(args), "lags": lags, "mi": values}))
     else:
         for lag, value in zip(lags, values, strict=True):
             print(f"{lag:6d}  {value: .6f}{'  <- largest' if lag == best else ''}")
@@ -127,9 +143,14 @@ def _matrix(args: argparse.Namespace, table: Table) -> None:
     if not rows:
         raise ValueError(f"{args.file} has no numeric columns")
     other = table.numbers(columns) if args.y else None
-    matrix = np.asarray(mutual_information_matrix(table.numbers(rows), other, **_options(args)))
+    values = table.numbers(rows)
+    matrix = np.asarray(mutual_information_matrix(values, other, **_options(args)))
+    source = _source(args, table, len(values))
+    if not args.x and len(rows) < len(table.names):
+        left_out = [name for name in table.names if name not in rows]
+        print(f"echo-ext mi: left out as not numeric: {', '.join(left_out)}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"file": str(args.file), "x": rows, "y": columns, **_options(args), "mi": matrix.tolist()}))
+        print(json.dumps({**source, "x": rows, "y": columns, **_options(args), "mi": matrix.tolist()}))
     else:
         width = max(9, *(len(name) + 1 for name in rows + columns))
         print(" " * width + "".join(f"{name:>{width}}" for name in columns))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
+import dataclasses
+import io
+import itertools
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from echo_ext.data._files import Archive, Refused, check_header, parsing
 
 Column: TypeAlias = npt.NDArray[np.float64]
 
@@ -16,11 +25,31 @@ SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
 class Table:
     """The columns of a file by name; what is not numeric is refused when it is asked for."""
 
-    def __init__(self, path: Path, columns: dict[str, Any], first_line: int = 0) -> None:
-        """first_line: The number, in the file, of the first row; rows are named by it in messages."""
+    def __init__(
+        self,
+        path: Path,
+        columns: Iterable[tuple[str, Any]],
+        header_line: int | None = None,
+        line_of: Callable[[int], int] = int,
+    ) -> None:
+        """Keep the columns of a file.
+
+        Args:
+            path: the file.
+            columns: each column's name and values; no name may occur twice.
+            header_line: the line that holds the names, counted from 1. None where there is none.
+            line_of: the number in the file of a row counted from 0; messages name rows by it.
+        """
         self.path = path
-        self.first_line = first_line
-        self._columns = columns
+        self.header_line = header_line
+        self._line_of = line_of
+        self._columns: dict[str, Any] = {}
+        for name, values in columns:
+            if name in self._columns:
+                raise Refused(f"{path} must name every column differently, but has two columns {name!r}")
+            self._columns[name] = values
+        if not self._columns:
+            raise Refused(f"{path} has no columns")
 
     @property
     def names(self) -> list[str]:
@@ -58,24 +87,46 @@ class Table:
 
     def _numbers(self, name: str) -> Column:
         values = np.asarray(self._columns[name])
+        if values.ndim != 1:
+            raise ValueError(f"{self.path}: column {name!r} must have one value per row, but has shape {values.shape}")
         if values.dtype.kind not in "biuf":
             for row, value in enumerate(values):
                 if not _is_number(value):
                     raise ValueError(
-                        f"{self.path}: column {name!r} is not numeric: row {row + self.first_line} holds {value!r}"
+                        f"{self.path}: column {name!r} is not numeric: row {self._line_of(row)} holds "
+                        f"{str(value)[:80]!r}"
                     )
-        numbers = values.astype(np.float64)
+        with np.errstate(over="ignore"):
+            numbers = values.astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
             raise ValueError(
                 f"{self.path}: column {name!r} has {len(bad)} values that are missing or infinite, the first in row "
-                f"{bad[0] + self.first_line}"
+                f"{self._line_of(int(bad[0]))}"
             )
+        self._check_integers(name, values, numbers)
         return numbers
 
+    def _check_integers(self, name: str, values: npt.NDArray[Any], numbers: Column) -> None:
+        """Refuse integers that float64 does not have: different ones would become equal."""
+        if values.dtype.kind in "bf":
+            return
+        for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
+            text = str(values[row]).strip()
+            if _is_integer(text) and int(text) != int(numbers[row]):
+                raise ValueError(
+                    f"{self.path}: column {name!r} must hold integers that float64 has, but row {self._line_of(row)} "
+                    f"holds {text[:80]}: subtract a constant first"
+                )
 
-def read_table(path: Path) -> Table:
-    """Read a file by what its name ends in; ValueError, in one line, says what is wrong with it."""
+
+def read_table(path: Path, header: bool | None = None) -> Table:
+    """Read a file by what its name ends in; ValueError, in one line, says what is wrong with it.
+
+    Args:
+        path: the file.
+        header: whether a CSV file's first line holds the names of its columns. None to tell by its cells.
+    """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
@@ -83,90 +134,247 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path} is not a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    table = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".parquet": _read_parquet}[suffix](path)
-    if not table.names:
-        raise ValueError(f"{path} has no columns")
-    return table
+    if suffix == ".csv":
+        return _read_csv(path, header)
+    if header is not None:
+        raise ValueError(f"--header and --no-header are for CSV files, but {path} is none")
+    with parsing(f"{path} cannot be read as {suffix[1:].upper() if suffix != '.parquet' else 'Parquet'}"):
+        return {".npy": _read_npy, ".npz": _read_npz, ".parquet": _read_parquet}[suffix](path)
 
 
 def _is_number(value: object) -> bool:
+    text = str(value)
+    if "_" in text or not text.isascii():  # float("1_000") is 1000
+        return False
     try:
-        float(str(value))
+        float(text)
     except ValueError:
         return False
     return True
 
 
-def _pandas() -> Any:
+def _is_integer(text: str) -> bool:
+    return text.isascii() and text.removeprefix("-").removeprefix("+").isdigit()
+
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+_SEPARATORS = ("\t", ";", ",", "|", " ")  # " " stands for any run of blanks
+_SAMPLE = 100  # lines that are looked at for the separator and the header
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How a CSV file is written.
+
+    Attributes:
+        encoding: of its text.
+        separator: between its cells, one of ``_SEPARATORS``.
+        names: of its columns.
+        header_line: the line that holds the names, counted from 1. None where there is none.
+        begin: the number of lines before the first row of values.
+    """
+
+    encoding: str
+    separator: str
+    names: list[str]
+    header_line: int | None
+    begin: int
+
+
+def _read_csv(path: Path, header: bool | None) -> Table:
     try:
         import pandas
     except ImportError:
-        raise ValueError("reading CSV and Parquet needs pandas: pip install 'echo-ext[mi]'") from None
-    return pandas
+        raise ValueError("reading CSV needs pandas: pip install 'echo-ext[mi]'") from None
+    with parsing(f"{path} cannot be read as CSV"):
+        layout = _layout(path, header)
+        with path.open(encoding=layout.encoding, newline="") as lines:
+            for _ in range(layout.begin):
+                lines.readline()
+            try:
+                frame = pandas.read_csv(
+                    lines,
+                    sep=r"\s+" if layout.separator == " " else layout.separator,
+                    skipinitialspace=True,
+                    header=None,
+                    names=range(len(layout.names)),
+                    # A blank line in a single column is a missing value.
+                    skip_blank_lines=len(layout.names) > 1,
+                    low_memory=False,
+                )
+            except pandas.errors.ParserError:
+                _check_widths(path, layout)
+                raise
+        # pandas fills up rows that are too short.
+        if frame.iloc[:, -1].isna().any():
+            _check_widths(path, layout)
+    return Table(
+        path,
+        [(name, frame[column].to_numpy()) for column, name in enumerate(layout.names)],
+        layout.header_line,
+        lambda row: next(line for at, (line, _) in enumerate(_rows(path, layout)) if at == row),
+    )
 
 
-def _read_csv(path: Path) -> Table:
-    pandas = _pandas()
-    try:
-        with path.open(encoding="utf-8") as lines:
-            first = lines.readline()
-        names = all(not _is_number(cell.strip()) for cell in first.split(","))
-        frame = pandas.read_csv(path, header=0 if names else None, low_memory=False)
-    except (UnicodeDecodeError, ValueError) as problem:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path} cannot be read as CSV: {_one_line(problem)}") from None
-    if len(frame) == 0:
-        raise ValueError(f"{path} has no rows")
-    return Table(path, {str(name): frame[name].to_numpy() for name in frame}, 2 if names else 1)
+def _layout(path: Path, header: bool | None) -> _Layout:
+    """Find out how a file is written by its first lines; those that are blank or begin with # are passed over."""
+    encoding = _encoding(path)
+    with path.open(encoding=encoding, newline="") as file:
+        begins = ((passed, line) for passed, line in enumerate(file) if not _is_passed_over(line))
+        passed, first_line = next(begins, (0, ""))
+        sample = [first_line, *itertools.islice(file, _SAMPLE - 1)]
+    separator = _separator(sample)
+    records = list(_records(sample, separator))
+    if not records:
+        raise Refused(f"{path} has no rows")
+    end, first = records[0]
+    line = passed + end
+    if header is None:
+        header = _is_header(path, line, [cells for _, cells in records])
+    begin = line if header else passed
+    rows = records[1:] if header else records
+    if not rows:
+        raise Refused(f"{path} has no rows")
+    end, row = rows[0]
+    if len(row) != len(first):
+        raise Refused(
+            f"{path}: every column must have a name, but line {line} has {len(first)} names and line {passed + end} "
+            f"{len(row)} values"
+        )
+    names = [cell.strip() or f"Unnamed: {column}" for column, cell in enumerate(first)]
+    return _Layout(
+        encoding,
+        separator,
+        names if header else list(map(str, range(len(first)))),
+        line if header else None,
+        begin,
+    )
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        begin = file.read(4)
+    # UTF-32's mark begins with that of UTF-16.
+    if begin in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "utf-32"
+    return "utf-16" if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _is_passed_over(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _separator(sample: list[str]) -> str:
+    """The first separator that splits all lines into equally many cells, else the first that splits most of them.
+
+    Those that also occur within numbers and texts come last.
+    """
+    widths = {separator: [len(cells) for _, cells in _records(sample, separator)] for separator in _SEPARATORS}
+    if len(sample) == _SAMPLE:
+        # The last record may be cut off.
+        widths = {separator: found[:-1] or found for separator, found in widths.items()}
+    for separator, found in widths.items():
+        if len(set(found)) == 1 and found[0] > 1:
+            return separator
+    for separator, found in widths.items():
+        if 2 * sum(width > 1 for width in found) > len(found):
+            return separator
+    return ","
+
+
+def _records(lines: Iterable[str], separator: str, *, blank: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """The last line and the cells of each record; blank lines are records if ``blank`` says so."""
+    if separator == " ":
+        lines = (" ".join(line.split()) + "\n" for line in lines)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for cells in reader:
+        if blank or len(cells) > 1 or "".join(cells).strip():
+            yield reader.line_num, cells
+
+
+def _rows(path: Path, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
+    """The last line, counted from 1 in the file, and the cells of each row of values."""
+    with path.open(encoding=layout.encoding, newline="") as lines:
+        values = itertools.islice(lines, layout.begin, None)
+        for line, cells in _records(values, layout.separator, blank=len(layout.names) == 1):
+            yield layout.begin + line, cells
+
+
+def _check_widths(path: Path, layout: _Layout) -> None:
+    for line, cells in _rows(path, layout):
+        if len(cells) != len(layout.names) and (cells or len(layout.names) > 1):
+            raise Refused(f"{path}: every row must have {len(layout.names)} values, but line {line} has {len(cells)}")
+
+
+def _is_header(path: Path, line: int, records: list[list[str]]) -> bool:
+    """Whether the first record holds names rather than values; one that could be either is refused."""
+    import pandas
+
+    first = [cell.strip() for cell in records[0]]
+    text = io.StringIO()
+    csv.writer(text).writerow(first)
+    text.seek(0)
+    # What is a value, missing or not, is pandas' to say.
+    kinds = pandas.read_csv(text, header=None, skip_blank_lines=False).dtypes
+    names = [
+        cell
+        for cell, kind in zip(first, kinds, strict=True)
+        if not pandas.api.types.is_numeric_dtype(kind) and not _is_number(cell)
+    ]
+    if names and len(names) == sum(map(bool, first)):
+        return True
+    if names or _counts_columns(first, records[1:]):
+        shown = ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
+        raise Refused(f"{path}: line {line} ({shown[:80]}) could be names or values: say --header or --no-header")
+    return False
+
+
+def _counts_columns(first: list[str], rows: list[list[str]]) -> bool:
+    """Whether a record is 0, 1, ..., as pandas numbers columns without names, maybe after an index without a name."""
+    numbers = first if first[0] else first[1:]
+    if not numbers or numbers != list(map(str, range(len(numbers)))):
+        return False
+    # Two integers are nothing rare in rows of integers.
+    return len(first) > 2 or not first[0] or any(not _is_integer(cell.strip()) for cells in rows for cell in cells)
+
+
+# ---- Parquet and NumPy's files ---------------------------------------------------------------------------------------
 
 
 def _read_parquet(path: Path) -> Table:
-    pandas = _pandas()
     try:
-        frame = pandas.read_parquet(path)
+        import pandas  # noqa: F401
+        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
     except ImportError:
-        raise ValueError("reading Parquet needs pyarrow: pip install 'echo-ext[mi]'") from None
-    except Exception as problem:
-        raise ValueError(f"{path} cannot be read as Parquet: {_one_line(problem)}") from None
-    return Table(path, {str(name): frame[name].to_numpy() for name in frame})
+        raise Refused("reading Parquet needs pandas and pyarrow: pip install 'echo-ext[mi]'") from None
+    with ParquetFile(path, page_checksum_verification=True) as file:
+        frame = file.read().to_pandas()
+    return Table(path, [(str(name), column.to_numpy()) for name, column in frame.items()])
 
 
 def _read_npy(path: Path) -> Table:
-    array = _load(path)
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} cannot be read as NPY: it is an archive of several arrays")
+    with path.open("rb") as file:
+        check_header(file, path.stat().st_size, "it")
+        file.seek(0)
+        array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype.names:
-        return Table(path, {name: array[name] for name in array.dtype.names})
-    return Table(path, {str(c): column for c, column in enumerate(_columns(path, "the array", array))})
+        return Table(path, [(name, array[name]) for name in array.dtype.names])
+    return Table(path, [(str(c), column) for c, column in enumerate(_columns(path, "the array", array))])
 
 
 def _read_npz(path: Path) -> Table:
-    archive = _load(path)
-    if isinstance(archive, np.ndarray):
-        raise ValueError(f"{path} cannot be read as NPZ: it is a single array")
-    columns: dict[str, Any] = {}
-    with archive:
-        for name in archive.files:
-            try:
-                array = archive[name]
-            except ValueError as problem:
-                raise ValueError(f"{path}: array {name!r} cannot be read: {_one_line(problem)}") from None
+    columns: list[tuple[str, Any]] = []
+    with zipfile.ZipFile(path) as file:
+        archive = Archive(path, file)
+        for name in archive.names:
+            array = archive.read(name)
             split = _columns(path, f"array {name!r}", array)
-            columns |= {name if array.ndim == 1 else f"{name}:{c}": column for c, column in enumerate(split)}
+            columns += [(name if array.ndim == 1 else f"{name}:{c}", column) for c, column in enumerate(split)]
     return Table(path, columns)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except Exception as problem:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:].upper()}: {_one_line(problem)}") from None
 
 
 def _columns(path: Path, what: str, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     if array.ndim not in (1, 2):
-        raise ValueError(f"{path}: {what} must have rows and columns, but has shape {array.shape}")
+        raise Refused(f"{path}: {what} must have rows and columns, but has shape {array.shape}")
     return [array] if array.ndim == 1 else list(array.T)
-
-
-def _one_line(problem: Exception) -> str:
-    return str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__

@@ -40,7 +40,8 @@ def load(
     Files are looked for in ``root``, or its subfolder of the data set's name, then in the cache (ECHO_EXT_CACHE, else
     ``echo-ext`` in the user's cache folder), into which they are downloaded where they are missing, unless
     ECHO_EXT_OFFLINE is set. A download is compared with the publisher's checksum; whatever is read, with the checksums
-    in the file's own format, its announced shape, and where its content is as long as the published one, with that.
+    in the file's own format, its announced shape, and where its content is as long as the published one, with that. A
+    file may have fewer rows than the published one, but not more; chardata.mat must be the published file.
 
     Args:
         name: one of :func:`names`.
@@ -60,6 +61,9 @@ def load(
     if binarisation not in BINARISATIONS:
         raise ValueError(f"binarisation must be one of {', '.join(BINARISATIONS)}, not {binarisation!r}")
     parts = entry.load(entry.shelf(root))
+    for part, dataset in parts.items():
+        if not len(dataset):
+            raise ValueError(f"the {part} part of {name} must have rows, but its files are too small for any")
     held_out = "none" if binarisation == "none" else "static"
     # Neighbouring seeds for the parts, so that no two draw the same numbers.
     return {

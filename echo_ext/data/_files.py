@@ -8,34 +8,38 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import math
 import os
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "Archive",
     "Published",
+    "Refused",
     "Shelf",
     "StrPath",
     "cache_folder",
-    "check_array",
     "check_content",
-    "read",
+    "check_header",
+    "check_published",
+    "one_line",
+    "parsing",
+    "read_header",
     "read_npz",
+    "unpacked",
     "writing",
 ]
 
 StrPath = str | os.PathLike[str]
-
-# What reading a damaged zip or gzip file may raise.
-BROKEN = (EOFError, OSError, ValueError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError)
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +160,54 @@ def _download(published: Published, folder: Path) -> Path:
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> bytes:
-    """The content of a file, unpacked where its name ends in ``.gz``; gzip's own checksum is compared."""
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
+@contextlib.contextmanager
+def parsing(complaint: str) -> Iterator[None]:
+    """Turn whatever a parser raises about a damaged file into a ValueError that begins with ``complaint``."""
     try:
-        return gzip.decompress(content)
-    except BROKEN as broken:
-        raise ValueError(f"{path} is not a whole gzip file: {broken}") from broken
+        yield
+    except Refused:
+        raise
+    except Exception as problem:
+        # Parsers of untrusted bytes raise nearly everything: struct.error, RecursionError, MemoryError, ...
+        raise ValueError(f"{complaint}: {one_line(problem)}") from problem
+
+
+class Refused(ValueError):
+    """A message that is ready to be shown."""
+
+
+def one_line(problem: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = str(problem).strip().splitlines()
+    return lines[0] if lines else type(problem).__name__
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read from, unpacked as it is read where its name ends in ``.gz``.
+
+    The caller decides how many bytes to ask for. At the end of the file, gzip's own checksum is compared.
+    """
+    if path.suffix != ".gz":
+        with path.open("rb") as file:
+            yield file
+        return
+    with parsing(f"{path} is not a whole gzip file"), gzip.open(path) as file:
+        yield cast("IO[bytes]", file)
+
+
+def check_published(path: Path, published: Published, remedy: str) -> None:
+    """Refuse a file that is not the published one, byte for byte, before any parser sees it."""
+    algorithm, checksum = published.checksum.split(":")
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != checksum:
+        raise ValueError(
+            f"{path} must be the published {published.name} ({published.checksum}), but is {algorithm}:"
+            f"{digest.hexdigest()}; {remedy}"
+        )
 
 
 def check_content(path: Path, what: str, content: bytes | memoryview, known: Mapping[int, str]) -> None:
@@ -178,50 +221,92 @@ def check_content(path: Path, what: str, content: bytes | memoryview, known: Map
 
 
 @contextlib.contextmanager
-def read_npz(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    """The arrays of an npz file, whose own checksums are compared as they are read."""
-    try:
-        # Opened here, since NumPy leaves the file open where it cannot read it.
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ValueError("it holds a single array")
-            with arrays:
-                yield _Arrays(path, arrays)
-    except _Damaged:
-        raise
-    except BROKEN as broken:
-        raise ValueError(f"{path} is not a whole npz file: {broken}") from broken
+def read_npz(path: Path) -> Iterator[Archive]:
+    """The arrays of an npz file, which is not trusted: see :class:`Archive`."""
+    with parsing(f"{path} is not a whole npz file"), zipfile.ZipFile(path) as file:
+        yield Archive(path, file)
 
 
-class _Damaged(ValueError):
-    """A message that is ready to be shown."""
+class Archive:
+    """The arrays of an npz file.
 
+    Before an array is read, its header is compared with what is wanted and with the size that the zip directory states,
+    and that size with what the packed bytes can unpack to, so that a hostile file cannot ask for more memory. While it
+    is read, its checksum is compared.
+    """
 
-class _Arrays(Mapping[str, npt.NDArray[Any]]):
-    def __init__(self, path: Path, arrays: Any) -> None:
+    def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
         self.path = path
-        self.arrays = arrays
+        self._file = file
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in file.infolist():
+            name = member.filename.removesuffix(".npy")
+            if name in self._members:
+                raise Refused(f"{path} has two arrays named {name!r}")
+            self._members[name] = member
 
-    def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        if name not in self.arrays.files:
-            raise _Damaged(f"{self.path} has no array {name!r}; it has {', '.join(self.arrays.files)}")
-        array: npt.NDArray[Any] = self.arrays[name]
+    @property
+    def names(self) -> list[str]:
+        """The names of the arrays."""
+        return list(self._members)
+
+    def read(self, name: str, kind: str | None = None, *shape: int | None, most: int | None = None) -> npt.NDArray[Any]:
+        """Read an array.
+
+        Args:
+            name: which.
+            kind: the kinds of dtype that it may have (as in ``dtype.kind``). None for any dtype and shape.
+            shape: the shape that it must have, None for any size.
+            most: the most rows that it may have.
+        """
+        if name not in self._members:
+            raise Refused(f"{self.path} has no array {name!r}; it has {', '.join(self._members)}")
+        member = self._members[name]
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name!r} is packed by method {member.compress_type}, not as NumPy packs arrays")
+        with self._file.open(member) as file:
+            have, dtype = check_header(file, member.file_size, repr(name))
+        # Deflate packs at most 1032 bytes into one.
+        if member.file_size > 1032 * min(member.compress_size, self.path.stat().st_size):
+            raise ValueError(f"{name!r} cannot unpack to the {member.file_size} bytes that the file announces")
+        if kind is not None:
+            self._check(name, dtype, have, kind, shape, most)
+        with self._file.open(member) as file:
+            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         return array
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays.files)
+    def _check(
+        self, name: str, dtype: np.dtype[Any], have: Shape, kind: str, shape: tuple[int | None, ...], most: int | None
+    ) -> None:
+        fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
+        if dtype.kind not in kind or not fits:
+            wanted = " x ".join("rows" if size is None else str(size) for size in shape)
+            raise Refused(f"{self.path}: {name!r} should be numbers of {wanted}, but is {dtype} of {have}")
+        if most is not None and have[0] > most:
+            raise Refused(f"{self.path}: {name!r} must have at most {most} rows, but has {have[0]}")
 
-    def __len__(self) -> int:
-        return len(self.arrays.files)
+
+def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
+    """The shape, the order (whether Fortran's) and the dtype that an array in NumPy's format begins with."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"its NPY version must be 1.0 or 2.0, but is {'.'.join(map(str, version))}")
+    shape, fortran, dtype = readers[version](file)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"its shape must not be negative, but is {shape}")
+    return shape, fortran, dtype
 
 
-def check_array(path: Path, name: str, array: npt.NDArray[Any], kind: str, *shape: int | None) -> None:
-    """An array must be of these kinds of dtype (as in ``dtype.kind``) and of this shape, None for any size."""
-    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape, strict=True))
-    if array.dtype.kind not in kind or not fits:
-        wanted = " x ".join("rows" if size is None else str(size) for size in shape)
-        raise _Damaged(f"{path}: {name!r} should be numbers of {wanted}, but is {array.dtype} of {array.shape}")
+def check_header(file: IO[bytes], size: int, what: str) -> tuple[Shape, np.dtype[Any]]:
+    """The shape and dtype of an array in NumPy's format whose header fits a file of ``size`` bytes."""
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"{what} holds Python objects, which are not read")
+    announced = file.tell() + math.prod(shape) * dtype.itemsize
+    if announced != size:
+        raise ValueError(f"{what} must take {announced} bytes by its header, {dtype} of {shape}, but takes {size}")
+    return shape, dtype
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------

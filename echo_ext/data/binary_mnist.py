@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext.data._files import Published, Shelf, check_array, check_content, read_npz
+from echo_ext.data._files import Published, Shelf, check_content, read_npz
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILES", "PACKED", "load_binary_mnist"]
@@ -51,18 +51,19 @@ def load_binary_mnist(shelf: Shelf) -> dict[str, ImageDataset]:
 
 def _read_packed(path: Path, part: str) -> Bits:
     with read_npz(path) as arrays:
-        bits = arrays[part]
-        check_array(path, part, bits, "u", None, 98)
+        bits = arrays.read(part, "u", None, 98, most=max(_CONTENT[part]) // 98)
         return np.ascontiguousarray(bits.astype(np.uint8, copy=False))
 
 
 def _read_text(path: Path) -> Bits:
     """One row a line: 784 times 0 or 1 with spaces between."""
-    lines = path.read_bytes()
-    digits = np.frombuffer(lines.translate(None, b" \t\r\n"), dtype=np.uint8) - ord("0")
+    lines = path.read_bytes().translate(None, b" \t\r").strip(b"\n")
+    characters = np.frombuffer(lines + b"\n", dtype=np.uint8)
+    ends = characters == ord("\n")
+    digits = characters[~ends] - ord("0")
     if digits.max(initial=0) > 1:
         raise ValueError(f"{path} is not a file of zeros and ones: it has other characters")
-    if len(digits) % 784 or not len(digits) or len(lines.splitlines()) != len(digits) // 784:
+    if len(characters) % 785 or not ends[784::785].all() or len(digits) != 784 * (len(characters) // 785):
         raise ValueError(f"{path} is damaged: its {len(digits)} numbers are not whole lines of 784")
     return np.packbits(digits.reshape(-1, 784), axis=1)
 
@@ -71,6 +72,5 @@ def _labels(path: Path, part: str, rows: int) -> Tensor:
     if not path.is_file():
         return torch.full((rows,), -1)
     with read_npz(path) as arrays:
-        labels = arrays[f"{part}_label"]
-        check_array(path, f"{part}_label", labels, "iu", rows)
+        labels = arrays.read(f"{part}_label", "iu", rows)
         return torch.from_numpy(labels.astype(np.int64))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from echo_ext.data import sprites
-from echo_ext.data._files import BROKEN, Shelf, check_array, read_npz, writing
+from echo_ext.data._files import Shelf, parsing, read_header, read_npz, writing
 from echo_ext.data.datasets import LabelledDataset, Rows
 
 __all__ = [
@@ -190,25 +190,29 @@ def _progress(steps: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
 
 def _read_packed(path: Path) -> Bits:
     with read_npz(path) as arrays:
-        bits = arrays["images_packed"]
-        check_array(path, "images_packed", bits, "u", *FACTOR_SIZES, _BYTES)
+        bits = arrays.read("images_packed", "u", *FACTOR_SIZES, _BYTES)
         return bits.astype(np.uint8, copy=False).reshape(_ROWS, _BYTES)
 
 
 def _read_original(path: Path) -> Bits:
     """Pack the original's 3 GB of bytes as they stream by; its rows are in the order of the grid."""
-    bits = np.empty((_ROWS, _BYTES), dtype=np.uint8)
     side = sprites.SIDE
     chunk = 4096
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as images:
-            np.lib.format.read_magic(images)
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(images)
-            if (shape, fortran, dtype) != ((_ROWS, side, side), False, np.dtype(np.uint8)):
-                raise ValueError(f"its images are {dtype} of {shape}, not uint8 of {(_ROWS, side, side)}")
-            for start in range(0, _ROWS, chunk):
-                pixels = np.frombuffer(images.read(chunk * side * side), dtype=np.uint8)
-                bits[start : start + chunk] = np.packbits(pixels.reshape(-1, side * side), axis=1)
-    except BROKEN as broken:
-        raise ValueError(f"{path} is not a whole dSprites file: {broken}") from broken
+    with (
+        parsing(f"{path} is not a whole dSprites file"),
+        zipfile.ZipFile(path) as archive,
+        archive.open("imgs.npy") as images,
+    ):
+        header = read_header(images)
+        if header != ((_ROWS, side, side), False, np.dtype(np.uint8)):
+            raise ValueError(f"its images are {header[2]} of {header[0]}, not uint8 of {(_ROWS, side, side)}")
+        bits = np.empty((_ROWS, _BYTES), dtype=np.uint8)
+        for start in range(0, _ROWS, chunk):
+            pixels = np.frombuffer(images.read(chunk * side * side), dtype=np.uint8)
+            # NumPy would repeat a single image over all rows of the chunk.
+            if len(pixels) != chunk * side * side:
+                raise ValueError(f"its images end within rows {start} to {start + chunk}")
+            bits[start : start + chunk] = np.packbits(pixels.reshape(chunk, side * side), axis=1)
+        if images.read(1):
+            raise ValueError(f"more bytes than {_ROWS} images follow its header")
     return bits

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echo_ext.data._files import Published, Shelf, check_content, read
+from echo_ext.data._files import Published, Refused, Shelf, check_content, unpacked
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILES", "load_idx"]
@@ -78,20 +78,34 @@ def load_idx(shelf: Shelf) -> dict[str, ImageDataset]:
 
 
 def _read_idx(path: Path, dimensions: int, name: str, known: Mapping[int, str]) -> Tensor:
-    """The uint8 tensor of one file."""
-    content = read(path)
+    """The uint8 tensor of one file; no more is unpacked than its header announces."""
     # Magic number 0, 0, type (8: bytes), number of dimensions; then each dimension, big-endian.
     magic = bytes((0, 0, 8, dimensions))
-    if content[:4] != magic:
-        raise ValueError(f"{path} is not an idx file: it should begin with {magic.hex()}, but has {content[:4].hex()}")
-    header = 4 + 4 * dimensions
-    if len(content) < header:
-        raise ValueError(f"{path} is truncated: its header has {header} bytes, but the file only {len(content)}")
-    shape = [int(size) for size in np.frombuffer(content, dtype=">u4", count=dimensions, offset=4)]
-    if len(content) - header != math.prod(shape):
+    size = 4 + 4 * dimensions
+    with unpacked(path) as file:
+        header = file.read(size)
+        if header[:4] != magic:
+            raise Refused(f"{path} is not an idx file: it should begin with {magic.hex()}, but has {header[:4].hex()}")
+        if len(header) < size:
+            raise Refused(f"{path} is truncated: its header has {size} bytes, but the file only {len(header)}")
+        shape = [int(length) for length in np.frombuffer(header, dtype=">u4", offset=4)]
+        _check_shape(path, shape, name, max(known) - size)
+        # One byte more shows whether the file ends here.
+        content = file.read(math.prod(shape) + 1)
+    if len(content) != math.prod(shape):
         raise ValueError(
             f"{path} is damaged: its header announces {' x '.join(map(str, shape))} = {math.prod(shape)} bytes, "
-            f"but {len(content) - header} follow"
+            f"but {len(content)} follow"
         )
-    check_content(path, f"the file of {name}", content, known)
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy())
+    check_content(path, f"the file of {name}", header + content, known)
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+
+
+def _check_shape(path: Path, shape: list[int], name: str, published_size: int) -> None:
+    """Images of 28 x 28 or labels, at least one and no more than were published."""
+    image = [28, 28] if len(shape) == 3 else []
+    most = published_size // math.prod(image)
+    if shape[1:] != image or not 1 <= shape[0] <= most:
+        wanted = " x ".join(["rows", *map(str, image)])
+        announced = " x ".join(map(str, shape))
+        raise Refused(f"{path} must hold {wanted} bytes of {name} with 1 to {most} rows, but announces {announced}")

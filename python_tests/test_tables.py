@@ -1,0 +1,303 @@
+"""Tables of `echo-ext mi`: every ordinary form of a file is read right, or refused in one line."""
+
+import codecs
+import csv
+import io
+import json
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from knn_cases import fresh
+
+from echo_ext.cli import main
+from echo_ext.cli.tables import read_table
+
+pandas = pytest.importorskip("pandas")
+
+ROWS = [[1.5, 2.5], [-3.0, 4.0], [5.0, 6e-3]]
+
+
+def quoted(rows):
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
+    return text.getvalue().encode()
+
+
+def plain(rows, separator=",", end="\n"):
+    return "".join(separator.join(map(str, row)) + end for row in rows).encode()
+
+
+def read(tmp_path, content, header=None, name="a.csv"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return read_table(path, header)
+
+
+@pytest.mark.parametrize(
+    ("content", "header_line"),
+    [
+        (quoted(ROWS), None),
+        (quoted([["x", "y"], *ROWS]), 1),
+        (b"\n \r\n" + plain(ROWS), None),
+        (b"\n" + plain([["x", "y"], *ROWS]), 2),
+        (codecs.BOM_UTF8 + plain(ROWS), None),
+        (codecs.BOM_UTF8 + quoted([["x", "y"], *ROWS]), 1),
+        (plain(ROWS).decode().encode("utf-16"), None),
+        (plain([["x", "y"], *ROWS]).decode().encode("utf-16"), 1),
+        (plain([["x", "y"], *ROWS]).decode().encode("utf-32"), 1),
+        (codecs.BOM_UTF16_BE + plain([["x", "y"], *ROWS]).decode().encode("utf-16-be"), 1),
+        (b"# made by R\n" + plain(ROWS), None),
+        (b"# it's \"made\n\n# by R\n" + plain([["x", "y"], *ROWS]), 4),
+        (b"# x y\n" + plain(ROWS, " "), None),
+        (b"#\n" * 1000 + plain(ROWS), None),
+        *((plain([["x", "y"], *ROWS], separator), 1) for separator in (";", "\t", "|", " ", " \t  ", ", ")),
+        *((plain(ROWS, separator), None) for separator in (";", "\t", "|", " ", " \t  ", ", ")),
+        (b"  " + plain(ROWS, "  ", "  \n   "), None),
+        (plain([["x", "y"], *ROWS], end="\r"), 1),
+        (plain([["x", "y"], *ROWS], end="\n\n"), 1),
+        (plain([["x", "y"], *ROWS])[:-1], 1),
+        (plain([[" x", '"y"'], *ROWS]), 1),
+    ],
+)
+def test_ordinary_files_are_read_whole(tmp_path, content, header_line):
+    table = read(tmp_path, content)
+    assert table.header_line == header_line
+    assert table.names == (["0", "1"] if header_line is None else ["x", "y"])
+    assert table.numbers(table.names).tolist() == ROWS
+
+
+def test_one_column_keeps_its_first_row(tmp_path):
+    assert read(tmp_path, codecs.BOM_UTF8 + b"1\n2\n3\n").numbers(["0"]).tolist() == [[1], [2], [3]]
+
+
+def test_names_and_texts_may_hold_separators_and_newlines(tmp_path):
+    table = read(tmp_path, b'"a,b",notes,x\n1,"one;\n""two"", 3",4\n2,c;d,5\n')
+    assert table.names == ["a,b", "notes", "x"]
+    assert table.numbers(["a,b", "x"]).tolist() == [[1, 4], [2, 5]]
+    with pytest.raises(ValueError, match="'notes' is not numeric: row 3 holds"):
+        table.numbers(["notes"])
+
+
+def test_a_column_without_a_name_is_numbered(tmp_path):
+    table = read(tmp_path, b'"","x"\n"1",0.5\n"2",0.7\n')  # as R's write.csv has it
+    assert table.names == ["Unnamed: 0", "x"]
+    assert table.numbers(["x"]).tolist() == [[0.5], [0.7]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x,y\n1,2,3\n4,5,6\n", "line 1 has 2 names and line 2 3 values"),
+        (b'"x" "y"\n"1" 0.5 0.6\n"2" 0.7 0.8\n', "line 1 has 2 names and line 2 3 values"),
+        (b"x\n1,5\n2,5\n", "line 1 has 1 names and line 2 2 values"),
+        (b"x,y,z\n1,2\n4,5\n", "line 1 has 3 names and line 2 2 values"),
+        (b"\nx,y\n1,2\n\n3,4,5\n", "every row must have 2 values, but line 5 has 3"),
+        (b"x,y,z\n1,2,3\n4,5\n6,7,8\n", "every row must have 3 values, but line 3 has 2"),
+        (b"x y\n1 2\n3\n", "every row must have 2 values, but line 3 has 1"),
+        (b"x,y,x\n1,2,3\n", "must name every column differently, but has two columns 'x'"),
+        (b"alice,1,2\nbob,3,4\n", r"line 1 \(alice, 1, 2\) could be names or values: say --header or --no-header"),
+        (b"time,0,1\n1,2,3\n", "could be names or values"),
+        (b"NA,x\n1,2\n", "could be names or values"),
+        (b",0,1\n0,0.3,0.4\n", "could be names or values"),  # pandas' to_csv without names
+        (b"0,1\n0.3,0.4\n", "could be names or values"),
+        (b"0,1,2\n3,4,5\n", "could be names or values"),
+        (b"x,y\n", "has no rows"),
+        (b"# nothing\n\n", "has no rows"),
+        (b'x,y\n1,"2\n3,4\n', "cannot be read as CSV"),
+        (b"x,y\n1,\xe9\n", "cannot be read as CSV"),
+    ],
+)
+def test_files_that_could_be_misread_are_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"NA,NA\n1,2\n", "'0' has 1 values that are missing or infinite, the first in row 1"),
+        (b",\n1,2\n", "'0' has 1 values that are missing or infinite, the first in row 1"),
+        (b"x\n1\n\n3\n", "'0' has 1 values that are missing or infinite, the first in row 3"),
+        (b"x,y\n1_000,2\n", "'0' is not numeric: row 2 holds '1_000'"),
+        (b"x,y\n1\x00,2\n", "'0' is not numeric"),
+        (b"x;y\n1,5;2,5\n", "'0' is not numeric: row 2 holds '1,5'"),
+        (b"x,y\n\n1,2\n\noops,3\n", "'0' is not numeric: row 5 holds 'oops'"),
+        (b"x,y\n9007199254740993,1\n", "integers that float64 has, but row 2 holds 9007199254740993"),
+        (b"x,y\n1,1\n99999999999999999999999,1\n", "but row 3 holds 99999999999999999999999"),
+        (b"x,y\n-1,1\n18446744073709551615,1\n", "but row 3 holds 18446744073709551615"),
+    ],
+)
+def test_values_that_are_no_numbers_are_named(tmp_path, content, message):
+    table = read(tmp_path, content)
+    with pytest.raises(ValueError, match=message.replace("'0'", f"'{table.names[0]}'")) as caught:
+        table.numbers(table.find("0"))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_header_can_be_said(tmp_path):
+    assert read(tmp_path, b"0,1\n1,0\n", None).numbers(["0", "1"]).tolist() == [[0, 1], [1, 0]]
+    assert read(tmp_path, b",0,1\n0,0.3,0.4\n", True).numbers(["0", "1"]).tolist() == [[0.3, 0.4]]
+    assert read(tmp_path, b"0,1\n0.3,0.4\n", False).numbers(["0", "1"]).tolist() == [[0, 1], [0.3, 0.4]]
+    assert read(tmp_path, b"al,1\nbo,2\n", False).numbers(["1"]).tolist() == [[1], [2]]
+    np.save(tmp_path / "a.npy", np.eye(3))
+    with pytest.raises(ValueError, match="--header and --no-header are for CSV files"):
+        read_table(tmp_path / "a.npy", True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+def test_large_integers_are_never_rounded(tmp_path, dtype):
+    np.savez(tmp_path / "a.npz", good=np.array([2**60, 3], dtype), bad=np.array([2**53, 2**53 + 1], dtype))
+    table = read_table(tmp_path / "a.npz")
+    assert table.numbers(["good"]).tolist() == [[2**60], [3]]
+    with pytest.raises(ValueError, match="'bad' must hold integers that float64 has, but row 1 holds 9007199254740993"):
+        table.numbers(["bad"])
+
+
+# ---- NumPy's files and Parquet ---------------------------------------------------------------------------------------
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(members, method=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def header(shape, dtype="<f8", rest=b""):
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + rest
+
+
+def test_columns_of_two_arrays_must_not_have_one_name(tmp_path):
+    np.savez(tmp_path / "a.npz", **{"x": np.ones((4, 2)), "x:0": np.zeros(4)})
+    with pytest.raises(ValueError, match="must name every column differently, but has two columns 'x:0'"):
+        read_table(tmp_path / "a.npz")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has two arrays named 'x'"):
+        read(tmp_path, npz([("x.npy", npy(np.zeros(3))), ("x.npy", npy(np.ones(3)))]), name="a.npz")
+
+
+HUGE = (10**16,)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npz", npz([("x.npy", header(HUGE))])),
+        ("a.npz", npz([("x.npy", header((-1,)))])),
+        ("a.npz", npz([("x.npy", npy(np.zeros(3)) + b"more")])),
+        ("a.npz", npz([("x.npy", npy(np.zeros(3))[:-1])])),
+        ("a.npz", npz([("readme.txt", b"no array")])),
+        ("a.npz", npz([("x.npy", header((3,), "|O", bytes(24)))])),
+        ("a.npz", npz([("x.npy", npy(np.zeros(3)))], zipfile.ZIP_LZMA)),
+        ("a.npy", header(HUGE)),
+        ("a.npy", npy(np.zeros(3)) + b"more"),
+        ("a.npy", npy(np.zeros(3))[:-1]),
+        ("a.npy", header((3,), "|O", bytes(24))),
+        ("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000),
+    ],
+)
+def test_arrays_unlike_their_headers_are_refused(tmp_path, name, content):
+    with pytest.raises(ValueError, match=f"cannot be read as {name[2:].upper()}") as caught:
+        read(tmp_path, content, name=name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_nothing_unpacks_to_is_refused(tmp_path):
+    content = bytearray(npz([("x.npy", header((10**8,)))], zipfile.ZIP_DEFLATED))
+    directory = content.index(b"PK\x01\x02")
+    for at in (22, directory + 24):  # the unpacked size, in front of the member and in the directory
+        content[at : at + 4] = struct.pack("<I", 8 * 10**8 + 128)
+    with pytest.raises(ValueError, match="'x' cannot unpack to the 800000128 bytes that the file announces"):
+        read(tmp_path, bytes(content), name="a.npz")
+
+
+@pytest.mark.parametrize("how", ["stored", "deflated"])
+def test_a_wrong_checksum_is_one_line(tmp_path, capsys, how):
+    path = tmp_path / "a.npz"
+    x, y = fresh().standard_normal((2, 50))
+    (np.savez if how == "stored" else np.savez_compressed)(path, x=x, y=y)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02") + 16
+    content[at : at + 4] = struct.pack("<I", zlib.crc32(b"another"))
+    path.write_bytes(content)
+    assert main(["mi", str(path), "--x", "x", "--y", "y"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("echo-ext mi: error:")
+    assert error.count("\n") == 1
+
+
+def test_parquet_columns_must_have_different_names(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.table([pyarrow.array([1.0]), pyarrow.array([2.0])], names=["x", "x"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="has two columns 'x'"):
+        read_table(tmp_path / "a.parquet")
+
+
+def test_a_wrong_page_checksum_of_parquet_is_found(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    values = fresh().standard_normal(1000)
+    path = tmp_path / "a.parquet"
+    parquet.write_table(
+        pyarrow.table({"x": values}), path, write_page_checksum=True, use_dictionary=False, compression="none"
+    )
+    content = bytearray(path.read_bytes())
+    content[content.index(values[500].tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
+        read_table(path)
+
+
+# ---- What the command says -------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_read(tmp_path, capsys):
+    x, y = fresh().standard_normal((2, 40))
+    path = tmp_path / "a.csv"
+    rows = list(zip(x, y, ["a"] * 40, strict=True))
+    path.write_bytes(b"# a comment\n" + plain([["x", "y", "name"], *rows]))
+    words = ["mi", str(path), "--x", "x", "--y", "y"]
+    assert main(words) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("I(x; y) = ")
+    assert error == f"echo-ext mi: 40 rows from {path}, names from line 2\n"
+    for more in ([], ["--lag", "2"]):
+        assert main([*words, *more, "--json"]) == 0
+        out, error = capsys.readouterr()
+        assert (json.loads(out)["n"], json.loads(out)["header_line"], error) == (40, 2, "")
+    assert main(["mi", str(path), "--matrix", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert (json.loads(out)["n"], json.loads(out)["header_line"]) == (40, 2)
+    assert error == "echo-ext mi: left out as not numeric: name\n"
+
+
+def test_the_command_says_that_there_are_no_names(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_bytes(quoted(fresh().standard_normal((30, 2))))
+    assert main(["mi", str(path), "--x", "0", "--y", "1"]) == 0
+    out, error = capsys.readouterr()
+    assert "30 rows" in out
+    assert error == f"echo-ext mi: 30 rows from {path}, no line of names\n"
+    for word, header_line in (("--header", 1), ("--no-header", None)):
+        assert main(["mi", str(path), "--x", "0", "--y", "1", word, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["header_line"] == header_line
