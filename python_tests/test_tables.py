@@ -218,6 +218,13 @@ def test_arrays_unlike_their_headers_are_refused(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((0, 10**12), "<f8"), ((1, 10**12), "|S0"), ((10**15,), "|V0")])
+def test_arrays_without_values_are_refused(tmp_path, shape, dtype):
+    for name, content in (("a.npy", header(shape, dtype)), ("a.npz", npz([("x.npy", header(shape, dtype))]))):
+        with pytest.raises(ValueError, match="must hold values, but is"):
+            read(tmp_path, content, name=name)
+
+
 def test_a_size_that_nothing_unpacks_to_is_refused(tmp_path):
     content = bytearray(npz([("x.npy", header((10**8,)))], zipfile.ZIP_DEFLATED))
     directory = content.index(b"PK\x01\x02")

@@ -377,4 +377,7 @@ def _read_npz(path: Path) -> Table:
 def _columns(path: Path, what: str, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     if array.ndim not in (1, 2):
         raise Refused(f"{path}: {what} must have rows and columns, but has shape {array.shape}")
+    # An array without values may announce any number of columns.
+    if not array.size or not array.itemsize:
+        raise Refused(f"{path}: {what} must hold values, but is {array.dtype} of {array.shape}")
     return [array] if array.ndim == 1 else list(array.T)
