@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import dataclasses
 import io
@@ -138,7 +139,8 @@ def read_table(path: Path, header: bool | None = None) -> Table:
         return _read_csv(path, header)
     if header is not None:
         raise ValueError(f"--header and --no-header are for CSV files, but {path} is none")
-    with parsing(f"{path} cannot be read as {suffix[1:].upper() if suffix != '.parquet' else 'Parquet'}"):
+    kind = "Parquet" if suffix == ".parquet" else suffix[1:].upper()
+    with parsing(f"{path} cannot be read as {kind}"):
         return {".npy": _read_npy, ".npz": _read_npz, ".parquet": _read_parquet}[suffix](path)
 
 
@@ -213,7 +215,7 @@ def _read_csv(path: Path, header: bool | None) -> Table:
         path,
         [(name, frame[column].to_numpy()) for column, name in enumerate(layout.names)],
         layout.header_line,
-        lambda row: next(line for at, (line, _) in enumerate(_rows(path, layout)) if at == row),
+        lambda row: _line_of(path, layout, row),
     )
 
 
@@ -299,6 +301,12 @@ def _rows(path: Path, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
         values = itertools.islice(lines, layout.begin, None)
         for line, cells in _records(values, layout.separator, blank=len(layout.names) == 1):
             yield layout.begin + line, cells
+
+
+def _line_of(path: Path, layout: _Layout, row: int) -> int:
+    with contextlib.suppress(csv.Error, StopIteration):
+        return next(itertools.islice(_rows(path, layout), row, None))[0]
+    return layout.begin + row + 1
 
 
 def _check_widths(path: Path, layout: _Layout) -> None:
