@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn import functional
 
-from echo_ext import _checks, distributed
+from echo_ext import _checks
+from echo_ext.distributed._echo import send
+from echo_ext.distributed._ranks import CALL, Ranks
 from echo_ext.matrix import MAX_DIM, echo_sample_matrix
 from echo_ext.ops import echo_noise, echo_sample, max_scale
 
@@ -44,12 +47,15 @@ class _BankedChannel(nn.Module):
         """Whether a training batch has filled the bank."""
         return self.bank_f.numel() > 0
 
-    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
+    def _check_width(self, f: Tensor) -> None:
         if self.bank_f.shape[1:] != f.shape[1:]:
             raise ValueError(
                 f"f_raw must have rows of shape {tuple(self.bank_f.shape[1:])}, as in training, "
                 f"but they have {tuple(f.shape[1:])}"
             )
+
+    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_width(f)
         return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
 
     def _filled_up(self, f: Tensor, s: Tensor, missing: int) -> tuple[Tensor, Tensor]:
@@ -143,10 +149,21 @@ class EchoChannel(_BankedChannel):
 
     def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
         """Encode (B, *) pre-activations: ``z`` of their dtype and the exact rate; both (B, *)."""
+        if self.training and self._num_ranks() > 1:
+            return self._encode_across_ranks(f_raw, s_raw)
+        return self._encode(f_raw, s_raw, None)
+
+    @_disable_dynamo
+    def _encode_across_ranks(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        ranks = Ranks(None)
+        with ranks.guard(f_raw, s_raw):
+            return self._encode(f_raw, s_raw, ranks)
+
+    def _encode(self, f_raw: Tensor, s_raw: Tensor, ranks: Ranks | None) -> ChannelOutput:
         _checks.matching_pair("f_raw", f_raw, "s_raw", s_raw)
         f, log_s = self.signal(f_raw, s_raw)
         s = log_s.exp().to(f.dtype)
-        z = self._send_in_training(f, s) if self.training else self._send_in_eval(f, s)
+        z = self._send_in_training(f, s, ranks) if self.training else self._send_in_eval(f, s)
         return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
 
     def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,20 +182,24 @@ class EchoChannel(_BankedChannel):
         )
         return noise.exp() if self.multiplicative else noise
 
-    def _send_in_training(self, f: Tensor, s: Tensor) -> Tensor:
-        rows, ranks = f.shape[0], self._num_ranks()
+    def _send_in_training(self, f: Tensor, s: Tensor, ranks: Ranks | None) -> Tensor:
+        rows = f.shape[0]
+        if self.has_bank:
+            self._check_width(f)
         # Each rank brings its share of the terms, so that none has to know how many the others have.
-        missing = -(-(self.num_terms + 1) // ranks) - rows
+        missing = -(-(self.num_terms + 1) // (1 if ranks is None else ranks.size)) - rows
         z = self._noisy(*self._filled_up(f, s, missing), ranks)[:rows]
         self._remember(f.detach(), s.detach())
         return z
 
-    def _noisy(self, f: Tensor, s: Tensor, ranks: int) -> Tensor:
-        if ranks == 1:
+    def _noisy(self, f: Tensor, s: Tensor, ranks: Ranks | None) -> Tensor:
+        if ranks is None:
             return echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
+        settings = ("num_terms", "bound", "activation_scale", "multiplicative", "sync")
+        agreed = {CALL: "EchoChannel", **{f"the channel's {name}": getattr(self, name) for name in settings}}
         if self.sync == "gather":
-            return distributed.echo_sample(f, s, num_terms=self.num_terms, sampling=self.sampling)
-        return distributed.echo_sample(f, s)
+            return send(f, s, ranks, agreed, num_terms=self.num_terms, sampling=self.sampling)
+        return send(f, s, ranks, agreed)
 
     def _num_ranks(self) -> int:
         joined = self.sync and torch.distributed.is_available() and torch.distributed.is_initialized()

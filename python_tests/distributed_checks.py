@@ -4,6 +4,7 @@ import copy
 import functools
 import os
 import sys
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from torch import nn
 
 import echo_ext
 from echo_ext import distributed, reference
+from echo_ext.distributed._ranks import BLOCK_BYTES, HEADER_BYTES, Ranks
 
 EXACT = 1e-10  # float64, of the largest value
 
@@ -39,7 +41,7 @@ def uneven_sizes(world):
 
 def check_ring(group, world):
     for sizes in ([4] * world, uneven_sizes(world)):
-        for shape in ((3,), (), (2, 2), (200,)):  # the last is wider than an exchange's first block
+        for shape in ((3,), (), (2, 2), (500,)):  # the last is wider than an exchange's first block
             f, s, own = joined_rows(sizes, shape)
             weights = torch.randn_like(f)
             here = leaves(f[own], s[own])
@@ -130,8 +132,10 @@ def counted_bytes():
 
 
 def check_bytes(group, world):
-    """A block forward and d numbers backward, whatever the batch."""
-    for width, expected in ((32, [1024, 32 * 8]), (100, [1024, 2 * 100 * 8 - (1024 - 128), 100 * 8])):
+    """A block forward and a block backward, and what has no room there, whatever the batch."""
+    room = BLOCK_BYTES - HEADER_BYTES
+    narrow, wide = [BLOCK_BYTES, BLOCK_BYTES], [BLOCK_BYTES, 2 * 500 * 8 - room, BLOCK_BYTES, 500 * 8 - room]
+    for width, expected in ((32, narrow), (192, narrow), (500, wide)):
         for rows in (1, 10, 1000):
             f, s = leaves(torch.randn(rows + 1, width).double().tanh(), torch.rand(rows + 1, width).double())
             with counted_bytes() as sent:
@@ -139,33 +143,209 @@ def check_bytes(group, world):
             assert sent == ([] if world == 1 else expected), sent
 
 
-def check_disagreements(group, world):
-    """Every rank reports who differs, and the group can go on."""
+def named(ranks):
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def disagreements(group, world):
+    """Calls that differ on the last rank: (name, the error, its text, the call).
+
+    The text is that of every rank; or, for what the last rank finds out alone, the last rank's own, which the others
+    give as the reason.
+    """
     rank, last = dist.get_rank(), world - 1
     odd = rank == last
-    ones, send = torch.ones, functools.partial(distributed.echo_sample, group=group)
+    f, s = torch.linspace(-1, 1, 18).view(6, 3), torch.full((6, 3), 0.5)
+    x, y = torch.randn(9, 1), torch.randn(9, 1)
+    send = functools.partial(distributed.echo_sample, group=group)
+    estimate = functools.partial(distributed.mutual_information, group=group)
+
+    def differ(what, usual, unusual):
+        usual_ranks = list(range(last))
+        found = f"{usual} on {named(usual_ranks)} and {unusual} on rank {last}"
+        return f"{what} must be the same on all ranks, but is {found}"
+
+    def noise(**options):
+        return lambda: send(f, s, seed=1, **(options if odd else {}))
+
+    def drawn(**options):
+        return lambda: send(f, s, seed=1, **{"sampling": "permutation", "num_terms": 3, **(options if odd else {})})
+
+    def information(**options):
+        return lambda: estimate(x, y, **(options if odd else {}))
+
+    def without_gradient(sampling):
+        with torch.set_grad_enabled(not odd):
+            send(f.requires_grad_(), s, sampling=sampling)
+
+    def skip_a_backward_pass(sampling):
+        z = send(*leaves(f, s), sampling=sampling)
+        if not odd:
+            z.sum().backward()
+        send(*leaves(f, s), sampling="ring")
+
+    def other_order(sampling):
+        first, second = (send(*leaves(f, s), sampling=sampling).sum() for _ in range(2))
+        (second if odd else first).backward()
+
+    def twice(sampling):
+        z = send(*leaves(f, s), sampling=sampling).sum()
+        z.backward(retain_graph=not odd)
+        z.backward()
+
+    def number_of_the_next_call(ahead):
+        return Ranks._latest_number + ahead
+
+    def back(ahead):
+        return f"the backward pass of echo_sample (call {number_of_the_next_call(ahead)})"
+
+    call, gradient = "the function called", "whether a gradient is needed"
+    rows, columns = "the shape of f's rows", "the number of columns of"
+    long_k = list(range(1, 9)) * 40
+    second_time = "Trying to backward through the graph a second time"
     cases = [
-        (ValueError, rf"f must have rows of one shape on all ranks, but it is .*\(4,\) on rank {last}",
-         lambda: send(*2 * [0.5 * ones(3, 4 if odd else 3)])),
-        (ValueError, rf"f must have rows of one shape.*\(200,\) on rank {last}",
-         lambda: send(*2 * [0.5 * ones(3, 200 if odd else 3)])),
-        (TypeError, rf"f must have one dtype on all ranks, but it is torch.float32 on .*torch.float64 on rank {last}",
-         lambda: send(*2 * [0.5 * ones(3, 4, dtype=torch.float64 if odd else torch.float32)])),
-        (ValueError, rf"f must or must not need a gradient on all ranks, .*True on rank {last}",
-         lambda: send(*2 * [ones(3, 4, requires_grad=odd)])),
-        (ValueError, "f and s must have one shape" if odd else rf"f was refused on rank {last}",
-         lambda: send(ones(3, 4), ones(3, 5 if odd else 4))),
-        (ValueError, rf"f must have rows of one shape.*\(4,\) on rank {last}",
-         lambda: send(*2 * [0.5 * ones(3, 4 if odd else 3)], sampling="permutation")),
-        (ValueError, rf"y must have rows of one shape on all ranks.*\(2,\) on rank {last}",
-         lambda: distributed.mutual_information(torch.randn(9, 1), torch.randn(9, 2 if odd else 1), group=group)),
+        # The findings of the attack: first what gave a wrong number, then what hung or died.
+        ("k", ValueError, differ("k", 3, 5), information(k=5)),
+        ("method", ValueError, differ("method", "'ksg1'", "'ksg2'"), information(method="ksg2")),
+        ("window", ValueError, differ("exclude_within", 0, 1), information(exclude_within=1)),
+        ("k = 0", ValueError, "k must be at least 1, but is 0", information(k=0)),
+        ("k = 3.0", TypeError, "k must be an int or a sequence of ints, but is 3.0", information(k=3.0)),
+        ("k = 5000", ValueError, differ("k", 3, 5000), information(k=5000)),
+        ("window = -1", ValueError, "exclude_within must be at least 0, but is -1", information(exclude_within=-1)),
+        ("num_terms = 500", ValueError, differ("num_terms", 3, 500), drawn(num_terms=500)),
+        ("local", ValueError, differ("local", False, True), information(local=True)),
+        ("several k", ValueError, differ("k", 3, "(3, 5)"), information(k=[3, 5])),
+        ("ring and permutation", ValueError, differ("sampling", "'ring'", "'permutation'"),
+         noise(sampling="permutation")),
+        ("ring and permutation, wide", ValueError, differ("sampling", "'ring'", "'permutation'"),
+         lambda: send(*leaves(f.repeat(1, 400), s.repeat(1, 400)), sampling="permutation" if odd else "ring")),
+        # Agreed on since.
+        ("permutation and replacement", ValueError, differ("sampling", "'permutation'", "'replacement'"),
+         drawn(sampling="replacement")),
+        ("num_terms", ValueError, differ("num_terms", 3, 5), drawn(num_terms=5)),
+        ("all terms", ValueError, differ("num_terms", 3, None), drawn(num_terms=None)),
+        ("num_terms = True", TypeError, "num_terms must be an int, but is True", drawn(num_terms=True)),
+        ("terms of a ring", ValueError, "num_terms must be None for sampling='ring' across ranks, but is 2",
+         noise(num_terms=2)),
+        ("seed", ValueError, f"seed must fit into 64 bits, between {-2**63} and {2**63 - 1}, but is {2**63}",
+         lambda: send(f, s, seed=2**63 if odd else 1)),
+        ("unit", ValueError, differ("unit", "'nats'", "'bits'"), information(unit="bits")),
+        ("unknown unit", ValueError, "unit must be one of 'nats', 'bits', but is 'hartleys'",
+         information(unit="hartleys")),
+        ("one k in a sequence", ValueError, differ("k", 3, "(3,)"), information(k=[3])),
+        ("many k", ValueError, f"{str(tuple(long_k))[:34]} ... (SHA-256 ", information(k=long_k)),
+        ("two functions", ValueError, differ(call, "echo_sample", "mutual_information"),
+         lambda: estimate(x, y) if odd else send(f, s)),
+        ("two functions, gathered", ValueError, differ(call, "echo_sample", "mutual_information"),
+         lambda: estimate(x, y) if odd else send(f, s, sampling="permutation")),
+        ("no tensor", TypeError, "f must be a torch.Tensor, but is int", lambda: send(3 if odd else f, s)),
+        ("f and s", ValueError, "f and s must have one shape, but have (6, 3) and (6, 2)",
+         lambda: send(f, s[:, :2] if odd else s)),
+        ("rows", ValueError, differ(rows, "(3,)", "(4,)"), lambda: send(*2 * [0.5 * torch.ones(3, 4 if odd else 3)])),
+        ("wide rows", ValueError, differ(rows, "(3,)", "(900,)"),
+         lambda: send(*2 * [0.5 * torch.ones(3, 900 if odd else 3)])),
+        ("rows, gathered", ValueError, differ(rows, "(3,)", "(3, 1)"),
+         lambda: send(*2 * [0.5 * torch.ones(3, 3, *([1] * odd))], sampling="permutation")),
+        ("dtype", TypeError, differ("the dtype of f", "torch.float32", "torch.float64"),
+         lambda: send(f.double(), s.double()) if odd else send(f, s)),
+        ("gradient", ValueError, differ(gradient, False, True),
+         lambda: send(f.clone().requires_grad_(odd), s)),
+        ("no_grad", ValueError, differ(gradient, True, False), lambda: without_gradient("ring")),
+        ("no_grad, gathered", ValueError, differ(gradient, True, False), lambda: without_gradient("replacement")),
+        ("backward left out", ValueError, differ(call, back(1), "echo_sample"), lambda: skip_a_backward_pass("ring")),
+        ("backward left out, gathered", ValueError, differ(call, back(2), "echo_sample"),
+         lambda: skip_a_backward_pass("permutation")),
+        ("columns of x", ValueError, differ(f"{columns} x", 1, 2), lambda: estimate(x.repeat(1, 1 + odd), y)),
+        ("columns of y", ValueError, differ(f"{columns} y", 1, 2), lambda: estimate(x, y.repeat(1, 1 + odd))),
+        ("batch", ValueError, differ("the leading dimensions of y", "()", "(2,)"),
+         lambda: estimate(x, y.expand(2, 9, 1) if odd else y)),
+        ("dtype of x", TypeError, differ("the dtype of x and y", "torch.float32", "torch.float64"),
+         lambda: estimate(x.double(), y.double()) if odd else estimate(x, y)),
+        ("NaN", ValueError, "y must be finite, but has 9 NaN or infinite values, the first at [0, 0]",
+         lambda: estimate(x, y * float("nan") if odd else y)),
+        ("samples", ValueError, "x and y must have one number of samples, but have 9 and 8 (shapes (9, 1) and (8, 1))",
+         lambda: estimate(x, y[: 8 if odd else 9])),
+        # The same on all ranks, found after the exchange.
+        ("k of all", ValueError, f"k must be less than the number of samples, but is 99 of {9 * world}",
+         lambda: estimate(x, y, k=99)),
+        ("terms of all", ValueError, f"num_terms is 99, but there are only {6 * world - 1} other rows in the batch",
+         lambda: send(f, s, sampling="permutation", num_terms=99)),
+        ("no samples", ValueError, "k must be less than the number of samples, but is 3 of 0",
+         lambda: estimate(x[:0], y[:0])),
     ]  # fmt: skip
-    for error, message, call in cases if world > 1 else []:
-        with pytest.raises(error, match=message):
-            call()
+    for sampling in ("ring", "permutation"):
+        cases += [
+            (f"other order, {sampling}", ValueError, None, lambda sampling=sampling: other_order(sampling)),
+            (f"twice, {sampling}", RuntimeError, second_time, lambda sampling=sampling: twice(sampling)),
+        ]
+    return cases
+
+
+def check_refusal(name, error, text, call, group):
+    """Every rank has the error at once, and the group can go on."""
+    rank, world = dist.get_rank(), dist.get_world_size(group)
+    began = time.monotonic()
+    with pytest.raises(error) as caught:
+        call()
+    assert time.monotonic() - began < 10, name  # the process group's time-out is six times as long
+    message = str(caught.value)
+    messages = [None] * world
+    dist.all_gather_object(messages, (type(caught.value), message), group=group)
+    reasons = [found.removeprefix(f"rank {world - 1} refused the call: ") for _, found in messages]
+    kinds = {kind for kind, _ in messages}
+    assert len(kinds) == 1, (name, messages)
+    if text is not None and reasons[0] != messages[0][1]:  # the last rank found out alone
+        assert text in message, (name, messages)
+        assert messages[-1][1].startswith(reasons[0]), (name, messages)
+        return
+    assert len(set(reasons)) == 1, (name, messages)
+    assert text is None or text in message, (name, text, message, rank)
+
+
+def check_disagreements(group, world):
+    if world > 1:
+        for name, error, text, call in disagreements(group, world):
+            check_refusal(name, error, text, call, group)
     total = torch.ones(())
     dist.all_reduce(total, group=group)
     assert total == world
+
+
+def check_channel_disagreements(world):
+    """The channels of the ranks differ, or one of them cannot send its batch."""
+    odd = dist.get_rank() == world - 1
+    f_raw, s_raw = torch.randn(10, 3), torch.randn(10, 3)
+
+    def differ(name, usual, unusual):
+        found = f"{usual} on {named(range(world - 1))} and {unusual} on rank {world - 1}"
+        return f"the channel's {name} must be the same on all ranks, but is {found}"
+
+    def channel(**options):
+        options = {"num_terms": 9, "sync": True, **(options if odd else {})}
+        return echo_ext.EchoChannel(options.pop("num_terms"), bank_size=40, **options)
+
+    def widen():
+        trained = channel()
+        if odd:
+            trained.bank_f, trained.bank_s = torch.randn(2, 40, 4)
+        return trained
+
+    def on_a_small_batch():
+        return channel()(f_raw[:1] if odd else f_raw, s_raw[:1] if odd else s_raw)
+
+    cases = [
+        ("num_terms", ValueError, differ("num_terms", 9, 19), lambda: channel(num_terms=19)(f_raw, s_raw)),
+        ("bound", ValueError, differ("bound", 1.0, 2.0), lambda: channel(bound=2.0)(f_raw, s_raw)),
+        ("sync", ValueError, differ("sync", True, "gather"), lambda: channel(sync="gather")(f_raw, s_raw)),
+        ("an empty bank", ValueError, "f_raw has 1 rows, but num_terms=9 needs", on_a_small_batch),
+        ("another bank", ValueError, "f_raw must have rows of shape (4,)", lambda: widen()(f_raw, s_raw)),
+        ("no pair", ValueError, "f_raw and s_raw must have one shape",
+         lambda: channel()(f_raw, s_raw[:, :2] if odd else s_raw)),
+        ("a channel and a call", ValueError, "the function called must be the same on all ranks, but is EchoChannel",
+         lambda: distributed.echo_sample(f_raw, s_raw) if odd else channel()(f_raw, s_raw)),
+    ]  # fmt: skip
+    for name, error, text, call in cases:
+        check_refusal(name, error, text, call, None)
 
 
 def check_channel(world):
@@ -280,6 +460,7 @@ def main():
             if int(rank) < size:
                 check(group, size)
     check_channel(int(world))
+    check_channel_disagreements(int(world))
     check_fully_sharded(int(world))
     torch.manual_seed(int(seed))
     check_subgroup()

@@ -15,7 +15,7 @@ from scipy import stats
 
 import echo_ext
 from echo_ext import distributed, reference
-from echo_ext.distributed._ranks import Ranks, Rows
+from echo_ext.distributed._ranks import HEADER_BYTES, Ranks, _describe, _Header, invalid_unless_equal
 from echo_ext.distributed._scan import CHUNK_ROWS, Composition, scan, scan_backward
 
 HERE = Path(__file__).parent
@@ -152,8 +152,34 @@ def test_the_ring_has_the_law_of_the_signal_plus_noise():
 
 
 def test_header_survives_the_exchange():
-    rows = Rows(12, (3, 4, 5), torch.bfloat16, True)
-    assert Rows.decode(rows.encode()) == rows
+    header = _Header(2, 12, 34, "k=3\nmethod='ksg1'")
+    assert len(header.encode()) == HEADER_BYTES
+    assert _Header.decode(header.encode()) == header
+    assert _Header.decode(bytes(HEADER_BYTES)) is None
+
+
+def test_longest_description_fits_into_the_header():
+    """Each of mutual_information's values as long as it can be."""
+    longest = {f"the leading dimensions of {name}": tuple(range(10**6, 10**6 + 60)) for name in "xy"}
+    longest |= {"k": tuple(range(10**4)), "exclude_within": 10**300, "the number of columns of x": 2**62}
+    longest |= {"the function called": "mutual_information", "the device type of x and y": "cuda"}
+    longest |= {"the number of columns of y": 2**62, "the dtype of x and y": torch.float64, "method": "'bi-ksg'"}
+    longest |= {"local": False, "unit": "'nats'"}
+    _Header(0, 2**62, 2**62, _describe(longest)).encode()
+
+
+def test_long_values_are_told_apart():
+    ks = [3] * 400
+    assert _describe({"k": ks}) == _describe({"k": list(ks)})
+    assert _describe({"k": ks}) != _describe({"k": [*ks[:-1], 5]})
+
+
+def test_numbers_of_ranks_that_disagree_are_invalid_on_a_gpu():
+    numbers = torch.randn(3, 4)
+    headers = torch.zeros(3, 8, dtype=torch.uint8)
+    assert torch.equal(invalid_unless_equal(headers, numbers), numbers)
+    headers[2, 7] = 1
+    assert invalid_unless_equal(headers, numbers).isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from echo_ext import _checks, ops
-from echo_ext.distributed._ranks import MAX_DIMENSIONS, Ranks, Rows
-from echo_ext.distributed._rows import gather_rows
+from echo_ext.distributed._ranks import CALL, Ranks, is_capturing
+from echo_ext.distributed._rows import gather_rows, in_rank_order, own_first
 from echo_ext.distributed._scan import Composition, periodic, scan, scan_backward
 
 # From one rank's seed to the next: every rank orders its rows by a key of its own. Rank 0 has the seed itself.
@@ -64,12 +64,12 @@ def echo_sample(
             two rows on all ranks together; num_terms with "ring". Errors of one rank are raised on all.
         RuntimeError: a rank is missing: the process group's own error, after its time-out; a double backward.
     """
-    z: Tensor = _send(f, s, group, seed, sampling, num_terms)
+    z: Tensor = _call(f, s, group, seed, sampling, num_terms)
     return z
 
 
 @_disable_dynamo  # a compiled model breaks its graph here, as at any collective
-def _send(
+def _call(
     f: Tensor,
     s: Tensor,
     group: dist.ProcessGroup | None,
@@ -78,20 +78,40 @@ def _send(
     num_terms: int | None,
 ) -> Tensor:
     ranks = Ranks(group)
-    try:
-        f, s = _checks.matching_pair("f", f, "s", s)
-        if f.ndim > MAX_DIMENSIONS:
-            raise ValueError(f"f must have at most {MAX_DIMENSIONS} dimensions, but has shape {tuple(f.shape)}")
-        _checks.sampling_code(sampling)
-        if sampling == "ring" and num_terms is not None:
+    with ranks.guard(f, s):
+        return send(f, s, ranks, {CALL: "echo_sample"}, seed=seed, sampling=sampling, num_terms=num_terms)
+
+
+def send(
+    f: Tensor,
+    s: Tensor,
+    ranks: Ranks,
+    agreed: Mapping[str, object],
+    *,
+    seed: int | Tensor | None = None,
+    sampling: str = "ring",
+    num_terms: int | None = None,
+) -> Tensor:
+    """:func:`echo_sample` on the given ranks, whose guard the caller holds and who must agree on ``agreed`` too."""
+    f, s = _checks.matching_pair("f", f, "s", s)
+    code = _checks.sampling_code(sampling)
+    if num_terms is not None:
+        if sampling == "ring":
             raise ValueError(f"num_terms must be None for sampling='ring' across ranks, but is {num_terms}")
-        seed = rank_seed(_checks.seed_tensor(seed, f.device), ranks.rank)
-    except (TypeError, ValueError):
-        ranks.refuse("f", f.device if isinstance(f, Tensor) else torch.device("cpu"))
-        raise
+        num_terms = _checks.row_count("num_terms", num_terms, least=1)
+    seed = rank_seed(_checks.seed_tensor(seed, f.device), ranks.rank)
+    agreed = {
+        **agreed,
+        "sampling": repr(sampling),
+        "num_terms": num_terms,
+        "the dtype of f": f.dtype,
+        "the shape of f's rows": tuple(f.shape[1:]),
+        "the device type of f": f.device.type,
+        "whether a gradient is needed": torch.is_grad_enabled() and (f.requires_grad or s.requires_grad),
+    }
     if sampling == "ring":
-        return _GlobalRing.apply(f, s, seed, ranks)  # type: ignore[no-untyped-call, no-any-return]
-    return _gathered(f, s, seed, ranks, sampling, num_terms)
+        return _GlobalRing.apply(f, s, seed, ranks, agreed)  # type: ignore[no-untyped-call, no-any-return]
+    return _Gathered.apply(f, s, seed, ranks, agreed, code, num_terms)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def ring_order(sizes: Sequence[int], seed: int) -> Tensor:
@@ -131,16 +151,14 @@ class _GlobalRing(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> Tensor:
         order = local_order(f.shape[0], seed)
         flat = (f.shape[0], math.prod(f.shape[1:]))
         flat_f, flat_s = f.reshape(flat).contiguous(), s.reshape(flat).contiguous()
-        own = Rows(f.shape[0], tuple(f.shape[1:]), f.dtype, any(ctx.needs_input_grad))
         composition = Composition(order, flat_f, flat_s)
-        everyone, maps = ranks.exchange("f", own, composition.total)
-        total = sum(rows.count for rows in everyone)
-        if total < 2 and not (f.is_cuda and torch.cuda.is_current_stream_capturing()):
-            raise ValueError(f"f must have at least 2 rows on all ranks together, but has {total}")
+        sizes, maps = ranks.exchange(f.shape[0], agreed, composition.total)
+        if sum(sizes) < 2 and not is_capturing(f.device):
+            raise ValueError(f"f must have at least 2 rows on all ranks together, but has {sum(sizes)}")
         constants, scales = maps.view(ranks.size, 2, -1).unbind(1)
         # What follows this rank's last row: the whole turn from the next rank on.
         entry = periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))
@@ -152,24 +170,52 @@ class _GlobalRing(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        s, z, entry, scales, order = ctx.saved_tensors
-        ranks: Ranks = ctx.ranks
-        flat = grad.reshape(s.shape).contiguous()
-        composition = Composition(order, flat, s, backward=True)
-        constants = ranks.all_gather(composition.total[0])
+        ranks: Ranks = ctx.ranks.again()
+        with ranks.guard(grad):
+            s, z, entry, scales, order = ctx.saved_tensors
+            flat = grad.reshape(s.shape).contiguous()
+            composition = Composition(order, flat, s, backward=True)
+            constants = ranks.exchange_back("echo_sample", composition.total[0])
         # What precedes this rank's first row: the whole turn from the rank before, in reverse.
         entry_back = periodic(constants.flip(0).roll(ranks.rank, 0), scales.flip(0).roll(ranks.rank, 0))
         grad_f, grad_s = scan_backward(order, s, flat, z, entry, entry_back, composition)
-        return grad_f.view(grad.shape), grad_s.view(grad.shape), None, None
+        return grad_f.view(grad.shape), grad_s.view(grad.shape), None, None, None
 
 
 # ---- All rows on every rank ------------------------------------------------------------------------------------------
 
 
-def _gathered(f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks, sampling: str, num_terms: int | None) -> Tensor:
+class _Gathered(torch.autograd.Function):
     """This rank's rows come first in the joined batch, of which the op makes the noise of just these."""
-    rows = f.shape[0]
-    joined, _ = gather_rows("f", torch.stack([f, s], 1), ranks, like=f, own_first=True)
-    all_f, all_s = joined.unbind(1)
-    count = _checks.term_count(num_terms, bank_rows=joined.shape[0], exclude_self=True)
-    return ops.call_echo(all_f, all_s, all_f, all_s, seed, rows, count, _checks.sampling_code(sampling), True)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        f: Tensor,
+        s: Tensor,
+        seed: Tensor,
+        ranks: Ranks,
+        agreed: Mapping[str, object],
+        sampling: int,
+        num_terms: int | None,
+    ) -> Tensor:
+        parts, ctx.sizes = gather_rows(torch.stack([f, s], 1), ranks, agreed)
+        all_f, all_s = (joined.contiguous() for joined in own_first(parts, ranks.rank).unbind(1))
+        count = _checks.term_count(num_terms, bank_rows=len(all_f), exclude_self=True)
+        ctx.settings = (f.shape[0], count, sampling, True)
+        ctx.save_for_backward(all_f, all_s, seed)
+        ctx.ranks = ranks
+        return ops.call_echo(all_f, all_s, all_f, all_s, seed, *ctx.settings)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ranks: Ranks = ctx.ranks.again()
+        with ranks.guard(grad):
+            all_f, all_s, seed = ctx.saved_tensors
+            operands = (grad, all_s, all_f, all_s, seed, *ctx.settings)
+            _, grad_f, grad_s = torch.ops.echo_ext.echo_backward.default(*operands)
+            ranks.exchange_back("echo_sample", grad.new_empty(0))
+        joined = in_rank_order(torch.stack([grad_f, grad_s], 1), ctx.sizes, ranks.rank)
+        own = ranks.all_reduce(joined).split(ctx.sizes)[ranks.rank]
+        return own[:, 0], own[:, 1], *[None] * 5

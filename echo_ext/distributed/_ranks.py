@@ -2,56 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+import copy
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from echo_ext import _checks
+# The first all-gather has this size whatever the ranks call and hold: a header that describes the call, then as much of
+# the numbers as there is room for. Ranks that disagree therefore never meet in collectives of different sizes.
+BLOCK_BYTES = 4096
+HEADER_BYTES = 1024
 
-# The first all-gather has this size whatever the ranks hold: a header, then as much of the numbers as there is room
-# for. Ranks whose numbers differ in size therefore never meet in one collective before they know of it.
-BLOCK_BYTES = 1024
-HEADER_SLOTS = 16
-HEADER_BYTES = 8 * HEADER_SLOTS
-MAX_DIMENSIONS = HEADER_SLOTS - 5
+_PREFIX = struct.Struct("<8s4q")  # the mark, the status, the rows, the call's number and the size of the text
+_MARK = b"echo-ext"
+_TEXT_BYTES = HEADER_BYTES - _PREFIX.size
+_LONGEST_VALUE = 64  # characters; of a longer value, the beginning and a hash are sent
+_CALLED = 0
+_REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)  # status 1, 2 and 3
 
-_Value = TypeVar("_Value", bound=Hashable)
+CALL = "the function called"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a rank holds of one argument: its header in an exchange."""
+class _Header(NamedTuple):
+    """What a rank says about its call: the rows that it holds, and what the ranks must agree on or its error."""
 
-    count: int
-    shape: tuple[int, ...]  # of one row
-    dtype: torch.dtype
-    needs_grad: bool
-    is_refused: bool = False  # the rank raises an error of its own; the others must not wait for it
+    status: int
+    rows: int
+    number: int
+    text: str
 
-    def encode(self) -> list[int]:
-        """As HEADER_SLOTS integers."""
-        if len(self.shape) > MAX_DIMENSIONS:
-            raise ValueError(f"rows must have at most {MAX_DIMENSIONS} dimensions, but have shape {self.shape}")
-        code = _checks.FLOATING.index(self.dtype)
-        slots = [self.is_refused, self.count, code, self.needs_grad, len(self.shape), *self.shape]
-        return [int(slot) for slot in slots] + [0] * (HEADER_SLOTS - len(slots))
+    def encode(self) -> bytes:
+        text = self.text.encode()
+        if len(text) > _TEXT_BYTES:
+            raise ValueError(f"the description of a call must have at most {_TEXT_BYTES} bytes, but has {len(text)}")
+        prefix = _PREFIX.pack(_MARK, self.status, self.rows, self.number, len(text))
+        return (prefix + text).ljust(HEADER_BYTES, b"\0")
 
     @staticmethod
-    def decode(slots: Sequence[int]) -> Rows:
-        """The inverse of encode."""
-        refused, count, code, needs_grad, ndim, *shape = slots
-        return Rows(count, tuple(shape[:ndim]), _checks.FLOATING[code], bool(needs_grad), bool(refused))
-
-
-REFUSED = Rows(0, (), torch.float64, False, is_refused=True)
+    def decode(data: bytes) -> _Header | None:
+        """The inverse of encode; None for a rank that sent something else."""
+        mark, status, rows, number, size = _PREFIX.unpack_from(data)
+        if mark != _MARK:
+            return None
+        return _Header(status, rows, number, data[_PREFIX.size : _PREFIX.size + size].decode(errors="replace"))
 
 
 class Ranks:
-    """The processes of a group; without torch.distributed, this process alone."""
+    """The processes of a group during one call; without torch.distributed, this process alone."""
+
+    _latest_number = 0
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
@@ -60,6 +64,24 @@ class Ranks:
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise ValueError("group must contain this process, but does not")
+        self.number = 0  # of this call, by which its backward pass is known; the ranks agree on it in the exchange
+        self._has_exchanged = False
+
+    def again(self) -> Ranks:
+        """The same group for the backward pass of this call."""
+        ranks = copy.copy(self)
+        ranks._has_exchanged = False
+        return ranks
+
+    @contextmanager
+    def guard(self, *inputs: object) -> Iterator[None]:
+        """Tell the other ranks about an error that this rank raises before the exchange, so that they do not wait."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_exchanged:
+                self._refuse(error, inputs)
+            raise
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Every rank's tensor, of one shape and dtype: (size, *shape)."""
@@ -75,58 +97,156 @@ class Ranks:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def exchange(self, name: str, rows: Rows, numbers: Tensor) -> tuple[list[Rows], Tensor]:
-        """Every rank's header and numbers, (size, n), where n follows from what the ranks must agree on.
+    def exchange(self, rows: int, agreed: Mapping[str, object], numbers: Tensor) -> tuple[list[int], Tensor]:
+        """How many rows every rank holds, and every rank's numbers (size, n).
+
+        Args:
+            rows: how many this rank holds.
+            agreed: what all ranks must agree on, by name; CALL comes first. The size of ``numbers`` follows from it.
+            numbers: what every rank is to have from this one.
 
         Raises:
-            ValueError, TypeError: the ranks' rows of the argument ``name`` differ in shape or dtype, or whether they
-                need a gradient; a rank refused its input.
+            ValueError, TypeError: the ranks disagree; the same error on all of them.
+            ValueError, TypeError, RuntimeError: a rank refused its arguments.
         """
         if self.size == 1:
+            self._has_exchanged = True
             return [rows], numbers.unsqueeze(0)
-        payload = numbers.contiguous().view(-1).view(torch.uint8)
-        here = min(payload.numel(), BLOCK_BYTES - HEADER_BYTES)
-        block = payload.new_zeros(BLOCK_BYTES)
-        block[:HEADER_BYTES] = torch.tensor(rows.encode()).view(torch.uint8).to(block.device, non_blocking=True)
-        block[HEADER_BYTES : HEADER_BYTES + here] = payload[:here]
-        blocks = self.all_gather(block)
-        everyone = [rows] * self.size
+        own = _Header(_CALLED, rows, Ranks._latest_number + 1, _describe(agreed))
+        blocks = self._all_gather_block(own, numbers)
         # A stream that is being captured cannot be waited for; the step was checked when it ran before.
-        if not (block.is_cuda and torch.cuda.is_current_stream_capturing()):
-            headers = blocks[:, :HEADER_BYTES].contiguous().view(torch.int64)
-            everyone = [Rows.decode(header) for header in headers.tolist()]
-            self._agree(name, everyone)
-        if payload.numel() == 0:
-            return everyone, numbers.new_empty(self.size, 0)
-        parts = [blocks[:, HEADER_BYTES : HEADER_BYTES + here]]
-        if here < payload.numel():
-            parts.append(self.all_gather(payload[here:]))
-        return everyone, torch.cat(parts, 1).view(numbers.dtype)
+        everyone = [own] * self.size if is_capturing(numbers.device) else self._agree(blocks)
+        self.number = Ranks._latest_number = max(header.number for header in everyone)
+        return [header.rows for header in everyone], self._rest(blocks, numbers)
 
-    def refuse(self, name: str, device: torch.device) -> None:
-        """Tell the others, who are in `exchange`, that this rank raises an error."""
-        if self.size > 1 and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-            block = torch.zeros(BLOCK_BYTES, dtype=torch.uint8)
-            block[:HEADER_BYTES] = torch.tensor(REFUSED.encode()).view(torch.uint8)
-            self.all_gather(block.to(device))
+    def exchange_back(self, name: str, numbers: Tensor) -> Tensor:
+        """Every rank's numbers (size, n) in the backward pass of this call of the function ``name``.
 
-    def _agree(self, name: str, everyone: list[Rows]) -> None:
-        refused = [rank for rank, rows in enumerate(everyone) if rows.is_refused]
+        A GPU is not waited for where all numbers fit into the block: if ranks disagree there, they are NaN.
+
+        Raises:
+            ValueError, RuntimeError: another rank is not in this backward pass, or has an error in it.
+        """
+        if self.size == 1:
+            self._has_exchanged = True
+            return numbers.unsqueeze(0)
+        call = f"the backward pass of {name} (call {self.number})"
+        blocks = self._all_gather_block(_Header(_CALLED, 0, 0, _describe({CALL: call})), numbers)
+        if is_capturing(numbers.device):
+            return self._rest(blocks, numbers)
+        if blocks.is_cuda and 0 < _size(numbers) <= BLOCK_BYTES - HEADER_BYTES:
+            return invalid_unless_equal(blocks[:, :HEADER_BYTES], self._rest(blocks, numbers))
+        self._agree(blocks)
+        return self._rest(blocks, numbers)
+
+    def _all_gather_block(self, header: _Header, numbers: Tensor) -> Tensor:
+        """Every rank's block (size, BLOCK_BYTES)."""
+        device = numbers.device
+        if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
+            raise ValueError("tensors must be on a CUDA device in a process group with NCCL, but are on the CPU")
+        payload = _bytes(numbers)[: BLOCK_BYTES - HEADER_BYTES]
+        block = torch.zeros(BLOCK_BYTES, dtype=torch.uint8, device=device)
+        block[HEADER_BYTES : HEADER_BYTES + len(payload)] = payload
+        encoded = header.encode()
+        # A captured copy would read the host's memory again at each replay.
+        if not is_capturing(device):
+            block[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), non_blocking=True)
+        self._has_exchanged = True
+        return self.all_gather(block)
+
+    def _rest(self, blocks: Tensor, numbers: Tensor) -> Tensor:
+        """Every rank's numbers, of which the blocks have the first."""
+        size = _size(numbers)
+        if size == 0:
+            return numbers.new_empty(self.size, 0)
+        parts = [blocks[:, HEADER_BYTES : HEADER_BYTES + size]]
+        if size > BLOCK_BYTES - HEADER_BYTES:
+            parts.append(self.all_gather(_bytes(numbers)[BLOCK_BYTES - HEADER_BYTES :]))
+        return torch.cat(parts, 1).view(numbers.dtype)
+
+    def _refuse(self, error: Exception, inputs: Sequence[object]) -> None:
+        """Tell the others, who are in an exchange or on their way to it, that this rank raises an error."""
+        devices = [each.device for each in inputs if isinstance(each, Tensor) and each.device.type in ("cpu", "cuda")]
+        device = devices[0] if devices else torch.device("cpu")
+        if self.size == 1 or is_capturing(device):
+            return
+        if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
+            device = torch.device("cuda", torch.cuda.current_device())
+        status = next((i for i, kind in enumerate(_REFUSALS) if i > 0 and isinstance(error, kind)), 0)
+        kind = "" if isinstance(error, _REFUSALS) else f"{type(error).__name__}: "
+        text = (kind + (str(error).splitlines() or ["no reason given"])[0]).encode()[:_TEXT_BYTES]
+        header = _Header(1 + status, 0, 0, text.decode(errors="ignore"))
+        with suppress(Exception):  # this rank's own error says more than that of a missing rank
+            self._all_gather_block(header, torch.empty(0, device=device))
+
+    def _agree(self, blocks: Tensor) -> list[_Header]:
+        data = blocks[:, :HEADER_BYTES].cpu().numpy().tobytes()
+        headers = [_Header.decode(data[i : i + HEADER_BYTES]) for i in range(0, len(data), HEADER_BYTES)]
+        everyone = [header for header in headers if header is not None]
+        if len(everyone) < self.size:
+            others = [rank for rank, header in enumerate(headers) if header is None]
+            raise RuntimeError(
+                f"all ranks must make the same call, but {_named(others)} captured a CUDA graph or sent other data"
+            )
+        refused = [(rank, header) for rank, header in enumerate(everyone) if header.status != _CALLED]
         if refused:
-            raise ValueError(f"{name} was refused on {_named(refused)}: the error there says why")
-        self._same(f"{name} must have rows of one shape", [rows.shape for rows in everyone], ValueError)
-        self._same(f"{name} must have one dtype", [rows.dtype for rows in everyone], TypeError)
-        self._same(f"{name} must or must not need a gradient", [rows.needs_grad for rows in everyone], ValueError)
-
-    def _same(self, wish: str, values: list[_Value], error: type[Exception]) -> None:
-        if len(set(values)) > 1:
-            where: dict[_Value, list[int]] = {}
-            for rank, value in enumerate(values):
-                where.setdefault(value, []).append(rank)
-            found = ", ".join(f"{value} on {_named(ranks)}" for value, ranks in where.items())
-            raise error(f"{wish} on all ranks, but it is {found}")
+            reasons = _places([header.text for _, header in refused], [rank for rank, _ in refused])
+            listed = "; ".join(f"{_named(ranks)} refused the call: {reason}" for reason, ranks in reasons.items())
+            raise _REFUSALS[refused[0][1].status - 1](listed)
+        if any(header.text != everyone[0].text for header in everyone):
+            raise _disagreement([header.text for header in everyone])
+        return everyone
 
 
-def _named(ranks: list[int]) -> str:
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured there."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def invalid_unless_equal(headers: Tensor, numbers: Tensor) -> Tensor:
+    """The numbers, or NaN where the ranks' headers (size, n) differ: a check for which no one waits."""
+    return torch.where((headers == headers[:1]).all(), numbers, torch.nan)
+
+
+def _bytes(numbers: Tensor) -> Tensor:
+    return numbers.contiguous().view(-1).view(torch.uint8)
+
+
+def _size(numbers: Tensor) -> int:
+    return numbers.numel() * numbers.element_size()
+
+
+def _describe(agreed: Mapping[str, object]) -> str:
+    """One line for each name and value."""
+    return "\n".join([f"{name}={_brief(value)}" for name, value in agreed.items()])
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: _LONGEST_VALUE - 30]} ... (SHA-256 {digest})"
+
+
+def _disagreement(texts: Sequence[str]) -> Exception:
+    """The error that names what ranks do not agree on, and who has which value."""
+    described = [dict(line.split("=", 1) for line in text.split("\n")) for text in texts]
+    name = next(name for name in described[0] if len({each.get(name) for each in described}) > 1)
+    places = _places([each[name] for each in described], range(len(texts)))
+    found = [f"{value} on {_named(ranks)}" for value, ranks in places.items()]
+    listed = ", ".join(found[:-1]) + f" and {found[-1]}"
+    kind = TypeError if "dtype" in name else ValueError
+    return kind(f"{name} must be the same on all ranks, but is {listed}")
+
+
+def _places(values: Sequence[str], ranks: Sequence[int]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for value, rank in zip(values, ranks, strict=True):
+        places.setdefault(value, []).append(rank)
+    return places
+
+
+def _named(ranks: Sequence[int]) -> str:
     few = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
     return f"rank {few}" if len(ranks) == 1 else f"ranks {few}"

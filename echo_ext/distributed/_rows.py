@@ -2,46 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from echo_ext.distributed._ranks import Ranks, Rows
+from echo_ext.distributed._ranks import Ranks
 
 
-def gather_rows(
-    name: str, tensor: Tensor, ranks: Ranks, *, like: Tensor | None = None, own_first: bool = False
-) -> tuple[Tensor, list[int]]:
-    """Every rank's rows of a (B, *) tensor, joined in the order of the ranks, and how many each has.
+def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> tuple[list[Tensor], list[int]]:
+    """Every rank's rows of a (B, *) tensor, without gradient, and how many each has.
 
-    The gradient is the sum over the ranks that use them. ``own_first`` puts this rank's rows before the others'.
-    Messages speak of the argument ``name`` with the rows of ``like``, of which the tensor was made.
+    ``agreed`` is what the ranks must agree on; it decides on the shape and dtype of a row.
     """
-    shape = tuple((tensor if like is None else like).shape[1:])
-    own = Rows(tensor.shape[0], shape, tensor.dtype, tensor.requires_grad and torch.is_grad_enabled())
-    everyone, _ = ranks.exchange(name, own, tensor.new_empty(0))
-    sizes = [rows.count for rows in everyone]
-    joined = _Gather.apply(tensor, ranks, sizes, own_first)  # type: ignore[no-untyped-call]
-    return joined, sizes
+    tensor = tensor.detach()
+    sizes, _ = ranks.exchange(tensor.shape[0], agreed, tensor.new_empty(0))
+    padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+    padded[: tensor.shape[0]] = tensor
+    return [rows[:size] for rows, size in zip(ranks.all_gather(padded), sizes, strict=True)], sizes
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, ranks: Ranks, sizes: list[int], own_first: bool) -> Tensor:
-        ctx.ranks, ctx.sizes = ranks, sizes
-        ctx.ranks_in_order = sorted(range(ranks.size), key=lambda rank: own_first and rank != ranks.rank)
-        padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
-        padded[: tensor.shape[0]] = tensor
-        gathered = ranks.all_gather(padded)
-        return torch.cat([gathered[rank, : sizes[rank]] for rank in ctx.ranks_in_order])
+def own_first(parts: Sequence[Tensor], rank: int) -> Tensor:
+    """The ranks' rows joined: those of this rank, then those of the others in their order."""
+    return torch.cat([parts[rank], *parts[:rank], *parts[rank + 1 :]])
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sizes, order = ctx.sizes, ctx.ranks_in_order
-        parts = dict(zip(order, grad.split([sizes[rank] for rank in order]), strict=True))
-        total = ctx.ranks.all_reduce(torch.cat([parts[rank] for rank in range(ctx.ranks.size)]))
-        own = total.split(sizes)[ctx.ranks.rank]
-        return own, None, None, None
+
+def in_rank_order(joined: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
+    """The inverse of `own_first`."""
+    own, rest = joined[: sizes[rank]], joined[sizes[rank] :]
+    before = sum(sizes[:rank])
+    return torch.cat([rest[:before], own, rest[before:]])
