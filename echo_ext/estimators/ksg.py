@@ -243,7 +243,7 @@ def _reaches(variables: Sequence[Tensor], options: Options) -> list[Tensor]:
     item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
     reaches = []
     for variable in variables:
-        points = variable.detach().expand(*batch, *variable.shape[-2:]).reshape(index.shape[0], n, -1)
+        points = variable.detach().expand(*batch, *variable.shape[-2:]).reshape(index.shape[0], n, variable.shape[-1])
         reach = (points[item, index] - points[:, options.part].unsqueeze(2)).abs().amax(-1).cummax(-1).values
         reaches.append(kth(reach.view(indices.shape), options.ks))
     return reaches

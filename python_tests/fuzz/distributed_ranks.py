@@ -32,21 +32,24 @@ class Ranks:
             self.processes.append(process)
         atexit.register(self.stop)
 
-    def call(self, requests):
-        """What each rank answers to its request: a dictionary of results, or (error type, message)."""
-        for connection, request in zip(self.connections, requests, strict=False):
-            connection.send((len(requests), request))
+    def call(self, calls):
+        """Make calls, each a list of one request for each rank; a list of answers for each.
+
+        An answer is a dictionary of results, or (error type, message).
+        """
+        for rank, connection in enumerate(self.connections):
+            connection.send([(len(requests), requests[rank]) for requests in calls if rank < len(requests)])
         answers = []
-        for rank, connection in enumerate(self.connections[: len(requests)]):
+        for rank, connection in enumerate(self.connections):
             if not connection.poll(2 * TIMEOUT):
                 self.stop()
-                raise AssertionError(f"rank {rank} did not answer to {requests[rank]}")
+                raise AssertionError(f"rank {rank} did not answer")
             try:
-                answers.append(connection.recv())
+                answers.append(iter(connection.recv()))
             except EOFError:
                 self.stop()
-                raise AssertionError(f"rank {rank} died of {requests[rank]}") from None
-        return answers
+                raise AssertionError(f"rank {rank} died") from None
+        return [[next(found) for found in answers[: len(requests)]] for requests in calls]
 
     def stop(self):
         atexit.unregister(self.stop)
@@ -73,14 +76,17 @@ def _serve(rank, init, connection):
     groups = {2: dist.new_group([0, 1], timeout=timeout), WORLD: None}
     while True:
         try:
-            world, request = connection.recv()
+            requests = connection.recv()
         except EOFError:
             return
-        try:
-            answer = FUNCTIONS[request["function"]](request, groups[world])
-        except Exception as error:
-            answer = type(error).__name__, str(error)
-        connection.send(answer)
+        connection.send([_answer(request, groups[world]) for world, request in requests])
+
+
+def _answer(request, group):
+    try:
+        return FUNCTIONS[request["function"]](request, group)
+    except Exception as error:
+        return type(error).__name__, str(error)
 
 
 def _echo(request, group):

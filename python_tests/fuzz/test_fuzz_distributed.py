@@ -35,17 +35,10 @@ INFORMATION_DISAGREEMENTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """The settings of a call, and from what integer its numbers are made."""
+    """Calls that follow each other on the same processes, and from what integer their numbers are made."""
 
     numbers: int
-    settings: dict
-
-    def __getitem__(self, name):
-        return self.numbers if name == "numbers" else self.settings[name]
-
-
-def _case(settings):
-    return st.builds(Case, numbers=st.integers(0, 2**32), settings=settings)
+    calls: list
 
 
 @st.composite
@@ -98,17 +91,25 @@ def _disagreement_settings(draw):
     return {**case, "differs": (rank, name, value)}
 
 
-cases = _case(_echo_settings() | _information_settings() | _disagreement_settings())
+_settings = _echo_settings() | _information_settings() | _disagreement_settings()
+cases = st.builds(Case, numbers=st.integers(0, 2**32), calls=st.lists(_settings, min_size=1, max_size=10))
 
 
 def check(case):
-    """Make one call on all ranks."""
-    if "differs" in case.settings:
-        return check_disagreement(case)
-    requests = REQUESTS[case["function"]](case)
-    answers = ranks().call([request for request, _ in requests])
-    CHECKS[case["function"]](case, answers, requests[0][1])
-    return 1
+    """Make the calls on all ranks, and compare them with their definitions."""
+    calls = [{**settings, "numbers": case.numbers + i} for i, settings in enumerate(case.calls)]
+    prepared = [found for found in map(prepare, calls) if found is not None]
+    for (_, compare), answers in zip(prepared, ranks().call([requests for requests, _ in prepared]), strict=True):
+        compare(answers)
+    return len(prepared)
+
+
+def prepare(call):
+    """What each rank is sent, and what checks their answers; None where there is nothing to call."""
+    requests, data = REQUESTS[call["function"]](call)
+    if "differs" in call:
+        return disagreement(call, requests)
+    return requests, lambda answers: CHECKS[call["function"]](call, answers, data)
 
 
 # ---- Echo noise ------------------------------------------------------------------------------------------------------
@@ -134,8 +135,8 @@ def echo_requests(case):
             "grad_mode": case["grad_mode"],
             "options": {"seed": seed, "sampling": case["sampling"], "num_terms": case["num_terms"]},
         }
-        requests.append((request, (f, s, weights)))
-    return requests
+        requests.append(request)
+    return requests, (f, s, weights)
 
 
 def check_echo(case, answers, numbers):
@@ -192,8 +193,8 @@ def information_requests(case):
             "gradient": case["gradient"][rank],
             "options": {name: case[name] for name in ("k", "method", "exclude_within", "unit", "local")},
         }
-        requests.append((request, (x, y)))
-    return requests
+        requests.append(request)
+    return requests, (x, y)
 
 
 def check_information(case, answers, variables):
@@ -219,16 +220,15 @@ def check_information(case, answers, variables):
 # ---- Ranks that disagree ---------------------------------------------------------------------------------------------
 
 
-def check_disagreement(case):
-    """All ranks have one error which names the argument, or what differs is no disagreement."""
+def disagreement(case, requests):
+    """All ranks have one error which names the argument."""
     rank, name, value = case["differs"]
-    requests = [request for request, _ in REQUESTS[case["function"]](case)]
     odd = dict(requests[rank])
     requests[rank], named = odd, name
     is_echo = case["function"] == "echo_sample"
     if name in odd["options"]:
         if value == odd["options"][name] and type(value) is type(odd["options"][name]):
-            return 0
+            return None
         odd["options"] = {**odd["options"], name: value}
     elif name == "dtype":
         others = [dtype for dtype in (DTYPES.values() if is_echo else ("float64", "float32")) if dtype != odd["dtype"]]
@@ -241,7 +241,7 @@ def check_disagreement(case):
         first, second = odd["arrays"]
         axis = 0 if is_echo else -2
         if second.shape[axis] == 0 or second.size == 0:
-            return 0  # there is nothing to repeat
+            return None  # there is nothing to repeat
         odd["arrays"] = [first, np.concatenate([second, second], axis)]
         named = "must have one"
     elif name == "function":
@@ -253,13 +253,11 @@ def check_disagreement(case):
         odd["gradient"], odd["grad_mode"] = ((False, False), True) if before else ((True, True), True)
         named = "whether a gradient is needed"
     else:
-        return 0  # an estimate has no gradient to agree on
-    answers = ranks().call(requests)
+        return None  # an estimate has no gradient to agree on
+    kind = None
     if is_echo and name == "seed":
-        assert_same_error(answers, "ValueError" if isinstance(value, int) else "TypeError", "seed must")
-        return 1
-    assert_same_error(answers, None, named)
-    return 1
+        kind, named = "ValueError" if isinstance(value, int) else "TypeError", "seed must"
+    return requests, lambda answers: assert_same_error(answers, kind, named)
 
 
 OTHER = {
