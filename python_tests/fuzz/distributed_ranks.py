@@ -20,7 +20,8 @@ class Ranks:
     """WORLD processes, of which the first two are a group of their own too."""
 
     def __init__(self):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch._dynamo", "echo_ext.distributed"])
         self.folder = tempfile.TemporaryDirectory()
         self.connections, self.processes = [], []
         for rank in range(WORLD):

@@ -92,7 +92,7 @@ def _disagreement_settings(draw):
 
 
 _settings = _echo_settings() | _information_settings() | _disagreement_settings()
-cases = st.builds(Case, numbers=st.integers(0, 2**32), calls=st.lists(_settings, min_size=1, max_size=10))
+cases = st.builds(Case, numbers=st.integers(0, 2**32), calls=st.lists(_settings, min_size=1, max_size=3))
 
 
 def check(case):
