@@ -170,7 +170,7 @@ class _GlobalRing(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ranks: Ranks = ctx.ranks.again()
+        ranks: Ranks = ctx.ranks
         with ranks.guard(grad):
             s, z, entry, scales, order = ctx.saved_tensors
             flat = grad.reshape(s.shape).contiguous()
@@ -210,7 +210,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        ranks: Ranks = ctx.ranks.again()
+        ranks: Ranks = ctx.ranks
         with ranks.guard(grad):
             all_f, all_s, seed = ctx.saved_tensors
             operands = (grad, all_s, all_f, all_s, seed, *ctx.settings)

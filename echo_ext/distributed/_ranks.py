@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +52,7 @@ class _Header(NamedTuple):
 
 
 class Ranks:
-    """The processes of a group during one call; without torch.distributed, this process alone."""
+    """The processes of a group for one call and its backward pass; without torch.distributed, this process alone."""
 
     _latest_number = 0
 
@@ -67,15 +66,10 @@ class Ranks:
         self.number = 0  # of this call, by which its backward pass is known; the ranks agree on it in the exchange
         self._has_exchanged = False
 
-    def again(self) -> Ranks:
-        """The same group for the backward pass of this call."""
-        ranks = copy.copy(self)
-        ranks._has_exchanged = False
-        return ranks
-
     @contextmanager
     def guard(self, *inputs: object) -> Iterator[None]:
         """Tell the other ranks about an error that this rank raises before the exchange, so that they do not wait."""
+        self._has_exchanged = False  # the backward pass of a call has an exchange of its own
         try:
             yield
         except Exception as error:
@@ -113,10 +107,11 @@ class Ranks:
             self._has_exchanged = True
             return [rows], numbers.unsqueeze(0)
         own = _Header(_CALLED, rows, Ranks._latest_number + 1, _describe(agreed))
-        blocks = self._all_gather_block(own, numbers)
+        encoded = own.encode()
+        blocks = self._all_gather_block(encoded, numbers)
         # A stream that is being captured cannot be waited for; the step was checked when it ran before.
-        everyone = [own] * self.size if is_capturing(numbers.device) else self._agree(blocks)
-        self.number = Ranks._latest_number = max(header.number for header in everyone)
+        everyone = [own] * self.size if is_capturing(numbers.device) else _agree(blocks, encoded)
+        self.number = Ranks._latest_number = max([header.number for header in everyone])
         return [header.rows for header in everyone], self._rest(blocks, numbers)
 
     def exchange_back(self, name: str, numbers: Tensor) -> Tensor:
@@ -131,26 +126,27 @@ class Ranks:
             self._has_exchanged = True
             return numbers.unsqueeze(0)
         call = f"the backward pass of {name} (call {self.number})"
-        blocks = self._all_gather_block(_Header(_CALLED, 0, 0, _describe({CALL: call})), numbers)
+        encoded = _Header(_CALLED, 0, 0, _describe({CALL: call})).encode()
+        blocks = self._all_gather_block(encoded, numbers)
         if is_capturing(numbers.device):
             return self._rest(blocks, numbers)
         if blocks.is_cuda and 0 < _size(numbers) <= BLOCK_BYTES - HEADER_BYTES:
             return invalid_unless_equal(blocks[:, :HEADER_BYTES], self._rest(blocks, numbers))
-        self._agree(blocks)
+        _agree(blocks, encoded)
         return self._rest(blocks, numbers)
 
-    def _all_gather_block(self, header: _Header, numbers: Tensor) -> Tensor:
+    def _all_gather_block(self, header: bytes, numbers: Tensor) -> Tensor:
         """Every rank's block (size, BLOCK_BYTES)."""
         device = numbers.device
         if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
             raise ValueError("tensors must be on a CUDA device in a process group with NCCL, but are on the CPU")
         payload = _bytes(numbers)[: BLOCK_BYTES - HEADER_BYTES]
-        block = torch.zeros(BLOCK_BYTES, dtype=torch.uint8, device=device)
-        block[HEADER_BYTES : HEADER_BYTES + len(payload)] = payload
-        encoded = header.encode()
-        # A captured copy would read the host's memory again at each replay.
-        if not is_capturing(device):
-            block[:HEADER_BYTES].copy_(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), non_blocking=True)
+        padding = payload.new_zeros(BLOCK_BYTES - HEADER_BYTES - len(payload))
+        if is_capturing(device):  # a captured copy would read the host's memory again at each replay
+            head = payload.new_zeros(HEADER_BYTES)
+        else:
+            head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(device, non_blocking=True)
+        block = torch.cat([head, payload, padding])
         self._has_exchanged = True
         return self.all_gather(block)
 
@@ -177,25 +173,7 @@ class Ranks:
         text = (kind + (str(error).splitlines() or ["no reason given"])[0]).encode()[:_TEXT_BYTES]
         header = _Header(1 + status, 0, 0, text.decode(errors="ignore"))
         with suppress(Exception):  # this rank's own error says more than that of a missing rank
-            self._all_gather_block(header, torch.empty(0, device=device))
-
-    def _agree(self, blocks: Tensor) -> list[_Header]:
-        data = blocks[:, :HEADER_BYTES].cpu().numpy().tobytes()
-        headers = [_Header.decode(data[i : i + HEADER_BYTES]) for i in range(0, len(data), HEADER_BYTES)]
-        everyone = [header for header in headers if header is not None]
-        if len(everyone) < self.size:
-            others = [rank for rank, header in enumerate(headers) if header is None]
-            raise RuntimeError(
-                f"all ranks must make the same call, but {_named(others)} captured a CUDA graph or sent other data"
-            )
-        refused = [(rank, header) for rank, header in enumerate(everyone) if header.status != _CALLED]
-        if refused:
-            reasons = _places([header.text for _, header in refused], [rank for rank, _ in refused])
-            listed = "; ".join(f"{_named(ranks)} refused the call: {reason}" for reason, ranks in reasons.items())
-            raise _REFUSALS[refused[0][1].status - 1](listed)
-        if any(header.text != everyone[0].text for header in everyone):
-            raise _disagreement([header.text for header in everyone])
-        return everyone
+            self._all_gather_block(header.encode(), torch.empty(0, device=device))
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -206,6 +184,27 @@ def is_capturing(device: torch.device) -> bool:
 def invalid_unless_equal(headers: Tensor, numbers: Tensor) -> Tensor:
     """The numbers, or NaN where the ranks' headers (size, n) differ: a check for which no one waits."""
     return torch.where((headers == headers[:1]).all(), numbers, torch.nan)
+
+
+def _agree(blocks: Tensor, own: bytes) -> list[_Header]:
+    """Every rank's header; ``own`` is this rank's, encoded."""
+    data = blocks[:, :HEADER_BYTES].cpu().numpy().tobytes()
+    found = [data[i : i + HEADER_BYTES] for i in range(0, len(data), HEADER_BYTES)]
+    headers = [_Header.decode(each) for each in found]
+    everyone = [header for header in headers if header is not None]
+    if len(everyone) < len(found):
+        others = [rank for rank, header in enumerate(headers) if header is None]
+        raise RuntimeError(
+            f"all ranks must make the same call, but {_named(others)} captured a CUDA graph or sent other data"
+        )
+    refused = [(rank, header) for rank, header in enumerate(everyone) if header.status != _CALLED]
+    if refused:
+        reasons = _places([header.text for _, header in refused], [rank for rank, _ in refused])
+        listed = "; ".join(f"{_named(ranks)} refused the call: {reason}" for reason, ranks in reasons.items())
+        raise _REFUSALS[refused[0][1].status - 1](listed)
+    if any(header.text != everyone[0].text for header in everyone):
+        raise _disagreement([header.text for header in everyone])
+    return everyone
 
 
 def _bytes(numbers: Tensor) -> Tensor:
