@@ -117,6 +117,7 @@ class EchoChannel(_BankedChannel):
             statistics, so that num_terms may exceed one rank's batch. True: one ring around all ranks, whatever
             ``sampling`` says, see :func:`echo_ext.distributed.echo_sample`. "gather": every rank gathers all rows and
             draws from them by ``sampling``. Each rank remembers its own rows; without several ranks sync does nothing.
+            Channels that differ between ranks, and a batch that one rank refuses, are errors on all ranks.
 
     Raises:
         ValueError: an argument is out of range; a batch is too small and the bank is still empty; eval mode or

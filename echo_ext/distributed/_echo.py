@@ -32,11 +32,11 @@ def echo_sample(
 ) -> Tensor:
     r"""Send this rank's rows through the Echo channel; their noise is made of the rows of all ranks.
 
-    The rows of all ranks lie on one circle, each rank's in a random order of its own, and
-    ``z_p = f_p + s_p * z_{p+1}`` around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which
-    differs from B - 1 terms by ``prod |s|`` over the whole circle. A rank composes its rows to one affine map. One
-    all-gather of these 2 d numbers (at least 1 KiB), and one of d in the backward pass, closes the circle, so that
-    communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the
+    The rows of all ranks lie on one circle, each rank's in a random order of its own, and ``z_p = f_p + s_p * z_{p+1}``
+    around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which differs from B - 1 terms by ``prod
+    |s|`` over the whole circle. A rank composes its rows to one affine map. One all-gather of these 2 d numbers, and
+    one of d in the backward pass (4 KiB each; what has no room in 3 KiB follows in a second one), closes the circle, so
+    that communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the
     joined batch if the ranks' rows are independent draws from one source; order among ranks never matters then.
 
     Gradients flow across ranks: each rank's f and s receive the derivative of the *sum* of all ranks' losses, and every
@@ -60,8 +60,11 @@ def echo_sample(
     torch.compile breaks its graph around this function.
 
     Raises:
-        TypeError, ValueError: as :func:`echo_ext.echo_sample`; rows of the ranks differ in shape or dtype; fewer than
-            two rows on all ranks together; num_terms with "ring". Errors of one rank are raised on all.
+        TypeError, ValueError: as :func:`echo_ext.echo_sample`; fewer than two rows on all ranks together; num_terms
+            with "ring"; ranks that differ in sampling, num_terms, the shape, dtype or device type of a row, or in
+            whether a gradient is needed; ranks of which one is in a backward pass and another is not. The errors are
+            raised on all ranks. Only seeds may differ. On CUDA, where the backward pass of the ring does not wait for
+            the device, ranks that are not in the same one get gradients of NaN instead.
         RuntimeError: a rank is missing: the process group's own error, after its time-out; a double backward.
     """
     z: Tensor = _call(f, s, group, seed, sampling, num_terms)

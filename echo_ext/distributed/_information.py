@@ -50,8 +50,9 @@ def mutual_information(
         As :func:`echo_ext.mutual_information`, the same on every rank. It has no gradient.
 
     Raises:
-        TypeError, ValueError: as :func:`echo_ext.mutual_information`, where N is the number of all ranks' rows; rows
-            that differ in shape or dtype between ranks. Errors of one rank are raised on all.
+        TypeError, ValueError: as :func:`echo_ext.mutual_information`, where N is the number of all ranks' rows; ranks
+            that differ in k, method, exclude_within, local, unit, or in the columns, leading dimensions, dtype or
+            device type of x and y. The errors are raised on all ranks. Some ranks may give arrays and others tensors.
         RuntimeError: a rank is missing: the process group's own error, after its time-out.
     """
     ranks = Ranks(group)

@@ -107,10 +107,9 @@ class Ranks:
             self._has_exchanged = True
             return [rows], numbers.unsqueeze(0)
         own = _Header(_CALLED, rows, Ranks._latest_number + 1, _describe(agreed))
-        encoded = own.encode()
-        blocks = self._all_gather_block(encoded, numbers)
+        blocks = self._all_gather_block(own, numbers)
         # A stream that is being captured cannot be waited for; the step was checked when it ran before.
-        everyone = [own] * self.size if is_capturing(numbers.device) else _agree(blocks, encoded)
+        everyone = [own] * self.size if is_capturing(numbers.device) else _agree(blocks)
         self.number = Ranks._latest_number = max([header.number for header in everyone])
         return [header.rows for header in everyone], self._rest(blocks, numbers)
 
@@ -126,16 +125,15 @@ class Ranks:
             self._has_exchanged = True
             return numbers.unsqueeze(0)
         call = f"the backward pass of {name} (call {self.number})"
-        encoded = _Header(_CALLED, 0, 0, _describe({CALL: call})).encode()
-        blocks = self._all_gather_block(encoded, numbers)
+        blocks = self._all_gather_block(_Header(_CALLED, 0, 0, _describe({CALL: call})), numbers)
         if is_capturing(numbers.device):
             return self._rest(blocks, numbers)
         if blocks.is_cuda and 0 < _size(numbers) <= BLOCK_BYTES - HEADER_BYTES:
             return invalid_unless_equal(blocks[:, :HEADER_BYTES], self._rest(blocks, numbers))
-        _agree(blocks, encoded)
+        _agree(blocks)
         return self._rest(blocks, numbers)
 
-    def _all_gather_block(self, header: bytes, numbers: Tensor) -> Tensor:
+    def _all_gather_block(self, header: _Header, numbers: Tensor) -> Tensor:
         """Every rank's block (size, BLOCK_BYTES)."""
         device = numbers.device
         if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
@@ -145,7 +143,7 @@ class Ranks:
         if is_capturing(device):  # a captured copy would read the host's memory again at each replay
             head = payload.new_zeros(HEADER_BYTES)
         else:
-            head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(device, non_blocking=True)
+            head = torch.frombuffer(bytearray(header.encode()), dtype=torch.uint8).to(device, non_blocking=True)
         block = torch.cat([head, payload, padding])
         self._has_exchanged = True
         return self.all_gather(block)
@@ -173,7 +171,7 @@ class Ranks:
         text = (kind + (str(error).splitlines() or ["no reason given"])[0]).encode()[:_TEXT_BYTES]
         header = _Header(1 + status, 0, 0, text.decode(errors="ignore"))
         with suppress(Exception):  # this rank's own error says more than that of a missing rank
-            self._all_gather_block(header.encode(), torch.empty(0, device=device))
+            self._all_gather_block(header, torch.empty(0, device=device))
 
 
 def is_capturing(device: torch.device) -> bool:
@@ -186,13 +184,13 @@ def invalid_unless_equal(headers: Tensor, numbers: Tensor) -> Tensor:
     return torch.where((headers == headers[:1]).all(), numbers, torch.nan)
 
 
-def _agree(blocks: Tensor, own: bytes) -> list[_Header]:
-    """Every rank's header; ``own`` is this rank's, encoded."""
-    data = blocks[:, :HEADER_BYTES].cpu().numpy().tobytes()
-    found = [data[i : i + HEADER_BYTES] for i in range(0, len(data), HEADER_BYTES)]
-    headers = [_Header.decode(each) for each in found]
+def _agree(blocks: Tensor) -> list[_Header]:
+    """Every rank's header, unless one disagrees or refuses the call."""
+    sent = blocks if blocks.is_cpu else blocks[:, :HEADER_BYTES]
+    data, step = bytes(sent.cpu().numpy()), sent.shape[1]
+    headers = [_Header.decode(data[i : i + HEADER_BYTES]) for i in range(0, len(data), step)]
     everyone = [header for header in headers if header is not None]
-    if len(everyone) < len(found):
+    if len(everyone) < len(headers):
         others = [rank for rank, header in enumerate(headers) if header is None]
         raise RuntimeError(
             f"all ranks must make the same call, but {_named(others)} captured a CUDA graph or sent other data"
