@@ -15,6 +15,18 @@ def pytest_report_header() -> str:
     return f"ECHO_EXT_TEST_SEED={SEED}"
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What the fuzzers have done, with the seeds that repeat it."""
+    passed = terminalreporter.getreports("passed")
+    runs = [
+        value for report in passed if report.when == "call" for name, value in report.user_properties if name == "fuzz"
+    ]
+    if runs:
+        terminalreporter.section("fuzzing")
+        for run in runs:
+            terminalreporter.line(run)
+
+
 @pytest.fixture(autouse=True)
 def fresh_randomness(request):
     """Every test its own random stream, the same whether it runs alone or with others."""

@@ -1,0 +1,190 @@
+"""What Echo noise is, in extended precision, with bounds on the rounding that a call may show."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+
+SAMPLINGS = ("permutation", "replacement", "ring")
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+SHAPES = ((1,), (2,), (3,), (), (4,), (5,), (8,), (16,), (17,), (31,), (67,), (2, 3), (3, 1, 7), (0,), (2, 0))
+SIGNALS = ("bounded", "zero", "one", "large", "subnormal", "mixed", "nonfinite")
+SCALES = ("bounded", "zero", "one", "above_one", "subnormal", "mixed", "nonfinite")
+LAYOUTS = ("contiguous", "strided", "expanded", "misaligned", "transposed", "reversed")
+
+
+@contextlib.contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+def values(rng, kind, shape, dtype):
+    """Numbers of one kind, float64; those of "subnormal" are subnormal in the type that computes."""
+    if kind == "zero":
+        return np.zeros(shape) * rng.choice([-1.0, 1.0], shape)
+    if kind == "one":
+        return rng.choice([-1.0, 1.0], shape)
+    if kind == "above_one":
+        return rng.uniform(-3.0, 3.0, shape)
+    if kind == "large":
+        return rng.standard_normal(shape) * (1e3 if dtype == torch.float16 else 1e30)
+    if kind == "subnormal":
+        return rng.uniform(-1.0, 1.0, shape) * float(torch.finfo(dtype).tiny)
+    bounded = rng.uniform(-0.95, 0.95, shape)
+    if kind == "bounded":
+        return bounded
+    special = [0.0, -0.0, 1.0, -1.0, 1e-40, 1e-320, 0.999, -1.5]
+    if kind == "nonfinite":
+        special += [np.nan, np.inf, -np.inf]
+    return np.where(rng.random(shape) < 0.1, rng.choice(special, shape), bounded)
+
+
+def tensor(rng, kind, shape, dtype, layout):
+    return laid_out(torch.from_numpy(np.asarray(values(rng, kind, shape, dtype))).to(dtype), layout)
+
+
+def laid_out(plain, layout):
+    """The same numbers (but for "expanded", which repeats the first row) in another layout."""
+    shape = plain.shape
+    if layout == "expanded" and len(shape) > 1 and shape[0] > 0:
+        return plain[:1].expand(shape)
+    if layout == "strided":
+        return torch.stack([plain, torch.ones_like(plain)], -1)[..., 0]
+    if layout == "misaligned":
+        return torch.cat([plain.new_ones(1), plain.flatten()])[1:].view(shape)
+    if layout == "transposed":
+        return plain.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "reversed":  # rows apart in memory
+        return torch.cat([plain, plain.flip(0)], -1)[..., : shape[-1]] if len(shape) > 1 else plain
+    return plain
+
+
+def bits(tensor):
+    """The bytes, as integers, so that a NaN equals itself."""
+    return tensor.detach().view(INTEGERS[tensor.element_size()]).numpy()
+
+
+def wide(tensor):
+    return tensor.detach().double().numpy().astype(np.longdouble)
+
+
+# ---- Draws -----------------------------------------------------------------------------------------------------------
+
+
+def check_draws(indices, bank_rows, rows, num_terms, sampling):
+    """What the docstrings say of the rows that are drawn."""
+    is_own = bank_rows is None
+    candidates = rows if is_own else bank_rows
+    terms = (rows - 1 if is_own else bank_rows) if num_terms is None else num_terms
+    assert indices.shape == (rows, terms)
+    assert indices.min() >= 0
+    assert indices.max() < candidates
+    if is_own:
+        assert (indices != np.arange(rows)[:, None]).all(), "a row draws itself"
+    if sampling != "replacement":
+        ordered = np.sort(indices, 1)
+        assert (ordered[:, 1:] != ordered[:, :-1]).all(), "a row is drawn twice"
+    if sampling == "ring":
+        # Each row is followed by its window: where the next row starts, the same sequence goes on.
+        if is_own:
+            assert (indices[indices[:, 0], :-1] == indices[:, 1:]).all()
+        else:
+            on_one_circle = np.arange(1, rows) % bank_rows != 0
+            assert (indices[1:, :-1] == indices[:-1, 1:])[on_one_circle].all()
+
+
+# ---- Values ----------------------------------------------------------------------------------------------------------
+
+
+def noise(f, s, indices):
+    """eps_i = sum_l (s[j_0] ... s[j_{l-1}]) f[j_l], (rows, width), the sum of the absolute values, and the weights."""
+    term_f, term_s = f[indices], s[indices]
+    weights = np.ones_like(term_f)
+    weights[:, 1:] = np.cumprod(term_s[:, :-1], 1)
+    terms = weights * term_f
+    return terms.sum(1), np.abs(terms).sum(1), np.abs(weights)
+
+
+def computing(dtype):
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
+    """Compare noises, or z where the rows' own (f, s) are given, with the definition."""
+    dtype = actual.dtype
+    assert dtype == bank_f.dtype
+    assert actual.shape == (len(indices), *bank_f.shape[1:])
+    actual = wide(actual).reshape(len(indices), -1)
+    f, s = (wide(tensor).reshape(len(bank_f), -1) for tensor in (bank_f, bank_s))
+    with np.errstate(all="ignore"):
+        expected, magnitude, weights = noise(f, s, indices)
+        is_plain = (np.isfinite(f) & np.isfinite(s)).all(0)[None]
+        compute, out = computing(dtype), torch.finfo(dtype)
+        terms = indices.shape[1]
+        largest_f = np.abs(f).max(0)
+        largest_weight = weights.max(1)
+        growth = np.maximum(np.abs(s).max(0), 1) ** terms
+        # Weights may underflow and then grow again; the ring multiplies in another order.
+        bound = 4 * (terms + 2) * (compute.eps * magnitude + compute.tiny * growth * largest_f)
+        reach = np.maximum(magnitude, largest_weight)
+        if sampling == "ring":
+            reach = np.maximum(reach, growth * np.maximum(largest_f, 1) * terms)
+        if own is not None:
+            own_f, own_s = (wide(tensor).reshape(len(indices), -1) for tensor in own)
+            is_plain = is_plain & np.isfinite(own_f) & np.isfinite(own_s)
+            expected = own_f + own_s * expected
+            reach = np.maximum(reach, np.abs(own_f) + np.abs(own_s) * magnitude)
+            bound = np.abs(own_s) * bound + 4 * compute.eps * (np.abs(own_f) + np.abs(own_s) * magnitude)
+        bound = bound + out.eps * np.abs(expected) + 4 * out.smallest_normal * out.eps
+        overflows = reach * (1 + 2 * out.eps) >= min(compute.max, out.max)
+        wrong = np.abs(actual - expected) > bound
+        wrong |= np.isnan(actual)
+        wrong &= is_plain & ~overflows
+        if sampling != "ring":  # there, what is not finite reaches what the definition says
+            agree = (np.isnan(actual) & np.isnan(expected)) | (actual == expected)
+            # A weight that overflows or underflows makes a NaN of what is not finite.
+            is_exact = ~((weights > 0) & (weights < compute.tiny) | (weights >= compute.max)).any(1)
+            wrong |= ~is_plain & ~np.isfinite(expected) & ~agree & is_exact
+    assert not wrong.any(), (actual[wrong], expected[wrong])
+
+
+# ---- The matrix channel ----------------------------------------------------------------------------------------------
+
+
+def matrix_ring(f, S, order):
+    """The solution of z_p = f_p + S_p z_{p+1} around the circle, in extended precision."""
+    z, turn = np.zeros_like(f[0]), np.eye(f.shape[1], dtype=f.dtype)
+    for row in order[::-1]:
+        z, turn = f[row] + S[row] @ z, S[row] @ turn
+    entry = np.linalg.solve(np.eye(len(z)) - turn.astype(np.float64), z.astype(np.float64)).astype(f.dtype)
+    for _ in range(3):  # what the solver has rounded
+        rest = z + turn @ entry - entry
+        entry += np.linalg.solve(np.eye(len(z)) - turn.astype(np.float64), rest.astype(np.float64))
+    rows = np.empty_like(f)
+    for row in order[::-1]:
+        entry = f[row] + S[row] @ entry
+        rows[row] = entry
+    return rows
+
+
+def matrix_bound(expected, norm, dtype):
+    """Rounding of each product, carried around the circle."""
+    compute, out = computing(dtype), torch.finfo(dtype)
+    amplified = 32 * (expected.shape[1] + 2) * compute.eps * (np.abs(expected).max() + 1) / (1 - norm)
+    return amplified + out.eps * np.abs(expected)
+
+
+def check_near(actual, expected, bound):
+    wrong = ~(np.abs(wide(actual) - expected) <= bound)
+    assert not wrong.any(), (wide(actual)[wrong], expected[wrong])

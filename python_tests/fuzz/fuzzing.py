@@ -1,0 +1,240 @@
+"""Differential fuzzing: random calls of the library, each compared with a definition written for the purpose.
+
+A group is a module with `cases`, a Hypothesis strategy of small cases, and `check(case)`, which makes the calls of a
+case, compares them with their definitions and returns how many calls it has compared. Hypothesis draws sizes, options
+and kinds of data, so that it can shrink a failure, and an integer from which NumPy makes the numbers.
+
+A run happens in a child process: the core reads `ECHO_EXT_ISA` once, and a crash or an endless loop must end in a
+report that names its case. `ECHO_EXT_FUZZ_SEED` repeats a run, `ECHO_EXT_FUZZ_CALLS` sets the calls of a long run and
+`ECHO_EXT_FUZZ_SECONDS` the duration of a short one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import importlib.util
+import json
+import math
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, Phase
+
+import echo_ext
+from echo_ext import _C
+
+LONG_RUN_CALLS = 100_000
+SHORT_RUN_SECONDS = 25.0
+SHORT_RUN_FEWEST_CALLS = 100
+EXAMPLES_PER_BATCH = 200
+# A case takes milliseconds; this allows for a machine that is busy or swaps.
+PATIENCE_SECONDS = 120.0
+LONGEST_CASE = 4000  # characters
+
+
+# ---- One batch -------------------------------------------------------------------------------------------------------
+
+
+def run_batch(group, seed, examples=EXAMPLES_PER_BATCH, *, note=None, shrink=True):
+    """Check so many cases; returns the number of calls compared, raises on the first wrong one, shrunk."""
+    calls = 0
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @hypothesis.given(group.cases)
+    def compare(case):
+        nonlocal calls
+        if note is not None:
+            note(case)
+        calls += group.check(case)
+
+    compare()
+    return calls
+
+
+# ---- The child process -----------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("group", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--calls", type=float, default=math.inf)
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--folder", type=Path, required=True)
+    options = parser.parse_args()
+    faulthandler.enable()
+    group = load_group(options.group)
+    case_file = os.open(options.folder / "case", os.O_RDWR | os.O_CREAT)
+    examples = 0
+
+    def note(case):
+        """Keep the case where the parent can read it after a crash."""
+        nonlocal examples
+        examples += 1
+        os.pwrite(case_file, f"{examples} {case!r}".encode()[:LONGEST_CASE].ljust(LONGEST_CASE), 0)
+
+    start = time.monotonic()
+    calls = batch = 0
+    while calls < options.calls and time.monotonic() - start < options.seconds:
+        seed = options.seed + batch
+        (options.folder / "seed").write_text(str(seed))
+        calls += run_batch(group, seed, note=note)
+        batch += 1
+    result = {"calls": calls, "examples": examples, "isa": _C.isa(), "seconds": time.monotonic() - start}
+    (options.folder / "result").write_text(json.dumps(result))
+
+
+def load_group(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- The parent ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a child process has done."""
+
+    group: str
+    seed: int
+    isa: str
+    calls: int
+    seconds: float
+
+    def __str__(self):
+        rate = self.calls / max(self.seconds, 1e-9)
+        return (
+            f"{self.group} on {self.isa}: {self.calls:,} calls in {self.seconds:.0f} s ({rate:,.0f}/s), "
+            f"ECHO_EXT_FUZZ_SEED={self.seed}"
+        )
+
+
+def instruction_sets():
+    """Those that this machine has, or the one that is asked for."""
+    known = ["baseline", "avx2", "avx512"]
+    best = _C.isa()
+    return [best] if "ECHO_EXT_ISA" in os.environ else known[: known.index(best) + 1]
+
+
+def short_run(file, record_property):
+    """For every test run: as many calls as fit into a fixed time, on an instruction set picked by the seed."""
+    seed = fresh_seed()
+    sets = instruction_sets()
+    seconds = float(os.environ.get("ECHO_EXT_FUZZ_SECONDS", SHORT_RUN_SECONDS))
+    run = run_group(file, seed=seed, isa=sets[seed % len(sets)], seconds=seconds)
+    record_property("fuzz", str(run))
+    fewest = SHORT_RUN_FEWEST_CALLS if seconds >= SHORT_RUN_SECONDS else 1
+    assert run.calls >= fewest, run
+
+
+def long_run(file, isa, record_property):
+    """On demand: a fixed number of calls."""
+    calls = int(os.environ.get("ECHO_EXT_FUZZ_CALLS", LONG_RUN_CALLS))
+    run = run_group(file, seed=fresh_seed(), isa=isa, calls=calls)
+    record_property("fuzz", str(run))
+    assert run.calls >= calls, run
+
+
+def fresh_seed():
+    return int(os.environ.get("ECHO_EXT_FUZZ_SEED", secrets.randbits(48)))
+
+
+def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, patience=PATIENCE_SECONDS):
+    """Run a group in a process of its own; a wrong result, a crash and a hang all fail with the case at fault."""
+    file = Path(file)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, __file__, str(file), f"--seed={seed}", f"--calls={calls}", f"--seconds={seconds}"]
+        environment = {
+            **os.environ,
+            "ECHO_EXT_ISA": isa,
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+            # The same package and core as here, wherever they are.
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(Path(echo_ext.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+            ),
+        }
+        with open(folder / "output", "w") as output:
+            process = subprocess.Popen(
+                [*command, f"--folder={folder}"], env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+            )
+            try:
+                hung = not _wait(process, folder / "case", patience)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+        if process.returncode != 0:
+            pytest.fail(_failure(file, isa, seed, folder, process.returncode, hung), pytrace=False)
+        result = json.loads((folder / "result").read_text())
+        if result["isa"] != isa:
+            pytest.skip(f"this machine has no {isa}")
+    return Run(file.stem.removeprefix("test_fuzz_"), seed, isa, result["calls"], result["seconds"])
+
+
+def _wait(process, case_file, patience):
+    """Wait for the end; False, and the process stopped, where the same case goes on for too long."""
+    last, since = None, time.monotonic()
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(min(1.0, patience / 4))
+            return True
+        case = _read(case_file)
+        if case != last:
+            last, since = case, time.monotonic()
+        elif time.monotonic() - since > patience:
+            process.send_signal(signal.SIGABRT)  # faulthandler then prints where it is
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            return False
+
+
+def _failure(file, isa, seed, folder, code, hung):
+    if hung:
+        what = "did not return"
+    elif code < 0:
+        what = f"crashed with {signal.Signals(-code).name}"
+    else:
+        what = "found a wrong result"
+    output = _read(folder / "output")[-20_000:]
+    seed = _read(folder / "seed") or seed
+    return (
+        f"{file.name} {what}; repeat it with\n"
+        f"  ECHO_EXT_FUZZ_SEED={seed} ECHO_EXT_ISA={isa} pytest {file}\n"
+        f"last case: {_read(folder / 'case').strip()}\n\n{output}"
+    )
+
+
+def _read(file):
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+if __name__ == "__main__":
+    import fuzzing
+
+    fuzzing.main()

@@ -1,0 +1,219 @@
+"""What the estimators are, as sums over all pairs of samples, written from the docstrings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
+KINDS = ("normal", "ties", "constant", "lattice", "duplicates", "huge", "subnormal", "heavy", "offset", "line")
+LAYOUTS = ("contiguous", "fortran", "reversed", "strided", "read-only")
+
+# psi(n) of the integers: -gamma and harmonic numbers.
+_PSI = np.concatenate([[-np.inf], -np.euler_gamma + np.concatenate([[0.0], np.cumsum(1 / np.arange(1, 2000))])])
+
+
+def psi(n):
+    return _PSI[np.asarray(n)]
+
+
+# ---- Data ------------------------------------------------------------------------------------------------------------
+
+
+def sample(rng, kind, shape, dtype):
+    """(..., N, d) numbers of one kind, all of them finite."""
+    normal = rng.standard_normal(shape)
+    with np.errstate(over="ignore"):
+        if kind == "ties":
+            normal = np.round(normal)
+        elif kind == "constant":
+            normal = np.full(shape, 2.5)
+        elif kind == "lattice":
+            normal = rng.integers(0, 4, shape) * 0.25
+        elif kind == "duplicates":
+            n = shape[-2]
+            normal = normal[..., rng.integers(0, max(n // 3, 1), n), :]
+        elif kind == "huge":
+            normal = normal * (1e300 if dtype == np.float64 else 1e30)
+        elif kind == "subnormal":
+            normal = normal * (1e-310 if dtype == np.float64 else 1e-40)
+        elif kind == "heavy":  # differences and their squares overflow
+            limit = float(np.finfo(dtype).max)
+            power = rng.choice([0.45, 0.52, 0.8, 1.0]) * math.log10(limit)
+            normal = np.clip(np.sign(normal) * 10 ** np.minimum(power * np.abs(normal), 308), -limit, limit)
+        elif kind == "offset":
+            normal = normal + 1e5
+        elif kind == "line":
+            normal = np.repeat(normal[..., :1], shape[-1], -1)
+    return normal.astype(dtype)
+
+
+def laid_out(values, layout):
+    if layout == "fortran":
+        return np.asfortranarray(values)
+    if layout == "reversed":
+        return np.ascontiguousarray(values[..., ::-1, :])[..., ::-1, :]
+    if layout == "strided":
+        return np.repeat(values, 2, -1)[..., ::2]
+    if layout == "read-only":
+        values = values.copy()
+        values.flags.writeable = False
+    return values
+
+
+# ---- Distances -------------------------------------------------------------------------------------------------------
+
+
+def distances(points, queries=None, euclidean=False):
+    """(M, N) in the points' own precision; Euclidean ones are squared, and summed column by column."""
+    queries = points if queries is None else queries
+    result = np.zeros((len(queries), len(points)), points.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        for column in range(points.shape[1]):
+            difference = queries[:, column, None] - points[None, :, column]
+            result = result + difference * difference if euclidean else np.maximum(result, np.abs(difference))
+    return result
+
+
+def allowed(n, window):
+    """(N, N): which samples may be a sample's neighbors."""
+    rows = np.arange(n)
+    return np.abs(rows[:, None] - rows) > window
+
+
+def nearest(distance, usable, k):
+    """The k nearest that are usable, those with the lower index first where they are equally near: (M, k)."""
+    order = np.argsort(distance, 1, kind="stable")
+    keep = np.take_along_axis(usable, order, 1)
+    # The unusable go to the end, and the others keep their order.
+    return np.take_along_axis(order, np.argsort(~keep, 1, kind="stable"), 1)[:, :k]
+
+
+def kth_distance(distance, neighbors):
+    return np.take_along_axis(distance, neighbors[:, -1:], 1)
+
+
+def log_ball(dim):
+    return 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
+
+
+# ---- Estimators: the N local values in nats of one sample, for one k ---------------------------------------------------
+
+
+class Sample:
+    """One sample of some variables, each (N, d), with what several k and methods share."""
+
+    def __init__(self, variables, window):
+        self.variables = variables
+        self.n = len(variables[0])
+        self.usable = allowed(self.n, window)
+        self.others = self.usable.sum(1)
+        self._distances = {}
+
+    def distance(self, which, euclidean=False):
+        """In the space of the variables named."""
+        key = (which, euclidean)
+        if key not in self._distances:
+            joint = np.concatenate([self.variables[i] for i in which], 1)
+            self._distances[key] = distances(joint, euclidean=euclidean)
+        return self._distances[key]
+
+    def neighbors(self, k, euclidean=False):
+        everything = tuple(range(len(self.variables)))
+        distance = self.distance(everything, euclidean)
+        neighbors = nearest(distance, self.usable, k)
+        return neighbors, kth_distance(distance, neighbors)
+
+    def count(self, which, radius, inclusive=False, euclidean=False):
+        distance = self.distance(which, euclidean)
+        near = distance <= radius if inclusive else distance < radius
+        return (near & self.usable).sum(1)
+
+    def reach(self, variable, neighbors):
+        """How far some neighbors reach in one variable."""
+        return np.take_along_axis(self.distance((variable,)), neighbors, 1).max(1, keepdims=True)
+
+
+def mutual_information(sample, k, method):
+    if method == "ksg1":
+        return total_correlation(sample, k, "ksg1")
+    if method == "ksg2":
+        return total_correlation(sample, k, "ksg2")
+    if method == "bi-ksg":
+        _, radius = sample.neighbors(k, euclidean=True)
+        dims = [v.shape[1] for v in sample.variables]
+        value = psi(k) + np.log(sample.others + 1) + sum(map(log_ball, dims)) - log_ball(sum(dims))
+        for i in (0, 1):
+            value = value - np.log(sample.count((i,), radius, inclusive=True, euclidean=True))
+        return value
+    _, radius = sample.neighbors(k)
+    tied = radius[:, 0] == 0
+    value = np.where(tied, psi(sample.count((0, 1), radius, inclusive=True) + 1), psi(k)) + np.log(sample.others + 1)
+    for i in (0, 1):
+        inside = np.where(tied, sample.count((i,), radius, inclusive=True), sample.count((i,), radius))
+        value = value - psi(inside + 1)
+    return value
+
+
+def total_correlation(sample, k, method):
+    neighbors, radius = sample.neighbors(k)
+    margins = len(sample.variables) - 1
+    value = psi(k) + margins * psi(sample.others + 1)
+    if method == "ksg2":
+        value = value - margins / k
+    for i in range(len(sample.variables)):
+        if method == "ksg1":
+            value = value - psi(sample.count((i,), radius) + 1)
+        else:
+            value = value - psi(sample.count((i,), sample.reach(i, neighbors), inclusive=True))
+    return value
+
+
+def conditional_mutual_information(sample, k, method):
+    neighbors, radius = sample.neighbors(k)
+    if method == "ksg1":
+        counts = (sample.count(which, radius) for which in ((2,), (0, 2), (1, 2)))
+        nz, nxz, nyz = counts
+        return psi(k) + psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)
+    inside = [
+        (sample.distance((i,)) <= sample.reach(i, neighbors)) & sample.usable for i in range(3)
+    ]
+    nz, nxz, nyz = inside[2].sum(1), (inside[0] & inside[2]).sum(1), (inside[1] & inside[2]).sum(1)
+    return psi(k) - 2 / k + psi(nz) - psi(nxz) + 1 / nxz - psi(nyz) + 1 / nyz
+
+
+def entropy(sample, k, metric):
+    euclidean = metric == "euclidean"
+    _, radius = sample.neighbors(k, euclidean)
+    dim = sample.variables[0].shape[1]
+    eps = radius[:, 0].astype(np.float64)
+    with np.errstate(divide="ignore", over="ignore"):
+        if euclidean:
+            return psi(sample.others + 1) - psi(k) + log_ball(dim) - dim * math.log(2) + dim * np.log(2 * np.sqrt(eps))
+        return psi(sample.others + 1) - psi(k) + dim * np.log(2 * eps)
+
+
+def mutual_information_discrete(x, labels, k, window):
+    """Ross's estimate; NaN where a label occurs once."""
+    n = len(x)
+    distance, usable = distances(x), allowed(n, window)
+    same = labels[:, None] == labels
+    kept = same.sum(1) > 1
+    values = np.full(n, np.nan)
+    for i in np.flatnonzero(kept):
+        own = np.sort(distance[i][same[i] & usable[i]])
+        k_i = min(k, len(own))
+        others = usable[i] & kept
+        nearer = (distance[i][others] < own[k_i - 1]).sum()
+        values[i] = psi(others.sum() + 1) + psi(k_i) - psi(len(own) + 1) - psi(nearer + 1)
+    return values
+
+
+def embedding(source, target, history, source_history, lag):
+    """The target's values, the source's past and the target's past at the times that have all of them."""
+    times = range(max(history, lag + source_history - 1), len(target))
+    future = np.stack([target[t] for t in times])
+    driver = np.stack([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
+    past = np.stack([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
+    return future, driver, past
