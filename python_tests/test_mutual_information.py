@@ -236,6 +236,13 @@ def test_batches_broadcast(method):
                 torch.testing.assert_close(values[at, i, j], alone, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("method", ["ksg1", "ksg2", "bi-ksg", "mixed"])
+def test_an_empty_batch_has_no_estimates(method):
+    x = torch.randn(0, 9, 2)
+    assert echo_ext.mutual_information(x, x, method=method).shape == (0,)
+    assert echo_ext.mutual_information(x, x, method=method, k=[1, 2], local=True).shape == (2, 0, 9)
+
+
 def test_local_values_and_units():
     x, y = related(fresh(), 100)
     nats = echo_ext.mutual_information(x, y)

@@ -2,7 +2,7 @@
 
 A group is a module with `cases`, a Hypothesis strategy of small cases, and `check(case)`, which makes the calls of a
 case, compares them with their definitions and returns how many calls it has compared. Hypothesis draws sizes, options
-and kinds of data, so that it can shrink a failure, and an integer from which NumPy makes the numbers.
+and kinds of data, so that it can shrink a failure, and the integer `case.numbers` from which NumPy makes the numbers.
 
 A run happens in a child process: the core reads `ECHO_EXT_ISA` once, and a crash or an endless loop must end in a
 report that names its case. `ECHO_EXT_FUZZ_SEED` repeats a run, `ECHO_EXT_FUZZ_CALLS` sets the calls of a long run and
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import hypothesis
@@ -38,6 +38,8 @@ LONG_RUN_CALLS = 100_000
 SHORT_RUN_SECONDS = 25.0
 SHORT_RUN_FEWEST_CALLS = 100
 EXAMPLES_PER_BATCH = 200
+# A drawn case costs as much as a call: each is checked on so many samples, with numbers, numbers + 1, ...
+SAMPLES_PER_CASE = 5
 # A case takes milliseconds; this allows for a machine that is busy or swaps.
 PATIENCE_SECONDS = 120.0
 LONGEST_CASE = 4000  # characters
@@ -64,9 +66,11 @@ def run_batch(group, seed, examples=EXAMPLES_PER_BATCH, *, note=None, shrink=Tru
     @hypothesis.given(group.cases)
     def compare(case):
         nonlocal calls
-        if note is not None:
-            note(case)
-        calls += group.check(case)
+        for i in range(SAMPLES_PER_CASE):
+            one = replace(case, numbers=case.numbers + i)
+            if note is not None:
+                note(one)
+            calls += group.check(one)
 
     compare()
     return calls

@@ -98,7 +98,7 @@ def log_ball(dim):
     return 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
 
 
-# ---- Estimators: the N local values in nats of one sample, for one k ---------------------------------------------------
+# ---- Estimators: the N local values in nats of one sample, for one k -----------------------------------------------
 
 
 class Sample:
@@ -176,9 +176,7 @@ def conditional_mutual_information(sample, k, method):
         counts = (sample.count(which, radius) for which in ((2,), (0, 2), (1, 2)))
         nz, nxz, nyz = counts
         return psi(k) + psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)
-    inside = [
-        (sample.distance((i,)) <= sample.reach(i, neighbors)) & sample.usable for i in range(3)
-    ]
+    inside = [(sample.distance((i,)) <= sample.reach(i, neighbors)) & sample.usable for i in range(3)]
     nz, nxz, nyz = inside[2].sum(1), (inside[0] & inside[2]).sum(1), (inside[1] & inside[2]).sum(1)
     return psi(k) - 2 / k + psi(nz) - psi(nxz) + 1 / nxz - psi(nyz) + 1 / nyz
 
