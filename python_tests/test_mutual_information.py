@@ -236,11 +236,23 @@ def test_batches_broadcast(method):
                 torch.testing.assert_close(values[at, i, j], alone, rtol=0, atol=1e-13)
 
 
+def test_gradient_of_a_batch_in_another_memory_order():
+    rows = torch.randn(30, 2, 1, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    other = torch.randn(30, 1, dtype=torch.float64)
+    for estimate in (lambda x: echo_ext.mutual_information(x, other), echo_ext.entropy):
+        strided = torch.autograd.grad(estimate(rows).sum(), rows)[0]
+        dense = rows.detach().contiguous().requires_grad_()
+        assert torch.equal(strided, torch.autograd.grad(estimate(dense).sum(), dense)[0])
+
+
 @pytest.mark.parametrize("method", ["ksg1", "ksg2", "bi-ksg", "mixed"])
 def test_an_empty_batch_has_no_estimates(method):
     x = torch.randn(0, 9, 2)
     assert echo_ext.mutual_information(x, x, method=method).shape == (0,)
     assert echo_ext.mutual_information(x, x, method=method, k=[1, 2], local=True).shape == (2, 0, 9)
+    if method == "ksg1":
+        echo_ext.mutual_information(x.requires_grad_(), x.detach()).sum().backward()
+        assert x.grad.shape == x.shape
 
 
 def test_local_values_and_units():

@@ -56,21 +56,22 @@ def pull_back_distances(points: Tensor, neighbours: Tensor, weights: Tensor, *, 
     its largest coordinate alone. A distance of 0 has no derivative and contributes nothing.
     """
     n, dim = points.shape[-2:]
-    flat = points.detach().reshape(-1, n, dim)
-    index = neighbours.reshape(flat.shape[0], n, -1)
+    flat = points.detach().reshape(-1, n, dim).contiguous()
+    index = neighbours.reshape(flat.shape[0], n, neighbours.shape[-1])
     item = torch.arange(flat.shape[0], device=flat.device).view(-1, 1, 1)
     difference = flat[item, index] - flat.unsqueeze(2)
+    gradient = torch.zeros_like(flat)
     if euclidean:
         length = difference.norm(dim=-1, keepdim=True)
         slope = torch.where(length > 0, difference / length, 0.0)
         pull = weights.reshape(*index.shape, 1) * slope
-        gradient = -pull.sum(2)
+        gradient -= pull.sum(2)
         into = (item * n + index).reshape(-1)
         gradient.view(-1, dim).index_add_(0, into, pull.reshape(-1, dim))
     else:
         largest = difference.abs().argmax(-1, keepdim=True)
         pull = weights.reshape(*index.shape, 1) * difference.gather(-1, largest).sign()
-        gradient = torch.zeros_like(flat).scatter_add_(2, largest.squeeze(-1), -pull.squeeze(-1))
+        gradient.scatter_add_(2, largest.squeeze(-1), -pull.squeeze(-1))
         into = ((item * n + index).unsqueeze(-1) * dim + largest).reshape(-1)
         gradient.view(-1).index_add_(0, into, pull.reshape(-1))
     return gradient.reshape(points.shape)

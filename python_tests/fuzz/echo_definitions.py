@@ -188,3 +188,69 @@ def matrix_bound(expected, norm, dtype):
 def check_near(actual, expected, bound):
     wrong = ~(np.abs(wide(actual) - expected) <= bound)
     assert not wrong.any(), (wide(actual)[wrong], expected[wrong])
+
+
+# ---- Gradients -------------------------------------------------------------------------------------------------------
+
+
+def noise_adjoint(f, s, indices, grad):
+    """The gradients of sum(grad * eps) with respect to f and s, from the tails T_l = f[j_l] + s[j_l] T_{l+1}."""
+    term_f, term_s = f[indices], s[indices]
+    weights, tail = np.ones_like(term_f), np.zeros_like(term_f)
+    weights[:, 1:] = np.cumprod(term_s[:, :-1], 1)
+    for l in range(indices.shape[1] - 1, 0, -1):
+        tail[:, l - 1] = term_f[:, l] + term_s[:, l] * tail[:, l]
+    grad_f, grad_s = np.zeros_like(f), np.zeros_like(s)
+    np.add.at(grad_f, indices, grad[:, None] * weights)
+    np.add.at(grad_s, indices, grad[:, None] * weights * tail)
+    return grad_f, grad_s
+
+
+def check_gradients(actual, tensors, grad, indices, *, of_sample):
+    """Compare the gradients at (f, s, bank_f, bank_s), or at (f, s) where the batch is its own bank.
+
+    tensors: those that the call was given; grad: of z where `of_sample`, else of the noise.
+    """
+    dtype = tensors[0].dtype
+    compute, out = computing(dtype), torch.finfo(dtype)
+    rows, width = len(indices), int(np.prod(tensors[0].shape[1:]))
+    wides = [wide(tensor).reshape(len(tensor), width) for tensor in tensors]
+    upstream = wide(grad).reshape(rows, width)
+    expected = _gradients(wides, upstream, indices, of_sample)
+    sizes = _gradients([np.abs(each) for each in wides], np.abs(upstream), indices, of_sample)
+    terms = indices.shape[1]
+    largest_s = np.abs(wides[-1]).max(0)
+    growth = np.maximum(largest_s, 1) ** terms
+    # What a sum leaves out is negligible next to the largest term of its column.
+    largest = 1 + sum(size.max(0) for size in sizes) + sum(np.abs(each).max(0) for each in (*wides, upstream))
+    for ours, theirs, size in zip(actual, expected, sizes, strict=True):
+        assert ours.dtype == dtype
+        bound = 8 * (terms + rows + 2) * (compute.eps * (size + largest) + compute.tiny * growth * largest)
+        bound = bound + 2 * out.eps * np.abs(theirs) + 4 * out.tiny * out.eps
+        ours = wide(ours).reshape(theirs.shape)
+        overflows = growth * largest * largest * terms >= min(compute.max, out.max)
+        wrong = ~(np.abs(ours - theirs) <= bound) & ~overflows
+        assert not wrong.any(), (ours[wrong], theirs[wrong])
+
+
+def _gradients(tensors, grad, indices, of_sample):
+    bank_f, bank_s = tensors[-2:]
+    if not of_sample:
+        return noise_adjoint(bank_f, bank_s, indices, grad)
+    s = tensors[1]
+    eps = noise(bank_f, bank_s, indices)[0]
+    own = grad, grad * eps
+    others = noise_adjoint(bank_f, bank_s, indices, grad * s)
+    return (own[0] + others[0], own[1] + others[1]) if len(tensors) == 2 else (*own, *others)
+
+
+def matrix_gradients(z, S, order, grad):
+    """Of sum(grad * z) at f and S, where z_p = f_p + S_p z_{p+1} around the circle."""
+    following = np.roll(order, -1)
+    transposed = np.zeros_like(S)
+    # The adjoint h_p = grad_p + S_{p-1}^T h_{p-1} runs around the circle the other way.
+    transposed[order] = S[np.roll(order, 1)].transpose(0, 2, 1)
+    adjoint = matrix_ring(grad, transposed, order[::-1])
+    grad_s = np.zeros_like(S)
+    grad_s[order] = adjoint[order][:, :, None] * z[following][:, None, :]
+    return adjoint, grad_s

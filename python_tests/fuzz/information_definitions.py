@@ -215,3 +215,54 @@ def embedding(source, target, history, source_history, lag):
     driver = np.stack([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
     past = np.stack([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
     return future, driver, past
+
+
+# ---- Gradients of the weighted sum of one sample's local values ------------------------------------------------------
+
+
+def pull(gradient, points, i, j, weight, euclidean=False):
+    """Add weight times the derivative of the distance between samples i and j; one of 0 has none."""
+    difference = (points[j] - points[i]).astype(np.float64)
+    if euclidean:
+        length = np.sqrt((difference**2).sum())
+        slope = difference / length if length > 0 else np.zeros_like(difference)
+    else:  # the first of the largest coordinates
+        slope = np.zeros_like(difference)
+        largest = np.abs(difference).argmax()
+        slope[largest] = np.sign(difference[largest])
+    gradient[j] += weight * slope
+    gradient[i] -= weight * slope
+
+
+def entropy_gradient(sample, k, metric, weights):
+    (points,) = sample.variables
+    euclidean = metric == "euclidean"
+    neighbors, radius = sample.neighbors(k, euclidean)
+    eps = np.sqrt(radius[:, 0].astype(np.float64)) if euclidean else radius[:, 0].astype(np.float64)
+    gradient = np.zeros(points.shape)
+    for i in range(sample.n):
+        pull(gradient, points, i, neighbors[i, -1], weights[i] * points.shape[1] / eps[i], euclidean)
+    return [gradient]
+
+
+def mutual_information_gradient(sample, k, width, weights):
+    """The flux through the boundary of each marginal ball, less that of the joint one."""
+    neighbors, radius = sample.neighbors(k)
+    joint = np.concatenate(sample.variables, 1)
+    whole = np.zeros(joint.shape)
+    parts = [np.zeros(v.shape) for v in sample.variables]
+    for i in range(sample.n):
+        eps, last = float(radius[i, 0]), neighbors[i, -1]
+        if eps == 0:
+            continue
+        pull(whole, joint, i, last, -weights[i] * joint.shape[1] / eps)
+        for which, (variable, part) in enumerate(zip(sample.variables, parts, strict=True)):
+            distance = sample.distance((which,))[i]
+            candidates = [j for j in np.flatnonzero(sample.usable[i]) if j != last]
+            inside = sorted((j for j in candidates if distance[j] < radius[i, 0]), key=lambda j: (-distance[j], j))
+            outside = sorted((j for j in candidates if distance[j] >= radius[i, 0]), key=lambda j: (distance[j], j))
+            near = inside[:width] + outside[: width + 1]
+            for j in near:
+                pull(part, variable, i, j, weights[i] * variable.shape[1] / eps / len(near))
+    cut = sample.variables[0].shape[1]
+    return [parts[0] + whole[:, :cut], parts[1] + whole[:, cut:]]
