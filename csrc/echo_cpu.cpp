@@ -52,11 +52,12 @@ struct RowDraws {
 };
 
 // A column's bound on all that a row's remaining terms can add, per unit of weight: max|f| / (1 - max|s|), divided by
-// kNegligible. Infinite, so that nothing is ever dropped, where |s| reaches 1 or a value is NaN.
+// kNegligible. Infinite, so that nothing is ever dropped, where |s| reaches 1 or a value is NaN. Never zero: where every
+// f is 0, the gradient of f still is made of weights, none of which may be dropped before it is negligible itself.
 template <typename T>
 T tail_bound(T largest_f, T largest_s) {
   if (!(largest_s < 1)) return std::numeric_limits<T>::infinity();
-  const T bound = largest_f / ((1 - largest_s) * kNegligible<T>);
+  const T bound = std::max(largest_f, std::numeric_limits<T>::min()) / ((1 - largest_s) * kNegligible<T>);
   return bound == bound ? bound : std::numeric_limits<T>::infinity();
 }
 

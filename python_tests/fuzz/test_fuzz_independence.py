@@ -1,0 +1,195 @@
+"""The permutation test and the standard error against all permutations of a few samples."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import lru_cache
+
+import fuzzing
+import hypothesis.strategies as st
+import information_definitions as definitions
+import numpy as np
+import pytest
+import torch
+from echo_definitions import threads
+from information_definitions import Sample
+
+import echo_ext
+
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+BATCHES = ((), ()), ((), ()), ((2,), ()), ((2, 1), (1, 2)), ((), (1,))
+
+
+@dataclass(frozen=True)
+class Case:
+    numbers: int  # NumPy's seed
+    call: str
+    n: int
+    dims: tuple[int, int]
+    k: int
+    window: int
+    method: str
+    kind: str
+    dtype: str
+    layout: str
+    batch: tuple[tuple[int, ...], tuple[int, ...]]
+    as_tensor: bool
+    unit: str
+    rounds: int  # permutations of the test, repeats of the standard error
+    parts: int
+    seed: int | None
+    threads: int
+
+
+@st.composite
+def _cases(draw):
+    call = draw(st.sampled_from(["permutation_test", "mutual_information_error"]))
+    parts = draw(st.integers(2, 4)) if call == "mutual_information_error" else 1
+    # Either few enough samples to list all permutations, or more, of which only the rest can be said.
+    n = draw(st.sampled_from([4, 4, 5, 6, 9, 16, 24, 40]))
+    window = draw(st.sampled_from([0, 0, 0, 1, 2]))
+    if n // parts - 1 - 2 * window < 1:
+        parts, window = min(parts, n // 2), 0
+    return Case(
+        numbers=draw(st.integers(0, 2**32)),
+        call=call,
+        n=n,
+        dims=(draw(st.sampled_from([1, 1, 2, 3])), draw(st.sampled_from([1, 1, 2]))),
+        k=draw(st.integers(1, n // parts - 1 - 2 * window)),
+        window=window,
+        method=draw(st.sampled_from(METHODS)),
+        kind=draw(st.sampled_from(definitions.KINDS)),
+        dtype=draw(st.sampled_from(["float64", "float32"])),
+        layout=draw(st.sampled_from(definitions.LAYOUTS)),
+        batch=draw(st.sampled_from(BATCHES)),
+        as_tensor=draw(st.booleans()),
+        unit=draw(st.sampled_from(["nats", "bits"])),
+        rounds=draw(st.integers(1, 20)),
+        parts=parts,
+        seed=draw(st.none() | st.integers(0, 2**63 - 1)),
+        threads=draw(st.integers(1, 3)),
+    )
+
+
+cases = _cases()
+
+
+def check(case):
+    with threads(case.threads), np.errstate(all="ignore"):
+        check_call = check_permutation_test if case.call == "permutation_test" else check_error
+        return check_call(case)
+
+
+def variables(case):
+    rng = np.random.default_rng(case.numbers)
+    dtype = np.dtype(case.dtype).type
+    return [
+        definitions.laid_out(definitions.sample(rng, case.kind, (*batch, case.n, dim), dtype), case.layout)
+        for batch, dim in zip(case.batch, case.dims, strict=True)
+    ]
+
+
+def call(case, function, arrays, **options):
+    given = [torch.from_numpy(np.array(array)) for array in arrays] if case.as_tensor else arrays
+    torch.manual_seed(case.numbers)  # what a seed of None follows
+    result = function(
+        *given,
+        k=case.k,
+        method=case.method,
+        unit=case.unit,
+        exclude_within=case.window,
+        seed=case.seed,
+        **options,
+    )
+    for value in result:
+        if case.as_tensor:
+            assert isinstance(value, torch.Tensor)
+            assert value.dtype == getattr(torch, case.dtype)
+    return [np.asarray(value) for value in result]
+
+
+def estimate(case, x, y):
+    """Of one pair of samples, (N, d) each."""
+    values = definitions.mutual_information(Sample([x, y], case.window), case.k, case.method)
+    return values.mean() * definitions.UNITS[case.unit]
+
+
+def items(arrays):
+    batch = np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
+    spread = [np.broadcast_to(array, (*batch, *array.shape[-2:])) for array in arrays]
+    return batch, [(index, *(array[index] for array in spread)) for index in np.ndindex(*batch)]
+
+
+def near(case, actual, wanted):
+    tolerance = 1e-9 if case.dtype == "float64" else 3e-6
+    return np.isclose(actual, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@lru_cache
+def orders(n):
+    return [list(order) for order in itertools.permutations(range(n))]
+
+
+def check_permutation_test(case):
+    arrays = variables(case)
+    steps = []
+    result = call(case, echo_ext.permutation_test, arrays, n=case.rounds, progress=steps.append)
+    observed, p_value, null = result
+    batch, each = items(arrays)
+    assert observed.shape == p_value.shape == batch
+    assert null.shape == (case.rounds, *batch)
+    assert steps == sorted(set(steps))
+    assert steps[-1] == case.rounds
+    wanted = np.array([estimate(case, x, y) for _, x, y in each]).reshape(batch)
+    assert near(case, observed, wanted).all(), (observed, wanted)
+    reached = (null >= observed).sum(0)
+    assert np.allclose(p_value, (1 + reached) / (1 + case.rounds), rtol=1e-6, atol=0), (p_value, reached)
+    if case.n <= 4:
+        for index, x, y in each:
+            possible = np.array([estimate(case, x, y[order]) for order in orders(case.n)])
+            for value in null[(slice(None), *index)]:
+                assert near(case, value, possible).any(), (value, possible)
+    again = call(case, echo_ext.permutation_test, arrays, n=case.rounds)
+    for first, second in zip(result, again, strict=True):
+        assert np.array_equal(first, second, equal_nan=True), "a repeated call differs"
+    return 2
+
+
+def check_error(case):
+    arrays = variables(case)
+    options = {"parts": case.parts, "repeats": min(case.rounds, 4)}
+    result = call(case, echo_ext.mutual_information_error, arrays, **options)
+    observed, error = result
+    batch, each = items(arrays)
+    assert observed.shape == error.shape == batch
+    wanted = np.array([estimate(case, x, y) for _, x, y in each]).reshape(batch)
+    assert near(case, observed, wanted).all(), (observed, wanted)
+    size = case.n // case.parts
+
+    def standard_error(x, y, order):
+        rows = np.array(order[: size * case.parts]).reshape(case.parts, size)
+        return np.sqrt(np.var([estimate(case, x[part], y[part]) for part in rows], ddof=1) / case.parts)
+
+    tolerance = {"rtol": 1e-6, "atol": 1e-7} if case.dtype == "float64" else {"rtol": 1e-3, "atol": 1e-4}
+    for index, x, y in each:
+        if case.window > 0:  # the parts are consecutive
+            wanted = standard_error(x, y, range(case.n))
+            assert np.allclose(error[index], wanted, equal_nan=True, **tolerance), (error[index], wanted)
+        elif case.n == 4 and options["repeats"] == 1:
+            possible = np.array([standard_error(x, y, order) for order in orders(4)])
+            assert np.isclose(error[index], possible, equal_nan=True, **tolerance).any(), (error[index], possible)
+    again = call(case, echo_ext.mutual_information_error, arrays, **options)
+    for first, second in zip(result, again, strict=True):
+        assert np.array_equal(first, second, equal_nan=True), "a repeated call differs"
+    return 2
+
+
+def test_short_run(record_property):
+    fuzzing.short_run(__file__, record_property)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("isa", fuzzing.instruction_sets())
+def test_long_run(isa, record_property):
+    fuzzing.long_run(__file__, isa, record_property)
