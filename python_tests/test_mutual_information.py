@@ -385,3 +385,14 @@ def test_bad_input(arguments, error, message):
 def test_bad_groups(groups):
     with pytest.raises(ValueError, match="groups must"):
         echo_ext.total_correlation(np.ones((10, 3)), groups=groups)
+
+
+@pytest.mark.parametrize("groups", [3, "ab", [[0.5], [1]], [0, 1]])
+def test_groups_that_are_not_column_numbers(groups):
+    with pytest.raises(TypeError, match="groups must be sequences of column numbers, but are"):
+        echo_ext.total_correlation(np.ones((10, 3)), groups=groups)
+
+
+def test_ragged_rows():
+    with pytest.raises(ValueError, match="x must be one array, but its parts have different shapes"):
+        echo_ext.entropy([[1.0], [1.0, 2.0]])

@@ -113,7 +113,10 @@ def _read(name: str, value: object) -> Tensor:
 
 
 def _from_array(name: str, value: object) -> Tensor:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be one array, but its parts have different shapes") from None
     if array.dtype.kind in "biu":
         array = array.astype(np.float64)
     if array.dtype.kind != "f":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -154,7 +155,10 @@ def conditional_mutual_information(
 
 
 def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:
-    read = [[c] for c in range(dim)] if groups is None else [[int(c) for c in group] for group in groups]
+    try:
+        read = [[c] for c in range(dim)] if groups is None else [[operator.index(c) for c in group] for group in groups]
+    except TypeError:
+        raise TypeError(f"groups must be sequences of column numbers, but are {groups!r}") from None
     columns = [c % dim if -dim <= c < dim else dim for group in read for c in group]
     if any(c == dim for c in columns):
         raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, but are {groups}")

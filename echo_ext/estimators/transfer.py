@@ -47,7 +47,10 @@ def transfer_entropy(
         read_int(name, value, 1)
     first = max(history, lag + source_history - 1)
     if samples.count - first < 2:
-        raise ValueError(f"the histories need {first} rows and two more, but there are {samples.count} rows")
+        raise ValueError(
+            f"history={history}, source_history={source_history} and lag={lag} need {first} rows and two more, "
+            f"but there are {samples.count} rows"
+        )
     options = read_options(samples.count - first, k=k, unit=unit, local=local, exclude_within=exclude_within)
     drivers, series = samples.variables
 
