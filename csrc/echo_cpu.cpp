@@ -52,13 +52,15 @@ struct RowDraws {
 };
 
 // A column's bound on all that a row's remaining terms can add, per unit of weight: max|f| / (1 - max|s|), divided by
-// kNegligible. Infinite, so that nothing is ever dropped, where |s| reaches 1 or a value is NaN. Never zero: where every
-// f is 0, the gradient of f still is made of weights, none of which may be dropped before it is negligible itself.
+// kNegligible. NaN, which is below nothing, so that nothing is ever dropped, where |s| reaches 1 or a value is not
+// finite: a sum that is infinite already may still become NaN. Never zero: where every f is 0, the gradient of f still
+// is made of weights, none of which may be dropped before it is negligible itself.
 template <typename T>
 T tail_bound(T largest_f, T largest_s) {
-  if (!(largest_s < 1)) return std::numeric_limits<T>::infinity();
+  constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
+  if (!(largest_s < 1)) return kNone;
   const T bound = std::max(largest_f, std::numeric_limits<T>::min()) / ((1 - largest_s) * kNegligible<T>);
-  return bound == bound ? bound : std::numeric_limits<T>::infinity();
+  return bound < std::numeric_limits<T>::infinity() ? bound : kNone;
 }
 
 template <typename T>

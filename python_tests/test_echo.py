@@ -225,6 +225,25 @@ def test_nan_reaches_the_rows_that_draw_it_and_no_others(sampling):
     assert torch.equal(noise.isnan(), expected)
 
 
+def test_infinities_of_both_signs_make_nan():
+    f, s = torch.zeros(40, 5), torch.full((40, 5), 0.9)
+    f[3], f[7] = torch.inf, -torch.inf
+    assert echo_ext.echo_noise(f, s, seed=9).isnan()[[i for i in range(40) if i not in (3, 7)]].all()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_where_f_is_zero(sampling, dtype):
+    f, s = torch.zeros(60, 5, dtype=dtype), torch.rand(60, 5, dtype=dtype)
+    tensors = (f.requires_grad_(), s.requires_grad_())
+    weights = torch.randn(60, 5, dtype=torch.float64)
+    indices = echo_ext.echo_indices(60, sampling=sampling, seed=3)
+    actual = results(lambda f, s: echo_ext.echo_sample(f, s, sampling=sampling, seed=3), tensors, weights.to(dtype))
+    expected = oracle("echo_sample", tensors, indices, weights.to(dtype), with_bank=False)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert relative_error(ours, theirs) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("shape", [(100, 32), (1, 7, 3), (300, 130)])
 def test_results_do_not_depend_on_threads(sampling, shape):

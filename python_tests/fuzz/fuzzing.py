@@ -211,7 +211,7 @@ def _wait(process, case_file, patience):
         case = _read(case_file)
         if case != last:
             last, since = case, time.monotonic()
-        elif time.monotonic() - since > patience:
+        elif time.monotonic() - since > (patience if case else PATIENCE_SECONDS):  # without one it is starting
             process.send_signal(signal.SIGABRT)  # faulthandler then prints where it is
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
