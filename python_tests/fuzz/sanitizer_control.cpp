@@ -1,4 +1,5 @@
-// Deliberate errors for .ci/sanitize, which calls them under Python as the core is called, and expects a report of each.
+// Deliberate errors for .ci/sanitize, which calls them from Python as it does the core
+// and expects a report of each.
 #include <climits>
 #include <cstdlib>
 #include <thread>
