@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -20,9 +23,27 @@ def floating_tensor(name: str, value: object) -> Tensor:
     if value.dtype not in FLOATING:
         allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
         raise TypeError(f"{name} must be one of {allowed}, but is {str(value.dtype).removeprefix('torch.')}")
+    check_layout(name, value)
     if value.ndim == 0:
         raise ValueError(f"{name} must have the sample as its dimension 0, but is 0-dimensional")
     return value
+
+
+def check_layout(name: str, tensor: Tensor) -> None:
+    """Refuse sparse, nested and other tensors that do not store their numbers at strides."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.").removeprefix("_")
+        raise TypeError(f"{name} must be a dense tensor, but is {layout}")
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers contiguous in memory, as a kernel reads them from its address.
+
+    A tensor with the negative bit holds the negatives of its values, and a zero tensor has no memory at all.
+    """
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
 
 
 def matching_pair(name_f: str, f: object, name_s: str, s: object) -> tuple[Tensor, Tensor]:
@@ -40,38 +61,64 @@ def matching_pair(name_f: str, f: object, name_s: str, s: object) -> tuple[Tenso
 def bank_pair(bank: object, like: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rows to draw from, with the trailing shape, dtype and device of ``like``."""
     if not isinstance(bank, Sequence) or len(bank) != 2:
-        raise TypeError(f"bank must be a pair (f_bank, s_bank) of tensors, but is {_brief(bank)}")
+        raise TypeError(f"bank must be a pair (f_bank, s_bank) of tensors, but is {brief(bank)}")
     bank_f, bank_s = matching_pair("bank[0]", bank[0], "bank[1]", bank[1])
-    if len(bank_f) == 0:
+    if bank_f.shape[0] == 0:
         raise ValueError(f"bank must have at least one row, but has shape {tuple(bank_f.shape)}")
     if like is not None:
-        if bank_f.shape[1:] != like.shape[1:]:
-            raise ValueError(
-                f"bank must have rows of f's shape {tuple(like.shape[1:])}, but its rows have {tuple(bank_f.shape[1:])}"
-            )
-        if bank_f.dtype != like.dtype:
-            raise TypeError(f"bank must have f's dtype {like.dtype}, but has {bank_f.dtype}")
-        if bank_f.device != like.device:
-            raise ValueError(f"bank must be on f's device {like.device}, but is on {bank_f.device}")
+        same_rows("bank", bank_f, "f", like)
     return bank_f, bank_s
+
+
+def same_rows(name: str, tensor: Tensor, name_like: str, like: Tensor) -> None:
+    """Rows of one shape, dtype and device, however many."""
+    if tensor.shape[1:] != like.shape[1:]:
+        raise ValueError(
+            f"{name} must have rows of {name_like}'s shape {tuple(like.shape[1:])}, "
+            f"but its rows have {tuple(tensor.shape[1:])}"
+        )
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name} must have {name_like}'s dtype {like.dtype}, but has {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {name_like}'s device {like.device}, but is on {tensor.device}")
 
 
 def sampling_code(sampling: object) -> int:
     """The native core's number for a sampling."""
-    if sampling not in SAMPLINGS:
-        raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, but is {sampling!r}")
+    if not isinstance(sampling, str) or sampling not in SAMPLINGS:
+        raise ValueError(f"sampling must be one of {', '.join(map(repr, SAMPLINGS))}, but is {brief(sampling)}")
     return SAMPLINGS.index(sampling)
 
 
 def row_count(name: str, value: object, *, least: int) -> int:
     """A number of rows or terms."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
-        raise TypeError(f"{name} must be an int, but is {_brief(value)}")
+    value = _whole(name, value, "an int")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, but is {value}")
     if value > MAX_ROWS:
         raise ValueError(f"{name} must be at most {MAX_ROWS}, but is {value}")
-    return value  # type: ignore[return-value]  # a SymInt stands for an int
+    return value
+
+
+def _whole(name: str, value: object, what: str) -> int:
+    if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]  # a SymInt stands for an int
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be {what}, but is {brief(value)}")
+    return int(value)  # one of NumPy's
+
+
+def positive_number(name: str, value: object) -> float:
+    """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a positive number, but is {brief(value)}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"{name} must be a positive number, but is {brief(value)}")
+    return number
 
 
 def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
@@ -103,7 +150,7 @@ def unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
 def one_of(name: str, value: object, known: Collection[object]) -> None:
     """A name among those that there are."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but is {_brief(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, but is {brief(value)}")
 
 
 def seed_tensor(seed: object, device: torch.device) -> Tensor:
@@ -111,6 +158,7 @@ def seed_tensor(seed: object, device: torch.device) -> Tensor:
     if seed is None:
         return torch.randint(0, INT64[1], (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
+        check_layout("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise ValueError(
                 f"seed must be an int64 tensor of one element, but has dtype {seed.dtype} and shape {tuple(seed.shape)}"
@@ -118,13 +166,13 @@ def seed_tensor(seed: object, device: torch.device) -> Tensor:
         if seed.device != device:
             raise ValueError(f"seed must be on f's device {device}, but is on {seed.device}")
         return seed
-    if isinstance(seed, bool) or not isinstance(seed, int | torch.SymInt):
-        raise TypeError(f"seed must be None, an int or an int64 tensor, but is {_brief(seed)}")
+    seed = _whole("seed", seed, "None, an int or an int64 tensor")
     if not INT64[0] <= seed <= INT64[1]:
         raise ValueError(f"seed must fit into 64 bits, between {INT64[0]} and {INT64[1]}, but is {seed}")
     return torch.full((), int(seed), dtype=torch.int64, device=device)
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
+def brief(value: object) -> str:
+    """A value as an error message shows it; reprlib keeps even a deeply nested one short."""
+    text = reprlib.repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"

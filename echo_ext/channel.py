@@ -110,7 +110,8 @@ class EchoChannel(_BankedChannel):
             at 99 terms) and need larger batches.
         bound: the largest ``|f|``.
         activation_scale: how far f_raw goes before tanh saturates.
-        sampling: "permutation", "replacement" or "ring", see :func:`echo_ext.echo_sample`.
+        sampling: "permutation", "replacement" or "ring", see :func:`echo_ext.echo_sample`, also for what NaN and
+            infinity reach.
         bank_size: rows of the bank; None for 1024, or num_terms where that is more.
         multiplicative: ``z = exp(f + s * eps)`` instead; the information is the same.
         sync: in training, make the noise of the rows of all ranks of torch.distributed, as SyncBatchNorm takes its
@@ -138,8 +139,7 @@ class EchoChannel(_BankedChannel):
         super().__init__(num_terms, bank_size)
         _checks.sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
-        if not (activation_scale > 0 and math.isfinite(activation_scale)):
-            raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
+        _checks.positive_number("activation_scale", activation_scale)
         if sync not in (False, True, "gather"):
             raise ValueError(f"sync must be False, True or 'gather', but is {sync!r}")
         self.bound = bound
@@ -250,11 +250,10 @@ class EchoMatrixChannel(_BankedChannel):
         bank_size: int | None = None,
     ) -> None:
         super().__init__(num_terms, bank_size)
-        if not 1 <= dim <= MAX_DIM:
+        if _checks.row_count("dim", dim, least=1) > MAX_DIM:
             raise ValueError(f"dim must be between 1 and {MAX_DIM}, but is {dim}")
-        self.scale = max_scale(num_terms, bound=bound * math.sqrt(dim))
-        if not (activation_scale > 0 and math.isfinite(activation_scale)):
-            raise ValueError(f"activation_scale must be a positive number, but is {activation_scale}")
+        self.scale = max_scale(num_terms, bound=_checks.positive_number("bound", bound) * math.sqrt(dim))
+        _checks.positive_number("activation_scale", activation_scale)
         self.dim = dim
         self.bound = bound
         self.activation_scale = activation_scale

@@ -13,22 +13,27 @@ from torch import Tensor
 
 from echo_ext import _C, _checks, _transforms
 from echo_ext._cuda import device_and_stream
-from echo_ext.ops import echo_indices
+from echo_ext.ops import check_draws, draw_indices, register_kernels
 
 __all__ = ["echo_rate_matrix", "echo_sample_matrix"]
 
 MAX_DIM = 64
 
 # ---- echo_ext::echo_matrix -------------------------------------------------------------------------------------------
-# z of the recurrence around the circle, in float32 or float64.
+# z of the recurrence around the circle, in float32 or float64. Both ops take the circle from the seed, so that no order
+# can reach a kernel that is not one of the rows.
 
 _library: Any = torch.library.Library("echo_ext", "FRAGMENT")
-_library.define("echo_matrix(Tensor f, Tensor s, Tensor order) -> Tensor")
-_library.define("echo_matrix_backward(Tensor grad, Tensor s, Tensor z, Tensor order) -> (Tensor grad_f, Tensor grad_s)")
+_library.define("echo_matrix(Tensor f, Tensor s, Tensor seed) -> Tensor")
+_library.define("echo_matrix_backward(Tensor grad, Tensor s, Tensor z, Tensor seed) -> (Tensor grad_f, Tensor grad_s)")
+
+
+def _order(seed: Tensor, rows: int) -> Tensor:
+    """The row at each position of the circle: (rows,)."""
+    return draw_indices(seed, 1, rows, rows, _checks.sampling_code("ring"), False).squeeze(0)
 
 
 def _scan(source: Tensor, matrices: Tensor, order: Tensor, *, backward: bool) -> Tensor:
-    source, matrices, order = source.contiguous(), matrices.contiguous(), order.contiguous()
     values = torch.empty_like(source)
     problem = _C.EchoMatrixProblem(source.shape[0], source.shape[1], source.dtype == torch.float32)
     addresses = (order.data_ptr(), source.data_ptr(), matrices.data_ptr(), values.data_ptr())
@@ -42,14 +47,14 @@ def _scan(source: Tensor, matrices: Tensor, order: Tensor, *, backward: bool) ->
     return values
 
 
-def _echo_matrix(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
-    return _scan(f, s, order, backward=False)
+def _echo_matrix(f: Tensor, s: Tensor, seed: Tensor) -> Tensor:
+    return _scan(_checks.dense(f), _checks.dense(s), _order(seed, f.shape[0]), backward=False)
 
 
-def _echo_matrix_backward(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    z, order = z.contiguous(), order.contiguous()
+def _echo_matrix_backward(grad: Tensor, s: Tensor, z: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    grad, s, z, order = _checks.dense(grad), _checks.dense(s), _checks.dense(z), _order(seed, s.shape[0])
     grad_f = _scan(grad, s, order, backward=True)
-    grad_s = torch.empty(s.shape, dtype=s.dtype, device=s.device)
+    grad_s = torch.empty_like(s)
     problem = _C.EchoMatrixProblem(z.shape[0], z.shape[1], z.dtype == torch.float32)
     addresses = (order.data_ptr(), grad_f.data_ptr(), z.data_ptr(), grad_s.data_ptr())
     if z.device.type == "cpu":
@@ -57,6 +62,23 @@ def _echo_matrix_backward(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> 
     else:
         _C.echo_matrix_cuda_outer(problem, *addresses, *device_and_stream("f", z.device))
     return grad_f, grad_s
+
+
+def _matching_matrices(name_f: str, f: object, name_s: str, s: object) -> tuple[Tensor, Tensor]:
+    """Rows and their matrices: (B, d) and (B, d, d) of one dtype and device."""
+    f, s = _checks.floating_tensor(name_f, f), _checks.floating_tensor(name_s, s)
+    if f.ndim != 2 or s.shape != (*f.shape, f.shape[1]):
+        raise ValueError(
+            f"{name_f} and {name_s} must have shapes (B, d) and (B, d, d), but have {tuple(f.shape)}, {tuple(s.shape)}"
+        )
+    if f.dtype != s.dtype:
+        raise TypeError(f"{name_f} and {name_s} must have one dtype, but have {f.dtype} and {s.dtype}")
+    if f.device != s.device:
+        raise ValueError(f"{name_f} and {name_s} must be on one device, but are on {f.device} and {s.device}")
+    if f.shape[1] > MAX_DIM:
+        raise ValueError(f"{name_f} must have at most {MAX_DIM} columns, but has {f.shape[1]}")
+    _checks.term_count(None, bank_rows=f.shape[0], exclude_self=True)
+    return f, s
 
 
 class _EchoMatrix(torch.autograd.Function):
@@ -67,11 +89,12 @@ class _EchoMatrix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        _, s, order = inputs
-        ctx.save_for_backward(s, output, order)
+        _, s, seed = inputs
+        ctx.save_for_backward(s, output, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _checks.check_layout("the gradient of z", grad)
         run = _EchoMatrixBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_matrix_backward.default
         return (*run(grad, *ctx.saved_tensors), None)  # type: ignore[no-untyped-call]
 
@@ -106,22 +129,30 @@ class _EchoMatrixBackward(torch.autograd.Function):
         return _transforms.one_by_one(_EchoMatrixBackward, info, in_dims, inputs)
 
 
-def _shape(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
+def _check(f: Tensor, s: Tensor, seed: Tensor) -> None:
+    _matching_matrices("f", f, "s", s)
+    if f.dtype not in (torch.float64, torch.float32):
+        raise TypeError(f"f must be float64 or float32, but is {f.dtype}")
+    check_draws(seed, 1, f.shape[0], f.shape[0], _checks.sampling_code("ring"), False, f.device)
+
+
+def _check_backward(grad: Tensor, s: Tensor, z: Tensor, seed: Tensor) -> None:
+    _check(z, s, seed)
+    _checks.matching_pair("grad", grad, "z", z)
+
+
+def _shape(f: Tensor, s: Tensor, seed: Tensor) -> Tensor:
     return f.new_empty(f.shape)
 
 
-def _backward_shape(grad: Tensor, s: Tensor, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_shape(grad: Tensor, s: Tensor, z: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
     return z.new_empty(z.shape), s.new_empty(s.shape)
 
 
-torch.library.register_fake("echo_ext::echo_matrix", _shape, lib=_library)
-_library.impl("echo_matrix", _transforms.autograd_kernel(_EchoMatrix), "Autograd")
-_library.impl("echo_matrix", _echo_matrix, "CPU")
-_library.impl("echo_matrix", _echo_matrix, "CUDA")
-torch.library.register_fake("echo_ext::echo_matrix_backward", _backward_shape, lib=_library)
-_library.impl("echo_matrix_backward", _transforms.autograd_kernel(_EchoMatrixBackward), "Autograd")
-_library.impl("echo_matrix_backward", _echo_matrix_backward, "CPU")
-_library.impl("echo_matrix_backward", _echo_matrix_backward, "CUDA")
+register_kernels(_library, "echo_matrix", _check, _echo_matrix, _shape, _EchoMatrix)
+register_kernels(
+    _library, "echo_matrix_backward", _check_backward, _echo_matrix_backward, _backward_shape, _EchoMatrixBackward
+)
 
 
 # ---- The functions ---------------------------------------------------------------------------------------------------
@@ -134,7 +165,8 @@ def echo_sample_matrix(f: Tensor, S: Tensor, *, seed: int | Tensor | None = None
     ``eps_p = f_{p+1} + S_{p+1} (f_{p+2} + S_{p+2} ( ... ))``: the ring of :func:`echo_ext.echo_sample` with matrices,
     in its periodic form. Where the norms of all S stay below 1, eps and z have one law in the limit of many rows, and
     the information that z carries about x is ``-log|det S|``, see :func:`echo_rate_matrix`. Gradients flow through the
-    noise. O(B d^2) time and memory.
+    noise. O(B d^2) time and memory. Every row is in the noise of every other: a NaN or an infinity anywhere in f or S
+    may reach all of z.
 
     Args:
         f: (B, d) with B at least 2 and d at most 64; float64, float32, bfloat16 or float16. Half types are computed in
@@ -151,21 +183,11 @@ def echo_sample_matrix(f: Tensor, S: Tensor, *, seed: int | Tensor | None = None
         ValueError: shapes that do not fit, devices that differ, fewer than 2 rows, d above 64.
         RuntimeError: a CUDA tensor in a build without CUDA; a double backward.
     """
-    f, S = _checks.floating_tensor("f", f), _checks.floating_tensor("S", S)
-    if f.ndim != 2 or S.shape != (*f.shape, f.shape[1]):
-        raise ValueError(f"f and S must have shapes (B, d) and (B, d, d), but have {tuple(f.shape)}, {tuple(S.shape)}")
-    if f.dtype != S.dtype:
-        raise TypeError(f"f and S must have one dtype, but have {f.dtype} and {S.dtype}")
-    if f.device != S.device:
-        raise ValueError(f"f and S must be on one device, but are on {f.device} and {S.device}")
-    if f.shape[1] > MAX_DIM:
-        raise ValueError(f"f must have at most {MAX_DIM} columns, but has {f.shape[1]}")
-    _checks.term_count(None, bank_rows=f.shape[0], exclude_self=True)
+    f, S = _matching_matrices("f", f, "S", S)
     seed = _checks.seed_tensor(seed, f.device)
-    order = echo_indices(1, sampling="ring", seed=seed, bank_size=f.shape[0]).squeeze(0)
     wide = torch.promote_types(f.dtype, torch.float32)
     run = _EchoMatrix.apply if _transforms.are_active() else torch.ops.echo_ext.echo_matrix.default
-    z: Tensor = run(f.to(wide), S.to(wide), order)  # type: ignore[no-untyped-call]
+    z: Tensor = run(f.to(wide), S.to(wide), seed)  # type: ignore[no-untyped-call]
     return z.to(f.dtype)
 
 

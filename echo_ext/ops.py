@@ -6,10 +6,12 @@ Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Aut
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from echo_ext import _C, _checks, _transforms
@@ -36,8 +38,42 @@ def _workspace(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _dense_rows(rows: Tensor | None, bank: Tensor, dense_bank: Tensor) -> Tensor | None:
+    """The dense form of rows that may be those of the bank."""
+    if rows is None:
+        return None
+    return dense_bank if rows is bank else _checks.dense(rows)
+
+
+# ---- Registering the ops ---------------------------------------------------------------------------------------------
+
+
+def register_kernels(
+    library: Any,
+    name: str,
+    check: Callable[..., None],
+    run: Callable[..., Any],
+    shape: Callable[..., Any],
+    gradient: Any = None,
+) -> None:
+    """An op's kernels: on the CPU and on CUDA, its shape alone, and its gradient, an autograd.Function.
+
+    The dispatcher calls them with whatever the op was given, as by an exported program; the functions of this package
+    call ``run`` itself on what they have checked. The gradient's forward pass must call the dispatcher again.
+    """
+
+    def checked(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*inputs: Any) -> Any:
+            check(*inputs)
+            return kernel(*inputs)
+
+        return call
+
+    torch.library.register_fake(f"echo_ext::{name}", checked(shape), lib=library)
+    library.impl(name, checked(run), "CPU")
+    library.impl(name, checked(run), "CUDA")
+    if gradient is not None:
+        library.impl(name, _transforms.autograd_kernel(gradient), "Autograd")
 
 
 # ---- echo_ext::echo --------------------------------------------------------------------------------------------------
@@ -59,6 +95,72 @@ _library.define(
 )
 
 
+def check_draws(
+    seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool, device: torch.device
+) -> None:
+    """Refuse draws that an op cannot make."""
+    _checks.row_count("rows", rows, least=0)
+    _checks.term_count(num_terms, bank_rows=bank_rows, exclude_self=exclude_self)
+    if exclude_self and rows > bank_rows:
+        raise ValueError(f"rows must be at most the {bank_rows} rows of the bank, but is {rows}")
+    if not 0 <= sampling < len(_checks.SAMPLINGS):
+        raise ValueError(f"sampling must be between 0 and {len(_checks.SAMPLINGS) - 1}, but is {sampling}")
+    _checks.seed_tensor(seed, device)
+
+
+def _check_echo(
+    f: Tensor | None,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> None:
+    _check_bank(bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
+    if (f is None) != (s is None):
+        raise ValueError("f and s must both be tensors or both be None, but one of them is None")
+    for name, tensor in (("f", f), ("s", s)):
+        if tensor is not None:
+            _check_rows(name, tensor, bank_f, rows, all_rows=not exclude_self)
+
+
+def _check_bank(
+    bank_f: Tensor, bank_s: Tensor, seed: Tensor, rows: int, num_terms: int, sampling: int, exclude_self: bool
+) -> None:
+    _checks.matching_pair("bank_f", bank_f, "bank_s", bank_s)
+    check_draws(seed, rows, bank_f.shape[0], num_terms, sampling, exclude_self, bank_f.device)
+    if exclude_self and sampling == _checks.sampling_code("ring") and rows != bank_f.shape[0]:
+        raise ValueError(f"rows must be all {bank_f.shape[0]} rows of the batch for the ring, but is {rows}")
+
+
+def _check_rows(name: str, tensor: Tensor, bank: Tensor, rows: int, *, all_rows: bool) -> None:
+    """Rows like those of the bank: just so many, or those of the whole batch, of which the first are used."""
+    _checks.floating_tensor(name, tensor)
+    _checks.same_rows(name, tensor, "bank_f", bank)
+    if tensor.shape[0] < rows or (all_rows and tensor.shape[0] != rows):
+        raise ValueError(f"{name} must have {rows} rows, but has {tensor.shape[0]}")
+
+
+def _check_echo_backward(
+    grad: Tensor,
+    s: Tensor | None,
+    bank_f: Tensor,
+    bank_s: Tensor,
+    seed: Tensor,
+    rows: int,
+    num_terms: int,
+    sampling: int,
+    exclude_self: bool,
+) -> None:
+    _check_bank(bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
+    _check_rows("grad", grad, bank_f, rows, all_rows=True)
+    if s is not None:
+        _check_rows("s", s, bank_f, rows, all_rows=not exclude_self)
+
+
 def _echo_shape(
     f: Tensor | None,
     s: Tensor | None,
@@ -70,7 +172,7 @@ def _echo_shape(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
-    return bank_f.new_empty((rows, *bank_f.shape[1:]))
+    return bank_f.new_empty(rows, *bank_f.shape[1:])
 
 
 def _echo(
@@ -84,8 +186,10 @@ def _echo(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
-    f, s, bank_f, bank_s = _contiguous(f), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
-    out = bank_f.new_empty((rows, *bank_f.shape[1:]))
+    dense_f, dense_s, seed = _checks.dense(bank_f), _checks.dense(bank_s), _checks.dense(seed)
+    f, s = _dense_rows(f, bank_f, dense_f), _dense_rows(s, bank_s, dense_s)
+    bank_f, bank_s = dense_f, dense_s
+    out = bank_f.new_empty(rows, *bank_f.shape[1:])  # given as a tuple, the shape takes a microsecond longer
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
     addresses = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(f), _address(s), out.data_ptr())
     if bank_f.is_cpu:
@@ -109,10 +213,11 @@ def _echo_backward_shape(
     exclude_self: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     own_s = s is not None and not exclude_self
+    contiguous = torch.contiguous_format
     return (
-        bank_f.new_empty(grad.shape if own_s else (0,)),
-        bank_f.new_empty(bank_f.shape),
-        bank_f.new_empty(bank_f.shape),
+        torch.empty_like(grad, memory_format=contiguous) if own_s else bank_f.new_empty(0),
+        torch.empty_like(bank_f, memory_format=contiguous),
+        torch.empty_like(bank_f, memory_format=contiguous),
     )
 
 
@@ -127,7 +232,9 @@ def _echo_backward(
     sampling: int,
     exclude_self: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad, s, bank_f, bank_s = grad.contiguous(), _contiguous(s), bank_f.contiguous(), bank_s.contiguous()
+    dense_s = _checks.dense(bank_s)
+    s = _dense_rows(s, bank_s, dense_s)
+    grad, bank_f, bank_s, seed = _checks.dense(grad), _checks.dense(bank_f), dense_s, _checks.dense(seed)
     grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
     inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(s), grad.data_ptr())
@@ -152,6 +259,7 @@ def _is_plain(*tensors: Tensor | None) -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() != 0
         or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     ):
         return False
     for tensor in tensors:  # a loop: all() over a generator takes twice as long
@@ -165,15 +273,13 @@ class _Echo(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        f, s, bank_f, bank_s, seed, *ctx.settings = inputs
+        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
         ctx.save_for_backward(s, bank_f, bank_s, seed)
-        if _is_plain(f, s, bank_f, bank_s, seed):
-            return _echo(*inputs)
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
+        return _echo(*inputs)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _checks.check_layout("the gradient of z", grad)
         s, bank_f, bank_s, seed = ctx.saved_tensors
         own = s is not None and not ctx.settings[-1]
         if not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed):
@@ -184,12 +290,24 @@ class _Echo(torch.autograd.Function):
         return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
 
 
+class _DispatchedEcho(_Echo):
+    """The same for the registered op, whose arguments its kernel has yet to check."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
+        ctx.save_for_backward(s, bank_f, bank_s, seed)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
+
+
 class _TransformedEcho(_Echo):
     """The same inside torch.func's transforms, which want the context set up apart."""
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        return _echo(*inputs)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -254,20 +372,18 @@ def call_echo(
         if _transforms.are_active():
             return _TransformedEcho.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
         return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
-    tensors = (f, s, bank_f, bank_s)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and (
+        bank_f.requires_grad
+        or bank_s.requires_grad
+        or (f is not None and f.requires_grad)
+        or (s is not None and s.requires_grad)
+    ):
         return _Echo.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
     return _echo(*inputs)
 
 
-torch.library.register_fake("echo_ext::echo", _echo_shape, lib=_library)
-_library.impl("echo", _transforms.autograd_kernel(_Echo), "Autograd")
-_library.impl("echo", _echo, "CPU")
-_library.impl("echo", _echo, "CUDA")
-torch.library.register_fake("echo_ext::echo_backward", _echo_backward_shape, lib=_library)
-_library.impl("echo_backward", _transforms.autograd_kernel(_EchoBackward), "Autograd")
-_library.impl("echo_backward", _echo_backward, "CPU")
-_library.impl("echo_backward", _echo_backward, "CUDA")
+register_kernels(_library, "echo", _check_echo, _echo, _echo_shape, _DispatchedEcho)
+register_kernels(_library, "echo_backward", _check_echo_backward, _echo_backward, _echo_backward_shape, _EchoBackward)
 
 
 # ---- echo_ext::echo_indices ------------------------------------------------------------------------------------------
@@ -276,11 +392,17 @@ _library.impl("echo_backward", _echo_backward, "CUDA")
 def _indices_shape(
     seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool
 ) -> Tensor:
-    return seed.new_empty((rows, num_terms))
+    return seed.new_empty(rows, num_terms)
 
 
-def _indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
-    out = seed.new_empty((rows, num_terms))
+def _check_indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> None:
+    check_draws(seed, rows, bank_rows, num_terms, sampling, exclude_self, seed.device)
+
+
+def draw_indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
+    """The op ``echo_indices`` on checked arguments."""
+    seed = _checks.dense(seed)
+    out = seed.new_empty(rows, num_terms)
     problem = _C.EchoProblem(rows, bank_rows, 1, num_terms, exclude_self, sampling, _DTYPE_CODES[torch.float32])
     if seed.device.type == "cpu":
         _C.echo_cpu_indices(problem, seed.data_ptr(), out.data_ptr(), torch.get_num_threads())
@@ -289,12 +411,29 @@ def _indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: 
     return out
 
 
-torch.library.register_fake("echo_ext::echo_indices", _indices_shape, lib=_library)
-_library.impl("echo_indices", _indices, "CPU")
-_library.impl("echo_indices", _indices, "CUDA")
+register_kernels(_library, "echo_indices", _check_indices, draw_indices, _indices_shape)
 
 
 # ---- The functions ---------------------------------------------------------------------------------------------------
+
+
+FEW_ROWS = 64  # draws of fewer rows than one in so many are gathered, where the bank would be copied for them
+
+
+def _names_few_rows(bank: tuple[Tensor, Tensor], rows: int, num_terms: int) -> bool:
+    """Whether copying a bank that is not contiguous would cost far more than gathering the rows that are drawn."""
+    if rows * num_terms * FEW_ROWS >= bank[0].shape[0]:
+        return False
+    return not (bank[0].is_contiguous() and bank[1].is_contiguous())
+
+
+def _gathered_noise(bank: tuple[Tensor, Tensor], seed: Tensor, rows: int, num_terms: int, sampling: int) -> Tensor:
+    """The noise of rows that are gathered from the bank, in at least float32."""
+    indices = torch.ops.echo_ext.echo_indices.default(seed, rows, bank[0].shape[0], num_terms, sampling, False)
+    wide = torch.promote_types(bank[0].dtype, torch.float32)
+    f, s = (each[indices].to(wide) for each in bank)  # (rows, num_terms, *)
+    weights = torch.cat([torch.ones_like(s[:, :1]), s[:, :-1]], 1).cumprod(1)
+    return (weights * f).sum(1)
 
 
 def echo_sample(
@@ -320,7 +459,9 @@ def echo_sample(
         sampling: ``"permutation"``: each row its own uniform ordering of the others. ``"replacement"``: uniform over
             the others, independent. ``"ring"``: all rows on one random circle, each row followed by its window: the
             same law for each row as "permutation" at a cost independent of num_terms, but the rows of a batch are
-            dependent, which statistics across the batch (MMD, a discriminator) see.
+            dependent, which statistics across the batch (MMD, a discriminator) see. NaN, infinity and products that
+            overflow reach what the formula says with "permutation" and "replacement". With "ring" they may reach any
+            row of their column, or none where a weight is 0 or rounds to 0; other columns are never affected.
         bank: (f_bank, s_bank), each (K, *): draw from these rows instead, none excluded; f may then have one row.
         seed: an int, or an int64 tensor of one element on f's device. None draws one from torch's generator of that
             device, so that ``torch.manual_seed`` makes runs repeat; the host is never synchronised.
@@ -341,6 +482,9 @@ def echo_sample(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, f.device)
+    if bank is not None and _names_few_rows(bank, f.shape[0], count):
+        noise = _gathered_noise(bank, seed, f.shape[0], count, code)
+        return (f + s * noise).to(f.dtype)
     return call_echo(f, s, bank_f, bank_s, seed, f.shape[0], count, code, own_bank)
 
 
@@ -378,6 +522,8 @@ def echo_noise(
     count = _checks.term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
     code = _checks.sampling_code(sampling)
     seed = _checks.seed_tensor(seed, bank_f.device)
+    if bank is not None and _names_few_rows(bank, rows, count):
+        return _gathered_noise(bank, seed, rows, count, code).to(bank_f.dtype)
     return call_echo(None, None, bank_f, bank_s, seed, rows, count, code, own_bank)
 
 
@@ -411,7 +557,8 @@ def echo_indices(
     if device is None:
         device = seed.device if isinstance(seed, Tensor) else torch.get_default_device()
     seed = _checks.seed_tensor(seed, torch.device(device))
-    return torch.ops.echo_ext.echo_indices.default(seed, rows, bank_rows, count, code, own_bank)  # type: ignore[no-any-return]
+    run = draw_indices if _is_plain(seed) else torch.ops.echo_ext.echo_indices.default
+    return run(seed, rows, bank_rows, count, code, own_bank)
 
 
 def echo_rate(s: Tensor) -> Tensor:
@@ -429,17 +576,18 @@ def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> flo
     ``tol``. Its logarithm is the least rate that the channel can have, ``-log r`` nats per dimension.
 
     Raises:
-        ValueError: num_terms is below 1, or bound or tol is not a positive number.
+        TypeError: bound or tol is not a number.
+        ValueError: num_terms is below 1, bound or tol is not positive, or the root is too small for a float.
     """
     count = _checks.row_count("num_terms", num_terms, least=1)
-    for name, value in (("bound", bound), ("tol", tol)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a positive number, but is {value}")
-    log_ratio = math.log(tol / bound)
+    bound, tol = _checks.positive_number("bound", bound), _checks.positive_number("tol", tol)
+    log_ratio = math.log(tol) - math.log(bound)  # the ratio itself may be too small for a float
     low, high = 0.0, 1.0
     while True:
         middle = (low + high) / 2
         if middle in (low, high):
+            if low == 0.0:
+                raise ValueError(f"tol must be larger for num_terms={count} and bound={bound}, but is {tol}")
             return low
         if count * math.log(middle) - math.log1p(-middle) > log_ratio:
             high = middle
@@ -449,8 +597,9 @@ def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> flo
 
 def _common_autocast_dtype(f: Any, s: Any) -> tuple[Any, Any]:
     """Under autocast f and s may come out of their layers with different dtypes: take the wider."""
-    both = isinstance(f, Tensor) and isinstance(s, Tensor) and f.is_floating_point() and s.is_floating_point()
-    if not both or f.dtype == s.dtype or not torch.is_autocast_enabled(f.device.type):
+    if not isinstance(f, Tensor) or not isinstance(s, Tensor) or f.dtype == s.dtype:
+        return f, s
+    if not (f.is_floating_point() and s.is_floating_point() and torch.is_autocast_enabled(f.device.type)):
         return f, s
     wider = torch.promote_types(f.dtype, s.dtype)
     return f.to(wider), s.to(wider)
