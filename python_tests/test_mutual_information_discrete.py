@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from knn_cases import KINDS, fresh, sample
+from scipy.special import digamma
 
 import echo_ext
 from echo_ext import mutual_information_discrete, reference
@@ -93,3 +94,36 @@ def test_a_backward_pass_is_refused():
     x = torch.randn(30, requires_grad=True)
     with pytest.raises(NotImplementedError, match="mutual_information_discrete has no gradient"):
         echo_ext.mutual_information_discrete(x, torch.arange(30) % 2).backward()
+
+
+def windowed_definition(x, labels, k, w):
+    """The docstring, sample by sample: neighbors are more than w rows away, and k_i is at most those left to i."""
+    shared = [i for i in range(len(x)) if np.sum(labels == labels[i]) > 1]
+    terms = []
+    for i in shared:
+        others = [j for j in shared if abs(i - j) > w]
+        apart = {j: np.abs(x[j] - x[i]).max() for j in others}
+        same = sorted(apart[j] for j in others if labels[j] == labels[i])
+        own_k = min(k, len(same))
+        near = sum(distance < same[own_k - 1] for distance in apart.values())
+        terms.append(digamma(len(others) + 1) + digamma(own_k) - digamma(len(same) + 1) - digamma(near + 1))
+    return np.mean(terms)
+
+
+def test_each_sample_has_as_many_neighbors_as_its_window_leaves():
+    rng = fresh()
+    for trial in range(40):
+        n, k, w = (40, 8, 3) if trial == 0 else (int(rng.integers(30, 70)), int(rng.integers(1, 12)), trial % 5)
+        labels = np.repeat([0, 1], [10, 30]) if trial == 0 else rng.integers(0, 2, n)
+        rng.shuffle(labels)
+        x = rng.standard_normal((n, int(rng.integers(1, 4)))) + labels[:, None]
+        ks = sorted({1, k // 2 + 1, k})
+        try:
+            values = mutual_information_discrete(x, labels, k=ks, exclude_within=w)
+        except ValueError:
+            continue  # a sample without neighbors of its own label
+        expected = [windowed_definition(x, labels, each, w) for each in ks]
+        np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            reference.mutual_information_discrete(x, labels, k=ks, exclude_within=w), expected, rtol=1e-12, atol=1e-12
+        )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient
-from ._neighbours import constants, count, digamma, kth, search
+from ._neighbours import constants, count, digamma, search
 from ._samples import (
     ArrayLike,
     Estimate,
@@ -17,6 +17,8 @@ from ._samples import (
     Options,
     broadcast_batches,
     check_finite,
+    plain,
+    read_array,
     read_options,
     read_samples,
 )
@@ -36,7 +38,7 @@ def mutual_information_discrete(
     ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``: N_i samples share sample i's label, k_i = min(k, N_i - 1),
     and m_i others, of any label, are strictly nearer than the k_i-th neighbour of the same label (Chebyshev). A sample
     whose label nobody shares has no such neighbour; it is left out altogether. With ``exclude_within``, one more than
-    the neighbours left stands for N and N_i.
+    the number of neighbors that are left to sample i stands for N and N_i, so that each sample has a k_i of its own.
 
     Args:
         x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
@@ -73,19 +75,18 @@ def mutual_information_discrete(
 def _read_labels(labels: object) -> Tensor:
     """Labels as int64 codes, (..., N)."""
     if isinstance(labels, Tensor):
-        tensor = labels.detach()
+        tensor = plain("labels", labels.detach())
     else:
-        array = np.asarray(labels)
-        if array.dtype.kind not in "biufUS":
+        array = read_array("labels", labels)
+        if array.dtype.kind not in "biufUS" or array.dtype == np.longdouble:
             raise TypeError(f"labels must be integers, booleans or strings, but have dtype {array.dtype}")
         if array.dtype.kind in "US":
             array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
-        elif array.dtype.kind == "u":
-            array = array.astype(np.int64)
-        tensor = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.ndim == 0:
         raise ValueError("labels must have shape (..., N), but are a single one")
     if tensor.is_floating_point():
+        tensor = tensor.double()
         check_finite("labels", tensor, tuple(tensor.shape))
         split = tensor != tensor.round()
         if bool(split.any()):
@@ -93,9 +94,10 @@ def _read_labels(labels: object) -> Tensor:
                 f"labels must be discrete, but {int(split.sum())} are not whole numbers, "
                 f"the first {float(tensor[split][0]):g}; for continuous variables there is mutual_information"
             )
+        tensor = torch.unique(tensor, return_inverse=True)[1]  # codes, since int64 does not hold every float
     elif tensor.is_complex():
         raise TypeError(f"labels must be integers, booleans or strings, but are {tensor.dtype}")
-    return tensor.to(torch.int64)
+    return tensor.to(torch.int64)  # unsigned labels beyond int64 wrap around, and stay different
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class _Group:
 
     rows: Tensor  # ascending
     left: Tensor  # how many of the others are neighbours of each
-    fewest: int
+    most: int  # the largest of these
 
 
 def _read_groups(labels: Tensor, exclude_within: int) -> list[_Group]:
@@ -118,10 +120,10 @@ def _read_groups(labels: Tensor, exclude_within: int) -> list[_Group]:
     if not rows_of:
         raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
     left = [_others(rows, exclude_within) for rows in rows_of]
-    fewest = torch.stack([each.min() for each in left]).tolist()
+    fewest, most = torch.stack([torch.stack(each.aminmax()) for each in left]).T.tolist()
     if min(fewest) < 1:
         raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbour of its own label")
-    return [_Group(*each) for each in zip(rows_of, left, fewest, strict=True)]
+    return [_Group(*each) for each in zip(rows_of, left, most, strict=True)]
 
 
 def _ross(points: Tensor, groups: list[_Group], options: Options) -> Tensor:
@@ -131,10 +133,10 @@ def _ross(points: Tensor, groups: list[_Group], options: Options) -> Tensor:
     psi_k = torch.empty(radii.shape, dtype=torch.float64, device=points.device)
     psi_own = torch.empty(len(points), dtype=torch.float64, device=points.device)
     for group in groups:
-        ks = [min(k, group.fewest) for k in options.ks]
-        distances, _ = search(points[group.rows], max(ks), exclude_within=w, rows=group.rows)
-        radii[:, group.rows] = kth(distances, ks)
-        psi_k[:, group.rows] = torch.digamma(constants(ks, torch.float64, points.device)).unsqueeze(-1)
+        distances, _ = search(points[group.rows], min(max(options.ks), group.most), exclude_within=w, rows=group.rows)
+        own_ks = torch.minimum(constants(options.ks, torch.int64, points.device).unsqueeze(-1), group.left)
+        radii[:, group.rows] = distances.T.gather(0, own_ks - 1)
+        psi_k[:, group.rows] = torch.digamma(own_ks.double())
         psi_own[group.rows] = torch.digamma(group.left.double() + 1)
     kept = torch.cat([group.rows for group in groups]).sort().values
     near = count(points[kept], radii[:, kept], exclude_within=w, rows=kept)

@@ -135,8 +135,7 @@ def mutual_information_discrete(
             others = _others(n, i, exclude_within)
             others = others[kept[others]]
             same = others[label[others] == label[i]]
-            fewest = min(len(_same(label, j, exclude_within)) for j in np.flatnonzero(label == label[i]).tolist())
-            own_k = min(k, fewest)
+            own_k = min(k, len(same))
             radius = np.sort(_distances(points, i, same))[own_k - 1]
             near = np.sum(_distances(points, i, others) < radius)
             result[i] = digamma(len(others) + 1) + digamma(own_k) - digamma(len(same) + 1) - digamma(near + 1)
@@ -258,11 +257,6 @@ def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int
 def _others(n: int, i: int, w: int) -> Numbers:
     rows = np.arange(n)
     return rows[np.abs(rows - i) > w]
-
-
-def _same(label: Numbers, i: int, w: int) -> Numbers:
-    others = _others(len(label), i, w)
-    return np.asarray(others[label[others] == label[i]])
 
 
 def _distances(points: Numbers, i: int, others: Numbers, metric: str = "chebyshev") -> Numbers:
