@@ -70,7 +70,7 @@ def _read_text(path: Path) -> Bits:
 
 def _labels(path: Path, part: str, rows: int) -> Tensor:
     if not path.is_file():
-        return torch.full((rows,), -1)
+        return torch.full((rows,), -1, device="cpu")
     with read_npz(path) as arrays:
         labels = arrays.read(f"{part}_label", "iu", rows)
         return torch.from_numpy(labels.astype(np.int64))

@@ -219,8 +219,8 @@ def _random_bits(places: Tensor, stream: Tensor) -> Tensor:
 
 def _stream(seed: int, epoch: int) -> int:
     """Where the random numbers of a seed and an epoch begin, as an int64."""
-    any_int = torch.tensor(seed % (1 << 64) - (1 << 63))
-    return int(_mix(_mix(any_int) + torch.tensor(epoch) * _GOLDEN))
+    any_int = torch.tensor(seed % (1 << 64) - (1 << 63), device="cpu")
+    return int(_mix(_mix(any_int) + torch.tensor(epoch, device="cpu") * _GOLDEN))
 
 
 def _mix(state: Tensor) -> Tensor:

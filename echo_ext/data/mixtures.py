@@ -41,11 +41,11 @@ class Mixture:
 # The paper (Livne, Swersky & Fleet 2019) fixes five components and sigma in two dimensions, its code their places; the
 # mixtures in one and in twenty are chosen here.
 MIXTURES = {
-    "gmm1d": Mixture(torch.tensor([[-1.5], [0], [1.5]], dtype=torch.float64), 0.25),
-    "gmm2d": Mixture(torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64), 0.25),
-    "gmm20d": Mixture(torch.eye(20, dtype=torch.float64)[:10], 0.25),
+    "gmm1d": Mixture(torch.tensor([[-1.5], [0], [1.5]], dtype=torch.float64, device="cpu"), 0.25),
+    "gmm2d": Mixture(torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]], dtype=torch.float64, device="cpu"), 0.25),
+    "gmm20d": Mixture(torch.eye(20, dtype=torch.float64, device="cpu")[:10], 0.25),
     # The Mutual Autoencoder's second toy (Phuong et al. 2018).
-    "normal": Mixture(torch.zeros(1, 1, dtype=torch.float64), 1.0),
+    "normal": Mixture(torch.zeros(1, 1, dtype=torch.float64, device="cpu"), 1.0),
 }
 
 
@@ -56,5 +56,6 @@ def load_mixture(name: str) -> dict[str, VectorDataset]:
 
 def load_states(states: int = 10) -> dict[str, VectorDataset]:
     """10000 / 2000 / 10000 one-hot rows, each state as frequent as the others (the Mutual Autoencoder's first toy)."""
-    labels = {part: torch.arange(rows) % states for part, rows in _ROWS.items()}
-    return {part: VectorDataset(torch.eye(states)[each], each) for part, each in labels.items()}
+    labels = {part: torch.arange(rows, device="cpu") % states for part, rows in _ROWS.items()}
+    one_hot = torch.eye(states, dtype=torch.float32, device="cpu")
+    return {part: VectorDataset(one_hot[each], each) for part, each in labels.items()}

@@ -217,7 +217,7 @@ def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int,
 
 def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A few numbers on a device, without waiting for it."""
-    tensor = torch.tensor(values, dtype=dtype)
+    tensor = torch.tensor(values, dtype=dtype, device="cpu")
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from echo_ext._checks import brief, check_layout
 
 from ._neighbours import ALL, all_finite, mean
 
@@ -21,6 +24,7 @@ Estimate: TypeAlias = Tensor | Array | float
 Neighbours: TypeAlias = int | Sequence[int]
 
 UNITS = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
+EXACT = 2**53  # up to here float64 represents every integer
 MAX_SAMPLES = 2**30  # places are 32-bit integers in the kernels, and bisection steps beyond them
 
 
@@ -100,6 +104,7 @@ def _read(name: str, value: object) -> Tensor:
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, but is on {tensor.device}")
     if tensor.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"{name} must be float64 or float32, but is {_name(tensor)}")
+    tensor = plain(name, tensor)
     if tensor.ndim == 0:
         raise ValueError(f"{name} must have shape (..., N, d) or (N,), but is a single number")
     if tensor.ndim == 1:
@@ -113,19 +118,47 @@ def _read(name: str, value: object) -> Tensor:
 
 
 def _from_array(name: str, value: object) -> Tensor:
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} must be one array, but its parts have different shapes") from None
+    array = read_array(name, value)
     if array.dtype.kind in "biu":
+        check_exact(name, array)
         array = array.astype(np.float64)
     if array.dtype.kind != "f":
         raise TypeError(f"{name} must be numeric (float64 or float32), but has dtype {array.dtype}")
     if array.dtype not in (np.float64, np.float32):
         raise TypeError(f"{name} must be float64 or float32, but is {array.dtype}")
-    native = array.dtype.newbyteorder("=")
-    array = np.ascontiguousarray(array, dtype=native).reshape(array.shape)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def read_array(name: str, value: object) -> npt.NDArray[Any]:
+    """A contiguous array in the machine's byte order; a mask may not hide anything, since only the values are read."""
+    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())) > 0:
+        raise ValueError(
+            f"{name} must have no masked values, but has {masked}; leave those samples out or fill them in"
+        )
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} must be one array, but its parts have different shapes") from None
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def check_exact(name: str, values: npt.NDArray[Any]) -> None:
+    """Refuse integers that float64 would round."""
+    beyond = (values > EXACT) | (values < -EXACT) if values.dtype.itemsize > 4 else np.zeros(0, bool)
+    if beyond.any():
+        raise ValueError(
+            f"{name} must hold integers of at most 2**53, which float64 represents exactly, but has {values[beyond][0]}"
+        )
+
+
+def plain(name: str, tensor: Tensor) -> Tensor:
+    """A dense tensor whose memory holds its values: without the negative bit, and not a zero tensor."""
+    check_layout(name, tensor)
+    if tensor.is_quantized:
+        raise TypeError(f"{name} must be a dense tensor, but is quantized")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        raise NotImplementedError(f"{name} has a forward-mode derivative, but the estimators have none")
+    return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 
 def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
@@ -175,8 +208,9 @@ def read_options(
     part: slice = ALL,
 ) -> Options:
     """Check the common keywords against the number of samples."""
-    several = isinstance(k, Sequence | np.ndarray) and len(k) > 0
-    ks = tuple(read_int("k", each, 1) for each in (k if isinstance(k, Sequence | np.ndarray) and several else [k]))
+    several = isinstance(k, Sequence | np.ndarray) and np.ndim(k) == 1 and len(k) > 0
+    each_k = k if isinstance(k, Sequence | np.ndarray) and several else [k]
+    ks = tuple(read_int("k", each, 1, what="an int or a sequence of ints") for each in each_k)
     choose("unit", unit, UNITS)
     options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0), n, part)
     fewest = max(n - 1 - 2 * options.exclude_within, 0)  # of a sample in the middle
@@ -190,16 +224,19 @@ def read_options(
     return options
 
 
-def read_int(name: str, value: object, least: int) -> int:
-    """An integer that is large enough."""
+def read_int(name: str, value: object, least: int, most: int | None = None, *, what: str = "an int") -> int:
+    """An integer within its bounds."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int{' or a sequence of ints' if name == 'k' else ''}, but is {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, but is {value}")
-    return int(value)
+        raise TypeError(f"{name} must be {what}, but is {brief(value)}")
+    number = int(value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, but is {number}")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, but is {number}")
+    return number
 
 
 def choose(name: str, value: object, allowed: Sequence[str] | dict[str, float]) -> None:
     """Refuse what is not one of the allowed words."""
-    if value not in tuple(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but is {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but is {brief(value)}")

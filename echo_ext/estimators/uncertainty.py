@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from echo_ext._checks import INT64
+
 from ._samples import Array, ArrayLike, Estimate, Samples, read_int, read_options, read_samples
 from .ksg import mutual_information
 
@@ -50,7 +52,7 @@ def mutual_information_error(
     ``exclude_within`` the rows are a time series: the parts are consecutive, the partition is one.
 
     Args:
-        x, y, k, method, unit, exclude_within: As in `mutual_information`; one k.
+        x, y, k, method, unit, exclude_within: As in `mutual_information`, but k is a single int.
         parts: Number of parts, at least 2; each has N // parts rows, more than k.
         repeats: Number of random partitions.
         seed: Of the partitions; None draws one from torch's generator.
@@ -65,6 +67,8 @@ def mutual_information_error(
     n = samples.count
     parts, repeats = read_int("parts", parts, 2), read_int("repeats", repeats, 1)
     size = n // parts
+    k = read_int("k", k, 1)
+    generator = _generator(seed)
     try:
         read_options(size, k=k, unit=unit, exclude_within=exclude_within)
     except ValueError as refusal:
@@ -76,8 +80,10 @@ def mutual_information_error(
         assert isinstance(result, Tensor)
         return result
 
-    generator = _generator(seed)
-    orders = [torch.arange(n)] if exclude_within else [torch.randperm(n, generator=generator) for _ in range(repeats)]
+    if exclude_within:
+        orders = [torch.arange(n, device="cpu")]
+    else:
+        orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(repeats)]
     variances = []
     for order in orders:
         rows = order[: size * parts].view(parts, size).to(left.device)
@@ -105,7 +111,7 @@ def permutation_test(
     of time series that depend on each other are not exchangeable, whatever ``exclude_within`` says.
 
     Args:
-        x, y, k, method, unit, exclude_within: As in `mutual_information`; one k.
+        x, y, k, method, unit, exclude_within: As in `mutual_information`, but k is a single int.
         n: Number of permutations, at least 1; the smallest possible p-value is 1 / (1 + n).
         seed: Of the permutations; None draws one from torch's generator.
         progress: Called now and then with the number of permutations done.
@@ -117,8 +123,10 @@ def permutation_test(
         TypeError, ValueError: As in `mutual_information`; n is less than 1.
     """
     samples = read_samples(x=x, y=y)
+    k = read_int("k", k, 1)
     read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
     n = read_int("n", n, 1)
+    generator = _generator(seed)
     left, right = _aligned(samples)
 
     def estimate(a: Tensor, b: Tensor) -> Tensor:
@@ -126,15 +134,14 @@ def permutation_test(
         assert isinstance(result, Tensor)
         return result
 
-    generator = _generator(seed)
     rows = samples.count
     joint = rows * (left.shape[-1] + right.shape[-1]) * max(1, samples.batch.numel())
     step = max(1, BLOCK // max(joint, 1))
     null = []
     for begin in range(0, n, step):
         many = min(step, n - begin)
-        orders = torch.stack([torch.randperm(rows, generator=generator) for _ in range(many)]).to(right.device)
-        null.append(estimate(left, right[..., orders, :].movedim(-3, 0)))
+        orders = torch.stack([torch.randperm(rows, generator=generator, device="cpu") for _ in range(many)])
+        null.append(estimate(left, right[..., orders.to(right.device), :].movedim(-3, 0)))
         if progress is not None:
             progress(begin + many)
     nulls = torch.cat(null)
@@ -151,5 +158,6 @@ def _aligned(samples: Samples) -> list[Tensor]:
 
 
 def _generator(seed: int | None) -> torch.Generator:
-    generator = torch.Generator()
-    return generator.manual_seed(int(torch.randint(2**63 - 1, ())) if seed is None else seed)
+    if seed is None:
+        seed = int(torch.randint(INT64[1], (), device="cpu"))
+    return torch.Generator().manual_seed(read_int("seed", seed, INT64[0], INT64[1]))

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from echo_ext.estimators._samples import ArrayLike, read_int, read_samples
+from echo_ext.estimators._samples import ArrayLike, plain, read_array, read_int, read_samples
 
 Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
 
@@ -29,21 +28,24 @@ def read_codes(name: str, values: ArrayLike, *, least: int = 1) -> Tensor:
 
 def read_integers(name: str, values: ArrayLike, *, rows: int, columns: bool = False) -> Tensor:
     """Integers (N,), or with ``columns`` (N, F), one row for each of ``rows``."""
-    numbers = values.detach() if isinstance(values, Tensor) else torch.from_numpy(_integer_array(name, values))
+    numbers = plain(name, values.detach()) if isinstance(values, Tensor) else _integer_array(name, values)
     if numbers.is_floating_point() or numbers.is_complex():
         raise TypeError(f"{name} must be integers, but are {str(numbers.dtype).removeprefix('torch.')}")
     if numbers.ndim != (2 if columns else 1) or numbers.shape[-1] == 0:
         raise ValueError(f"{name} must have shape {'(N, F)' if columns else '(N,)'}, but has {tuple(numbers.shape)}")
     if len(numbers) != rows:
         raise ValueError(f"{name} must have one row for each of the {rows} codes, but has {len(numbers)}")
-    return numbers.to(torch.int64)
+    integers = numbers.to(torch.int64)
+    if numbers.dtype == torch.uint64 and bool((integers < 0).any()):
+        raise ValueError(f"{name} must be below 2**63, but {int((integers < 0).sum())} of them are not")
+    return integers
 
 
-def _integer_array(name: str, values: object) -> Any:
-    array = np.asarray(values)
+def _integer_array(name: str, values: object) -> Tensor:
+    array = read_array(name, values)
     if array.dtype.kind not in "biu":
         raise TypeError(f"{name} must be integers, but have dtype {array.dtype}")
-    return array.astype(np.int64)
+    return torch.from_numpy(array.copy())
 
 
 def constant_columns(values: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
     if isinstance(data, Tensor):
         parts = data.split(size)
     elif isinstance(data, Dataset):
-        rows = torch.arange(len(data)).split(size)  # type: ignore[arg-type]  # a map-style data set has a length
+        rows = torch.arange(len(data), device="cpu").split(size)  # type: ignore[arg-type]  # a map-style data set has a length
         parts = (data[each] for each in rows)
     else:
         parts = data

@@ -49,7 +49,7 @@ def marginal_statistics(codes: ArrayLike) -> MarginalStatistics:
     values = points.numpy()
     test = stats.normaltest(values, axis=0)
     columns = (values.mean(0), values.std(0), stats.skew(values), stats.kurtosis(values), test.statistic, test.pvalue)
-    return MarginalStatistics(*(torch.as_tensor(column, dtype=torch.float64) for column in columns))
+    return MarginalStatistics(*(torch.as_tensor(column, dtype=torch.float64, device="cpu") for column in columns))
 
 
 def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
@@ -99,4 +99,4 @@ def tsne(codes: ArrayLike, *, perplexity: float = 30.0, seed: int = 0) -> Tensor
     # Starting along the main axes keeps the large distances meaningful; that needs two of them.
     start = "pca" if points.shape[1] > 1 else "random"
     embedding = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(points.cpu().numpy())
-    return torch.as_tensor(embedding, dtype=torch.float32)
+    return torch.as_tensor(embedding, dtype=torch.float32, device="cpu")

@@ -43,8 +43,9 @@ def knn_accuracy(
         raise ValueError(f"k must be at most the number of training rows, {len(train)}, but is {k}")
     if test.shape[1] != train.shape[1]:
         raise ValueError(f"test_codes must have the {train.shape[1]} columns of train_codes, but have {test.shape[1]}")
-    _, nearest = knn(train, test, k, metric="euclidean")
+    nearest = knn(train, test, k, metric="euclidean")[1]
+    assert isinstance(nearest, torch.Tensor)
     labels, codes = torch.unique(known, return_inverse=True)
-    votes = codes[torch.as_tensor(nearest)]
+    votes = codes[nearest]
     counts = votes.new_zeros(len(test), len(labels)).scatter_add_(1, votes, torch.ones_like(votes))
     return float((labels[counts.argmax(1)] == wanted).double().mean())

@@ -77,7 +77,7 @@ def factor_information(
     else:
         _refuse_ties(points, varying, read_int("k", k, 1))
         latents = points[:, varying].double().T.unsqueeze(-1)
-        values = [torch.as_tensor(mutual_information_discrete(latents, factor, k=k)) for factor in labels.T]
+        values = [_discrete(latents, factor, k) for factor in labels.T]
     information[:, varying] = torch.stack(values)
     return information
 
@@ -100,6 +100,12 @@ def _information_of_counts(left: Tensor, right: Tensor) -> Tensor:
     values, b = torch.unique(right, return_inverse=True)
     pairs = torch.bincount(a * len(values) + b)
     return _entropy(torch.bincount(a)) + _entropy(torch.bincount(b)) - _entropy(pairs)
+
+
+def _discrete(latents: Tensor, factor: Tensor, k: int) -> Tensor:
+    information = mutual_information_discrete(latents, factor, k=k)
+    assert isinstance(information, Tensor)
+    return information
 
 
 def _entropy(counts: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ def factor_vae_score(
             return points
         groups = rows_by_value[factor]
         group = groups[_index(len(groups), generator)]
-        return points[group[torch.randint(len(group), (n,), generator=generator)]]
+        return points[group[torch.randint(len(group), (n,), generator=generator, device=_drawn_on(generator))]]
 
     return factor_vae_score_from(
         draw,
@@ -211,7 +217,7 @@ def factor_vae_score_from(
 
     def votes(count: int) -> tuple[Tensor, Tensor]:
         """The factors drawn, and the latents that were voted for: (count,) each."""
-        drawn = torch.randint(num_factors, (count,), generator=generator)
+        drawn = torch.randint(num_factors, (count,), generator=generator, device=_drawn_on(generator))
         latents = []
         for factor in drawn.tolist():
             group = draw(factor, batch_size)[:, active].double()
@@ -226,4 +232,9 @@ def factor_vae_score_from(
 
 
 def _index(count: int, generator: torch.Generator | None) -> int:
-    return int(torch.randint(count, (), generator=generator))
+    return int(torch.randint(count, (), generator=generator, device=_drawn_on(generator)))
+
+
+def _drawn_on(generator: torch.Generator | None) -> torch.device:
+    """The device of a generator's draws, whatever the default device is."""
+    return torch.device("cpu") if generator is None else generator.device

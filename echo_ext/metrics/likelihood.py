@@ -58,7 +58,7 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
         ValueError: no rows, draws or batch_size below 1.
     """
     read_int("draws", draws, 1)
-    rates, distortions = (torch.zeros(draws, dtype=torch.float64) for _ in range(2))
+    rates, distortions = (torch.zeros(draws, dtype=torch.float64, device="cpu") for _ in range(2))
     rows, exact = 0, False
     with evaluating(model):
         for x in batches(model, data, batch_size):

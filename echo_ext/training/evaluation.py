@@ -144,7 +144,7 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     """MIG (in 20 bins) and the FactorVAE score, on rows of the whole grid of factors."""
     generator = torch.Generator().manual_seed(derive_seed(seed, Stream.MEASURE, 1))
     grid = test.whole()
-    some = grid.select(torch.randperm(len(grid), generator=generator)[:GRID_ROWS].to(test.labels.device))
+    some = grid.select(torch.randperm(len(grid), generator=generator, device="cpu")[:GRID_ROWS].to(test.labels.device))
     codes = _codes(model, some)
     return {
         "mig": metrics.mig(codes[:CODES], some.factors[:CODES]),

@@ -39,7 +39,7 @@ PREPARED_ROWS = 8192
 
 def take(data: LabelledDataset, rows: int, *, seed: int) -> Tensor:
     """The x of at most so many rows, drawn at random without replacement."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed), device="cpu")
     return data.values(order[:rows].to(data.labels.device))
 
 

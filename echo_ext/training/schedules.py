@@ -71,7 +71,8 @@ def epoch_rows(
     """
     if rows < world_size:
         raise ValueError(f"{rows} training rows are too few for {world_size} processes")
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(derive_seed(seed, Stream.ROWS, epoch)))
+    generator = torch.Generator().manual_seed(derive_seed(seed, Stream.ROWS, epoch))
+    order = torch.randperm(rows, generator=generator, device="cpu")
     batches = list(order[: rows - rows % world_size][rank::world_size].split(batch_size))
     if len(batches) > 1 and 2 * len(batches[-1]) < batch_size:
         batches.pop()

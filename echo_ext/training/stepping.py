@@ -62,7 +62,7 @@ class EpochCosts:
 
     def means(self, batches: Sequence[Tensor]) -> dict[str, float]:
         """The mean of each term over the rows of the epoch's batches."""
-        weights = torch.tensor([float(len(rows)) for rows in batches], dtype=torch.float64)
+        weights = torch.tensor([float(len(rows)) for rows in batches], dtype=torch.float64, device="cpu")
         means = (torch.stack(self.values).cpu().double() * weights.unsqueeze(1)).sum(0) / weights.sum()
         return dict(zip(self.names, means.tolist(), strict=True))
 
