@@ -122,8 +122,8 @@ def _check_echo(
     _check_bank(bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     if (f is None) != (s is None):
         raise ValueError("f and s must both be tensors or both be None, but one of them is None")
-    for name, tensor in (("f", f), ("s", s)):
-        if tensor is not None:
+    for name, tensor, bank in (("f", f, bank_f), ("s", s, bank_s)):
+        if tensor is not None and (tensor is not bank or not exclude_self):
             _check_rows(name, tensor, bank_f, rows, all_rows=not exclude_self)
 
 
@@ -157,7 +157,7 @@ def _check_echo_backward(
 ) -> None:
     _check_bank(bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
     _check_rows("grad", grad, bank_f, rows, all_rows=True)
-    if s is not None:
+    if s is not None and (s is not bank_s or not exclude_self):
         _check_rows("s", s, bank_f, rows, all_rows=not exclude_self)
 
 
