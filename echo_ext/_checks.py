@@ -145,7 +145,7 @@ def unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=3, cutoff=0.4) or known
-    return ValueError(f"there is no {kind} {name!r}; the nearest are {', '.join(near)}")
+    return ValueError(f"there is no {kind} {brief(name)}; the nearest are {', '.join(near)}")
 
 
 def one_of(name: str, value: object, known: Collection[object]) -> None:
@@ -174,6 +174,11 @@ def seed_tensor(seed: object, device: torch.device) -> Tensor:
 
 
 def brief(value: object) -> str:
-    """A value as an error message shows it; reprlib keeps even a deeply nested one short."""
-    text = reprlib.repr(value)
+    """The value in at most 60 characters, or its type: an error stays one short line, whatever it is about."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxother = 2, 60, 60
+    try:
+        text = shortened.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"of type {type(value).__name__}"
     return text if len(text) <= 60 and "\n" not in text else f"of type {type(value).__name__}"
