@@ -16,10 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import echo_ext
-from echo_ext.training import RunDirectory
+from echo_ext.training import RunDirectory, checkpoints
 from echo_ext.training.evaluation import EVALUATION
 from echo_ext.training.run_directory import CHECKPOINT, CONFIGURATION, METRICS, PART, RESULT
 
@@ -60,7 +58,7 @@ def run_state(path):
     with contextlib.suppress(FileNotFoundError, ValueError):
         result = directory.result()
     epochs = 0
-    with contextlib.suppress(FileNotFoundError), (path / METRICS).open(newline="") as file:
+    with contextlib.suppress(FileNotFoundError, ValueError, csv.Error), (path / METRICS).open(newline="") as file:
         epochs = sum(1 for _ in csv.DictReader(file))
     return RunState(path, epochs, configuration.epochs, result)
 
@@ -81,11 +79,10 @@ def run_states(root):
 
 def weights_only(path):
     """The checkpoint of a finished run without the optimizer's state, which nothing needs any more."""
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    directory = RunDirectory(path.parent)
+    checkpoint = directory.load_checkpoint(directory.configuration())
     checkpoint.pop("optimizer", None)  # of a run from an archive it has gone before
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    return buffer.getvalue()
+    return bytes(checkpoints.dump(checkpoint))
 
 
 def contents(root):
@@ -124,6 +121,9 @@ def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
                 try:
                     files = [(file, content()) for file, content in group]
                 except FileNotFoundError:  # a run that ended meanwhile: the next archive has it
+                    continue
+                except ValueError:  # a damaged checkpoint, which must not get a new checksum
+                    left_out += [str(file.relative_to(root)) for file, _ in group]
                     continue
                 # Weights are as good as incompressible; a margin is for the archive's own blocks.
                 size = sum(len(content) + 2048 for _, content in files)

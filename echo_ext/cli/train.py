@@ -131,22 +131,23 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
 
 
 def _model_arguments(assignments: list[str]) -> dict[str, Any]:
-    import yaml
+    from echo_ext._checks import brief
+    from echo_ext.training.parsing import parse_yaml
 
     values = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise ValueError(f"--set must be NAME=VALUE, but is {assignment!r}")
+            raise ValueError(f"--set must be NAME=VALUE, but is {brief(assignment)}")
         try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {name}: {value!r} is not YAML") from None
+            values[name] = parse_yaml(value)
+        except ValueError:
+            raise ValueError(f"--set {name}: {brief(value)} is not YAML") from None
     return values
 
 
 def _report(result: Mapping[str, Any], out: Path) -> None:
-    from echo_ext.training.results import RATES
+    from echo_ext.training.run_directory import RATES
 
     kind = next(name for name in RATES if name in result)
     print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
 from echo_ext import training
+from echo_ext._checks import brief
 from echo_ext._versions import versions
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
+from echo_ext.training.parsing import read_json
 from echo_ext.training.results import mean_and_error
 from echo_ext.training.running import load_data
 from echo_ext.training.schedules import Stream, derive_seed
@@ -30,6 +31,8 @@ RESULT = "result.json"
 TABLE = "table.md"
 MEASURES = "measures.json"
 RUNS = "runs"
+# Seconds that another process gets to write its files into the same folder.
+PATIENCE = 60.0
 
 Measure: TypeAlias = Callable[[Model, Mapping[str, LabelledDataset]], Mapping[str, float]]
 Labels: TypeAlias = Mapping[str, "str | float"]
@@ -127,9 +130,10 @@ class Bench:
             model = training.load(directory.path).model.to(self.device)
             torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
             with torch.no_grad():
-                directory.write_json(MEASURES, dict(measure(model, parts)))
-        measured: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-        return measured
+                measured = dict(measure(model, parts))
+            with directory.owned(patience=PATIENCE):
+                directory.write_json(MEASURES, measured)
+        return _read_measures(file)
 
     def model(self, name: str) -> Model:
         """The trained model of a run, in eval mode."""
@@ -177,10 +181,17 @@ def reproduce(name: str, experiment: Experiment, bench: Bench) -> Outcome:
     if bench.out.exists() and not bench.out.is_dir():
         raise NotADirectoryError(f"{bench.out} is a file; the folder of an experiment is wanted")
     directory = training.RunDirectory(bench.out)
-    if directory.is_finished and (other := directory.result().get("experiment")) != name:
-        raise FileExistsError(f"{bench.out} holds the results of {other!r}, not of {name!r}; choose another folder")
+    if directory.has_result and (other := _experiment_of(bench.out / RESULT)) != name:
+        raise FileExistsError(
+            f"{bench.out} holds the results of {brief(other)}, not of {name!r}; choose another folder"
+        )
     outcome = experiment.run(bench)
-    bench.out.mkdir(parents=True, exist_ok=True)
+    with directory.owned(patience=PATIENCE):
+        _write(directory, name, experiment, bench, outcome)
+    return outcome
+
+
+def _write(directory: training.RunDirectory, name: str, experiment: Experiment, bench: Bench, outcome: Outcome) -> None:
     for file, figure in outcome.figures.items():
         with directory.part(file) as part:
             figure.savefig(part)
@@ -196,7 +207,26 @@ def reproduce(name: str, experiment: Experiment, bench: Bench) -> Outcome:
             "versions": versions(),
         },
     )
-    return outcome
+
+
+def _experiment_of(file: Path) -> object:
+    """Which experiment a ``result.json`` is of; None where it does not say."""
+    try:
+        content = read_json(file)
+    except ValueError as wrong:
+        raise ValueError(f"{file} is damaged: {wrong}") from wrong
+    return content.get("experiment") if isinstance(content, dict) else None
+
+
+def _read_measures(file: Path) -> dict[str, float]:
+    try:
+        content = read_json(file)
+    except ValueError as wrong:
+        raise ValueError(f"{file} is damaged: {wrong}; remove it, and the run is measured again") from wrong
+    numbers = isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
+    if not numbers:
+        raise ValueError(f"{file} is damaged: it must map names to numbers; remove it, and the run is measured again")
+    return cast(dict[str, float], content)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -27,6 +27,8 @@ CODES, EMBEDDED = 10_000, 2_000
 GRID_ROWS = 100_000
 NOISE_DRAWS = 100_000
 NEIGHBOURS = 5
+# Seconds that another evaluation of the same run gets to write its files.
+PATIENCE = 60.0
 
 
 def evaluate(
@@ -47,6 +49,8 @@ def evaluate(
     labels; ``noise_total_correlation`` and ``rate_against_activation.png`` for Echo; ``mig`` and ``factor_vae_score``
     for dSprites; ``importance_nll`` where it is asked for.
 
+    A run can be measured while it is being trained: what is measured is its last finished epoch.
+
     Args:
         path: the folder of the run.
         data_dir: as ``root`` of :func:`echo_ext.data.load`.
@@ -60,14 +64,19 @@ def evaluate(
     Raises:
         FileNotFoundError: there is no trained run; or the data's files are not there.
         TypeError: importance samples of a model without a density q(z|x).
-        ValueError: a damaged file, a value out of range.
+        ValueError: a damaged file, a value out of range, data of another shape than the model's.
     """
-    directory = RunDirectory(path)
+    directory = RunDirectory(path, task="evaluation")
     model, configuration, history = load(path)
     model.to(device)
     at_once = measured_rows(torch.device(device))
     parts = {name: part.to(device) for name, part in load_data(configuration, data_dir).items()}
     test = parts["test"]
+    if tuple(test.data_shape) != model.data_shape:
+        raise ValueError(
+            f"the model in {directory} takes x of shape {model.data_shape}, but {configuration.data!r} has "
+            f"{tuple(test.data_shape)}"
+        )
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
     measured = metrics.rate_distortion(model, test, draws=draws, batch_size=at_once)
     codes = _codes(model, test)
@@ -98,8 +107,10 @@ def evaluate(
         )
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
-    _write_pictures(model, x, codes[: len(x)], test.labels, directory, has_echo=kind is ChannelOutput, tsne=embedding)
-    directory.write_json(EVALUATION, found)
+    with directory.owned(patience=PATIENCE):
+        has_echo = kind is ChannelOutput
+        _write_pictures(model, x, codes[: len(x)], test.labels, directory, has_echo=has_echo, tsne=embedding)
+        directory.write_json(EVALUATION, found)
     return found
 
 

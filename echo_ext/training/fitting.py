@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training import schedules
+from echo_ext.training.checkpoints import load_weights
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import TimeLimitReached
 from echo_ext.training.run_directory import RunDirectory
@@ -113,6 +115,7 @@ def fit(
         FloatingPointError: the loss or a term of it is not finite; names the step and the term.
         OSError: a checkpoint could not be written.
         TimeLimitReached: ``should_stop`` was true; resuming the checkpoint continues with the next step.
+        ValueError: the checkpoint is of another model.
     """
     history: list[dict[str, float]] = list(checkpoint["history"]) if checkpoint else []
     train, valid = (parts[name].to(fabric.device) for name in ("train", "valid"))
@@ -121,13 +124,14 @@ def fit(
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
         model.prepare(take(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS)))
     else:
-        model.load_state_dict(checkpoint["state_dict"])
-        fabric.strategy.precision.load_state_dict(checkpoint["precision"])
+        load_weights(model, checkpoint)
+        with _restoring("precision"):
+            fabric.strategy.precision.load_state_dict(checkpoint["precision"])
     recorder = make_recorder(fabric, configuration) if cuda_graph else None
     objective = Objective(model, train, compile=compile)
     wrapped, wrapped_optimizer = fabric.setup(objective, optimizer)
-    if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])  # onto the device that the weights are on by now
+    if checkpoint is not None and not checkpoint["finished"]:
+        _restore_optimizer(optimizer, checkpoint)
     prepare_optimizer(optimizer, fabric.device, recorded=recorder is not None)
     stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder=recorder)
     rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
@@ -172,7 +176,8 @@ def fit(
         if unfinished is not None:
             done = EpochCosts.from_mapping(unfinished["costs"])
             start -= unfinished["seconds"]
-            _restore_random_state(unfinished)
+            with _restoring("random state"):
+                _restore_random_state(unfinished)
             unfinished = None
         costs = stepper.epoch(batches, epoch, on_step, done=done, should_stop=should_stop)
         if len(costs) < len(batches):
@@ -202,6 +207,26 @@ def fit(
         fabric.log_dict(history[-1], step=int(history[-1]["step"]))
         on_epoch(history[-1])
     return history
+
+
+@contextlib.contextmanager
+def _restoring(what: str) -> Iterator[None]:
+    """Whatever torch makes of a state that is none, as one line."""
+    try:
+        yield
+    except Exception as wrong:
+        raise ValueError(f"the {what} of the checkpoint cannot be restored: {wrong!s:.100}") from wrong
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> None:
+    """Moments from the checkpoint, onto the device of the weights; all else is as the configuration says."""
+    with _restoring("optimizer"):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
+                    raise ValueError(f"{name} is not of its parameter's shape {tuple(parameter.shape)}")
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

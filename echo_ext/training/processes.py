@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 
-__all__ = ["side_by_side", "terminable"]
+__all__ = ["sendable", "side_by_side", "terminable"]
 
 # Seconds that a process gets to end by itself once it was asked to.
 PATIENCE = 60.0
@@ -112,13 +112,13 @@ def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[An
             try:
                 outcome = function(*arguments)
             except Exception as error:
-                outcome = _sendable(error)
+                outcome = sendable(error)
             sender.send(outcome)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """The error, or its text where it cannot go from one process to another."""
     try:
         pickle.loads(pickle.dumps(error))

@@ -18,15 +18,14 @@ from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import measured_rows
 from echo_ext.training.progress import watched
-from echo_ext.training.run_directory import RunDirectory
+from echo_ext.training.run_directory import RATES, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
 
 if TYPE_CHECKING:
     from echo_ext import pictures
 
-__all__ = ["RATES", "SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_pictures"]
+__all__ = ["SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_pictures"]
 
-RATES = {"rate": "rate", "rate_bound": "rate bound"}  # key in result.json and name in tables
 TEST_DRAWS = 4
 # Rows in the pictures: images are seen one by one, vectors as a cloud.
 SHOWN, DRAWN = 12, 64

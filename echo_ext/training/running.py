@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -13,18 +14,24 @@ from echo_ext import data
 from echo_ext.data import LabelledDataset
 from echo_ext.models import Model
 from echo_ext.training import results
+from echo_ext.training.checkpoints import load_weights
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.fitting import PREPARED_ROWS, fit, make_fabric, take
-from echo_ext.training.processes import terminable
+from echo_ext.training.processes import sendable, terminable
 from echo_ext.training.progress import ProgressBar
 from echo_ext.training.run_directory import RESULT, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = ["Run", "load", "load_data", "train"]
 
 # What a run that has begun trains for, whatever the deadline, so that calls with a short time limit come to an end.
 MINIMUM_SECONDS = 1.0
+
+T = TypeVar("T")
 
 
 def train(
@@ -43,13 +50,15 @@ def train(
     """Train a recipe, measure it on the test rows, write everything into a folder and return ``result.json``.
 
     On the CPU a run that was killed and resumed ends with the same weights, bit for bit, as one left alone. Under
-    ``torchrun`` all processes train one model, and the first one writes.
+    ``torchrun`` all processes train one model, and the first one writes. The folder has one owner from the first file
+    to the last: a second call for it is refused and changes nothing.
 
     Args:
         configuration: what to train, on what, and how.
         out: the folder of the run; must not hold one, unless ``resume``.
         data_dir: as ``root`` of :func:`echo_ext.data.load`.
         resume: go on after the last finished epoch of the run in ``out``; if it is done already, return its results.
+            A ``result.json`` that is damaged or of another run is measured again.
         device: where to train.
         compile: run the loss through ``torch.compile``.
         cuda_graph: on a GPU, record the step as a CUDA graph, so that the host launches it as a whole. It makes no
@@ -60,7 +69,7 @@ def train(
             first; a measurement of the trained model that has begun is finished.
 
     Raises:
-        FileExistsError: ``out`` holds a run.
+        FileExistsError: ``out`` holds a run, or another process owns it.
         FileNotFoundError: nothing to resume; or the data's files are not there.
         FloatingPointError: the loss or one of its terms is not finite; the last good checkpoint is kept.
         KeyboardInterrupt: interrupted or terminated; the run can be resumed.
@@ -69,74 +78,140 @@ def train(
         ValueError: a value out of range, a model that does not fit the data, a damaged checkpoint; a deadline for
             several processes.
     """
-    device, directory, first = torch.device(device), RunDirectory(out), int(os.environ.get("RANK", 0)) == 0
-    if resume and first:
-        if not directory.holds_run:
-            raise FileNotFoundError(f"there is nothing to resume in {directory}: it holds no run")
-        directory.expect(configuration)
-        directory.remove_leftovers()
-        if directory.is_finished:
-            return directory.result()
-    elif first:
-        directory.refuse_run(configuration)
-    if deadline is not None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
+    if deadline is not None and processes > 1:
         raise ValueError("deadline must be None where several processes train one model, which cannot agree on it")
-    parts = load_data(configuration, data_dir)
-    torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
-    model = configuration.build(parts["train"].data_shape)
-    checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
-    if first and not resume:
-        directory.begin(configuration)
-    begun = time.monotonic()
+    loggers = _loggers(directory, tensorboard)
+    # With several processes first of all, since it is how they hear from the first one whether the folder is theirs.
+    fabric = make_fabric(torch.device(device), configuration.precision, loggers) if processes > 1 else None
+    try:
+        with contextlib.ExitStack() as ownership:
+            saved = _agreed(fabric, lambda: _look(directory, configuration, resume, ownership))
+            if saved is not None:
+                return saved
+            parts = load_data(configuration, data_dir)
+            _check_rows(parts, configuration, processes)
+            torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
+            model = configuration.build(parts["train"].data_shape)
+            fabric = fabric or make_fabric(torch.device(device), configuration.precision, loggers)
+            if not resume:
+                _agreed(fabric, lambda: ownership.enter_context(directory.begun(configuration)))
+            checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
+            begun = time.monotonic()
 
-    def should_stop() -> bool:
-        return deadline is not None and deadline.has_passed and time.monotonic() - begun > MINIMUM_SECONDS
+            def should_stop() -> bool:
+                return deadline is not None and deadline.has_passed and time.monotonic() - begun > MINIMUM_SECONDS
 
+            history = _fit(
+                *(model, parts, configuration, directory, fabric),
+                checkpoint=checkpoint,
+                compile=compile,
+                cuda_graph=cuda_graph,
+                should_stop=should_stop,
+                progress=progress,
+            )
+            _leave_group()
+            if not fabric.is_global_zero:
+                return {}
+            if should_stop():
+                raise TimeLimitReached("the time limit was reached after training, before the model was measured")
+            _finish(model, parts["train"], configuration, directory)
+            result = results.measure(model, parts["test"], configuration, history)
+            results.write_pictures(model, parts["test"], configuration, directory, history, result)
+            directory.write_json(RESULT, result)  # last: it says that all is there
+            return result
+    finally:
+        _leave_group()
+
+
+def _look(
+    directory: RunDirectory, configuration: Configuration, resume: bool, ownership: contextlib.ExitStack
+) -> dict[str, Any] | None:
+    """Refuse a folder that this run cannot have, and own that of a run to be resumed; its result where it is done."""
+    if not resume:
+        directory.refuse_owned()
+        directory.refuse_run(configuration)
+        return None
+    if not directory.holds_run:
+        raise FileNotFoundError(f"there is nothing to resume in {directory}: it holds no run")
+    directory.expect(configuration)
+    if not directory.is_finished:
+        ownership.enter_context(directory.owned())
+    if directory.is_finished:  # before, or meanwhile
+        directory.remove_leftovers()
+        return directory.result()
+    return None
+
+
+def _agreed(fabric: Fabric | None, action: Callable[[], T]) -> T:
+    """What the action of the first process returns or raises, in all processes."""
+    if fabric is None or fabric.world_size == 1:
+        return action()
+    outcome: Any = None
+    if fabric.is_global_zero:
+        try:
+            outcome = action()
+        except Exception as error:
+            outcome = sendable(error)
+    outcome = fabric.broadcast(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return cast(T, outcome)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _check_rows(parts: Mapping[str, LabelledDataset], configuration: Configuration, processes: int) -> None:
+    """Refuse data with a part that is too small to train on, to validate or to measure."""
+    for name, least in (("train", processes), ("valid", processes), ("test", 1)):
+        if len(parts[name]) < least:
+            each = ", one for each process" if least > 1 else ""
+            raise ValueError(
+                f"data {configuration.data!r} must have at least {least} {name} rows{each}, but has {len(parts[name])}"
+            )
+
+
+def _fit(
+    model: Model,
+    parts: Mapping[str, LabelledDataset],
+    configuration: Configuration,
+    directory: RunDirectory,
+    fabric: Fabric,
+    *,
+    checkpoint: Mapping[str, Any] | None,
+    progress: bool,
+    **options: Any,
+) -> list[dict[str, float]]:
+    """Train with a progress bar; what stops it says what is kept."""
     try:
         with terminable():
-            fabric = make_fabric(device, configuration.precision, _loggers(directory, tensorboard))
             shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
             steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
             with ProgressBar(
                 f"{configuration.recipe} on {configuration.data}",
                 steps=steps * configuration.epochs,
                 done=_steps_done(checkpoint, steps) if checkpoint else 0,
-                shown=progress and first,
+                shown=progress and fabric.is_global_zero,
             ) as bar:
-                history = fit(
+                return fit(
                     model,
                     parts,
                     configuration,
                     directory,
                     fabric,
                     checkpoint=checkpoint,
-                    compile=compile,
-                    cuda_graph=cuda_graph,
-                    should_stop=should_stop,
                     on_step=bar.step,
                     on_epoch=bar.epoch,
+                    **options,
                 )
     except KeyboardInterrupt:
         kept = _what_is_kept(directory)
         raise KeyboardInterrupt(f"interrupted; {kept}; to go on: echo-ext train --resume --out {directory}") from None
-    except Exception as error:
-        if first and not resume and not directory.has_checkpoint:
-            directory.forget()  # it could only fail in the same way again
-        if isinstance(error, FloatingPointError):
-            raise FloatingPointError(f"{error}; {_what_is_kept(directory)}") from None
-        raise
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    if not first:
-        return {}
-    if should_stop():
-        raise TimeLimitReached("the time limit was reached after training, before the model was measured")
-    _finish(model, parts["train"], configuration, directory)
-    result = results.measure(model, parts["test"], configuration, history)
-    results.write_pictures(model, parts["test"], configuration, directory, history, result)
-    directory.write_json(RESULT, result)  # last: it says that all is there
-    return result
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; {_what_is_kept(directory)}") from None
 
 
 class Run(NamedTuple):
@@ -159,13 +234,10 @@ def load(path: str | os.PathLike[str]) -> Run:
     checkpoint = directory.load_checkpoint(configuration)
     if checkpoint["epoch"] == 0:
         raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
+    with torch.device("meta"):  # takes no memory, whatever the files say
+        load_weights(configuration.build(checkpoint["data_shape"]), checkpoint, assign=True)
     model = configuration.build(checkpoint["data_shape"])
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as wrong:
-        raise ValueError(
-            f"the checkpoint in {directory} is of another model than its configuration: {wrong}"
-        ) from wrong
+    load_weights(model, checkpoint)
     return Run(model.eval(), configuration, checkpoint["history"])
 
 

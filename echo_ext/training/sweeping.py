@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -17,14 +18,16 @@ from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.processes import side_by_side, terminable
-from echo_ext.training.results import RATES, SHOWN, mean_and_error, spread
-from echo_ext.training.run_directory import RunDirectory
+from echo_ext.training.results import SHOWN, mean_and_error, spread
+from echo_ext.training.run_directory import RATES, RunDirectory
 from echo_ext.training.running import load, load_data, train
 
 __all__ = ["Row", "Sweep", "sweep"]
 
 TABLE = "table"
 CURVES = "rate_distortion.png"
+# Seconds that another sweep of the same folder gets to write its table.
+PATIENCE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,8 @@ def sweep(
     """Train every configuration into its folder below ``out``; write table.csv, table.json, rate_distortion.png there.
 
     Runs that are finished are not trained again, and broken ones go on where they stopped. A run that fails does not
-    stop the others. On a CPU the weights do not depend on when and how often the sweep was stopped.
+    stop the others, nor does one whose files are damaged or which another process is training. On a CPU the weights do
+    not depend on when and how often the sweep was stopped.
 
     Args:
         configurations: of one data set, each recipe with each beta and seed at most once; they are trained in this
@@ -98,8 +102,8 @@ def sweep(
         raise ValueError("configurations must differ in recipe, beta or seed, but some do not")
     for name, configuration in runs.items():
         directory = RunDirectory(out / name)
-        directory.expect(configuration)
-        directory.remove_leftovers()
+        with contextlib.suppress(ValueError):  # a damaged folder is reported as its run's failure
+            directory.expect(configuration)
     load_data(configurations[0], options.get("data_dir"))  # refuse what cannot be had before the first run
 
     found: dict[str, dict[str, Any]] = {}
@@ -116,22 +120,17 @@ def sweep(
 
     remaining = dict(runs)
     for name in runs:
-        if RunDirectory(out / name).is_finished:
+        if RunDirectory(out / name).has_result:
             take(name, _saved_result(out / name))
             del remaining[name]
     for name, outcome in _outcomes(remaining, out, jobs, {**options, "deadline": deadline}):
         take(name, outcome)
     rows = _table([found[name] for name in runs if name in found])
     if rows:
-        folder = RunDirectory(out)
-        folder.remove_leftovers()
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
-        folder.write(f"{TABLE}.csv", text.getvalue().encode())
-        folder.write_json(f"{TABLE}.json", [_without_nan(dataclasses.asdict(row)) for row in rows])
-        _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
+        folder = RunDirectory(out, task="sweep")
+        with folder.owned(patience=PATIENCE):
+            _write_table(rows, folder)
+            _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
     return Sweep(rows, failures, [name for name in runs if name not in found and name not in failures])
 
 
@@ -141,8 +140,10 @@ def _name(configuration: Configuration) -> str:
 
 def _saved_result(path: Path) -> dict[str, Any] | Exception:
     """The result of a finished run, or what is wrong with its file."""
+    directory = RunDirectory(path)
+    directory.remove_leftovers()
     try:
-        return RunDirectory(path).result()
+        return directory.result()
     except ValueError as damaged:
         return damaged
 
@@ -187,6 +188,15 @@ def _table(results: Sequence[dict[str, Any]]) -> list[Row]:
         means = [mean_and_error([result[name] for result in group]) for name in (kind, "distortion", "neg_elbo")]
         rows.append(Row(recipe, beta, len(group), RATES[kind], *means[0], *means[1], *means[2]))
     return rows
+
+
+def _write_table(rows: Sequence[Row], folder: RunDirectory) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    folder.write(f"{TABLE}.csv", text.getvalue().encode())
+    folder.write_json(f"{TABLE}.json", [_without_nan(dataclasses.asdict(row)) for row in rows])
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:

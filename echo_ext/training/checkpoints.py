@@ -1,0 +1,226 @@
+"""Checkpoint files: written with a checksum of every byte, and verified before anything in them is parsed.
+
+A checkpoint is a zip archive as ``torch.save`` writes it, and loads with ``torch.load(weights_only=True)``. The SHA-256
+of all bytes before it stands in the archive's comment, at the end of the file: file and checksum cannot be separated,
+and no bit of either can change without notice. The checksum finds damage. It is no signature: a file from somebody else
+can have a right one, and therefore what is in it is checked as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from echo_ext import _checks
+
+__all__ = ["dump", "load_weights", "read"]
+
+_MARK = b"echo-ext sha256 "
+_COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
+_END_OF_ARCHIVE = b"PK\x05\x06"  # the zip format's last record; its last two bytes are the length of the comment
+_END_BYTES = 22
+_CHUNK = 2**20
+_MAX_DEPTH = _MAX_DIMENSIONS = 8
+
+# What training and measuring read of each epoch.
+_PARTS = ("train", "valid")
+_COLUMNS = ("epoch", "step", "seconds", "learning_rate", *(f"{part}_loss" for part in _PARTS))
+
+
+def dump(checkpoint: Mapping[str, Any]) -> memoryview:
+    """The bytes of a checkpoint's file."""
+    buffer = io.BytesIO()
+    torch.save(dict(checkpoint), buffer)
+    with buffer.getbuffer() as content:
+        assert content[-_END_BYTES : -_END_BYTES + len(_END_OF_ARCHIVE)] == _END_OF_ARCHIVE
+        content[-2:] = struct.pack("<H", _COMMENT)
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(_MARK)
+    with buffer.getbuffer() as content:
+        checksum = hashlib.sha256(content).hexdigest()
+    buffer.write(checksum.encode())
+    return buffer.getbuffer()
+
+
+def read(file: Path, recipe: str) -> dict[str, Any]:
+    """The checkpoint in a file, on the CPU.
+
+    Raises:
+        ValueError: The file is damaged, or is no checkpoint of a run of this recipe.
+    """
+    with file.open("rb") as opened:
+        if not _has_valid_checksum(opened):
+            if _is_other_archive(opened):
+                raise ValueError(f"{file} is not a checkpoint of echo-ext: it has no checksum")
+            raise ValueError(f"{file} is damaged: it is not a whole checkpoint")
+        try:
+            _refuse_compression(opened)
+            opened.seek(0)
+            checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
+            size = opened.seek(0, io.SEEK_END)
+        except Exception as broken:  # whatever an archive makes of its reader
+            raise ValueError(f"{file} is not a checkpoint of echo-ext: it cannot be read as one") from broken
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), str):
+        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not say of which recipe it is")
+    if checkpoint["recipe"] != recipe:
+        raise ValueError(f"{file} is of recipe {_checks.brief(checkpoint['recipe'])}, not {recipe!r}")
+    try:
+        _check_structure(checkpoint)
+        _check_tensors(checkpoint, size)
+    except ValueError as wrong:
+        raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
+    return checkpoint
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
+    """Give a model the weights of a checkpoint.
+
+    Args:
+        model: As the configuration of the run makes it.
+        checkpoint: As :func:`read` returns it.
+        assign: Put the checkpoint's own tensors into the model, as a model on the meta device needs it.
+
+    Raises:
+        ValueError: The checkpoint is of another model.
+    """
+    try:
+        model.load_state_dict(checkpoint["state_dict"], assign=assign)
+    except Exception as wrong:  # the message lists every difference, line by line
+        first = next((line.strip() for line in str(wrong).splitlines()[1:] if line.strip()), str(wrong))
+        shown = first if len(first) <= 200 else f"{first[:200]} ..."
+        raise ValueError(f"the checkpoint is of another model than its configuration: {shown}") from wrong
+
+
+def _has_valid_checksum(file: BinaryIO) -> bool:
+    size = file.seek(0, io.SEEK_END)
+    digest = hashlib.sha256()
+    left = size - 2 * digest.digest_size
+    if left < _END_BYTES + len(_MARK):
+        return False
+    file.seek(0)
+    chunk = b""
+    while left:
+        chunk = file.read(min(_CHUNK, left))
+        if not chunk:
+            return False
+        digest.update(chunk)
+        left -= len(chunk)
+    return file.read() == digest.hexdigest().encode()
+
+
+def _is_other_archive(file: BinaryIO) -> bool:
+    """Whether the file is a whole archive, which nobody gave a checksum."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return not archive.comment
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def _refuse_compression(file: BinaryIO) -> None:
+    """Refuse an archive whose members are larger than itself: torch stores them as they are."""
+    size = file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its members are compressed")
+        if sum(member.file_size for member in members) > size:
+            raise ValueError("its members overlap")
+
+
+def _check_structure(content: Mapping[Any, Any]) -> None:
+    """Refuse what training, measuring or loading a model could not use, by the name of what is wrong."""
+    kinds: dict[str, type] = {
+        "epoch": int,
+        "finished": bool,
+        "data_shape": list,
+        "state_dict": Mapping,
+        "precision": Mapping,
+        "history": list,
+    }
+    for name, kind in kinds.items():
+        if name not in content:
+            raise ValueError(f"{name!r} is missing")
+        _check_kind(name, content[name], kind)
+    for name, value in content["state_dict"].items():
+        _check_kind("a name in state_dict", name, str)
+        _check_kind("a value in state_dict", value, Tensor)
+    if len(content["history"]) != content["epoch"]:
+        raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")
+    for row in content["history"]:
+        _check_row(_mapping("a row of history", row))
+    shape = content["data_shape"]
+    if len(shape) > _MAX_DIMENSIONS or not all(isinstance(size, int) for size in shape):
+        raise ValueError(f"data_shape must be a few integers, but is {_checks.brief(shape)}")
+    if not content["finished"]:  # what is finished may be without, as in an archive of runs
+        _mapping("the state of optimizer", _mapping("optimizer", content.get("optimizer")).get("state"))
+    if (unfinished := content.get("unfinished_epoch")) is not None:
+        _check_unfinished(_mapping("unfinished_epoch", unfinished))
+
+
+def _check_row(row: Mapping[Any, Any]) -> None:
+    for name, value in row.items():
+        _check_kind("a column of history", name, str)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"history's {_checks.brief(name)} must be a number, but is of type {type(value).__name__}")
+    for name in _COLUMNS:
+        if name not in row:
+            raise ValueError(f"history has no {name!r}")
+
+
+def _check_unfinished(unfinished: Mapping[Any, Any]) -> None:
+    costs = _mapping("the costs of unfinished_epoch", unfinished.get("costs"))
+    _check_kind("the names of the costs", costs.get("names"), list)
+    _check_kind("the values of the costs", costs.get("values"), Tensor)
+    if costs["values"].ndim != 2 or costs["values"].shape[1] != len(costs["names"]):
+        raise ValueError("the costs of unfinished_epoch must have a column for each name")
+    for name in costs["names"]:
+        _check_kind("a name of the costs", name, str)
+    _check_kind("the seconds of unfinished_epoch", unfinished.get("seconds"), float)
+    _check_kind("cpu_random_state", unfinished.get("cpu_random_state"), Tensor)
+
+
+def _mapping(name: str, value: object) -> Mapping[Any, Any]:
+    _check_kind(name, value, Mapping)
+    assert isinstance(value, Mapping)
+    return value
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{name} must be of type {kind.__name__}, but is of type {type(value).__name__}")
+
+
+def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:
+    """Refuse tensors that are larger than the file: a stride of 0 makes a few bytes any number of rows."""
+    storages: dict[int, int] = {}
+    for tensor in _tensors(checkpoint, 0):
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise ValueError("a tensor in it is not a dense one")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ValueError(f"a tensor of shape {_checks.brief(tuple(tensor.shape))} repeats the same few bytes")
+        storages[storage.data_ptr()] = storage.nbytes()
+    if sum(storages.values()) > size:
+        raise ValueError(f"its tensors have {sum(storages.values())} bytes, but the file has {size}")
+
+
+def _tensors(content: object, depth: int) -> Iterator[Tensor]:
+    if depth > _MAX_DEPTH:
+        raise ValueError("it is nested too deeply")
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _tensors(value, depth + 1)
+    elif isinstance(content, (list, tuple)):
+        for value in content:
+            yield from _tensors(value, depth + 1)
