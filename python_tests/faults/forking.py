@@ -1,0 +1,138 @@
+"""Processes for the fault tests, forked from one that has imported everything, so that each starts in milliseconds.
+
+The parent is not the test process, whose threads a forked process would not have.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, or minus the signal that killed it, its id and its standard error."""
+
+    code: int
+    pid: int
+    errors: str
+
+
+class Commands:
+    """Runs of ``echo-ext``, each in a process of its own; a context manager."""
+
+    def __init__(self, folder):
+        self._folder = Path(folder)
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=HERE.parent,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path[:1], *sys.path])},
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._server.communicate(timeout=60)
+
+    def start(self, *calls, **limits):
+        """Let all calls, lists of words, begin at the same moment; their ids.
+
+        ``file_size`` limits the bytes of each file they write, and ``user`` is whom they run as.
+        """
+        errors = [str(self._folder / f"errors-{time.monotonic_ns()}-{index}") for index in range(len(calls))]
+        words = [[str(word) for word in call] for call in calls]
+        return list(zip(self._ask(do="start", calls=words, errors=errors, **limits), errors, strict=True))
+
+    def wait(self, started):
+        """How they ended."""
+        codes = self._ask(do="wait", pids=[pid for pid, _ in started])
+        return [Ended(code, pid, Path(file).read_text()) for code, (pid, file) in zip(codes, started, strict=True)]
+
+    def run(self, *calls, **limits):
+        """Start them together and wait for all."""
+        return self.wait(self.start(*calls, **limits))
+
+    def kill(self, call, after):
+        """Start one, kill it after so many seconds, and say how it ended."""
+        started = self.start(call)
+        time.sleep(after)
+        os.kill(started[0][0], signal.SIGKILL)  # it is not waited for yet: the id is its own
+        (ended,) = self.wait(started)
+        return ended
+
+    def _ask(self, **question):
+        self._server.stdin.write(json.dumps(question) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+
+def serve():
+    """What the parent of the commands does until its standard input is closed."""
+    import lightning.fabric  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import tqdm.auto  # noqa: F401
+    import yaml  # noqa: F401
+
+    from echo_ext import data, training  # noqa: F401
+    from echo_ext.training import running
+
+    data.load("digits")
+    running.results.write_pictures = lambda *_: None  # seconds for each run, and none of it is the matter here
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question.pop("do") == "start":
+            answer = _start(**question)
+        else:
+            answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in question["pids"]]
+        print(json.dumps(answer), flush=True)
+
+
+def _start(calls, errors, **limits):
+    gate, opener = os.pipe()
+    pids = []
+    for words, file in zip(calls, errors, strict=True):
+        pid = os.fork()
+        if pid == 0:
+            os.close(opener)
+            _become(words, file, gate, **limits)
+        pids.append(pid)
+    os.close(gate)
+    os.close(opener)  # which lets all of them go
+    return pids
+
+
+def _become(words, errors, gate, file_size=None, user=None):
+    code = 70
+    try:
+        for descriptor, file in ((0, os.devnull), (1, os.devnull), (2, errors)):
+            os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), descriptor)
+        if file_size is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+        if user is not None:
+            os.setuid(user)
+        from echo_ext import cli
+
+        os.read(gate, 1)
+        try:
+            code = cli.main(words)
+        except SystemExit as stop:
+            code = stop.code
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,249 @@
+"""Training runs that are killed, race for one folder, or fill the disk: nothing is lost, mixed or left over."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+from training_cases import checkpoint, same
+
+from echo_ext import training
+from echo_ext.training import RunDirectory
+
+if not hasattr(os, "fork"):
+    pytest.skip("the processes of these tests are forked", allow_module_level=True)
+for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+    pytest.importorskip(needed)
+
+from forking import Commands  # noqa: E402  # needs fork
+
+FILES = {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
+TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarise", "dynamic")
+TRAIN += ("--set", "num_terms=20", "--set", "hidden=[8]", "--epochs", "30")
+HELD = (
+    r"echo-ext train: error: {out} is in use by process {pid} on \S+ since [-0-9]+ [:0-9]+; wait until .* has ended\n"
+)
+LATE = r"echo-ext train: error: {out} holds (this run already|another run): .*; choose another folder\n"
+
+
+def settings(seed, beta=1.0, latent_dim=2):
+    return ("--seed", seed, "--beta", beta, "--latent-dim", latent_dim)
+
+
+VARIANTS = [settings(0), settings(1), settings(0, beta=0.5), settings(0, latent_dim=3)]
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    with Commands(tmp_path_factory.mktemp("commands")) as commands:
+        commands.run()  # returns once all is imported
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def alone(commands, tmp_path_factory):
+    """Runs that nothing happened to, one of each variant, and the seconds that one takes."""
+    folder = tmp_path_factory.mktemp("alone")
+    begun = time.monotonic()
+    for index, variant in enumerate(VARIANTS):
+        (ended,) = commands.run([*TRAIN, *variant, "--out", folder / str(index)])
+        assert (ended.code, ended.errors) == (0, "")
+    return folder, (time.monotonic() - begun) / len(VARIANTS)
+
+
+@pytest.fixture
+def seeded(request):
+    """Random numbers that the report of a failure tells how to repeat."""
+    seed = int(os.environ.get("ECHO_EXT_FAULT_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"ECHO_EXT_FAULT_SEED={seed}")
+    return random.Random(seed)
+
+
+def assert_same_run(left, right):
+    assert {file.name for file in left.iterdir()} == FILES
+    assert same(checkpoint(left), checkpoint(right))
+    results = [{**RunDirectory(path).result(), "seconds": None} for path in (left, right)]
+    assert results[0] == results[1]
+
+
+def assert_whole(out):
+    """Every file that is there can be read."""
+    directory = RunDirectory(out)
+    if not directory.holds_run:
+        assert not directory.has_checkpoint
+        assert not directory.has_result
+        return
+    configuration = directory.configuration()
+    if directory.has_checkpoint:
+        directory.load_checkpoint(configuration)
+    if directory.has_result:
+        directory.result()
+
+
+def is_refused(errors, out, owner):
+    """Whether a run was refused because of the owner, and not because the owner had already ended."""
+    words = {"out": re.escape(str(out)), "pid": owner}
+    refused = re.fullmatch(HELD.format(**words), errors)
+    assert refused or re.fullmatch(LATE.format(**words), errors), errors
+    return bool(refused)
+
+
+def finish(commands, out, variant):
+    resume = RunDirectory(out).holds_run
+    (ended,) = commands.run([*TRAIN, *variant, "--out", out, *(["--resume"] if resume else [])])
+    assert (ended.code, ended.errors) == (0, "")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.faults)])
+def test_killed_runs_end_bit_equal_and_leave_nothing(commands, alone, tmp_path, seeded, kills):
+    folder, seconds = alone
+    done = runs = 0
+    left_over = 0
+    while done < kills:
+        variant = seeded.randrange(len(VARIANTS))
+        out = tmp_path / str(runs)
+        for _ in range(seeded.randint(1, 4)):
+            resume = ["--resume"] if RunDirectory(out).holds_run else []
+            ended = commands.kill([*TRAIN, *VARIANTS[variant], "--out", out, *resume], seeded.uniform(0, seconds))
+            assert ended.code in (0, -signal.SIGKILL), ended.errors
+            assert_whole(out)
+            left_over += any(out.glob(".part-*"))
+            done += ended.code != 0
+        finish(commands, out, VARIANTS[variant])
+        assert_same_run(out, folder / str(variant))
+        runs += 1
+    print(f"{done} kills in {runs} runs, {left_over} of them within a write")
+
+
+@pytest.mark.parametrize("races", [2, pytest.param(100, marks=pytest.mark.faults)])
+def test_of_runs_started_at_once_exactly_one_wins(commands, alone, tmp_path, seeded, races):
+    folder, _ = alone
+    late = 0
+    for race in range(races):
+        out = tmp_path / str(race)
+        variants = seeded.sample(range(len(VARIANTS)), seeded.randint(2, 3))
+        ended = commands.run(*[[*TRAIN, *VARIANTS[variant], "--out", out] for variant in variants])
+        (winner,) = (index for index, each in enumerate(ended) if each.code == 0)
+        assert ended[winner].errors == ""
+        for loser in set(range(len(ended))) - {winner}:
+            assert ended[loser].code == 2
+            late += not is_refused(ended[loser].errors, out, ended[winner].pid)
+        assert_same_run(out, folder / str(variants[winner]))
+    print(f"{races} races, in which {late} runs came to the folder after the other had ended")
+
+
+@pytest.mark.parametrize("races", [1, pytest.param(30, marks=pytest.mark.faults)])
+def test_of_resumes_started_at_once_exactly_one_wins(commands, alone, tmp_path, seeded, races):
+    folder, seconds = alone
+    for race in range(races):
+        out = tmp_path / str(race)
+        while not RunDirectory(out).holds_run:
+            commands.kill([*TRAIN, *VARIANTS[0], "--out", out], seeded.uniform(0.2, 0.4) * seconds)
+        ended = commands.run(*[["train", "--resume", "--out", out]] * 2)
+        winner, loser = sorted(ended, key=lambda each: each.code)
+        assert winner.code == 0
+        assert loser.code in (0, 2)  # a finished run can be resumed, to no effect
+        if loser.code == 2:
+            assert is_refused(loser.errors, out, winner.pid)
+        assert_same_run(out, folder / "0")
+
+
+def test_a_running_run_cannot_be_resumed_but_can_be_evaluated(commands, alone, tmp_path):
+    folder, _ = alone
+    out = tmp_path / "run"
+    running = commands.start([*TRAIN, *VARIANTS[0], "--out", out])
+    wait_for(out / "metrics.csv")
+    os.kill(running[0][0], signal.SIGSTOP)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert "run.lock" in before
+    again = [*TRAIN, *VARIANTS[0], "--out", out]
+    for refused in commands.run(["train", "--resume", "--out", out], again, [*again, *VARIANTS[1]]):
+        assert refused.code == 2
+        assert re.fullmatch(HELD.format(out=re.escape(str(out)), pid=running[0][0]), refused.errors), refused.errors
+    assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    (evaluated,) = commands.run(["evaluate", out, "--draws", 1])
+    assert (evaluated.code, evaluated.errors) == (0, "")
+    os.kill(running[0][0], signal.SIGCONT)
+    (ended,) = commands.wait(running)
+    assert (ended.code, ended.errors) == (0, "")
+    for file in ("evaluation.json", "marginal_activations.png", "rate_against_activation.png"):
+        (out / file).unlink()
+    assert_same_run(out, folder / "0")
+
+
+@pytest.mark.parametrize("races", [1, pytest.param(20, marks=pytest.mark.faults)])
+def test_two_sweeps_of_one_folder_share_the_runs(commands, tmp_path, races):
+    grid = ("sweep", *TRAIN[1:], "--beta", "0.5,1,2")
+    for race in range(races):
+        out = tmp_path / str(race)
+        ended = commands.run([*grid, "--out", out], [*grid, "--out", out])
+        for sweep in ended:
+            assert sweep.code in (0, 1)
+            if sweep.code:
+                assert sweep.errors.count("\n") == 1
+                assert "is in use by process" in sweep.errors or "holds this run already" in sweep.errors
+        names = [f"echo-beta{beta}-seed0" for beta in ("0.5", "1", "2")]
+        assert {path.name for path in out.iterdir()} == {*names, "table.csv", "table.json", "rate_distortion.png"}
+        for name in names:
+            assert {file.name for file in (out / name).iterdir()} == FILES
+            training.load(out / name)
+        (again,) = commands.run([*grid, "--out", out])
+        assert (again.code, again.errors) == (0, "")
+        assert (out / "table.csv").read_text().count("\n") == 4
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(commands, alone, tmp_path):
+    folder, _ = alone
+    # The history grows with every epoch, and with it the file.
+    sizes = [(folder / "0" / "last.ckpt").stat().st_size - shrink for shrink in (1, 2000)]
+    for index, size in enumerate(sizes):
+        out = tmp_path / str(index)
+        (ended,) = commands.run([*TRAIN, *VARIANTS[0], "--out", out], file_size=size)
+        assert ended.code == 1
+        assert re.search(
+            r"checkpoint of epoch \d+ could not be written .* File too large; the one before", ended.errors
+        )
+        assert ended.errors.count("\n") == 1
+        assert_whole(out)
+        assert {file.name for file in out.iterdir()} == FILES - {"result.json"}
+        finish(commands, out, VARIANTS[0])
+        assert_same_run(out, folder / "0")
+    (ended,) = commands.run([*TRAIN, *VARIANTS[0], "--out", tmp_path / "tiny"], file_size=300)
+    assert ended.code == 2
+    assert re.search(r"tiny is not writable: File too large\n$", ended.errors)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_folder_of_somebody_else_is_refused_in_one_line(commands, alone, tmp_path):
+    folder, _ = alone
+    limits = {"user": 65534} if os.getuid() == 0 else {}
+    out = tmp_path / "run"
+    shutil.copytree(folder / "0", out)
+    (out / "result.json").unlink()
+    for path in (tmp_path, *tmp_path.parents[:2]):  # pytest lets nobody else in
+        if not path.stat().st_mode & 0o001:
+            path.chmod(path.stat().st_mode | 0o001)
+    before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
+    out.chmod(0o555)
+    try:
+        calls = [["train", "--resume", "--out", out], [*TRAIN, *VARIANTS[0], "--out", out / "below"]]
+        for ended in commands.run(*calls, **limits):
+            assert ended.code == 2, ended.errors
+            assert re.fullmatch(r"echo-ext train: error: \S+ is not writable: Permission denied\n", ended.errors)
+        assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
+    finally:
+        out.chmod(0o755)
+    (out / "file").write_text("")
+    (ended,) = commands.run([*TRAIN, *VARIANTS[0], "--out", out / "file" / "run"])
+    assert ended.code == 2
+    assert ended.errors.count("\n") == 1
+
+
+def wait_for(file, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not file.exists():
+        assert time.monotonic() < until
+        time.sleep(0.002)
