@@ -506,19 +506,36 @@ def spy(model, *rest, **options):
 running.fit = spy
 model = {"num_terms": 15} if recipe == "echo" else {}
 settings = {"limit": 800, "epochs": 3, "batch_size": batch_size, "learning_rate": 3e-3, "model": model}
-training.train(training.Configuration.of(recipe, "digits", **settings), out)
+resume = len(sys.argv) > 4
+try:
+    result = training.train(training.Configuration.of(recipe, "digits", **settings), out, resume=resume)
+except FileExistsError as refused:
+    sys.exit(f"refused: {refused}")
+if resume:
+    print("rate" in result)
 """
 
 
-def in_two_processes(tmp_path, recipe):
-    """Train with 40 rows in each; the parameters of both in the end."""
+def torchrun(tmp_path, *arguments):
+    """The script in two processes."""
     script = tmp_path / "spy.py"
     script.write_text(SPY)
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     environment["OMP_NUM_THREADS"] = "1"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*torchrun, str(script), str(tmp_path / "run"), recipe, "40"]
-    done = subprocess.run(words, env=environment, cwd=HERE, capture_output=True, text=True, timeout=110)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    return subprocess.run(
+        [*words, str(tmp_path / "run"), *arguments],
+        env=environment,
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+
+
+def in_two_processes(tmp_path, recipe):
+    """Train with 40 rows in each; the parameters of both in the end."""
+    done = torchrun(tmp_path, recipe, "40")
     assert done.returncode == 0, done.stderr
     losses = [float(row["valid_loss"]) for row in table(tmp_path / "run" / "metrics.csv")]
     assert losses[-1] < losses[0]
@@ -535,6 +552,20 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path, mode
     # Up to what Adam makes of the rounding of gradients near 0; some 30 steps have moved the logits by up to 0.1.
     torch.testing.assert_close(left[0], alone.detach(), atol=2e-3, rtol=0)
     assert alone.abs().max() > 0.05
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_all_processes_hear_whether_the_folder_is_theirs(tmp_path):
+    settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model": {}}
+    training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "run")
+    files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+    with RunDirectory(tmp_path / "run").owned():
+        done = torchrun(tmp_path, "pixelwise", "40")
+    assert done.returncode == 1
+    assert f"is in use by process {os.getpid()} on" in done.stderr
+    done = torchrun(tmp_path, "pixelwise", "40", "resume")
+    assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == files
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Commands:
             stdout=subprocess.PIPE,
             text=True,
             cwd=HERE.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path[:1], *sys.path])},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     def __enter__(self):
