@@ -18,11 +18,15 @@ HERE = Path(__file__).resolve().parent
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, or minus the signal that killed it, its id and its standard error."""
+    """How a process ended: its exit code, or minus the signal that killed it, its id, its standard error and when.
+
+    ``at`` is when it last wrote to standard error, in nanoseconds as files have it.
+    """
 
     code: int
     pid: int
     errors: str
+    at: int
 
 
 class Commands:
@@ -57,7 +61,10 @@ class Commands:
     def wait(self, started):
         """How they ended."""
         codes = self._ask(do="wait", pids=[pid for pid, _ in started])
-        return [Ended(code, pid, Path(file).read_text()) for code, (pid, file) in zip(codes, started, strict=True)]
+        return [
+            Ended(code, pid, Path(file).read_text(), Path(file).stat().st_mtime_ns)
+            for code, (pid, file) in zip(codes, started, strict=True)
+        ]
 
     def run(self, *calls, **limits):
         """Start them together and wait for all."""

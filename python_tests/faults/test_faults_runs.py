@@ -83,12 +83,14 @@ def assert_whole(out):
         directory.result()
 
 
-def is_refused(errors, out, owner):
+def is_refused(loser, out, owner):
     """Whether a run was refused because of the owner, and not because the owner had already ended."""
     words = {"out": re.escape(str(out)), "pid": owner}
-    refused = re.fullmatch(HELD.format(**words), errors)
-    assert refused or re.fullmatch(LATE.format(**words), errors), errors
-    return bool(refused)
+    if re.fullmatch(HELD.format(**words), loser.errors):
+        return True
+    assert re.fullmatch(LATE.format(**words), loser.errors), loser.errors
+    assert loser.at >= (out / "result.json").stat().st_mtime_ns
+    return False
 
 
 def finish(commands, out, variant):
@@ -130,7 +132,7 @@ def test_of_runs_started_at_once_exactly_one_wins(commands, alone, tmp_path, see
         assert ended[winner].errors == ""
         for loser in set(range(len(ended))) - {winner}:
             assert ended[loser].code == 2
-            late += not is_refused(ended[loser].errors, out, ended[winner].pid)
+            late += not is_refused(ended[loser], out, ended[winner].pid)
         assert_same_run(out, folder / str(variants[winner]))
     print(f"{races} races, in which {late} runs came to the folder after the other had ended")
 
@@ -147,7 +149,7 @@ def test_of_resumes_started_at_once_exactly_one_wins(commands, alone, tmp_path, 
         assert winner.code == 0
         assert loser.code in (0, 2)  # a finished run can be resumed, to no effect
         if loser.code == 2:
-            assert is_refused(loser.errors, out, winner.pid)
+            assert is_refused(loser, out, winner.pid)
         assert_same_run(out, folder / "0")
 
 
@@ -226,6 +228,8 @@ def test_a_folder_of_somebody_else_is_refused_in_one_line(commands, alone, tmp_p
     for path in (tmp_path, *tmp_path.parents[:2]):  # pytest lets nobody else in
         if not path.stat().st_mode & 0o001:
             path.chmod(path.stat().st_mode | 0o001)
+    for file in out.iterdir():
+        file.chmod(0o644)
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
     out.chmod(0o555)
     try:
