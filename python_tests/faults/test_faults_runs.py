@@ -226,8 +226,8 @@ def test_a_folder_of_somebody_else_is_refused_in_one_line(commands, alone, tmp_p
     shutil.copytree(folder / "0", out)
     (out / "result.json").unlink()
     for path in (tmp_path, *tmp_path.parents[:2]):  # pytest lets nobody else in
-        if not path.stat().st_mode & 0o001:
-            path.chmod(path.stat().st_mode | 0o001)
+        if path.stat().st_mode & 0o011 != 0o011:
+            path.chmod(path.stat().st_mode | 0o011)
     for file in out.iterdir():
         file.chmod(0o644)
     before = {file.name: file.stat().st_mtime_ns for file in out.iterdir()}
