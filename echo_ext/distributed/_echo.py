@@ -126,7 +126,7 @@ def ring_order(sizes: Sequence[int], seed: int) -> Tensor:
     """
     first, parts = 0, []
     for rank, size in enumerate(sizes):
-        parts.append(first + local_order(size, rank_seed(torch.tensor(seed), rank)))
+        parts.append(first + local_order(size, rank_seed(torch.tensor(seed, device="cpu"), rank)))
         first += size
     return torch.cat(parts)
 
@@ -157,7 +157,7 @@ class _GlobalRing(torch.autograd.Function):
     def forward(ctx: Any, f: Tensor, s: Tensor, seed: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> Tensor:
         order = local_order(f.shape[0], seed)
         flat = (f.shape[0], math.prod(f.shape[1:]))
-        flat_f, flat_s = f.reshape(flat).contiguous(), s.reshape(flat).contiguous()
+        flat_f, flat_s = _checks.dense(f.reshape(flat)), _checks.dense(s.reshape(flat))
         composition = Composition(order, flat_f, flat_s)
         sizes, maps = ranks.exchange(f.shape[0], agreed, composition.total)
         if sum(sizes) < 2 and not is_capturing(f.device):
@@ -176,7 +176,7 @@ class _GlobalRing(torch.autograd.Function):
         ranks: Ranks = ctx.ranks
         with ranks.guard(grad):
             s, z, entry, scales, order = ctx.saved_tensors
-            flat = grad.reshape(s.shape).contiguous()
+            flat = _checks.dense(grad.reshape(s.shape))
             composition = Composition(order, flat, s, backward=True)
             constants = ranks.exchange_back("echo_sample", composition.total[0])
         # What precedes this rank's first row: the whole turn from the rank before, in reverse.
