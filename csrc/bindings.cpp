@@ -1,16 +1,42 @@
 // The Python module. Tensors arrive as addresses and sizes: the core knows no torch.
 #include "bindings.h"
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include "cuda_driver.h"
 #include "echo.h"
 #include "echo_matrix.h"
 #include "echo_scan.h"
 #include "isa.h"
 #include "knn.h"
+#include "parallel.h"
 
 using namespace echo_ext;
 
 namespace {
+
+// Python runs signal handlers on its main thread only. Others are not to ask for the GIL in the middle of a
+// calculation: that would keep them waiting for nothing, and end the process during Python's finalization.
+bool may_handle_signals() {
+#if defined(__linux__)
+  return syscall(SYS_gettid) == getpid();
+#elif defined(__APPLE__)
+  return pthread_main_np() != 0;
+#else
+  return true;
+#endif
+}
+
+void check_signals() {
+  if (!may_handle_signals()) return;
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
 
 void bind_echo(py::module_& m) {
   py::class_<EchoProblem>(m, "EchoProblem")
@@ -253,6 +279,7 @@ void bind_knn(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of echo_ext: kernels over raw memory.";
   m.def("isa", [] { return isa_name(current_isa()); });
+  set_interrupt_check(check_signals);
 #if defined(ECHO_EXT_WITH_CUDA)
   m.attr("cuda_version") = ECHO_EXT_CUDA_VERSION;
   m.attr("cuda_archs") = ECHO_EXT_CUDA_ARCHS;

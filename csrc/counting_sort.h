@@ -11,12 +11,14 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Splits [0, n) into runs worth a thread each and calls run(begin, end, index) for them.
+// Splits [0, n) into runs worth a thread each and calls run(begin, end, index) for consecutive pieces of them.
 template <typename Run>
 void for_each_run(int64_t n, int num_threads, const Run& run) {
   constexpr int64_t kWorthAThread = 1 << 16;  // a busy machine may make threads wait for each other
   const int64_t runs = std::max<int64_t>(1, std::min<int64_t>(num_threads, n / kWorthAThread));
-  parallel_for(runs, num_threads, [&](int64_t r, int) { run(r * n / runs, (r + 1) * n / runs, r); });
+  parallel_for(runs, num_threads, [&](int64_t r, int) {
+    in_pieces(r * n / runs, (r + 1) * n / runs, [&](int64_t begin, int64_t end) { run(begin, end, r); });
+  });
 }
 
 // Calls move(i, place) for every i in [0, n), with the places that a stable sort by key(i) < num_keys gives; the order

@@ -75,25 +75,28 @@ void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_
   using T = Compute<Storage>;
   const Columns<Storage, P> columns(problem.width, t);
   alignas(64) T largest_f[P::kColumns] = {}, largest_s[P::kColumns] = {};
-  for (int64_t row = 0; row < problem.bank_rows; ++row) {
-    T* f = tile + row * 2 * P::kColumns;
-    T* s = f + P::kColumns;
-    columns.read(bank_f, row).store_to(f);
-    columns.read(bank_s, row).store_to(s);
-    for (int c = 0; c < P::kColumns; ++c) {
-      largest_f[c] = larger_or_nan(largest_f[c], std::abs(f[c]));
-      largest_s[c] = larger_or_nan(largest_s[c], std::abs(s[c]));
+  in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T* f = tile + row * 2 * P::kColumns;
+      T* s = f + P::kColumns;
+      columns.read(bank_f, row).store_to(f);
+      columns.read(bank_s, row).store_to(s);
+      for (int c = 0; c < P::kColumns; ++c) {
+        largest_f[c] = larger_or_nan(largest_f[c], std::abs(f[c]));
+        largest_s[c] = larger_or_nan(largest_s[c], std::abs(s[c]));
+      }
     }
-  }
+  });
   for (int c = 0; c < P::kColumns; ++c) bounds[c] = tail_bound(largest_f[c], largest_s[c]);
 }
 
 template <typename T, typename P>
-P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_terms) {
+P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_terms, Pulse& pulse) {
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   int32_t rows[kDrawBatch];
   for (int64_t first = 0; first < num_terms; first += kDrawBatch) {
     const int64_t end = std::min(first + kDrawBatch, num_terms);
+    pulse.after(kDrawBatch);
     draws.batch(first, end, rows);
     for (int64_t t = 0; t < end - first; ++t) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
@@ -111,13 +114,14 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
 // (rows rounded up to whole batches).
 template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
-               const P& grad, T* weights, int32_t* rows) {
+               const P& grad, T* weights, int32_t* rows, Pulse& pulse) {
   // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
   // of the product: left_out is the largest such product.
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
     const int64_t end = std::min(used + kDrawBatch, num_terms);
+    pulse.after(2 * kDrawBatch);
     draws.batch(used, end, rows + used);
     for (; used < end && !settled; ++used) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
@@ -194,9 +198,10 @@ struct Forward {
       const int64_t t = task / row_tasks, first = task % row_tasks * kRowsPerTask;
       const Columns<Storage, P> columns(problem.width, t);
       const P bounds = P::loaded(workspace.bounds + t * layout.columns);
+      Pulse pulse;
       for (int64_t row = first; row < std::min(first + kRowsPerTask, problem.rows); ++row) {
         P result = row_noise<T, P>(workspace.tiles + t * layout.tile_size, bounds, RowDraws(draws, order, row),
-                                   problem.num_terms);
+                                   problem.num_terms, pulse);
         if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
         columns.write(io.out, row, result);
       }
@@ -222,14 +227,17 @@ struct Backward {
       Workspace memory(static_cast<char*>(io.workspace) + slot_index * sizes.bytes());
       const BackwardSlot<T> slot(layout, problem.num_terms, memory);
       fill_tile<Storage, P>(problem, io.bank_f, io.bank_s, t, slot.tile, slot.bounds);
-      std::fill_n(slot.gradients, layout.tile_size, T(0));
+      in_pieces(0, layout.tile_size, [&](int64_t begin, int64_t end) {
+        std::fill(slot.gradients + begin, slot.gradients + end, T(0));
+      });
+      Pulse pulse;
       const Columns<Storage, P> columns(problem.width, t);
       const P bounds = P::loaded(slot.bounds);
       for (int64_t row = 0; row < problem.rows; ++row) {
         const P grad_out = columns.read(io.grad, row);
         const P grad = io.s == nullptr ? grad_out : grad_out * columns.read(io.s, row);
         const P noise = row_gradient<T, P>(slot.tile, slot.gradients, bounds, RowDraws(draws, order, row),
-                                           problem.num_terms, grad, slot.weights, slot.rows);
+                                           problem.num_terms, grad, slot.weights, slot.rows, pulse);
         if (io.s == nullptr) continue;
         if (problem.exclude_self) {
           T* own = slot.gradients + row * 2 * P::kColumns;
@@ -239,11 +247,13 @@ struct Backward {
           columns.write(io.grad_s, row, grad_out * noise);
         }
       }
-      for (int64_t row = 0; row < problem.bank_rows; ++row) {
-        const T* gradients = slot.gradients + row * 2 * P::kColumns;
-        columns.write(io.grad_bank_f, row, P::loaded(gradients));
-        columns.write(io.grad_bank_s, row, P::loaded(gradients + P::kColumns));
-      }
+      in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+          const T* gradients = slot.gradients + row * 2 * P::kColumns;
+          columns.write(io.grad_bank_f, row, P::loaded(gradients));
+          columns.write(io.grad_bank_s, row, P::loaded(gradients + P::kColumns));
+        }
+      });
     });
   }
 };

@@ -51,13 +51,17 @@ void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* 
     int64_t* out = indices + row * problem.num_terms;
     if (draws.sampling == Sampling::ring) {
       const RingPlace place = ring_place(draws, row);
-      for (int64_t term = 0; term < problem.num_terms; ++term) out[term] = ring_draw(draws, place, term);
+      in_pieces(0, problem.num_terms, [&](int64_t begin, int64_t end) {
+        for (int64_t term = begin; term < end; ++term) out[term] = ring_draw(draws, place, term);
+      });
       return;
     }
     const Bijection order(num_candidates(draws));
     const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
-    for (int64_t term = 0; term < problem.num_terms; ++term)
-      out[term] = draw(draws, order, key, row, static_cast<uint32_t>(term));
+    in_pieces(0, problem.num_terms, [&](int64_t begin, int64_t end) {
+      for (int64_t term = begin; term < end; ++term)
+        out[term] = draw(draws, order, key, row, static_cast<uint32_t>(term));
+    });
   });
 }
 

@@ -10,7 +10,8 @@
 //
 // Value is a pack of columns; has_vanished(Value) tells whether all of it has. Io reads and writes by position,
 // which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps), prefetch(position), since
-// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row.
+// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row. Io also has pause(),
+// called now and then while many terms are read.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +31,8 @@ struct RingSegment {
 // How far ahead of its use a row is asked for.
 constexpr int64_t kPrefetchDistance = 24;
 
+constexpr int64_t kTermsPerPause = 1 << 14;
+
 // prefix has one entry for each place of the segment.
 template <typename Value, typename Io>
 void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
@@ -38,6 +41,7 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
   int64_t settled = segment.behind();  // prefix_m is the same from here on
   for (int64_t m = 0; m < segment.behind(); ++m) {
     if (m >= segment.shared()) prefix[m - segment.shared()] = sum;
+    if ((m + 1) % kTermsPerPause == 0) io.pause();
     io.prefetch(segment.end + m + kPrefetchDistance);
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
@@ -156,6 +160,7 @@ int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratc
   for (int64_t m = 0; m < segment.behind(); ++m) {
     if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
     scratch.weights[m] = weight;
+    if ((m + 1) % kTermsPerPause == 0) io.pause();
     io.prefetch(segment.end + m + kPrefetchDistance);
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
@@ -179,6 +184,7 @@ int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratc
   // Through the prefix, from its last term back; sum_gradient is that of prefix_{m+1} and all later ones.
   Value weight_gradient = zero;
   for (int64_t m = settled - 1; m >= 0; --m) {
+    if ((m + 1) % kTermsPerPause == 0) io.pause();
     io.term(segment.end + m, f, s);
     weight = scratch.weights[m];
     io.add_gradient(segment.end + m, weight * sum_gradient, weight * weight_gradient);

@@ -66,6 +66,7 @@ struct CircleTerms {
     columns.prefetch(io.bank_f, row);
     columns.prefetch(io.bank_s, row);
   }
+  void pause() const { poll_interrupt(); }
 };
 
 template <typename Storage, typename P>
@@ -227,17 +228,22 @@ struct Backward {
         if (c == 0) clear(circle.size - 1);
         P carry = P::filled(0);
         for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
+          poll_interrupt();
           const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
           const int64_t reached =
               ring_backward(segment, segment.end == windows, layout.slot_scratch(slot), carry, tile_io);
           tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
         }
-        for (int64_t position = tile_io.fresh_begin; position < tile_io.fresh_end; ++position) clear(position);
+        in_pieces(tile_io.fresh_begin, tile_io.fresh_end, [&](int64_t begin, int64_t end) {
+          for (int64_t position = begin; position < end; ++position) clear(position);
+        });
         if (layout.kSumsAreOutputs || c + 1 < circles) return;
-        for (int64_t row = 0; row < problem.bank_rows; ++row) {
-          columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
-          columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
-        }
+        in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) {
+            columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
+            columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
+          }
+        });
       });
     }
   }

@@ -23,11 +23,13 @@ void for_each_chunk(const EchoScanProblem& problem, int num_threads, const Body&
 template <typename Body>
 void for_each_row(const EchoScanProblem& problem, const int64_t* order, int64_t chunk, bool backward,
                   const Body& body) {
-  for (int64_t step = problem.first_step(chunk); step < problem.end_step(chunk); ++step) {
-    const int64_t ahead = std::min(step + kAhead, problem.rows - 1);
-    body(problem.position(step, backward), order[problem.position(step, backward)],
-         order[problem.position(ahead, backward)]);
-  }
+  in_pieces(problem.first_step(chunk), problem.end_step(chunk), [&](int64_t begin, int64_t end) {
+    for (int64_t step = begin; step < end; ++step) {
+      const int64_t ahead = std::min(step + kAhead, problem.rows - 1);
+      body(problem.position(step, backward), order[problem.position(step, backward)],
+           order[problem.position(ahead, backward)]);
+    }
+  });
 }
 
 struct Compose {

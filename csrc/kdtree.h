@@ -37,6 +37,7 @@ class KdTree {
   // (dim, kLeafSize): the points of a leaf, column by column.
   const T* leaf(int64_t leaf) const { return leaves_.data() + leaf * kLeafSize * dim_; }
   const int32_t* order() const { return order_.data(); }  // the row of each place; num_points and above: filling
+  int64_t num_filling() const { return stride() - num_points_; }  // all in the last leaf
   const T* low(int64_t node) const { return boxes_.data() + node * 2 * dim_; }
   const T* high(int64_t node) const { return low(node) + dim_; }
   int32_t lowest_row(int64_t node) const { return lowest_row_[node]; }
@@ -148,7 +149,9 @@ void KdTree<T>::divide_all(int num_threads) {
   parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
     Scratch scratch;
     divide_subtree(parts[task], scratch);
+    Pulse pulse;
     for (int64_t node = after_subtree(parts[task]) - 1; node >= parts[task]; --node) {
+      pulse.after(kLeafSize);
       if (is_leaf(node))
         fill_leaf(node);
       else
@@ -182,6 +185,7 @@ void KdTree<T>::divide_subtree(int64_t node, Scratch& scratch) {
 template <typename T>
 void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
   if (is_leaf(node)) return;
+  poll_interrupt();
   const int64_t begin = first_place(node);
   const int64_t n = points_under(node);
   Range range;
@@ -210,6 +214,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
       n, num_buckets, num_threads, scratch.ends, [&](int64_t i) { return scratch.buckets[i]; },
       [&](int64_t i, uint32_t place) { scratch.items[place] = {values[i], static_cast<int32_t>(i)}; });
   // A cut that falls within a bucket is made exact there.
+  Pulse pulse;
   int64_t settled = 0;
   int bucket = 0;
   for (size_t part = first_part + 1; part < parts.size(); ++part) {
@@ -219,6 +224,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
     if (settled < cut)
       std::nth_element(items + settled, items + cut, items + scratch.ends[bucket],
                        [](const Item& a, const Item& b) { return a.value < b.value; });
+    pulse.after(scratch.ends[bucket] - settled);
     settled = cut;
   }
 

@@ -134,6 +134,7 @@ class LineBoundary {
       const T value = values_[begin];
       const int64_t run_end = begin + run_length(end - begin, [&](int64_t s) { return values_[begin + s] == value; });
       for (int64_t taken = 0; begin < run_end && taken < wanted_; ++begin) {
+        pulse_.after(1);
         if (!job_.usable(row_, order_[begin])) continue;
         tied_.push_back(order_[begin]);
         ++taken;
@@ -151,6 +152,7 @@ class LineBoundary {
   int64_t wanted_ = 0;
   int64_t* out_ = nullptr;
   std::vector<int32_t> tied_;
+  Pulse pulse_;
 };
 
 // ---- Several columns
@@ -254,6 +256,7 @@ class TreeBoundary {
   }
 
   void scan(int64_t leaf) {
+    pulse_.after(tree_.dim());
     const T* points = tree_.leaf(leaf);
     const int32_t* rows = tree_.order() + leaf * kLeafSize;
     for (int first = 0; first < kLeafSize; first += kLanes<T>) {
@@ -280,6 +283,7 @@ class TreeBoundary {
   const KdTree<T>& tree_;
   Smallest<T> inside_;   // by the negative distance
   Smallest<T> outside_;  // by the distance
+  Pulse pulse_;
   int64_t row_ = 0;
   const T* query_ = nullptr;
   T radius_ = 0;

@@ -160,6 +160,7 @@ class GroupCount {
     I counts = I{};
     if (!tree_pays_) {
       for (int64_t leaf = 0; leaf < tree_.num_leaves(); ++leaf) counts += count_leaf(leaf);
+      pulse_.after(tree_.num_leaves() * tree_.dim());
       return counts;
     }
     int64_t leaves_visited = 0;
@@ -178,6 +179,7 @@ class GroupCount {
       }
     }
     tree_pays_ = tree_.pays(leaves_visited);
+    pulse_.after(leaves_visited * tree_.dim());
     return counts;
   }
 
@@ -201,7 +203,16 @@ class GroupCount {
       for (int e = 0; e < kTogether; ++e)
         counts -= kGrouped ? inside[e] : within_lanes<kInclusive, T>(distances[e], radius(0));
     }
+    if (kInclusive && leaf + 1 == tree_.num_leaves()) counts -= filling_counted();
     return counts;
+  }
+
+  // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow.
+  I filling_counted() const {
+    I counted = I{} + static_cast<LaneInt<T>>(tree_.num_filling());
+    for (int g = 0; g < job_.num_groups; ++g)
+      counted &= radius(g) == broadcast<T>(std::numeric_limits<T>::infinity());
+    return counted;
   }
 
   const CountJob<T>& job_;
@@ -209,6 +220,7 @@ class GroupCount {
   std::vector<T> query_;
   std::vector<T> radii_;
   bool tree_pays_ = true;  // measured by the task's first group, see the search
+  Pulse pulse_;
 };
 
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
@@ -238,7 +250,8 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
 
 // Takes back what was counted although it is too near in time.
 template <typename T, Metric M, bool kInclusive>
-void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64_t* counts) {
+void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
+  constexpr int64_t kPairsPerTask = 1 << 16;
   const auto row = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t i, int64_t j) {
     if constexpr (M == Metric::chebyshev) {
@@ -254,10 +267,13 @@ void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64
       return within<kInclusive>(distance, radii[i]);
     }
   };
-  for (int64_t i = 0; i < p.num_points; ++i) {
-    for (int64_t j = i - 1; j >= 0 && row(i) - row(j) <= p.exclude_within; --j) counts[i] -= counted(i, j);
-    for (int64_t j = i + 1; j < p.num_points && row(j) - row(i) <= p.exclude_within; ++j) counts[i] -= counted(i, j);
-  }
+  const int64_t rows_per_task = std::max<int64_t>(1, kPairsPerTask / std::min(p.exclude_within, kPairsPerTask));
+  parallel_for((p.num_points + rows_per_task - 1) / rows_per_task, num_threads, [&](int64_t task, int) {
+    for (int64_t i = task * rows_per_task; i < std::min(p.num_points, (task + 1) * rows_per_task); ++i) {
+      for (int64_t j = i - 1; j >= 0 && row(i) - row(j) <= p.exclude_within; --j) counts[i] -= counted(i, j);
+      for (int64_t j = i + 1; j < p.num_points && row(j) - row(i) <= p.exclude_within; ++j) counts[i] -= counted(i, j);
+    }
+  });
 }
 
 template <typename T, Metric M, bool kInclusive>
@@ -269,7 +285,7 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
       const auto* radii = static_cast<const T*>(p.radii) + (r * p.batch + item) * p.num_groups * n;
       int64_t* counts = p.counts + (r * p.batch + item) * n;
       count(radii, counts);
-      if (p.exclude_within > 0) uncount_near_rows<T, M, kInclusive>(p, points, radii, counts);
+      if (p.exclude_within > 0) uncount_near_rows<T, M, kInclusive>(p, points, radii, counts, num_threads);
     }
   };
   if (p.dim == 1) {

@@ -36,6 +36,7 @@ struct SearchJob {
 template <typename T>
 struct SearchSpace {
   bool tree_pays = true;
+  Pulse pulse;
   std::vector<T> query;
   std::vector<T> nearest;
   std::vector<LaneInt<T>> nearest_rows;
@@ -106,6 +107,7 @@ class GroupSearch {
       scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
     space_.tree_pays = tree_.pays(leaves_visited_);
+    space_.pulse.after(leaves_visited_ * dim());
     write(place);
   }
 

@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfenv>
+#include <chrono>
 #include <condition_variable>
+#include <ctime>
+#include <exception>
 #include <mutex>
-#include <system_error>
+#include <stdexcept>
 #include <thread>
-#include <vector>
+#include <utility>
 
 #if !defined(_WIN32)
 #include <unistd.h>
@@ -23,6 +27,28 @@ int64_t process_id() {
 #endif
 }
 
+// Some milliseconds of precision are enough, for a few nanoseconds.
+int64_t milliseconds() {
+#if defined(CLOCK_MONOTONIC_COARSE)
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return static_cast<int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1000000;
+#else
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+#endif
+}
+
+std::atomic<void (*)()> interrupt_check{nullptr};
+
+struct Thread {
+  const std::atomic<bool>* stop;  // of the pool that the thread belongs to; null: it is a caller's own
+  int64_t next_check;
+};
+thread_local Thread this_thread{nullptr, 0};
+
+struct Stopped {};
+
 class ThreadPool {
  public:
   ThreadPool() : process_(process_id()) {}
@@ -38,38 +64,45 @@ class ThreadPool {
       task_ = &task;
       num_tasks_ = num_tasks;
       next_task_.store(0, std::memory_order_relaxed);
+      stop_.store(false, std::memory_order_relaxed);
       wanted_helpers_ = grow(num_threads - 1);
+      std::fegetenv(&floating_point_);
       open_ = true;
       ++generation_;
     }
     wake_.notify_all();
-    work(0);
+    try {
+      work(0);
+    } catch (...) {
+      if (!belongs_to_this_process()) throw;  // a child has no helpers to wait for
+      fail(std::current_exception());
+    }
+    std::exception_ptr error;
     {
       // A helper that is still asleep is not waited for: it finds the job closed.
       std::unique_lock<std::mutex> lock(mutex_);
       open_ = false;
       done_.wait(lock, [this] { return working_helpers_ == 0; });
+      error = std::exchange(error_, nullptr);
     }
     in_use_.store(false, std::memory_order_release);
+    if (error != nullptr) std::rethrow_exception(error);
     return true;
   }
 
  private:
-  // Starts threads until there are `wanted`; fewer where the system gives no more.
+  // Starts threads until there are `wanted`; fewer where the system gives no more, or no memory for them.
   int grow(int wanted) {
-    while (static_cast<int>(threads_.size()) < wanted) {
-      const int slot = static_cast<int>(threads_.size()) + 1;
-      try {
-        threads_.emplace_back([this, slot, seen = generation_] { serve(slot, seen); });
-      } catch (const std::system_error&) {
-        break;
-      }
-      threads_.back().detach();
+    try {
+      for (; num_helpers_ < wanted; ++num_helpers_)
+        std::thread([this, slot = num_helpers_ + 1, seen = generation_] { serve(slot, seen); }).detach();
+    } catch (const std::exception&) {
     }
-    return std::min(static_cast<int>(threads_.size()), wanted);
+    return std::min(num_helpers_, wanted);
   }
 
   void serve(int slot, uint64_t seen) {
+    this_thread.stop = &stop_;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [&] { return generation_ != seen; });
@@ -77,7 +110,12 @@ class ThreadPool {
       if (!open_ || slot > wanted_helpers_) continue;
       ++working_helpers_;
       lock.unlock();
-      work(slot);
+      std::fesetenv(&floating_point_);
+      try {
+        work(slot);
+      } catch (...) {
+        fail(std::current_exception());
+      }
       lock.lock();
       if (--working_helpers_ == 0) done_.notify_one();
     }
@@ -86,19 +124,29 @@ class ThreadPool {
   void work(int slot) {
     for (;;) {
       const int64_t t = next_task_.fetch_add(1, std::memory_order_relaxed);
-      if (t >= num_tasks_) return;
+      if (t >= num_tasks_ || stop_.load(std::memory_order_relaxed)) return;
+      poll_interrupt();
       (*task_)(t, slot);
     }
   }
 
+  void fail(std::exception_ptr error) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (error_ == nullptr) error_ = std::move(error);
+    stop_.store(true, std::memory_order_relaxed);
+  }
+
   const int64_t process_;
   std::atomic<bool> in_use_{false};
-  std::vector<std::thread> threads_;  // the caller's alone
+  int num_helpers_ = 0;  // the caller's alone
   std::atomic<int64_t> next_task_{0};
+  std::atomic<bool> stop_{false};  // an exception has ended the job
 
   std::mutex mutex_;  // guards the rest
   std::condition_variable wake_;
   std::condition_variable done_;
+  std::exception_ptr error_;  // the first of the job
+  std::fenv_t floating_point_{};  // the caller's rounding, treatment of subnormal numbers
   const TaskRef* task_ = nullptr;
   int64_t num_tasks_ = 0;
   int wanted_helpers_ = 0;
@@ -123,7 +171,30 @@ ThreadPool& this_process_pool() {
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task) {
   if (num_threads > num_tasks) num_threads = static_cast<int>(num_tasks);
   if (num_threads > 1 && this_process_pool().try_run(num_tasks, num_threads, task)) return;
-  for (int64_t t = 0; t < num_tasks; ++t) task(t, 0);
+  for (int64_t t = 0; t < num_tasks; ++t) {
+    poll_interrupt();
+    task(t, 0);
+  }
+}
+
+void set_interrupt_check(void (*check)()) { interrupt_check.store(check); }
+
+void poll_interrupt() {
+  constexpr int64_t kMillisecondsBetween = 50;
+  Thread& thread = this_thread;
+  if (thread.stop != nullptr) {
+    if (thread.stop->load(std::memory_order_relaxed)) throw Stopped{};
+    return;
+  }
+  const auto check = interrupt_check.load(std::memory_order_relaxed);
+  if (check == nullptr) return;
+  const int64_t now = milliseconds();
+  if (now < thread.next_check) return;
+  thread.next_check = now + kMillisecondsBetween;
+  const int64_t process = process_id();
+  check();
+  if (process_id() != process)
+    throw std::runtime_error("the process was forked by a signal handler: this calculation goes on in the parent only");
 }
 
 }  // namespace echo_ext

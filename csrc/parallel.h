@@ -1,9 +1,45 @@
 // A small thread pool for the CPU kernels: no OpenMP runtime of our own beside torch's, and safe after fork().
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace echo_ext {
+
+// Ends the calculation by throwing, if it is to end: on a thread that called run_tasks because the interrupt check
+// throws, on the pool's threads because the job has failed elsewhere. Costs some nanoseconds. run_tasks polls before
+// every task; a task that can take longer than some milliseconds polls within.
+void poll_interrupt();
+
+// `check` is called by poll_interrupt on the callers' threads, at most once in 50 milliseconds on each.
+void set_interrupt_check(void (*check)());
+
+// Polls in a loop whose steps are too short to poll at each of them.
+class Pulse {
+ public:
+  // To be called after about so many simple steps, of which none takes longer than some cache misses.
+  void after(int64_t steps) {
+    left_ -= steps;
+    if (left_ > 0) return;
+    left_ = kSteps;
+    poll_interrupt();
+  }
+
+ private:
+  static constexpr int64_t kSteps = 1 << 15;
+  int64_t left_ = kSteps;
+};
+
+// Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them.
+template <typename Body>
+void in_pieces(int64_t begin, int64_t end, const Body& body) {
+  constexpr int64_t kPiece = 1 << 15;
+  for (; end - begin > kPiece; begin += kPiece) {
+    body(begin, begin + kPiece);
+    poll_interrupt();
+  }
+  body(begin, end);
+}
 
 // A non-owning reference to a callable `void(int64_t task, int slot)`.
 class TaskRef {
@@ -22,7 +58,9 @@ class TaskRef {
 // Calls task(t, slot) once for every t in [0, num_tasks), on at most num_threads threads, the caller among them.
 // Tasks are handed out in order, one at a time; slot in [0, num_threads) names the thread's workspace. Results must
 // not depend on which thread runs a task, so that they do not depend on the number of threads either. A nested or
-// concurrent call runs on its calling thread alone, in slot 0. Tasks must not throw.
+// concurrent call runs on its calling thread alone, in slot 0. All threads compute in the caller's floating-point modes.
+// The first exception of a task ends the job: tasks not begun are left out, and the caller gets the exception after all
+// threads are done.
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 
 // Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for

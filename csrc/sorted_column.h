@@ -65,12 +65,17 @@ SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) order_[i] = static_cast<int32_t>(items[i] & 0xffffffffu);
   });
+  Pulse pulse;
   for (int64_t begin = 0; begin < size;) {
     int64_t end = begin + 1;
     while (end < size && items[end] >> 32 == items[begin] >> 32) ++end;
-    if (end - begin > 1)
-      std::sort(order_.begin() + begin, order_.begin() + end,
-                [values](int32_t a, int32_t b) { return values[a] < values[b] || (values[a] == values[b] && a < b); });
+    const auto before = [values, &pulse](int32_t a, int32_t b) {
+      pulse.after(1);
+      return values[a] < values[b] || (values[a] == values[b] && a < b);
+    };
+    // Equal values are in order already: the sort by the leading bits was stable.
+    if (!std::is_sorted(order_.begin() + begin, order_.begin() + end, before))
+      std::sort(order_.begin() + begin, order_.begin() + end, before);
     begin = end;
   }
   values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();

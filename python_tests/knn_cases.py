@@ -30,6 +30,9 @@ def sample(rng, n, d, kind="normal", dtype=np.float64):
         values = 1e6 * values
     elif kind == "line":
         values = np.repeat(values[:, :1], d, axis=1) * (1 + 1e-3 * values)
+    elif kind == "overflow":  # not in KINDS: many distances are infinite
+        largest = np.log10(np.finfo(dtype).max)
+        values = np.sign(values) * 10 ** rng.uniform(0, largest, (n, d))
     return values.astype(dtype)
 
 

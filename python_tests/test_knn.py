@@ -98,6 +98,57 @@ def test_threads_do_not_change_results():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def counts_of_all_pairs(points, radii, groups, inclusive, euclidean):
+    """By definition, in the points' own precision, where an infinite distance is within an infinite radius."""
+    counts = []
+    for i in range(len(points)):
+        with np.errstate(over="ignore"):
+            apart = points - points[i]
+            columns = np.add.accumulate(apart * apart, axis=1)[:, -1:] if euclidean else np.abs(apart)
+        limits = np.array([radii[g, i] for g in groups])
+        near = (columns <= limits if inclusive else columns < limits).all(1)
+        near[i] = False
+        counts.append(near.sum())
+    return np.array(counts)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("n", [2, 15, 16, 17, 40, 79])
+def test_counts_at_infinite_distances_are_those_of_all_pairs(n, dtype):
+    rng = fresh()
+    for d, euclidean, grouped in ((1, False, False), (2, True, False), (5, False, False), (3, False, True)):
+        points = torch.from_numpy(sample(rng, n, d, "overflow", dtype))
+        groups = [c % 2 for c in range(d)] if grouped else None
+        distances, _ = _neighbours.search(points, n - 1, euclidean=euclidean)
+        radii = distances[:, rng.integers(n - 1, size=2 if grouped else 1)].T[None].contiguous()
+        radii[..., rng.integers(n)] = torch.inf
+        for inclusive in (False, True):
+            found = _neighbours.count(
+                points,
+                radii if grouped else radii[:, 0],
+                groups=groups,
+                inclusive=inclusive,
+                euclidean=euclidean,
+            )
+            expected = counts_of_all_pairs(points.numpy(), radii[0].numpy(), groups or [0] * d, inclusive, euclidean)
+            np.testing.assert_array_equal(found[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
+def test_neighbors_at_infinite_distances_are_points(metric, dtype):
+    rng = fresh()
+    for n in (2, 15, 17, 33, 100):
+        for d in (1, 2, 4):
+            points = sample(rng, n, d, "overflow", dtype)
+            k = int(rng.integers(1, n))
+            with np.errstate(over="ignore"):
+                expected, nearest = reference.knn(points, k=k, metric=metric)
+            distances, indices = echo_ext.knn(points, k=k, metric=metric)
+            np.testing.assert_allclose(distances, expected, rtol=2 * np.finfo(dtype).eps)
+            np.testing.assert_array_equal(indices, nearest)
+
+
 def boundary_of_all_pairs(points, radius, skip, i, width, window):
     """By definition: sorted by distance, then by row, on either side of the radius."""
     distance = np.abs(points - points[i]).max(-1)

@@ -130,6 +130,17 @@ def test_search_and_count_are_the_cpus(shim, dim, kind):
             check_count(shim, points, radii, euclidean=euclidean, inclusive=inclusive)
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_infinite_distances_are_the_cpus(shim, dim):
+    for dtype, euclidean in ((torch.float64, True), (torch.float32, True), (torch.float32, False)):
+        points = draw(75, dim, "overflow", dtype, 2)
+        distances = check_search(shim, points, 40, euclidean=euclidean)
+        assert distances.isinf().any() or not euclidean
+        radii = distances.permute(2, 0, 1)[::13].contiguous()
+        for inclusive in (False, True):
+            check_count(shim, points, radii, euclidean=euclidean, inclusive=inclusive)
+
+
 @pytest.mark.parametrize("k", [1, 3, 4, 8, 9, 17, 32, 33, 100])
 def test_every_k(shim, k):
     for n in (k + 1, k + 40):

@@ -1,0 +1,168 @@
+"""Calls under a memory limit: each ends with the right number or with an error, and the process goes on."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from knn_cases import fresh
+
+resource = pytest.importorskip("resource")
+if not Path("/proc/self/statm").exists():
+    pytest.skip("needs Linux's /proc", allow_module_level=True)
+
+# Where child processes run: at the root they would import the sources, not what is installed.
+HERE = Path(__file__).parent
+
+CASES = ("line", "columns", "batch", "matrix", "gradient", "neighbors", "echo", "ring", "echo_matrix")
+
+# Reads lines "case threads share" and forks for each, so that imports are paid for once. `share` is that of the address
+# space that the call needs beyond what the process has before it.
+SERVER = """
+import faulthandler
+import hashlib
+import os
+import resource
+import sys
+
+import torch
+
+import echo_ext
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+x, y = torch.randn(2, 20_000, 5, dtype=torch.float64)
+line = torch.randn(2, 400_000)
+batch = torch.randn(40, 3000, 2)
+f, s = torch.randn(3000, 96), torch.rand(3000, 96)
+long_f, long_s = torch.randn(100_000, 8), torch.rand(100_000, 8)
+vectors, matrices = torch.randn(3000, 8), 0.1 * torch.randn(3000, 8, 8)
+
+
+def gradient(function, *tensors):
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    return torch.autograd.grad(function(*tensors).sum(), tensors)
+
+
+cases = {
+    "line": lambda: [echo_ext.mutual_information(*line)],
+    "columns": lambda: [echo_ext.mutual_information(x, y)],
+    "batch": lambda: [echo_ext.mutual_information(batch, batch.flip(1))],
+    "matrix": lambda: [echo_ext.mutual_information_matrix(x[:3000])],
+    "gradient": lambda: gradient(echo_ext.mutual_information, x[:5000], y[:5000]),
+    "neighbors": lambda: echo_ext.knn(x, k=20, metric="euclidean"),
+    "echo": lambda: gradient(lambda f, s: echo_ext.echo_sample(f, s, seed=1), f, s),
+    "ring": lambda: gradient(lambda f, s: echo_ext.echo_sample(f, s, sampling="ring", seed=1), long_f, long_s),
+    "echo_matrix": lambda: gradient(lambda f, s: echo_ext.echo_sample_matrix(f, s, seed=1), vectors, matrices),
+}
+
+
+def digest(name):
+    found = hashlib.sha256()
+    for result in cases[name]():
+        found.update(result.numpy().tobytes())
+    return found.hexdigest()
+
+
+def address_space(field):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(field))
+
+
+def measure(name, threads):
+    torch.set_num_threads(threads)
+    before = address_space("VmSize")
+    return digest(name), address_space("VmPeak") - before
+
+
+def attempt(name, threads, share):
+    expected, needed = measured[name, threads]
+    torch.set_num_threads(threads)
+    resource.setrlimit(resource.RLIMIT_AS, (int(address_space("VmSize") + share * needed), resource.RLIM_INFINITY))
+    try:
+        outcome = "right" if digest(name) == expected else "wrong"
+    except MemoryError:
+        outcome = "MemoryError"
+    except RuntimeError as error:
+        outcome = "RuntimeError" if "memory" in str(error) else f"wrong:{error}"
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if outcome != "wrong" and digest(name) != expected:
+        outcome = f"wrong-after-{outcome}"
+    return outcome
+
+
+def in_fork(function, *arguments):
+    results, sink = os.pipe()
+    errors = os.memfd_create("stderr")
+    child = os.fork()
+    if child == 0:
+        os.dup2(errors, 2)
+        os.write(sink, repr(function(*arguments)).encode())
+        os._exit(0)
+    os.close(sink)
+    with open(results, "rb") as results:
+        result = results.read().decode()
+    status = os.waitpid(child, 0)[1]
+    os.lseek(errors, 0, os.SEEK_SET)
+    with open(errors, "rb") as errors:
+        message = errors.read().decode(errors="replace")
+    return eval(result) if status == 0 and result else f"died:{status}:{message}"
+
+
+measured = {}
+for line_of_input in sys.stdin:
+    name, threads, share = line_of_input.split()
+    key = name, int(threads)
+    if key not in measured:
+        measured[key] = in_fork(measure, *key)
+    print(in_fork(attempt, *key, float(share)).replace("\\n", " "), flush=True)
+"""
+
+# Where not this package but what is below it gives up.
+NOT_OURS = (
+    "cannot allocate memory for thread-local data",  # glibc, which has no other way to fail there
+    "libgomp:",
+    "OpenBLAS",
+    "mkl",
+)
+
+
+def outcomes_of(runs):
+    """Of runs (case, threads, share), in one process that forks for each."""
+    text = "".join(f"{case} {threads} {share}\n" for case, threads, share in runs)
+    server = subprocess.run([sys.executable, "-c", SERVER], input=text, capture_output=True, text=True, cwd=HERE)
+    assert server.returncode == 0, server.stderr
+    outcomes = server.stdout.splitlines()
+    assert len(outcomes) == len(runs)
+    return outcomes
+
+
+def check(runs):
+    counts = Counter()
+    for run, outcome in zip(runs, outcomes_of(runs), strict=True):
+        if outcome.startswith("died") and any(reason in outcome for reason in NOT_OURS):
+            outcome = "died below"
+        assert outcome in ("right", "MemoryError", "RuntimeError", "died below"), (run, outcome)
+        counts[outcome] += 1
+    print(counts)
+    return counts
+
+
+def draw(rng, cases, count):
+    return [(cases[i % len(cases)], int(rng.integers(1, 5)), round(float(rng.uniform(0, 1.1)), 3)) for i in range(count)]
+
+
+def test_a_memory_limit_ends_in_a_number_or_an_error():
+    rng = fresh()
+    runs = draw(rng, rng.permutation(CASES)[:2].tolist(), 4)
+    counts = check([*runs, ("columns", 3, 0.4), ("columns", 3, 2.0)])
+    assert counts["right"] >= 1
+    assert counts["MemoryError"] >= 1 or counts["died below"] >= 1
+
+
+@pytest.mark.faults
+def test_two_hundred_runs_under_memory_limits():
+    counts = check(draw(fresh(), CASES, 200))
+    assert counts["MemoryError"] + counts["RuntimeError"] >= 20
+    assert counts["died below"] <= 40
