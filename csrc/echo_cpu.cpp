@@ -91,12 +91,11 @@ void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_
 }
 
 template <typename T, typename P>
-P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_terms, Pulse& pulse) {
+P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_terms) {
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   int32_t rows[kDrawBatch];
   for (int64_t first = 0; first < num_terms; first += kDrawBatch) {
     const int64_t end = std::min(first + kDrawBatch, num_terms);
-    pulse.after(kDrawBatch);
     draws.batch(first, end, rows);
     for (int64_t t = 0; t < end - first; ++t) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
@@ -114,14 +113,13 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
 // (rows rounded up to whole batches).
 template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
-               const P& grad, T* weights, int32_t* rows, Pulse& pulse) {
+               const P& grad, T* weights, int32_t* rows) {
   // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
   // of the product: left_out is the largest such product.
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
     const int64_t end = std::min(used + kDrawBatch, num_terms);
-    pulse.after(2 * kDrawBatch);
     draws.batch(used, end, rows + used);
     for (; used < end && !settled; ++used) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
@@ -201,7 +199,8 @@ struct Forward {
       Pulse pulse;
       for (int64_t row = first; row < std::min(first + kRowsPerTask, problem.rows); ++row) {
         P result = row_noise<T, P>(workspace.tiles + t * layout.tile_size, bounds, RowDraws(draws, order, row),
-                                   problem.num_terms, pulse);
+                                   problem.num_terms);
+        pulse.after(problem.num_terms);
         if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
         columns.write(io.out, row, result);
       }
@@ -237,7 +236,8 @@ struct Backward {
         const P grad_out = columns.read(io.grad, row);
         const P grad = io.s == nullptr ? grad_out : grad_out * columns.read(io.s, row);
         const P noise = row_gradient<T, P>(slot.tile, slot.gradients, bounds, RowDraws(draws, order, row),
-                                           problem.num_terms, grad, slot.weights, slot.rows, pulse);
+                                           problem.num_terms, grad, slot.weights, slot.rows);
+        pulse.after(problem.num_terms);
         if (io.s == nullptr) continue;
         if (problem.exclude_self) {
           T* own = slot.gradients + row * 2 * P::kColumns;
