@@ -174,7 +174,8 @@ def test_threads_compute_in_the_callers_floating_point_modes():
             results = []
             for threads in (1, 3, 3, 3):
                 torch.set_num_threads(threads)
-                results.append(echo_ext.echo_noise(tiny, torch.full_like(tiny, 0.5), num_terms=20, seed=5).view(torch.int64))
+                noise = echo_ext.echo_noise(tiny, torch.full_like(tiny, 0.5), num_terms=20, seed=5)
+                results.append(noise.view(torch.int64))
             assert all(torch.equal(results[0], other) for other in results[1:])
             assert (results[0] == 0).all() == flush
     finally:

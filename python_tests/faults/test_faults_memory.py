@@ -150,7 +150,8 @@ def check(runs):
 
 
 def draw(rng, cases, count):
-    return [(cases[i % len(cases)], int(rng.integers(1, 5)), round(float(rng.uniform(0, 1.1)), 3)) for i in range(count)]
+    shares = rng.uniform(0, 1.1, count).round(3).tolist()
+    return [(cases[i % len(cases)], int(rng.integers(1, 5)), share) for i, share in enumerate(shares)]
 
 
 def test_a_memory_limit_ends_in_a_number_or_an_error():
