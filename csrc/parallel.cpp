@@ -71,18 +71,17 @@ class ThreadPool {
       ++generation_;
     }
     wake_.notify_all();
-    try {
-      work(0);
-    } catch (...) {
-      if (!belongs_to_this_process()) throw;  // a child has no helpers to wait for
-      fail(std::current_exception());
-    }
+    keep_exception([this] { work(0); });
     std::exception_ptr error;
     {
       // A helper that is still asleep is not waited for: it finds the job closed.
       std::unique_lock<std::mutex> lock(mutex_);
       open_ = false;
-      done_.wait(lock, [this] { return working_helpers_ == 0; });
+      while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return working_helpers_ == 0; })) {
+        lock.unlock();
+        keep_exception(poll_interrupt);
+        lock.lock();
+      }
       error = std::exchange(error_, nullptr);
     }
     in_use_.store(false, std::memory_order_release);
@@ -111,11 +110,7 @@ class ThreadPool {
       ++working_helpers_;
       lock.unlock();
       std::fesetenv(&floating_point_);
-      try {
-        work(slot);
-      } catch (...) {
-        fail(std::current_exception());
-      }
+      keep_exception([this, slot] { work(slot); });
       lock.lock();
       if (--working_helpers_ == 0) done_.notify_one();
     }
@@ -130,10 +125,17 @@ class ThreadPool {
     }
   }
 
-  void fail(std::exception_ptr error) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (error_ == nullptr) error_ = std::move(error);
-    stop_.store(true, std::memory_order_relaxed);
+  // An exception ends the job.
+  template <typename Body>
+  void keep_exception(const Body& body) {
+    try {
+      body();
+    } catch (...) {
+      if (!belongs_to_this_process()) throw;  // a child has no helpers to wait for
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (error_ == nullptr) error_ = std::current_exception();
+      stop_.store(true, std::memory_order_relaxed);
+    }
   }
 
   const int64_t process_;

@@ -129,6 +129,22 @@ int main() {
     }
     expect(caught, "an interrupt was lost");
   }
+  // The caller, whose own tasks are done, waits for a helper.
+  checks = 0;
+  caught = false;
+  waits = false;
+  try {
+    parallel_for(2, 2, [&](int64_t, int slot) {
+      if (slot > 0) {
+        waits = true;
+        for (;;) poll_interrupt();
+      }
+      while (!waits) std::this_thread::yield();
+    });
+  } catch (const std::runtime_error& error) {
+    caught = error.what() == std::string("interrupt");
+  }
+  expect(caught, "an interrupt was lost while the caller was waiting for a helper");
   set_interrupt_check(nullptr);
   expect_usable("the pool does not work after interrupts");
   return 0;
