@@ -133,7 +133,9 @@ def test_search_and_count_are_the_cpus(shim, dim, kind):
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_infinite_distances_are_the_cpus(shim, dim):
     for dtype, euclidean in ((torch.float64, True), (torch.float32, True), (torch.float32, False)):
-        points = draw(75, dim, "overflow", dtype, 2)
+        precision = torch.empty(0, dtype=dtype).numpy().dtype
+        rng = fresh()
+        points = torch.stack([torch.from_numpy(sample(rng, 75, dim, "overflow", precision)) for _ in range(2)])
         distances = check_search(shim, points, 40, euclidean=euclidean)
         assert distances.isinf().any() or not euclidean
         radii = distances.permute(2, 0, 1)[::13].contiguous()
