@@ -244,7 +244,7 @@ def thousand_ranks(cases):
     # A ring all-gather passes W - 1 messages one after another.
     beta = max(0.0, (most[f"gather {large}"] - most[f"gather {small}"]) / ((ranks - 1) * (large - small)))
     alpha = max(0.0, most[f"gather {small}"] / (ranks - 1) - beta * small)
-    message = max(1024, 2 * WIDTH * 4)
+    message = 4096  # a block, which has room for the numbers of WIDTH columns
     gathers = 2 * (PEER_RANKS - 1) * (alpha + beta * message)
     gathered = 2 * (PEER_RANKS - 1) * beta * alone["rows"] * WIDTH * 4  # f and s, in permutation mode
     return {
