@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from echo_ext._checks import brief
+
 from . import _gradient
 from ._neighbours import Cloud, add_digamma, boundary, constants, count, digamma, join, kth, on_cuda, search, spread
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
@@ -158,12 +160,12 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
     try:
         read = [[c] for c in range(dim)] if groups is None else [[operator.index(c) for c in group] for group in groups]
     except TypeError:
-        raise TypeError(f"groups must be sequences of column numbers, but are {groups!r}") from None
+        raise TypeError(f"groups must be sequences of column numbers, but are {brief(groups)}") from None
     columns = [c % dim if -dim <= c < dim else dim for group in read for c in group]
     if any(c == dim for c in columns):
-        raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, but are {groups}")
+        raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, but are {brief(groups)}")
     if len(read) < 2 or not all(read) or len(set(columns)) != len(columns):
-        given = f"are {groups}" if groups is not None else f"x has {dim} column"
+        given = f"are {brief(groups)}" if groups is not None else f"x has {dim} column"
         raise ValueError(f"groups must be two or more disjoint sets of columns, but {given}")
     return read
 
