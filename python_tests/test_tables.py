@@ -287,7 +287,7 @@ def test_the_command_says_what_it_read(tmp_path, capsys):
     assert main(words) == 0
     out, error = capsys.readouterr()
     assert out.startswith("I(x; y) = ")
-    assert error == f"echo-ext mi: 40 rows from {path}, names from line 2\n"
+    assert error == f"echo-ext mi: 40 rows from {path}, header in line 2\n"
     for more in ([], ["--lag", "2"]):
         assert main([*words, *more, "--json"]) == 0
         out, error = capsys.readouterr()
@@ -304,7 +304,7 @@ def test_the_command_says_that_there_are_no_names(tmp_path, capsys):
     assert main(["mi", str(path), "--x", "0", "--y", "1"]) == 0
     out, error = capsys.readouterr()
     assert "30 rows" in out
-    assert error == f"echo-ext mi: 30 rows from {path}, no line of names\n"
+    assert error == f"echo-ext mi: 30 rows from {path}, no header\n"
     for word, header_line in (("--header", 1), ("--no-header", None)):
         assert main(["mi", str(path), "--x", "0", "--y", "1", word, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["header_line"] == header_line

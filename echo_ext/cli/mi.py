@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
-        help="the first line of a CSV file holds names, or values (default: told by its cells)",
+        help="whether the first line of a CSV file names the columns (default: decided by its cells)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -81,7 +81,7 @@ def _source(args: argparse.Namespace, table: Table, rows: int) -> dict[str, Any]
     if not args.json:
         header = ""
         if args.file.suffix.lower() == ".csv":
-            header = f", names from line {table.header_line}" if table.header_line else ", no line of names"
+            header = f", header in line {table.header_line}" if table.header_line else ", no header"
         print(f"echo-ext mi: {rows} rows from {args.file}{header}", file=sys.stderr)
     return {"file": str(args.file), "n": rows, "header_line": table.header_line}
 

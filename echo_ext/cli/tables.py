@@ -126,7 +126,7 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
     Args:
         path: the file.
-        header: whether a CSV file's first line holds the names of its columns. None to tell by its cells.
+        header: whether a CSV file's first line holds the names of its columns. None decides by its cells.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
