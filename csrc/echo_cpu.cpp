@@ -16,7 +16,7 @@ namespace {
 constexpr int kDrawBatch = 64;
 constexpr int kTermsPerCheck = 8;
 static_assert(kDrawBatch % kTermsPerCheck == 0, "a check falls on the end of a batch");
-constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kMostRowsPerTask = 64, kMostTermsPerTask = 1 << 18;
 
 // A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
 // what rounding the sum itself costs.
@@ -191,16 +191,16 @@ struct Forward {
     });
     const Draws draws = draws_of(problem, *io.seed);
     const Bijection order(num_candidates(draws));
-    const int64_t row_tasks = (problem.rows + kRowsPerTask - 1) / kRowsPerTask;
+    const int64_t rows_per_task =
+        std::max<int64_t>(1, std::min(kMostRowsPerTask, kMostTermsPerTask / std::max<int64_t>(problem.num_terms, 1)));
+    const int64_t row_tasks = (problem.rows + rows_per_task - 1) / rows_per_task;
     parallel_for(layout.tiles * row_tasks, num_threads, [&](int64_t task, int) {
-      const int64_t t = task / row_tasks, first = task % row_tasks * kRowsPerTask;
+      const int64_t t = task / row_tasks, first = task % row_tasks * rows_per_task;
       const Columns<Storage, P> columns(problem.width, t);
       const P bounds = P::loaded(workspace.bounds + t * layout.columns);
-      Pulse pulse;
-      for (int64_t row = first; row < std::min(first + kRowsPerTask, problem.rows); ++row) {
+      for (int64_t row = first; row < std::min(first + rows_per_task, problem.rows); ++row) {
         P result = row_noise<T, P>(workspace.tiles + t * layout.tile_size, bounds, RowDraws(draws, order, row),
                                    problem.num_terms);
-        pulse.after(problem.num_terms);
         if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
         columns.write(io.out, row, result);
       }

@@ -56,6 +56,7 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
   MatrixRounds rounds;
   bool is_first = true, goes_on = true;
   for (int64_t terms = 0; goes_on && terms < kMaxMatrixTerms; terms += std::min(problem.rows, kMatrixArcSteps)) {
+    poll_interrupt();
     parallel_for(arcs, num_threads, [&](int64_t arc, int) {
       if (!is_active[arc]) return;
       T now[kMaxMatrixDim];

@@ -10,8 +10,8 @@
 //
 // Value is a pack of columns; has_vanished(Value) tells whether all of it has. Io reads and writes by position,
 // which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps), prefetch(position), since
-// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row. Io also has pause(),
-// called now and then while many terms are read.
+// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row. Io also has
+// pause(), called now and then while many terms are read.
 #pragma once
 
 #include <cstdint>
@@ -33,24 +33,48 @@ constexpr int64_t kPrefetchDistance = 24;
 
 constexpr int64_t kTermsPerPause = 1 << 14;
 
-// prefix has one entry for each place of the segment.
+// The terms behind a segment, as far as they have been added up.
+template <typename Value>
+struct RingPrefix {
+  Value sum, weight, left_out;
+  int64_t terms;
+  bool is_settled;  // more terms would change nothing
+};
+
+// Adds some terms to what is behind a segment. Not inlined: the caller pauses between calls, and a pause within these
+// loops' function would cost them registers.
 template <typename Value, typename Io>
-void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
-  const Value zero = Value::filled(0), one = Value::filled(1);
-  Value sum = zero, weight = one, f, s;
-  int64_t settled = segment.behind();  // prefix_m is the same from here on
-  for (int64_t m = 0; m < segment.behind(); ++m) {
+__attribute__((noinline)) void extend_forward(const RingSegment& segment, Value* prefix, const Io& io,
+                                              RingPrefix<Value>& behind) {
+  Value sum = behind.sum, weight = behind.weight, f, s;
+  const int64_t pause = behind.terms + kTermsPerPause;
+  const int64_t end = segment.behind() < pause ? segment.behind() : pause;
+  int64_t m = behind.terms;
+  bool is_settled = false;
+  for (; m < end && !is_settled; ++m) {
     if (m >= segment.shared()) prefix[m - segment.shared()] = sum;
-    if ((m + 1) % kTermsPerPause == 0) io.pause();
     io.prefetch(segment.end + m + kPrefetchDistance);
     io.term(segment.end + m, f, s);
     sum = sum + weight * f;
     weight = weight * s;
-    if (has_vanished(weight)) {
-      settled = m + 1;
-      break;
-    }
+    is_settled = has_vanished(weight);
   }
+  behind = {sum, weight, behind.left_out, m, is_settled};
+}
+
+// prefix has one entry for each place of the segment.
+template <typename Value, typename Io>
+void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
+  const Value zero = Value::filled(0), one = Value::filled(1);
+  RingPrefix<Value> behind{zero, one, zero, 0, false};
+  extend_forward(segment, prefix, io, behind);
+  while (!behind.is_settled && behind.terms < segment.behind()) {
+    io.pause();
+    extend_forward(segment, prefix, io, behind);
+  }
+  const Value sum = behind.sum;
+  const int64_t settled = behind.terms;  // prefix_m is the same from here on
+  Value f, s;
   if (settled <= segment.shared()) {  // every window has the whole prefix: one recurrence
     Value noise = sum;
     for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
@@ -141,6 +165,49 @@ Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int6
   return sum_gradient;
 }
 
+// Adds some terms as extend_forward does, with what the adjoint needs. The gradient of an s leaves it out of the
+// product, so that a weight of zero alone does not settle the prefix: the product without its smallest factor must be
+// zero too.
+template <typename Value, typename Io>
+__attribute__((noinline)) void extend_backward(const RingSegment& segment, const RingScratch<Value>& scratch,
+                                               const Io& io, RingPrefix<Value>& behind) {
+  Value sum = behind.sum, weight = behind.weight, left_out = behind.left_out, f, s;
+  const int64_t pause = behind.terms + kTermsPerPause;
+  const int64_t end = segment.behind() < pause ? segment.behind() : pause;
+  int64_t m = behind.terms;
+  bool is_settled = false;
+  for (; m < end && !is_settled; ++m) {
+    if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
+    scratch.weights[m] = weight;
+    io.prefetch(segment.end + m + kPrefetchDistance);
+    io.term(segment.end + m, f, s);
+    sum = sum + weight * f;
+    left_out = maximum(left_out * absolute(s), absolute(weight));
+    weight = weight * s;
+    is_settled = has_vanished(left_out);
+  }
+  behind = {sum, weight, left_out, m, is_settled};
+}
+
+// Back through some terms behind a segment, those before `end`; sum_gradient is that of prefix_{m+1} and all later
+// ones.
+template <typename Value, typename Io>
+__attribute__((noinline)) void return_through(const RingSegment& segment, int64_t end,
+                                              const RingScratch<Value>& scratch, const Io& io, Value& sum_gradient,
+                                              Value& weight_gradient) {
+  Value of_sum = sum_gradient, of_weight = weight_gradient, f, s;
+  const int64_t begin = end < kTermsPerPause ? 0 : end - kTermsPerPause;
+  for (int64_t m = end - 1; m >= begin; --m) {
+    io.term(segment.end + m, f, s);
+    const Value weight = scratch.weights[m];
+    io.add_gradient(segment.end + m, weight * of_sum, weight * of_weight);
+    of_weight = f * of_sum + s * of_weight;
+    if (m >= segment.shared()) of_sum = of_sum + scratch.prefix_gradient[m - segment.shared()];
+  }
+  sum_gradient = of_sum;
+  weight_gradient = of_weight;
+}
+
 // The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
 // returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position).
 //
@@ -152,44 +219,28 @@ template <typename Value, typename Io>
 int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratch<Value>& scratch, Value& carry,
                       const Io& io) {
   const Value zero = Value::filled(0), one = Value::filled(1);
-  // The forward scan, with what its adjoint needs. The gradient of an s leaves it out of the product, so that a weight
-  // of zero alone does not settle the prefix: the product without its smallest factor must be zero too.
-  Value sum = zero, weight = one, left_out = zero, f, s;
-  int64_t settled = segment.behind();
-  bool is_forgotten = false;
-  for (int64_t m = 0; m < segment.behind(); ++m) {
-    if (m >= segment.shared()) scratch.prefix[m - segment.shared()] = sum;
-    scratch.weights[m] = weight;
-    if ((m + 1) % kTermsPerPause == 0) io.pause();
-    io.prefetch(segment.end + m + kPrefetchDistance);
-    io.term(segment.end + m, f, s);
-    sum = sum + weight * f;
-    left_out = maximum(left_out * absolute(s), absolute(weight));
-    weight = weight * s;
-    if (has_vanished(left_out)) {
-      settled = m + 1;
-      is_forgotten = true;
-      break;
-    }
+  RingPrefix<Value> behind{zero, one, zero, 0, false};
+  extend_backward(segment, scratch, io, behind);
+  while (!behind.is_settled && behind.terms < segment.behind()) {
+    io.pause();
+    extend_backward(segment, scratch, io, behind);
   }
+  const Value sum = behind.sum;
+  const int64_t settled = behind.terms;
   const bool is_settled = settled <= segment.shared();
   Value sum_gradient = is_settled ? ring_backward_settled(segment, sum, carry, scratch, io)
                                   : ring_backward_unsettled(segment, sum, settled, carry, scratch, io);
   const bool is_finite = has_vanished(zero * sum_gradient);
-  if (is_settled && is_forgotten && is_finite && !is_last) {
+  if (is_settled && behind.is_settled && is_finite && !is_last) {
     carry = has_vanished(sum_gradient) ? zero : sum_gradient;
     return segment.end;
   }
   carry = zero;
-  // Through the prefix, from its last term back; sum_gradient is that of prefix_{m+1} and all later ones.
+  // Through the prefix, from its last term back.
   Value weight_gradient = zero;
-  for (int64_t m = settled - 1; m >= 0; --m) {
-    if ((m + 1) % kTermsPerPause == 0) io.pause();
-    io.term(segment.end + m, f, s);
-    weight = scratch.weights[m];
-    io.add_gradient(segment.end + m, weight * sum_gradient, weight * weight_gradient);
-    weight_gradient = f * sum_gradient + s * weight_gradient;
-    if (m >= segment.shared()) sum_gradient = sum_gradient + scratch.prefix_gradient[m - segment.shared()];
+  for (int64_t end = settled; end > 0; end -= kTermsPerPause) {
+    if (end < settled) io.pause();
+    return_through(segment, end, scratch, io, sum_gradient, weight_gradient);
   }
   return segment.end + settled;
 }

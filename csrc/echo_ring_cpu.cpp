@@ -179,6 +179,7 @@ struct Forward {
     prefer_huge_pages(io.out, problem.rows * problem.width * int64_t{sizeof(Storage)});
     const Draws draws = draws_of(problem, *io.seed);
     for (int64_t c = 0; c < num_circles(draws, problem.rows); ++c) {
+      if (c > 0) poll_interrupt();
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
       const int64_t windows = num_windows(draws, problem.rows, c), length = layout.prefix_size;
@@ -211,6 +212,7 @@ struct Backward {
     // At least one, which clears the gradients of a bank that nothing was drawn from.
     const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
     for (int64_t c = 0; c < circles; ++c) {
+      if (c > 0) poll_interrupt();
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
       const int64_t windows = num_windows(draws, problem.rows, c);

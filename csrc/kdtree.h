@@ -58,6 +58,7 @@ class KdTree {
   };
   // What a thread needs to divide a node, and the descendants that a division leaves to be divided.
   struct Scratch {
+    Pulse pulse;
     std::vector<Item> items;
     std::vector<uint16_t> buckets;
     std::vector<uint32_t> ends;
@@ -149,14 +150,16 @@ void KdTree<T>::divide_all(int num_threads) {
   parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
     Scratch scratch;
     divide_subtree(parts[task], scratch);
-    Pulse pulse;
-    for (int64_t node = after_subtree(parts[task]) - 1; node >= parts[task]; --node) {
-      pulse.after(kLeafSize);
-      if (is_leaf(node))
-        fill_leaf(node);
-      else
-        enclose_children(node);
-    }
+    const int64_t nodes_end = after_subtree(parts[task]);
+    const auto enclose = [&](int64_t begin, int64_t end) {
+      for (int64_t node = nodes_end - 1 - begin; node >= nodes_end - end; --node) {
+        if (is_leaf(node))
+          fill_leaf(node);
+        else
+          enclose_children(node);
+      }
+    };
+    in_pieces(0, nodes_end - parts[task], enclose, kLeafSize);
   });
   enclose_above(0, parts);
 }
@@ -185,9 +188,9 @@ void KdTree<T>::divide_subtree(int64_t node, Scratch& scratch) {
 template <typename T>
 void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
   if (is_leaf(node)) return;
-  poll_interrupt();
   const int64_t begin = first_place(node);
   const int64_t n = points_under(node);
+  scratch.pulse.after(n);
   Range range;
   const int widest = widest_column(begin, begin + n, range);
   T* const values = column(widest) + begin;
@@ -214,7 +217,6 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
       n, num_buckets, num_threads, scratch.ends, [&](int64_t i) { return scratch.buckets[i]; },
       [&](int64_t i, uint32_t place) { scratch.items[place] = {values[i], static_cast<int32_t>(i)}; });
   // A cut that falls within a bucket is made exact there.
-  Pulse pulse;
   int64_t settled = 0;
   int bucket = 0;
   for (size_t part = first_part + 1; part < parts.size(); ++part) {
@@ -224,7 +226,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
     if (settled < cut)
       std::nth_element(items + settled, items + cut, items + scratch.ends[bucket],
                        [](const Item& a, const Item& b) { return a.value < b.value; });
-    pulse.after(scratch.ends[bucket] - settled);
+    scratch.pulse.after(scratch.ends[bucket] - settled);
     settled = cut;
   }
 

@@ -133,12 +133,13 @@ class LineBoundary {
     while (begin < end) {
       const T value = values_[begin];
       const int64_t run_end = begin + run_length(end - begin, [&](int64_t s) { return values_[begin + s] == value; });
+      const int64_t run_begin = begin;
       for (int64_t taken = 0; begin < run_end && taken < wanted_; ++begin) {
-        pulse_.after(1);
         if (!job_.usable(row_, order_[begin])) continue;
         tied_.push_back(order_[begin]);
         ++taken;
       }
+      pulse_.after(begin - run_begin);
       begin = run_end;
     }
   }

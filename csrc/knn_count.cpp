@@ -106,8 +106,8 @@ class GroupCount {
         query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
         radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
 
-  // The points at `num` places, at most as many as there are lanes.
-  void run(const int64_t* places, int num) {
+  // The points at `num` places, at most as many as there are lanes. Returns how many leaves were visited.
+  int64_t run(const int64_t* places, int num) {
     const int64_t n = tree_.num_points();
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       const int64_t place = places[lane < num ? lane : 0];
@@ -118,13 +118,15 @@ class GroupCount {
             lane < num ? job_.radii[g * n + tree_.order()[place]] : T(-1);
     }
 
-    I counts = count_tree();
+    int64_t leaves_visited = 0;
+    const I counts = count_tree(leaves_visited);
     for (int lane = 0; lane < num; ++lane) {
       bool self = true;  // a point is at distance 0 from itself
       for (int g = 0; g < job_.num_groups; ++g)
         self = self && within<kInclusive>(T(0), radii_[static_cast<size_t>(g * kLanes<T> + lane)]);
       job_.counts[tree_.order()[places[lane]]] = counts[lane] - (self ? 1 : 0);
     }
+    return leaves_visited;
   }
 
  private:
@@ -156,20 +158,21 @@ class GroupCount {
     }
   }
 
-  I count_tree() {
+  I count_tree(int64_t& leaves_visited) {
     I counts = I{};
     if (!tree_pays_) {
-      for (int64_t leaf = 0; leaf < tree_.num_leaves(); ++leaf) counts += count_leaf(leaf);
-      pulse_.after(tree_.num_leaves() * tree_.dim());
-      return counts;
+      leaves_visited = tree_.num_leaves();
+      for (int64_t leaf = 0; leaf < leaves_visited; ++leaf) counts += count_leaf(leaf);
+      return kInclusive ? counts - filling_counted() : counts;
     }
-    int64_t leaves_visited = 0;
+    int64_t last_visited = -1;
     for (int64_t node = 0; node < tree_.num_nodes();) {
       I reaches, holds;
       judge(tree_.low(node), tree_.high(node), reaches, holds);
       if (any<T>(reaches & ~holds)) {
         if (tree_.is_leaf(node)) {
-          counts += count_leaf(tree_.first_leaf(node));
+          last_visited = tree_.first_leaf(node);
+          counts += count_leaf(last_visited);
           ++leaves_visited;
         }
         ++node;
@@ -179,8 +182,7 @@ class GroupCount {
       }
     }
     tree_pays_ = tree_.pays(leaves_visited);
-    pulse_.after(leaves_visited * tree_.dim());
-    return counts;
+    return kInclusive && last_visited + 1 == tree_.num_leaves() ? counts - filling_counted() : counts;
   }
 
   I count_leaf(int64_t leaf) const {
@@ -203,11 +205,11 @@ class GroupCount {
       for (int e = 0; e < kTogether; ++e)
         counts -= kGrouped ? inside[e] : within_lanes<kInclusive, T>(distances[e], radius(0));
     }
-    if (kInclusive && leaf + 1 == tree_.num_leaves()) counts -= filling_counted();
     return counts;
   }
 
-  // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow.
+  // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow. To be taken
+  // back where that leaf was visited.
   I filling_counted() const {
     I counted = I{} + static_cast<LaneInt<T>>(tree_.num_filling());
     for (int g = 0; g < job_.num_groups; ++g)
@@ -220,7 +222,6 @@ class GroupCount {
   std::vector<T> query_;
   std::vector<T> radii_;
   bool tree_pays_ = true;  // measured by the task's first group, see the search
-  Pulse pulse_;
 };
 
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
@@ -230,6 +231,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
     GroupCount<T, M, kInclusive, kGrouped> group(job);
     const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
     const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
+    Pulse pulse;
     int64_t places[kLanes<T>];
     int num = 0;
     for (int64_t place = begin; place < end; ++place) {
@@ -239,7 +241,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
       else
         places[num++] = place;
       if (num == 0 || (num < kLanes<T> && place + 1 < end)) continue;
-      group.run(places, num);
+      pulse.after(group.run(places, num) * job.tree.dim());
       num = 0;
     }
   });
@@ -282,6 +284,7 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
   const auto* points = static_cast<const T*>(p.points) + item * n * p.dim;
   const auto for_each_radius = [&](const auto& count) {
     for (int64_t r = 0; r < p.num_radii; ++r) {
+      if (r > 0) poll_interrupt();
       const auto* radii = static_cast<const T*>(p.radii) + (r * p.batch + item) * p.num_groups * n;
       int64_t* counts = p.counts + (r * p.batch + item) * n;
       count(radii, counts);

@@ -36,7 +36,6 @@ struct SearchJob {
 template <typename T>
 struct SearchSpace {
   bool tree_pays = true;
-  Pulse pulse;
   std::vector<T> query;
   std::vector<T> nearest;
   std::vector<LaneInt<T>> nearest_rows;
@@ -78,8 +77,9 @@ class GroupSearch {
         nearest_(space.nearest.data()),
         rows_(space.nearest_rows.data()) {}
 
-  // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it.
-  void run(int64_t place, int64_t leaf) {
+  // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it. Returns how many leaves of
+  // the points' tree were visited.
+  int64_t run(int64_t place, int64_t leaf) {
     const T* own = job_.queries.leaf(leaf) + place % kLeafSize;
     for (int c = 0; c < dim(); ++c) query_.set(c, load(own + c * kLeafSize));
     for (int r = 0; r < slots(); ++r) {
@@ -107,8 +107,8 @@ class GroupSearch {
       scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
     space_.tree_pays = tree_.pays(leaves_visited_);
-    space_.pulse.after(leaves_visited_ * dim());
     write(place);
+    return leaves_visited_;
   }
 
  private:
@@ -237,11 +237,12 @@ void search_all(const SearchJob<T>& job, int num_threads) {
     if (kDim == 0) space.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
     if (kSlots == 0) space.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
     if (kSlots == 0 && kIndices) space.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
+    Pulse pulse;
     for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf) {
       const int64_t begin = leaf * KdTree<T>::kLeafSize;
       const int64_t end = std::min(begin + KdTree<T>::kLeafSize, job.queries.num_points());
       for (int64_t place = begin; place < end; place += kLanes<T>)
-        GroupSearch<T, M, kDim, kSlots, kIndices>(job, space).run(place, leaf);
+        pulse.after(GroupSearch<T, M, kDim, kSlots, kIndices>(job, space).run(place, leaf) * job.points.dim());
     }
   });
 }

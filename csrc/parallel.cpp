@@ -174,7 +174,7 @@ void run_tasks(int64_t num_tasks, int num_threads, TaskRef task) {
   if (num_threads > num_tasks) num_threads = static_cast<int>(num_tasks);
   if (num_threads > 1 && this_process_pool().try_run(num_tasks, num_threads, task)) return;
   for (int64_t t = 0; t < num_tasks; ++t) {
-    poll_interrupt();
+    if (t > 0) poll_interrupt();
     task(t, 0);
   }
 }

@@ -7,8 +7,9 @@
 namespace echo_ext {
 
 // Ends the calculation by throwing, if it is to end: on a thread that called run_tasks because the interrupt check
-// throws, on the pool's threads because the job has failed elsewhere. Costs some nanoseconds. run_tasks polls before
-// every task; a task that can take longer than some milliseconds polls within.
+// throws, on the pool's threads because the job has failed elsewhere. Costs some nanoseconds. run_tasks polls between
+// tasks; a task that can take longer than some milliseconds polls within, but outside its innermost loops: a call there
+// keeps the compiler from holding values in registers.
 void poll_interrupt();
 
 // `check` is called by poll_interrupt on the callers' threads, at most once in 50 milliseconds on each.
@@ -17,28 +18,32 @@ void set_interrupt_check(void (*check)());
 // Polls in a loop whose steps are too short to poll at each of them.
 class Pulse {
  public:
+  static constexpr int64_t kSteps = 1 << 15;
+
   // To be called after about so many simple steps, of which none takes longer than some cache misses.
   void after(int64_t steps) {
     left_ -= steps;
-    if (left_ > 0) return;
+    if (__builtin_expect(left_ > 0, true)) return;
     left_ = kSteps;
     poll_interrupt();
   }
 
  private:
-  static constexpr int64_t kSteps = 1 << 15;
   int64_t left_ = kSteps;
 };
 
-// Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them.
+// Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them. Each item takes about
+// `item_steps` simple steps.
 template <typename Body>
-void in_pieces(int64_t begin, int64_t end, const Body& body) {
-  constexpr int64_t kPiece = 1 << 15;
-  for (; end - begin > kPiece; begin += kPiece) {
-    body(begin, begin + kPiece);
+void in_pieces(int64_t begin, int64_t end, const Body& body, int64_t item_steps = 1) {
+  const int64_t piece = item_steps < Pulse::kSteps ? Pulse::kSteps / std::max<int64_t>(item_steps, 1) : 1;
+  for (;;) {
+    const int64_t piece_end = std::min(begin + piece, end);
+    body(begin, piece_end);  // called in one place only: inlined
+    if (__builtin_expect(piece_end == end, true)) return;
     poll_interrupt();
+    begin = piece_end;
   }
-  body(begin, end);
 }
 
 // A non-owning reference to a callable `void(int64_t task, int slot)`.
@@ -58,9 +63,9 @@ class TaskRef {
 // Calls task(t, slot) once for every t in [0, num_tasks), on at most num_threads threads, the caller among them.
 // Tasks are handed out in order, one at a time; slot in [0, num_threads) names the thread's workspace. Results must
 // not depend on which thread runs a task, so that they do not depend on the number of threads either. A nested or
-// concurrent call runs on its calling thread alone, in slot 0. All threads compute in the caller's floating-point modes.
-// The first exception of a task ends the job: tasks not begun are left out, and the caller gets the exception after all
-// threads are done.
+// concurrent call runs on its calling thread alone, in slot 0. All threads compute in the caller's floating-point
+// modes. The first exception of a task ends the job: tasks not begun are left out, and the caller gets the exception
+// after all threads are done.
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 
 // Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for

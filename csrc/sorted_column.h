@@ -29,6 +29,18 @@ class SortedColumn {
   std::vector<T> values_;
 };
 
+// Puts rows with the same leading bits in order. Polls, since there may be as many as there are rows.
+template <typename T>
+__attribute__((noinline)) void sort_closely(const T* values, int32_t* begin, int32_t* end) {
+  Pulse pulse;
+  const auto before = [values, &pulse](int32_t a, int32_t b) {
+    pulse.after(1);
+    return values[a] < values[b] || (values[a] == values[b] && a < b);
+  };
+  // Equal values are in order already: the sort by the leading bits was stable.
+  if (!std::is_sorted(begin, end, before)) std::sort(begin, end, before);
+}
+
 // Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then what those leave equal
 // by the values themselves, and equal values by their rows. Values are first taken relative to a typical one, so that
 // the leading bits tell apart what is close together relative to the spread of the data, not to its distance from zero.
@@ -65,19 +77,14 @@ SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) order_[i] = static_cast<int32_t>(items[i] & 0xffffffffu);
   });
-  Pulse pulse;
-  for (int64_t begin = 0; begin < size;) {
-    int64_t end = begin + 1;
-    while (end < size && items[end] >> 32 == items[begin] >> 32) ++end;
-    const auto before = [values, &pulse](int32_t a, int32_t b) {
-      pulse.after(1);
-      return values[a] < values[b] || (values[a] == values[b] && a < b);
-    };
-    // Equal values are in order already: the sort by the leading bits was stable.
-    if (!std::is_sorted(order_.begin() + begin, order_.begin() + end, before))
-      std::sort(order_.begin() + begin, order_.begin() + end, before);
-    begin = end;
-  }
+  int64_t sorted_end = 0;
+  in_pieces(0, size, [&](int64_t, int64_t piece_end) {
+    for (int64_t begin = sorted_end; begin < piece_end; begin = sorted_end) {
+      sorted_end = begin + 1;
+      while (sorted_end < size && items[sorted_end] >> 32 == items[begin] >> 32) ++sorted_end;
+      if (sorted_end - begin > 1) sort_closely(values, order_.data() + begin, order_.data() + sorted_end);
+    }
+  });
   values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) values_[i + 1] = values[order_[i]];
