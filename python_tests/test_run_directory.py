@@ -84,7 +84,7 @@ def other_owner(tmp_path):
 
 def test_a_folder_has_one_owner_until_it_is_killed(tmp_path, other_owner, capsys):
     path = tmp_path / "run"
-    held = rf"run is in use by process {other_owner.pid} on \S+ since \S+ \S+; wait until that has ended"
+    held = rf"run is in use by process {other_owner.pid} on \S+ since \S+ \S+; wait until it has ended"
     with pytest.raises(FileExistsError, match=held), RunDirectory(path).owned():
         pass
     with pytest.raises(FileExistsError, match=held):

@@ -100,7 +100,7 @@ def _acquire(folder: Path, file: Path, patience: float) -> int:
             if locked and _is_in_place(descriptor, file):
                 return descriptor
             if not locked and time.monotonic() >= until:
-                raise FileExistsError(f"{folder} is in use by {_read_record(descriptor)}; wait until that has ended")
+                raise FileExistsError(f"{folder} is in use by {_read_record(descriptor)}; wait until it has ended")
         except BaseException:
             os.close(descriptor)
             raise

@@ -171,7 +171,7 @@ class RunDirectory:
     def refuse_owned(self) -> None:
         """FileExistsError where another process owns the folder now."""
         if (owner := ownership.describe_owner(self.path, self._lock)) is not None:
-            raise FileExistsError(f"{self} is in use by {owner}; wait until that has ended")
+            raise FileExistsError(f"{self} is in use by {owner}; wait until it has ended")
 
     def expect(self, configuration: Configuration) -> None:
         """FileExistsError where the folder holds a run with another configuration."""
