@@ -36,8 +36,9 @@ def echo_sample(
     around it: the periodic form of the ring of :func:`echo_ext.echo_sample`, which differs from B - 1 terms by ``prod
     |s|`` over the whole circle. A rank composes its rows to one affine map. One all-gather of these 2 d numbers, and
     one of d in the backward pass (4 KiB each; what has no room in 3 KiB follows in a second one), closes the circle, so
-    that communication does not depend on the batch. The law of each row is that of :func:`echo_ext.echo_sample` on the
-    joined batch if the ranks' rows are independent draws from one source; order among ranks never matters then.
+    that communication does not depend on the batch. The distribution of each row is that of
+    :func:`echo_ext.echo_sample` on the joined batch if the ranks' rows are independent draws from one source; order
+    among ranks never matters then.
 
     Gradients flow across ranks: each rank's f and s receive the derivative of the *sum* of all ranks' losses, and every
     rank must take part in the backward pass. DistributedDataParallel then averages parameter gradients over the W

@@ -145,6 +145,20 @@ def instruction_sets():
     return [best] if "ECHO_EXT_ISA" in os.environ else known[: known.index(best) + 1]
 
 
+def tests_of(file):
+    """The short and the long test of a group."""
+
+    def test_short_run(record_property):
+        short_run(file, record_property)
+
+    @pytest.mark.fuzz
+    @pytest.mark.parametrize("isa", instruction_sets())
+    def test_long_run(isa, record_property):
+        long_run(file, isa, record_property)
+
+    return test_short_run, test_long_run
+
+
 def short_run(file, record_property):
     """For every test run: as many calls as fit into a fixed time, on an instruction set picked by the seed."""
     seed = fresh_seed()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import distributed_definitions as definitions
 import fuzzing
 import numpy as np
-import pytest
 import torch
 from distributed_ranks import ranks
 from hypothesis import strategies as st
@@ -297,11 +296,4 @@ REQUESTS = {"echo_sample": echo_requests, "mutual_information": information_requ
 CHECKS = {"echo_sample": check_echo, "mutual_information": check_information}
 
 
-def test_short_run(record_property):
-    fuzzing.short_run(__file__, record_property)
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("isa", fuzzing.instruction_sets())
-def test_long_run(isa, record_property):
-    fuzzing.long_run(__file__, isa, record_property)
+test_short_run, test_long_run = fuzzing.tests_of(__file__)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import fuzzing
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 import torch
 
 import echo_ext
@@ -279,11 +278,4 @@ def _names(case, call, text):
     return any(re.search(rf"(?<!\w){name}(?!\w)", text) for name in names)
 
 
-def test_short_run(record_property):
-    fuzzing.short_run(__file__, record_property)
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("isa", fuzzing.instruction_sets())
-def test_long_run(isa, record_property):
-    fuzzing.long_run(__file__, isa, record_property)
+test_short_run, test_long_run = fuzzing.tests_of(__file__)

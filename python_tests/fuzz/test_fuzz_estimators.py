@@ -9,7 +9,6 @@ import fuzzing
 import hypothesis.strategies as st
 import information_definitions as definitions
 import numpy as np
-import pytest
 import torch
 from echo_definitions import threads
 from information_definitions import Sample
@@ -354,11 +353,4 @@ CALLS = {
 cases = _cases()
 
 
-def test_short_run(record_property):
-    fuzzing.short_run(__file__, record_property)
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("isa", fuzzing.instruction_sets())
-def test_long_run(isa, record_property):
-    fuzzing.long_run(__file__, isa, record_property)
+test_short_run, test_long_run = fuzzing.tests_of(__file__)

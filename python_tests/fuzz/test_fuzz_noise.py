@@ -8,7 +8,6 @@ import echo_definitions as definitions
 import fuzzing
 import hypothesis.strategies as st
 import numpy as np
-import pytest
 import torch
 from echo_definitions import DTYPES, SAMPLINGS
 
@@ -158,11 +157,4 @@ def check_matrix(case):
     return 2
 
 
-def test_short_run(record_property):
-    fuzzing.short_run(__file__, record_property)
-
-
-@pytest.mark.fuzz
-@pytest.mark.parametrize("isa", fuzzing.instruction_sets())
-def test_long_run(isa, record_property):
-    fuzzing.long_run(__file__, isa, record_property)
+test_short_run, test_long_run = fuzzing.tests_of(__file__)
