@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from echo_ext import echo_indices, echo_sample, echo_sample_matrix
 
+HERE = Path(__file__).parent
 OPS = torch.ops.echo_ext
 F = torch.randn(6, 3)
 S = torch.rand(6, 3)
@@ -217,7 +219,7 @@ print("ended", *done.values())
 def fuzz(calls):
     seed = os.environ.get("ECHO_EXT_TEST_SEED", str(torch.initial_seed() % 2**31))
     command = [sys.executable, "-W", "ignore", "-c", FUZZ, seed, str(calls)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=HERE)
     assert done.returncode == 0, f"seed {seed}, exit code {done.returncode}: {done.stderr[-2000:]}"
     assert done.stdout.startswith("ended")
     assert min(map(int, done.stdout.split()[1:])) > 0, done.stdout

@@ -512,7 +512,7 @@ try:
 except FileExistsError as refused:
     sys.exit(f"refused: {refused}")
 if resume:
-    print("rate" in result)
+    assert "rate" in result
 """
 
 
@@ -564,7 +564,7 @@ def test_all_processes_hear_whether_the_folder_is_theirs(tmp_path):
     assert done.returncode == 1
     assert f"is in use by process {os.getpid()} on" in done.stderr
     done = torchrun(tmp_path, "pixelwise", "40", "resume")
-    assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
+    assert done.returncode == 0, done.stderr
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()} == files
 
 

@@ -50,8 +50,9 @@ def train(
     """Train a recipe, measure it on the test rows, write everything into a folder and return ``result.json``.
 
     On the CPU a run that was killed and resumed ends with the same weights, bit for bit, as one left alone. Under
-    ``torchrun`` all processes train one model, and the first one writes. The folder has one owner from the first file
-    to the last: a second call for it is refused and changes nothing.
+    ``torchrun`` all processes train one model; the first one measures and writes it, and the others return an empty
+    dictionary. The folder has one owner from the first file to the last: a second call for it is refused and changes
+    nothing.
 
     Args:
         configuration: what to train, on what, and how.
