@@ -77,7 +77,7 @@ def test_names_and_texts_may_hold_separators_and_newlines(tmp_path):
     table = read(tmp_path, b'"a,b",notes,x\n1,"one;\n""two"", 3",4\n2,c;d,5\n')
     assert table.names == ["a,b", "notes", "x"]
     assert table.numbers(["a,b", "x"]).tolist() == [[1, 4], [2, 5]]
-    with pytest.raises(ValueError, match="'notes' is not numeric: row 3 holds"):
+    with pytest.raises(ValueError, match="'notes' is not numeric: line 3 holds"):
         table.numbers(["notes"])
 
 
@@ -119,16 +119,16 @@ def test_files_that_could_be_misread_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"NA,NA\n1,2\n", "'0' has 1 values that are missing or infinite, the first in row 1"),
-        (b",\n1,2\n", "'0' has 1 values that are missing or infinite, the first in row 1"),
-        (b"x\n1\n\n3\n", "'0' has 1 values that are missing or infinite, the first in row 3"),
-        (b"x,y\n1_000,2\n", "'0' is not numeric: row 2 holds '1_000'"),
+        (b"NA,NA\n1,2\n", "'0' has 1 values that are missing or infinite, the first in line 1"),
+        (b",\n1,2\n", "'0' has 1 values that are missing or infinite, the first in line 1"),
+        (b"x\n1\n\n3\n", "'0' has 1 values that are missing or infinite, the first in line 3"),
+        (b"x,y\n1_000,2\n", "'0' is not numeric: line 2 holds '1_000'"),
         (b"x,y\n1\x00,2\n", "'0' is not numeric"),
-        (b"x;y\n1,5;2,5\n", "'0' is not numeric: row 2 holds '1,5'"),
-        (b"x,y\n\n1,2\n\noops,3\n", "'0' is not numeric: row 5 holds 'oops'"),
-        (b"x,y\n9007199254740993,1\n", "integers that float64 has, but row 2 holds 9007199254740993"),
-        (b"x,y\n1,1\n99999999999999999999999,1\n", "but row 3 holds 99999999999999999999999"),
-        (b"x,y\n-1,1\n18446744073709551615,1\n", "but row 3 holds 18446744073709551615"),
+        (b"x;y\n1,5;2,5\n", "'0' is not numeric: line 2 holds '1,5'"),
+        (b"x,y\n\n1,2\n\noops,3\n", "'0' is not numeric: line 5 holds 'oops'"),
+        (b"x,y\n9007199254740993,1\n", "integers that float64 has, but line 2 holds 9007199254740993"),
+        (b"x,y\n1,1\n99999999999999999999999,1\n", "but line 3 holds 99999999999999999999999"),
+        (b"x,y\n-1,1\n18446744073709551615,1\n", "but line 3 holds 18446744073709551615"),
     ],
 )
 def test_values_that_are_no_numbers_are_named(tmp_path, content, message):

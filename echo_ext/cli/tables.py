@@ -31,7 +31,7 @@ class Table:
         path: Path,
         columns: Iterable[tuple[str, Any]],
         header_line: int | None = None,
-        line_of: Callable[[int], int] = int,
+        place_of: Callable[[int], str] = "row {}".format,
     ) -> None:
         """Keep the columns of a file.
 
@@ -39,11 +39,11 @@ class Table:
             path: the file.
             columns: each column's name and values; no name may occur twice.
             header_line: the line that holds the names, counted from 1. None where there is none.
-            line_of: the number in the file of a row counted from 0; messages name rows by it.
+            place_of: what messages call a row counted from 0.
         """
         self.path = path
         self.header_line = header_line
-        self._line_of = line_of
+        self._place_of = place_of
         self._columns: dict[str, Any] = {}
         for name, values in columns:
             if name in self._columns:
@@ -94,16 +94,15 @@ class Table:
             for row, value in enumerate(values):
                 if not _is_number(value):
                     raise ValueError(
-                        f"{self.path}: column {name!r} is not numeric: row {self._line_of(row)} holds "
-                        f"{str(value)[:80]!r}"
+                        f"{self.path}: column {name!r} is not numeric: {self._place_of(row)} holds {str(value)[:80]!r}"
                     )
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
             raise ValueError(
-                f"{self.path}: column {name!r} has {len(bad)} values that are missing or infinite, the first in row "
-                f"{self._line_of(int(bad[0]))}"
+                f"{self.path}: column {name!r} has {len(bad)} values that are missing or infinite, the first in "
+                f"{self._place_of(int(bad[0]))}"
             )
         self._check_integers(name, values, numbers)
         return numbers
@@ -116,7 +115,7 @@ class Table:
             text = str(values[row]).strip()
             if _is_integer(text) and int(text) != int(numbers[row]):
                 raise ValueError(
-                    f"{self.path}: column {name!r} must hold integers that float64 has, but row {self._line_of(row)} "
+                    f"{self.path}: column {name!r} must hold integers that float64 has, but {self._place_of(row)} "
                     f"holds {text[:80]}: subtract a constant first"
                 )
 
@@ -215,7 +214,7 @@ def _read_csv(path: Path, header: bool | None) -> Table:
         path,
         [(name, frame[column].to_numpy()) for column, name in enumerate(layout.names)],
         layout.header_line,
-        lambda row: _line_of(path, layout, row),
+        lambda row: f"line {_line_of(path, layout, row)}",
     )
 
 
