@@ -56,8 +56,9 @@ def test_agrees_with_the_oracle_at_working_sizes(sampling):
 def recurrence(f, s, order):
     """Noises of the windows from every position, by going twice round the circle: what lies further back is nothing."""
     noises, noise = [], torch.zeros_like(f[0])
+    f_rows, s_rows = f.unbind(), s.unbind()  # f[row] would have a gradient of f's size for every row
     for row in (order.tolist() * 2)[::-1]:
-        noise = f[row] + s[row] * noise
+        noise = f_rows[row] + s_rows[row] * noise
         noises.append(noise)
     return torch.stack(noises[-1 : -len(order) - 1 : -1])
 
