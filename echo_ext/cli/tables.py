@@ -39,7 +39,7 @@ class Table:
             path: the file.
             columns: each column's name and values; no name may occur twice.
             header_line: the line that holds the names, counted from 1. None where there is none.
-            place_of: what messages call a row counted from 0.
+            place_of: turns the number of a row, counted from 0, into the words that error messages use for it.
         """
         self.path = path
         self.header_line = header_line
