@@ -5,6 +5,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <tuple>
 
 #include "dtype.h"
 
@@ -50,21 +52,57 @@ struct DeviceLimits {
   int shared_bytes;  // of one block
 };
 
+// Asks the driver once for each device and thread.
 inline cudaError_t device_limits(int device, DeviceLimits* limits) {
-  const cudaError_t status = cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  thread_local std::map<int, DeviceLimits> known;
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    *limits = found->second;
+    return cudaSuccess;
+  }
+  cudaError_t status = cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&limits->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) known[device] = *limits;
+  return status;
+}
+
+constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
+
+// Has a kernel accept this much dynamic shared memory.
+template <typename... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+}
+
+// How many blocks of a kernel one multiprocessor of the current device runs at once, by its registers, threads and
+// shared memory. The driver is asked once for each kernel, shape of block and thread; no operation of a stream, so that
+// it may be asked while a graph is captured.
+template <typename... Parameters>
+cudaError_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes, int* blocks) {
+  thread_local std::map<std::tuple<int, const void*, int, size_t>, int> known;
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
   if (status != cudaSuccess) return status;
-  return cudaDeviceGetAttribute(&limits->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const auto key = std::make_tuple(device, reinterpret_cast<const void*>(kernel), threads, shared_bytes);
+  const auto found = known.find(key);
+  if (found != known.end()) {
+    *blocks = found->second;
+    return cudaSuccess;
+  }
+  status = allow_shared_bytes(kernel, shared_bytes);
+  if (status == cudaSuccess)
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+  if (status == cudaSuccess) known[key] = *blocks;
+  return status;
 }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
-  constexpr size_t kWithoutOptIn = 48 * 1024;
-  if (shared_bytes > kWithoutOptIn) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (status != cudaSuccess) return status;
-  }
+  const cudaError_t status = allow_shared_bytes(kernel, shared_bytes);
+  if (status != cudaSuccess) return status;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -92,6 +130,43 @@ class Workspace {
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- Memory ---------------------------------------------------------------------------------------------------------
+
+// Starts to copy 16 aligned bytes from global to shared memory; the thread goes on, where the device can. Committed
+// copies form a group, and wait_for_copies<n> returns when all but the last n groups of this thread are there. What
+// other threads have copied takes a barrier as well.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+#else
+  *static_cast<float4*>(shared) = *static_cast<const float4*>(global);
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kMostPending>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+#endif
+}
+
+// One instruction from compute capability 9.0 on.
+__device__ __forceinline__ void atomic_add(float4* at, float4 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  atomicAdd(at, value);
+#else
+  atomicAdd(&at->x, value.x);
+  atomicAdd(&at->y, value.y);
+  atomicAdd(&at->z, value.z);
+  atomicAdd(&at->w, value.w);
+#endif
+}
 
 // ---- Elements whose dtype is known at run time: for the edges of a kernel, where memory is what takes time ----
 

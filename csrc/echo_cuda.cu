@@ -31,8 +31,9 @@ __global__ void __launch_bounds__(kIndexThreads)
 constexpr int64_t kMaxWidth = 0x7fffffff;
 
 int64_t workspace_bytes(const EchoProblem& problem, int device, bool backward, bool deterministic) {
+  const DeviceGuard guard(device);  // plans ask for the occupancy of the current device
   DeviceLimits limits{};
-  if (device_limits(device, &limits) != cudaSuccess) return -1;
+  if (guard.status() != cudaSuccess || device_limits(device, &limits) != cudaSuccess) return -1;
   if (problem.bank_rows == 0 || problem.width == 0) return 0;
   return problem.sampling == Sampling::ring ? echo_ring_cuda_workspace_bytes(problem, backward, limits)
                                             : echo_rows_cuda_workspace_bytes(problem, backward, deterministic, limits);

@@ -3,6 +3,7 @@
 import os
 import secrets
 
+import emulated_device
 import pytest
 import torch
 
@@ -31,6 +32,18 @@ def pytest_terminal_summary(terminalreporter):
 def fresh_randomness(request):
     """Every test its own random stream, the same whether it runs alone or with others."""
     torch.manual_seed(SEED + sum(map(ord, request.node.nodeid)))
+
+
+@pytest.fixture(scope="session")
+def emulator_program(tmp_path_factory):
+    return emulated_device.build(tmp_path_factory.mktemp("emulated_device"))
+
+
+@pytest.fixture(scope="session")
+def shim(emulator_program):
+    emulator = emulated_device.Emulator(emulator_program)
+    yield emulator
+    emulator.close()
 
 
 @pytest.fixture

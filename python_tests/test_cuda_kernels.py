@@ -1,148 +1,17 @@
 """The CUDA kernels' own source, run on the CPU under ASan and UBSan (see cuda_shim/)."""
 
-import shutil
-import struct
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from emulated_device import DTYPES, SAMPLINGS, Problem, Shim, ShimError
 
 from echo_ext.distributed import _scan
 from echo_ext.reference import echo_matrix_circle
 
-SHIM = Path(__file__).parent / "cuda_shim"
-CSRC = Path(__file__).parent.parent / "csrc"
-SOURCES = [*sorted(CSRC.glob("*.cu")), SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
-SAMPLINGS = {"permutation": 0, "replacement": 1, "ring": 2}
-OPERATIONS = {
-    "forward": 0,
-    "backward": 1,
-    "indices": 2,
-    "host_indices": 3,
-    "self_test": 4,
-    "matrix_scan": 5,
-    "matrix_outer": 6,
-    "scan": 7,
-}
 # Of the largest sum of magnitudes in a column; half types round the result once.
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6, "bfloat16": 2**-8, "float16": 2**-11}
-
-
-class ShimError(Exception):
-    pass
-
-
-class Shim:
-    """One process that answers requests until it fails."""
-
-    def __init__(self, program: Path) -> None:
-        self.program = program
-        self.process: subprocess.Popen | None = None
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
-
-    def read(self, size: int) -> bytes:
-        data = self.process.stdout.read(size)
-        if len(data) < size:
-            _, errors = self.process.communicate()
-            self.process = None
-            raise ShimError(errors.decode(errors="replace"))
-        return data
-
-    def call(self, header: bytes, arrays: list[torch.Tensor], results: list[torch.Tensor]) -> None:
-        if self.process is None:
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen([self.program], stdin=pipe, stdout=pipe, stderr=pipe)
-        try:
-            self.process.stdin.write(header + b"".join(as_bytes(array) for array in arrays))
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what follows tells why
-        (length,) = struct.unpack("q", self.read(8))
-        if length:
-            raise ShimError(self.read(length).decode())
-        for result in results:
-            data = bytearray(self.read(result.numel() * result.element_size()))
-            if data:
-                result.view(-1).view(torch.uint8).copy_(torch.frombuffer(data, dtype=torch.uint8))
-
-
-def as_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("the shim needs g++ with its sanitizers")
-    folder = tmp_path_factory.mktemp("cuda_shim")
-    flags = ["-std=c++17", "-O1", "-g", *WARNINGS, *SANITIZERS, "-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
-
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
-    program = folder / "driver"
-    subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
-    shim = Shim(program)
-    yield shim
-    shim.close()
-
-
-@dataclass(frozen=True)
-class Problem:
-    rows: int
-    width: int
-    num_terms: int
-    bank_rows: int = 0  # 0: the batch is its own bank
-    sampling: str = "permutation"
-    dtype: str = "float32"
-    seed: int = 1
-    sample: bool = True  # f + s * eps, instead of eps
-    deterministic: bool = False
-    multiprocessors: int = 4
-    shared_bytes: int = 227 * 1024
-    descending: bool = False
-
-    @property
-    def exclude_self(self) -> bool:
-        return self.bank_rows == 0
-
-    def header(self, operation: str) -> bytes:
-        return struct.pack(
-            "14q",
-            OPERATIONS[operation],
-            self.multiprocessors,
-            self.shared_bytes,
-            self.descending,
-            self.rows,
-            self.bank_rows or self.rows,
-            self.width,
-            self.num_terms,
-            self.exclude_self,
-            SAMPLINGS[self.sampling],
-            DTYPE_CODES[self.dtype],
-            self.seed,
-            self.deterministic,
-            self.sample,
-        )
 
 
 @dataclass

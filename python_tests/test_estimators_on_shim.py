@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emulated_device import CSRC, SHIM
 from knn_cases import fresh, related, sample
-from test_cuda_kernels import CSRC, SHIM
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from emulated_device import CSRC, SANITIZERS, SHIM, WARNINGS, Shim
 from knn_cases import KINDS, fresh, sample
-from test_cuda_kernels import CSRC, SANITIZERS, SHIM, WARNINGS, Shim
 
 from echo_ext.estimators import _neighbours
 

@@ -2,6 +2,8 @@
 // Blocks run one after another; a block's threads are fibers that meet at barriers and warp intrinsics. Dynamic shared
 // memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Errors in the use of
 // barriers end the process with a message. Kernels may use what is declared here, and no static __shared__ variables.
+// Occupancy is computed from the registers that ptxas reports, which the environment variable CUDA_SHIM_REGISTERS names
+// a file of, and from the figures of compute capability 9.0. Launches are recorded, and need not run.
 #pragma once
 
 #include <cmath>
@@ -9,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -38,14 +41,15 @@ struct alignas(16) int4 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;
 
-// ---- The runtime
-// -------------------------------------------------------------------------------------------------------
+// ---- The runtime ----------------------------------------------------------------------------------------------------
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrMaxSharedMemoryPerMultiprocessor
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrReservedSharedMemoryPerBlock,
+  cudaDevAttrComputeCapabilityMajor
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = struct CUstream_st*;
@@ -71,10 +75,24 @@ enum class Order { ascending, descending };
 struct Device {
   int multiprocessors = 4;
   int shared_bytes = 227 * 1024;
-  Order order = Order::ascending;
 };
-extern Device device;
 
+// The number of a device like this, as CUDA's calls take it: always the same for the same device, since what is asked
+// of a device may be remembered.
+int device_like(const Device& device);
+
+extern Order order;
+
+struct Launch {
+  int64_t kernel;  // its address, from that of cuda_shim_anchor
+  int64_t blocks[3], threads, shared_bytes;
+  int64_t resident_blocks;  // of a multiprocessor
+  int64_t meetings;         // of threads at barriers and warp intrinsics: a measure of the steps taken
+};
+extern std::vector<Launch> launches;  // since the driver has last cleared it
+extern bool runs_kernels;             // else they are recorded only
+
+cudaError_t resident_blocks(const void* kernel, int threads, size_t shared_bytes, int* blocks);
 cudaError_t allow_shared_bytes(const void* kernel, int bytes);
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std::function<void()>& thread);
 
@@ -107,14 +125,19 @@ cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribut
   return cuda_shim::allow_shared_bytes(reinterpret_cast<const void*>(kernel), value);
 }
 
+template <typename... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*kernel)(Parameters...), int threads,
+                                                          size_t shared_bytes) {
+  return cuda_shim::resident_blocks(reinterpret_cast<const void*>(kernel), threads, shared_bytes, blocks);
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   return cuda_shim::run(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }
 
-// ---- What kernels call
-// -------------------------------------------------------------------------------------------------
+// ---- What kernels call ----------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { cuda_shim::meet_block(); }
 

@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <unordered_map>
 #include <vector>
 
@@ -29,11 +30,23 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr size_t kMaxSharedBytes = 227 * 1024;
 alignas(128) float4 dynamic_shared_memory[kMaxSharedBytes / sizeof(float4)];
 
+// Kernels are named by how far from here they lie.
+extern "C" void cuda_shim_anchor() {}
+
 namespace cuda_shim {
 
-Device device;
+Order order = Order::ascending;
+std::vector<Launch> launches;
+bool runs_kernels = true;
 
 namespace {
+
+std::vector<Device>& devices() {
+  static std::vector<Device> all{Device{}};
+  return all;
+}
+int current_device = 0;
+const Device& device() { return devices()[static_cast<size_t>(current_device)]; }
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kMaxThreads = 1024;
@@ -147,7 +160,7 @@ int lanes_of_warp(int first) { return num_threads - first < warpSize ? num_threa
 void run_lanes(int first) {
   const int lanes = lanes_of_warp(first);
   for (int i = 0; i < lanes; ++i) {
-    const int lane = device.order == Order::ascending ? i : lanes - 1 - i;
+    const int lane = order == Order::ascending ? i : lanes - 1 - i;
     if (threads[first + lane].state == State::ready) resume(first + lane);
   }
 }
@@ -209,16 +222,37 @@ void run_block() {
   const int num_warps = (num_threads + warpSize - 1) / warpSize;
   do {
     for (int i = 0; i < num_warps; ++i) {
-      const int first = (device.order == Order::ascending ? i : num_warps - 1 - i) * warpSize;
+      const int first = (order == Order::ascending ? i : num_warps - 1 - i) * warpSize;
       do run_lanes(first);
       while (complete_warp_meetings(first));
     }
   } while (complete_block_barrier());
 }
 
+int64_t num_meetings = 0;
+
 void wait(State state) {
+  ++num_meetings;
   threads[current].state = state;
   back_to_scheduler(false);
+}
+
+int64_t offset_of(const void* kernel) {
+  return reinterpret_cast<const char*>(kernel) - reinterpret_cast<const char*>(&cuda_shim_anchor);
+}
+
+// Of each kernel that the file names, a line for each: its offset and its registers.
+const std::unordered_map<int64_t, int>& registers() {
+  static const std::unordered_map<int64_t, int> all = [] {
+    std::unordered_map<int64_t, int> read;
+    if (const char* path = std::getenv("CUDA_SHIM_REGISTERS")) {
+      std::ifstream file(path);
+      int64_t offset;
+      for (int count; file >> offset >> count;) read[offset] = count;
+    }
+    return read;
+  }();
+  return all;
 }
 
 std::unordered_map<const void*, int>& allowed_shared_bytes() {
@@ -227,6 +261,34 @@ std::unordered_map<const void*, int>& allowed_shared_bytes() {
 }
 
 }  // namespace
+
+int device_like(const Device& wanted) {
+  std::vector<Device>& all = devices();
+  for (size_t i = 0; i < all.size(); ++i)
+    if (all[i].multiprocessors == wanted.multiprocessors && all[i].shared_bytes == wanted.shared_bytes)
+      return static_cast<int>(i);
+  all.push_back(wanted);
+  return static_cast<int>(all.size() - 1);
+}
+
+// By the rules of compute capability 9.0: 64 warps, 32 blocks and 65,536 registers, given out to warps by 256 at a time;
+// shared memory is given out by 128 bytes, and each block takes 1 KB more than it asks for.
+cudaError_t resident_blocks(const void* kernel, int block_threads, size_t shared_bytes, int* blocks) {
+  constexpr int kWarps = 64, kBlocks = 32, kRegisters = 65536, kRegisterUnit = 256, kUsualRegisters = 64;
+  constexpr int64_t kSharedUnit = 128, kReserved = 1024;
+  if (block_threads < 1 || block_threads > kMaxThreads) return cudaErrorInvalidValue;
+  const auto found = registers().find(offset_of(kernel));
+  const int of_thread = found == registers().end() ? kUsualRegisters : found->second;
+  const int of_warp = (of_thread * warpSize + kRegisterUnit - 1) / kRegisterUnit * kRegisterUnit;
+  const int warps = (block_threads + warpSize - 1) / warpSize;
+  const int64_t shared = (static_cast<int64_t>(shared_bytes) + kReserved + kSharedUnit - 1) / kSharedUnit * kSharedUnit;
+  int64_t most = kBlocks;
+  for (const int64_t limit : {int64_t{kWarps / warps}, int64_t{kRegisters / of_warp / warps},
+                              (device().shared_bytes + kReserved) / shared})
+    if (limit < most) most = limit;
+  *blocks = static_cast<int>(most);
+  return cudaSuccess;
+}
 
 void meet_block() { wait(State::at_block_barrier); }
 
@@ -249,7 +311,7 @@ uint64_t value_of_lane(int lane) {
 }
 
 cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
-  if (bytes > device.shared_bytes) return cudaErrorInvalidValue;
+  if (bytes > device().shared_bytes) return cudaErrorInvalidValue;
   allowed_shared_bytes()[kernel] = bytes;
   return cudaSuccess;
 }
@@ -262,8 +324,19 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || block.x == 0 ||
       block.x > kMaxThreads || block.y != 1 || block.z != 1 || grid.x > 0x7fffffffu)
     return cudaErrorInvalidConfiguration;
-  if (config.dynamicSmemBytes > shared_limit || config.dynamicSmemBytes > static_cast<size_t>(device.shared_bytes))
+  if (config.dynamicSmemBytes > shared_limit || config.dynamicSmemBytes > static_cast<size_t>(device().shared_bytes))
     return cudaErrorInvalidValue;
+  int resident = 0;
+  resident_blocks(kernel, static_cast<int>(block.x), config.dynamicSmemBytes, &resident);
+  if (resident == 0) return cudaErrorInvalidConfiguration;
+  launches.push_back({offset_of(kernel),
+                      {grid.x, grid.y, grid.z},
+                      block.x,
+                      static_cast<int64_t>(config.dynamicSmemBytes),
+                      resident,
+                      0});
+  if (!runs_kernels) return cudaSuccess;
+  num_meetings = 0;
   gridDim = grid;
   blockDim = block;
   num_threads = static_cast<int>(block.x);
@@ -278,17 +351,16 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
         run_block();
       }
   __asan_unpoison_memory_region(shared, kMaxSharedBytes);
+  launches.back().meetings = num_meetings;
   return cudaSuccess;
 }
 
 }  // namespace cuda_shim
 
-// ---- The runtime
-// -------------------------------------------------------------------------------------------------------
+// ---- The runtime ----------------------------------------------------------------------------------------------------
 
-namespace {
-int current_device = 0;
-}
+using cuda_shim::current_device;
+using cuda_shim::devices;
 
 const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {
@@ -311,23 +383,25 @@ cudaError_t cudaGetDevice(int* device) {
 }
 
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  if (device < 0 || static_cast<size_t>(device) >= devices().size()) return cudaErrorInvalidDevice;
   current_device = device;
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device < 0 || static_cast<size_t>(device) >= devices().size()) return cudaErrorInvalidDevice;
+  const cuda_shim::Device& asked = devices()[static_cast<size_t>(device)];
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = cuda_shim::device.multiprocessors; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = cuda_shim::device.shared_bytes; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = cuda_shim::device.shared_bytes + 1024;
-      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount: *value = asked.multiprocessors; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = asked.shared_bytes; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = asked.shared_bytes + 1024; return cudaSuccess;
+    case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor: *value = 9; return cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
-  if (bytes != 0) std::memset(memory, value, bytes);
+  if (bytes != 0 && cuda_shim::runs_kernels) std::memset(memory, value, bytes);
   return cudaSuccess;
 }

@@ -15,13 +15,29 @@
 
 namespace {
 
-enum class Operation : int64_t { forward, backward, indices, host_indices, self_test, matrix_scan, matrix_outer, scan };
+enum class Operation : int64_t {
+  forward,
+  backward,
+  indices,
+  host_indices,
+  self_test,
+  matrix_scan,
+  matrix_outer,
+  scan,
+  launches,  // of the request before
+  plan_forward,
+  plan_backward,
+  plan_indices,
+  plan_matrix_scan
+};
 
 struct Request {  // as python_tests/test_cuda_kernels.py packs it
   int64_t operation, multiprocessors, shared_bytes, order;
   int64_t rows, bank_rows, width, num_terms, exclude_self, sampling, dtype;
   int64_t seed, deterministic, has_rows;  // has_rows: f + s * eps, instead of eps
 };
+
+int device = 0;
 
 [[noreturn]] void stop(const char* message) {
   std::fprintf(stderr, "driver: %s\n", message);
@@ -97,7 +113,7 @@ void serve_forward(const echo_ext::EchoProblem& problem, const Request& request)
   const Buffer bank_f = receive(bank_bytes), bank_s = receive(bank_bytes);
   const bool own_rows = request.has_rows != 0 && !problem.exclude_self;
   const Buffer f = receive(own_rows ? row_bytes : 0), s = receive(own_rows ? row_bytes : 0);
-  const Buffer out(row_bytes), workspace(echo_cuda_forward_workspace_bytes(problem, 0));
+  const Buffer out(row_bytes), workspace(echo_cuda_forward_workspace_bytes(problem, device));
   echo_ext::EchoForward io{};
   io.seed = &request.seed;
   io.bank_f = bank_f.data();
@@ -108,7 +124,7 @@ void serve_forward(const echo_ext::EchoProblem& problem, const Request& request)
   }
   io.out = out.data();
   io.workspace = workspace.data();
-  answer(echo_cuda_forward(problem, io, 0, nullptr), {&out});
+  answer(echo_cuda_forward(problem, io, device, nullptr), {&out});
 }
 
 void serve_backward(const echo_ext::EchoProblem& problem, const Request& request) {
@@ -119,7 +135,7 @@ void serve_backward(const echo_ext::EchoProblem& problem, const Request& request
   const bool own_rows = request.has_rows != 0 && !problem.exclude_self;
   const Buffer s = receive(own_rows ? row_bytes : 0), grad = receive(row_bytes);
   const Buffer grad_bank_f(bank_bytes), grad_bank_s(bank_bytes), grad_s(own_rows ? row_bytes : 0);
-  const Buffer workspace(echo_cuda_backward_workspace_bytes(problem, deterministic, 0));
+  const Buffer workspace(echo_cuda_backward_workspace_bytes(problem, deterministic, device));
   echo_ext::EchoBackward io{};
   io.seed = &request.seed;
   io.bank_f = bank_f.data();
@@ -130,7 +146,7 @@ void serve_backward(const echo_ext::EchoProblem& problem, const Request& request
   io.grad_bank_f = grad_bank_f.data();
   io.grad_bank_s = grad_bank_s.data();
   io.workspace = workspace.data();
-  answer(echo_cuda_backward(problem, io, deterministic, 0, nullptr), {&grad_bank_f, &grad_bank_s, &grad_s});
+  answer(echo_cuda_backward(problem, io, deterministic, device, nullptr), {&grad_bank_f, &grad_bank_s, &grad_s});
 }
 
 // The draws as the CPU makes them.
@@ -153,7 +169,7 @@ void serve_indices(const echo_ext::EchoProblem& problem, const Request& request)
     host_indices(problem, request.seed, to);
     answer(nullptr, {&indices});
   } else {
-    answer(echo_cuda_indices(problem, &request.seed, to, 0, nullptr), {&indices});
+    answer(echo_cuda_indices(problem, &request.seed, to, device, nullptr), {&indices});
   }
 }
 
@@ -172,12 +188,12 @@ void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) 
                                       values.data(),
                                       request.deterministic != 0,
                                       workspace.data()};
-    answer(echo_matrix_cuda_scan(matrices, io, 0, nullptr), {&values});
+    answer(echo_matrix_cuda_scan(matrices, io, device, nullptr), {&values});
   } else {
     const Buffer z = receive(row_bytes), grad_s(row_bytes * problem.width);
     const echo_ext::EchoMatrixOuter io{static_cast<const int64_t*>(order.data()), first.data(), z.data(),
                                        grad_s.data()};
-    answer(echo_matrix_cuda_outer(matrices, io, 0, nullptr), {&grad_s});
+    answer(echo_matrix_cuda_outer(matrices, io, device, nullptr), {&grad_s});
   }
 }
 
@@ -194,17 +210,70 @@ void serve_scan(const echo_ext::EchoProblem& problem) {
       z(problem.rows * wide_row), grad_f(row_bytes), grad_s(row_bytes);
   const auto* positions = static_cast<const int64_t*>(order.data());
   const char* errors[] = {
-      echo_scan_cuda_compose(scan, {positions, f.data(), s.data(), constants.data(), scales.data(), false}, 0, nullptr),
+      echo_scan_cuda_compose(scan, {positions, f.data(), s.data(), constants.data(), scales.data(), false}, device, nullptr),
       echo_scan_cuda_compose(scan, {positions, grad.data(), s.data(), constants_back.data(), scales_back.data(), true},
-                             0, nullptr),
-      echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entries.data(), z.data()}, 0, nullptr),
+                             device, nullptr),
+      echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entries.data(), z.data()}, device, nullptr),
       echo_scan_cuda_backward(
           scan,
           {positions, s.data(), grad.data(), z.data(), entry.data(), entries_back.data(), grad_f.data(), grad_s.data()},
-          0, nullptr)};
+          device, nullptr)};
   for (const char* error : errors)
     if (error != nullptr) return answer(error, {});
   answer(nullptr, {&constants, &scales, &constants_back, &scales_back, &z, &grad_f, &grad_s});
+}
+
+// The launches since the last request that made some, in rows of as many numbers as a Launch has, as many rows as the
+// caller has room for.
+void answer_launches(const char* error, int64_t workspace_bytes) {
+  constexpr size_t kMost = 64, kFields = sizeof(cuda_shim::Launch) / sizeof(int64_t);
+  Buffer records((1 + kMost * kFields) * sizeof(int64_t));
+  auto* to = static_cast<int64_t*>(records.data());
+  *to++ = workspace_bytes;
+  for (size_t i = 0; i < kMost; ++i, to += kFields) {
+    const cuda_shim::Launch launch = i < cuda_shim::launches.size() ? cuda_shim::launches[i] : cuda_shim::Launch{};
+    std::memcpy(to, &launch, sizeof(launch));
+  }
+  answer(error, {&records});
+}
+
+// What a call would launch, however large it is: nothing is read or written.
+void serve_plan(const echo_ext::EchoProblem& problem, const Request& request) {
+  const bool deterministic = request.deterministic != 0, own_rows = request.has_rows != 0 && !problem.exclude_self;
+  char memory[1];
+  const char* error = nullptr;
+  int64_t workspace_bytes = 0;
+  cuda_shim::runs_kernels = false;
+  switch (static_cast<Operation>(request.operation)) {
+    case Operation::plan_forward: {
+      workspace_bytes = echo_cuda_forward_workspace_bytes(problem, device);
+      echo_ext::EchoForward io{};
+      io.seed = &request.seed;
+      if (request.has_rows != 0) io.f = io.s = memory;
+      error = echo_cuda_forward(problem, io, device, nullptr);
+      break;
+    }
+    case Operation::plan_backward: {
+      workspace_bytes = echo_cuda_backward_workspace_bytes(problem, deterministic, device);
+      echo_ext::EchoBackward io{};
+      io.seed = &request.seed;
+      if (request.has_rows != 0) io.s = memory;
+      if (own_rows) io.grad_s = memory;
+      error = echo_cuda_backward(problem, io, deterministic, device, nullptr);
+      break;
+    }
+    case Operation::plan_indices: error = echo_cuda_indices(problem, &request.seed, nullptr, device, nullptr); break;
+    default: {
+      const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width),
+                                                 problem.dtype == echo_ext::DType::float32};
+      workspace_bytes = echo_matrix_cuda_workspace_bytes(matrices);
+      echo_ext::EchoMatrixScan io{};
+      io.backward = deterministic;
+      error = echo_matrix_cuda_scan(matrices, io, device, nullptr);
+    }
+  }
+  cuda_shim::runs_kernels = true;
+  answer_launches(error, workspace_bytes);
 }
 
 // ---- Kernels that are right, and kernels whose faults the shim must find ----
@@ -275,9 +344,9 @@ void serve_self_test(const Request& request) {
 int main() {
   Request request{};
   while (read_all(&request, sizeof(request))) {
-    cuda_shim::device.multiprocessors = static_cast<int>(request.multiprocessors);
-    cuda_shim::device.shared_bytes = static_cast<int>(request.shared_bytes);
-    cuda_shim::device.order = static_cast<cuda_shim::Order>(request.order);
+    device = cuda_shim::device_like({static_cast<int>(request.multiprocessors), static_cast<int>(request.shared_bytes)});
+    cuda_shim::order = static_cast<cuda_shim::Order>(request.order);
+    if (static_cast<Operation>(request.operation) != Operation::launches) cuda_shim::launches.clear();
     echo_ext::EchoProblem problem{};
     problem.rows = request.rows;
     problem.bank_rows = request.bank_rows;
@@ -295,6 +364,11 @@ int main() {
       case Operation::matrix_outer: serve_matrix(problem, request); break;
       case Operation::scan: serve_scan(problem); break;
       case Operation::self_test: serve_self_test(request); break;
+      case Operation::launches: answer_launches(nullptr, 0); break;
+      case Operation::plan_forward:
+      case Operation::plan_backward:
+      case Operation::plan_indices:
+      case Operation::plan_matrix_scan: serve_plan(problem, request); break;
       default: stop("unknown operation");
     }
   }

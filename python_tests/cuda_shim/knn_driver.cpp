@@ -13,6 +13,8 @@ namespace {
 
 using namespace echo_ext;
 
+int device = 0;
+
 enum class Operation : int64_t { keys, search, count, boundary, max_neighbours };
 
 struct Request {  // as python_tests/test_knn_cuda_kernels.py packs it
@@ -86,7 +88,7 @@ struct Tree {
         order(receive(r.batch * n * 8)),
         memory(knn_cuda_tree_bytes<T>({nullptr, nullptr, r.batch, n, static_cast<int>(r.dim), nullptr})),
         native{points.data(), order.data<int64_t>(), r.batch, n, static_cast<int>(r.dim), memory.data()} {
-    const char* error = knn_cuda_build<T>(native, 0, nullptr);
+    const char* error = knn_cuda_build<T>(native, device, nullptr);
     if (error != nullptr) std::_Exit(5);
   }
 };
@@ -125,12 +127,12 @@ void serve(const Request& r) {
                   indices.data<int64_t>(),
                   0};
       if (r.num_queries == 0)
-        return answer(knn_cuda_search<T>(p, points.native, points.native, nullptr, 0, nullptr), {&distances, &indices});
+        return answer(knn_cuda_search<T>(p, points.native, points.native, nullptr, device, nullptr), {&distances, &indices});
       const Tree<T> queries(r, r.num_queries);
       const Buffer start = receive(r.batch * ceil_div(r.num_queries, kWarp) * 8);
       p.queries = queries.native.points;
       p.num_queries = r.num_queries;
-      return answer(knn_cuda_search<T>(p, points.native, queries.native, start.data<int64_t>(), 0, nullptr),
+      return answer(knn_cuda_search<T>(p, points.native, queries.native, start.data<int64_t>(), device, nullptr),
                     {&distances, &indices});
     }
     case Operation::count: {
@@ -142,7 +144,7 @@ void serve(const Request& r) {
       return answer(knn_cuda_count<T>({points.native.points, radii.data(), groups.data<int32_t>(), rows.data<int64_t>(),
                                        r.batch, r.num_points, r.num_radii, static_cast<int>(r.num_groups), dim, metric,
                                        r.inclusive != 0, r.exclude_within, counts.data<int64_t>(), 0},
-                                      points.native, 0, nullptr),
+                                      points.native, device, nullptr),
                     {&counts});
     }
     case Operation::boundary: {
@@ -152,12 +154,12 @@ void serve(const Request& r) {
       const Buffer indices(r.batch * r.num_points * (2 * k + 1) * 8);
       return answer(knn_cuda_boundary<T>({points.native.points, radii.data(), skip.data<int64_t>(), r.batch,
                                           r.num_points, dim, k, r.exclude_within, indices.data<int64_t>(), 0},
-                                         points.native, 0, nullptr),
+                                         points.native, device, nullptr),
                     {&indices});
     }
     case Operation::max_neighbours: {
       const Buffer most(8);
-      *most.data<int64_t>() = knn_cuda_max_neighbours(0);
+      *most.data<int64_t>() = knn_cuda_max_neighbours(device);
       return answer(nullptr, {&most});
     }
   }
@@ -169,8 +171,8 @@ void serve(const Request& r) {
 int main() {
   Request request{};
   while (read_all(&request, sizeof(request))) {
-    cuda_shim::device.order = static_cast<cuda_shim::Order>(request.order);
-    cuda_shim::device.shared_bytes = static_cast<int>(request.shared_bytes);
+    cuda_shim::order = static_cast<cuda_shim::Order>(request.order);
+    device = cuda_shim::device_like({4, static_cast<int>(request.shared_bytes)});
     request.single != 0 ? serve<float>(request) : serve<double>(request);
   }
   return 0;
