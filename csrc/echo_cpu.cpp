@@ -7,49 +7,20 @@
 #include <limits>
 
 #include "cpu_kernel.h"
+#include "echo_draws_cpu.h"
 #include "parallel.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-constexpr int kDrawBatch = 64;
 constexpr int kTermsPerCheck = 8;
-static_assert(kDrawBatch % kTermsPerCheck == 0, "a check falls on the end of a batch");
-constexpr int64_t kMostRowsPerTask = 64, kMostTermsPerTask = 1 << 18;
+static_assert(kFirstDraws % kTermsPerCheck == 0 && kMoreDraws % kTermsPerCheck == 0, "a check falls on the last draw");
 
 // A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
 // what rounding the sum itself costs.
 template <typename T>
 constexpr T kNegligible = std::numeric_limits<T>::epsilon() / 64;
-
-// One row's draws, a batch at a time.
-struct RowDraws {
-  const Draws& draws;
-  const Bijection& order;
-  int64_t row;
-  DrawKey key;
-
-  RowDraws(const Draws& draws_, const Bijection& order_, int64_t row_)
-      : draws(draws_), order(order_), row(row_), key(draw_key(draws_.seed, static_cast<uint64_t>(row_))) {}
-
-  // Writes the bank rows of terms [first, end), at most kDrawBatch of them; rows has room for kDrawBatch.
-  void batch(int64_t first, int64_t end, int32_t* rows) const {
-    const uint32_t start = static_cast<uint32_t>(first);
-    if (draws.sampling != Sampling::permutation || order.is_small()) {
-      for (uint32_t t = 0; t < end - first; ++t) rows[t] = draw(draws, order, key, row, start + t);
-      return;
-    }
-    // The same as draw(), written so that it vectorises: few indices need more than one step of the bijection.
-    uint32_t index[kDrawBatch];
-    for (uint32_t t = 0; t < kDrawBatch; ++t)
-      index[t] = order.step<Bijection::kHalfRounds>(key, std::min(start + t, order.size - 1));
-    for (uint32_t t = 0; t < kDrawBatch; ++t)
-      while (index[t] >= order.size) index[t] = order.step<Bijection::kHalfRounds>(key, index[t]);
-    const uint32_t self = draws.exclude_self ? static_cast<uint32_t>(row) : std::numeric_limits<uint32_t>::max();
-    for (uint32_t t = 0; t < kDrawBatch; ++t) rows[t] = static_cast<int32_t>(index[t] + (index[t] >= self ? 1u : 0u));
-  }
-};
 
 // A column's bound on all that a row's remaining terms can add, per unit of weight: max|f| / (1 - max|s|), divided by
 // kNegligible. NaN, which is below nothing, so that nothing is ever dropped, where |s| reaches 1 or a value is not
@@ -68,15 +39,15 @@ T larger_or_nan(T a, T b) {
   return b > a || b != b ? b : a;
 }
 
-// Lays out one tile and its columns' bounds.
+// Lays out a tile's bank rows [begin, end), and the largest |f| and |s| of its columns among them.
 template <typename Storage, typename P>
-void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_s, int64_t t, Compute<Storage>* tile,
-               Compute<Storage>* bounds) {
+void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_s, int64_t t, int64_t begin,
+               int64_t end, Compute<Storage>* tile, Compute<Storage>* largest) {
   using T = Compute<Storage>;
   const Columns<Storage, P> columns(problem.width, t);
   alignas(64) T largest_f[P::kColumns] = {}, largest_s[P::kColumns] = {};
-  in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
+  in_pieces(begin, end, [&](int64_t from, int64_t to) {
+    for (int64_t row = from; row < to; ++row) {
       T* f = tile + row * 2 * P::kColumns;
       T* s = f + P::kColumns;
       columns.read(bank_f, row).store_to(f);
@@ -87,21 +58,20 @@ void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_
       }
     }
   });
-  for (int c = 0; c < P::kColumns; ++c) bounds[c] = tail_bound(largest_f[c], largest_s[c]);
+  std::copy_n(largest_f, P::kColumns, largest);
+  std::copy_n(largest_s, P::kColumns, largest + P::kColumns);
 }
 
 template <typename T, typename P>
 P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_terms) {
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
-  int32_t rows[kDrawBatch];
-  for (int64_t first = 0; first < num_terms; first += kDrawBatch) {
-    const int64_t end = std::min(first + kDrawBatch, num_terms);
-    draws.batch(first, end, rows);
-    for (int64_t t = 0; t < end - first; ++t) {
+  const int32_t* rows = draws.rows();
+  for (int64_t t = 0; t < num_terms;) {
+    for (const int64_t end = draws.beyond(t); t < end;) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
       sum = sum + weight * P::loaded(f);
       weight = weight * P::loaded(f + P::kColumns);
-      if ((t + 1) % kTermsPerCheck != 0) continue;
+      if (++t % kTermsPerCheck != 0) continue;
       largest_sum = maximum(largest_sum, absolute(sum));
       if (all_less_equal(absolute(weight) * bounds, largest_sum)) return sum;
     }
@@ -109,26 +79,24 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   return sum;
 }
 
-// One row's part of the gradients of a tile; returns the row's noise. weights and rows hold num_terms entries each
-// (rows rounded up to whole batches).
+// One row's part of the gradients of a tile; returns the row's noise. weights has room for num_terms packs.
 template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
-               const P& grad, T* weights, int32_t* rows) {
+               const P& grad, T* weights) {
   // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
   // of the product: left_out is the largest such product.
   P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
+  const int32_t* rows = draws.rows();
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
-    const int64_t end = std::min(used + kDrawBatch, num_terms);
-    draws.batch(used, end, rows + used);
-    for (; used < end && !settled; ++used) {
+    for (const int64_t end = draws.beyond(used); used < end && !settled;) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
       const P s = P::loaded(f + P::kColumns);
       weight.store_to(weights + used * P::kColumns);
       sum = sum + weight * P::loaded(f);
       left_out = maximum(left_out * absolute(s), absolute(weight));
       weight = weight * s;
-      if ((used + 1) % kTermsPerCheck != 0) continue;
+      if (++used % kTermsPerCheck != 0) continue;
       largest_sum = maximum(largest_sum, absolute(sum));
       settled = all_less_equal(left_out * bounds, largest_sum);
     }
@@ -147,133 +115,274 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How a problem is cut up, which depends on its shape alone, and so do the results.
 struct Layout {
+  static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMostTableTerms = 1 << 16;
+  static constexpr int64_t kTableRows = 16, kMostRowsPerTask = 64, kMostTermsPerTask = 1 << 18;
+
   int64_t columns, tiles, tile_size;
-  Layout(const EchoProblem& problem, int64_t columns_)
-      : columns(columns_), tiles((problem.width + columns - 1) / columns), tile_size(problem.bank_rows * 2 * columns) {}
+  int64_t tiles_of_group;  // tiles that share a second-level cache, and so can share a row's draws
+  int64_t pieces;          // of the bank
+  int64_t table_rows;      // whose draws are made together
+
+  Layout(const EchoProblem& problem, int64_t columns_, int64_t bytes_of_tile)
+      : columns(columns_),
+        tiles(ceil_div(problem.width, columns)),
+        tile_size(problem.bank_rows * 2 * columns),
+        tiles_of_group(std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes_of_tile, 1), 1, tiles)),
+        pieces(std::max<int64_t>(1, ceil_div(problem.bank_rows, kPieceRows))),
+        table_rows(std::clamp<int64_t>(kMostTableTerms / std::max<int64_t>(problem.num_terms, 1), 1, kTableRows)) {}
+
+  int64_t groups() const { return ceil_div(tiles, tiles_of_group); }
 };
 
-template <typename T>
-struct ForwardWorkspace {
-  T *tiles, *bounds;
-  ForwardWorkspace(const Layout& layout, Workspace& workspace)
+// The bank as tiles, and what bounds their columns.
+template <typename Storage, typename P>
+struct TiledBank {
+  using T = Compute<Storage>;
+  T *tiles, *bounds, *largest;  // the largest of each piece of a tile
+
+  TiledBank(const Layout& layout, Workspace& workspace)
       : tiles(workspace.take<T>(layout.tiles * layout.tile_size)),
-        bounds(workspace.take<T>(layout.tiles * layout.columns)) {}
+        bounds(workspace.take<T>(layout.tiles * layout.columns)),
+        largest(workspace.take<T>(layout.tiles * layout.pieces * 2 * layout.columns)) {}
+
+  void fill(const EchoProblem& problem, const Layout& layout, const void* f, const void* s, int num_threads) const {
+    parallel_for(layout.tiles * layout.pieces, num_threads, [&](int64_t task, int) {
+      const int64_t t = task / layout.pieces, begin = task % layout.pieces * Layout::kPieceRows;
+      const int64_t end = std::min(begin + Layout::kPieceRows, problem.bank_rows);
+      fill_tile<Storage, P>(problem, f, s, t, begin, end, tiles + t * layout.tile_size,
+                            largest + task * 2 * layout.columns);
+    });
+    for (int64_t t = 0; t < layout.tiles; ++t) {
+      T* of_tile = largest + t * layout.pieces * 2 * layout.columns;
+      for (int64_t piece = 1; piece < layout.pieces; ++piece)
+        for (int64_t c = 0; c < 2 * layout.columns; ++c)
+          of_tile[c] = larger_or_nan(of_tile[c], of_tile[piece * 2 * layout.columns + c]);
+      for (int64_t c = 0; c < layout.columns; ++c)
+        bounds[t * layout.columns + c] = tail_bound(of_tile[c], of_tile[layout.columns + c]);
+    }
+  }
 };
 
-// A tile's gradients and a row's weights, in each thread's slot.
-template <typename T>
-struct BackwardSlot {
-  T *tile, *bounds, *gradients, *weights;
-  int32_t* rows;
-  BackwardSlot(const Layout& layout, int64_t num_terms, Workspace& workspace)
-      : tile(workspace.take<T>(layout.tile_size)),
-        bounds(workspace.take<T>(layout.columns)),
-        gradients(workspace.take<T>(layout.tile_size)),
-        weights(workspace.take<T>(num_terms * layout.columns)),
-        rows(workspace.take<int32_t>(num_terms + kDrawBatch)) {}
-};
+// A thread's own table, where no table of all rows is kept.
+DrawTable take_table(const EchoProblem& problem, const Layout& layout, Workspace& workspace) {
+  const int64_t capacity = DrawTable::capacity_for(problem.num_terms);
+  return {0, capacity, workspace.take<int32_t>(layout.table_rows * capacity),
+          workspace.take<int32_t>(layout.table_rows)};
+}
+
+// Calls body(table, first row, last row) for as many rows of [begin, end) at a time as a table holds, with their first
+// draws made.
+template <typename Body>
+void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* kept, DrawTable table, int64_t begin,
+                int64_t end, const Body& body) {
+  if (kept != nullptr) table = *kept;
+  for (int64_t first = begin; first < end; first += layout.table_rows) {
+    const int64_t last = std::min(first + layout.table_rows, end);
+    if (kept == nullptr) table.first_row = first;
+    const int64_t index = first - table.first_row;
+    if (kept == nullptr || table.counts[index] == 0) maker.start(table, index, last - first);
+    body(table, first, last);
+  }
+}
 
 struct Forward {
   const EchoProblem& problem;
   const EchoForward& io;
+  const DrawTable* kept;
   int num_threads;
 
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout layout(problem, P::kColumns);
+    const Layout layout = layout_of<Storage, P>(problem);
     Workspace memory(io.workspace);
-    const ForwardWorkspace<T> workspace(layout, memory);
-    parallel_for(layout.tiles, num_threads, [&](int64_t t, int) {
-      fill_tile<Storage, P>(problem, io.bank_f, io.bank_s, t, workspace.tiles + t * layout.tile_size,
-                            workspace.bounds + t * layout.columns);
+    const TiledBank<Storage, P> bank(layout, memory);
+    bank.fill(problem, layout, io.bank_f, io.bank_s, num_threads);
+    const DrawMaker maker(problem, *io.seed);
+    const int64_t terms = std::max<int64_t>(problem.num_terms, 1);
+    const int64_t rows_of_task = std::clamp<int64_t>(Layout::kMostTermsPerTask / terms, 1, Layout::kMostRowsPerTask);
+    const int64_t row_tasks = ceil_div(problem.rows, rows_of_task);
+    parallel_for(layout.groups() * row_tasks, num_threads, [&](int64_t task, int slot) {
+      Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() + slot * slot_bytes(problem, layout));
+      const int64_t first_tile = task / row_tasks * layout.tiles_of_group, begin = task % row_tasks * rows_of_task;
+      const int64_t end = std::min(begin + rows_of_task, problem.rows);
+      Pulse pulse;
+      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_of_group, layout.tiles); ++t) {
+          const Columns<Storage, P> columns(problem.width, t);
+          const P bounds = P::loaded(bank.bounds + t * layout.columns);
+          for (int64_t row = first; row < last; ++row) {
+            P result = row_noise<T, P>(bank.tiles + t * layout.tile_size, bounds,
+                                       RowDraws{maker, table, row - table.first_row}, problem.num_terms);
+            if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
+            columns.write(io.out, row, result);
+            pulse.after(problem.num_terms);
+          }
+        }
+      };
+      with_draws(maker, layout, kept, take_table(problem, layout, slots), begin, end, of_rows);
     });
-    const Draws draws = draws_of(problem, *io.seed);
-    const Bijection order(num_candidates(draws));
-    const int64_t rows_per_task =
-        std::max<int64_t>(1, std::min(kMostRowsPerTask, kMostTermsPerTask / std::max<int64_t>(problem.num_terms, 1)));
-    const int64_t row_tasks = (problem.rows + rows_per_task - 1) / rows_per_task;
-    parallel_for(layout.tiles * row_tasks, num_threads, [&](int64_t task, int) {
-      const int64_t t = task / row_tasks, first = task % row_tasks * rows_per_task;
-      const Columns<Storage, P> columns(problem.width, t);
-      const P bounds = P::loaded(workspace.bounds + t * layout.columns);
-      for (int64_t row = first; row < std::min(first + rows_per_task, problem.rows); ++row) {
-        P result = row_noise<T, P>(workspace.tiles + t * layout.tile_size, bounds, RowDraws(draws, order, row),
-                                   problem.num_terms);
-        if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
-        columns.write(io.out, row, result);
-      }
-    });
+  }
+
+  template <typename Storage, typename P>
+  static Layout layout_of(const EchoProblem& problem) {
+    return Layout(problem, P::kColumns, problem.bank_rows * 2 * int64_t{sizeof(P)});
+  }
+
+  static int64_t slot_bytes(const EchoProblem& problem, const Layout& layout) {
+    Workspace sizes(nullptr);
+    take_table(problem, layout, sizes);
+    return sizes.bytes();
+  }
+};
+
+// Rows are shared among threads in chunks, each with gradient tiles of its own, which are added up in the end. The
+// number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
+// and adding it up costs as much as some terms of as many rows, and is to be little beside the terms of a chunk.
+struct Chunks {
+  static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kTermsOfTile = 6, kLeastTerms = 1 << 13;
+  static constexpr int64_t kMostBytes = 64 << 20;
+
+  int64_t count, rows;  // rows of a chunk
+
+  Chunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
+    const int64_t terms = problem.rows * std::min(problem.num_terms, kUsualTerms);
+    count = std::min({ceil_div(kMostTasks, layout.tiles), terms / (kTermsOfTile * problem.bank_rows),
+                      terms * layout.tiles / kLeastTerms, kMostBytes / (layout.tiles * bytes_of_tile)});
+    count = std::max<int64_t>(count, 1);
+    rows = ceil_div(problem.rows, count);
+  }
+};
+
+// What a thread needs for the backward pass: a row's weights, and a table of draws.
+template <typename T>
+struct BackwardSlot {
+  T* weights;
+  DrawTable table;
+  BackwardSlot(const EchoProblem& problem, const Layout& layout, Workspace& workspace)
+      : weights(workspace.take<T>(problem.num_terms * layout.columns)),
+        table(take_table(problem, layout, workspace)) {}
+
+  static int64_t bytes(const EchoProblem& problem, const Layout& layout) {
+    Workspace sizes(nullptr);
+    BackwardSlot(problem, layout, sizes);
+    return sizes.bytes();
   }
 };
 
 struct Backward {
   const EchoProblem& problem;
   const EchoBackward& io;
+  const DrawTable* kept;
   int num_threads;
 
-  // A tile's gradients are one thread's work, so that rows add to them in their order.
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
-    const Layout layout(problem, P::kColumns);
-    const Draws draws = draws_of(problem, *io.seed);
-    const Bijection order(num_candidates(draws));
-    Workspace sizes(nullptr);
-    BackwardSlot<T>(layout, problem.num_terms, sizes);
-    parallel_for(layout.tiles, num_threads, [&](int64_t t, int slot_index) {
-      Workspace memory(static_cast<char*>(io.workspace) + slot_index * sizes.bytes());
-      const BackwardSlot<T> slot(layout, problem.num_terms, memory);
-      fill_tile<Storage, P>(problem, io.bank_f, io.bank_s, t, slot.tile, slot.bounds);
-      in_pieces(0, layout.tile_size, [&](int64_t begin, int64_t end) {
-        std::fill(slot.gradients + begin, slot.gradients + end, T(0));
-      });
+    const Layout layout = layout_of<P>(problem);
+    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
+    Workspace memory(io.workspace);
+    const TiledBank<Storage, P> bank(layout, memory);
+    T* gradients = memory.take<T>(layout.tiles * chunks.count * layout.tile_size);  // [tile][chunk]
+    bank.fill(problem, layout, io.bank_f, io.bank_s, num_threads);
+    const DrawMaker maker(problem, *io.seed);
+    parallel_for(layout.groups() * chunks.count, num_threads, [&](int64_t task, int slot_index) {
+      Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() +
+                      slot_index * BackwardSlot<T>::bytes(problem, layout));
+      const BackwardSlot<T> slot(problem, layout, slots);
+      const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_of_group;
+      const int64_t last_tile = std::min(first_tile + layout.tiles_of_group, layout.tiles);
+      const auto gradients_of = [&](int64_t t) { return gradients + (t * chunks.count + chunk) * layout.tile_size; };
+      for (int64_t t = first_tile; t < last_tile; ++t)
+        in_pieces(0, layout.tile_size, [&](int64_t begin, int64_t end) {
+          std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0));
+        });
       Pulse pulse;
-      const Columns<Storage, P> columns(problem.width, t);
-      const P bounds = P::loaded(slot.bounds);
-      for (int64_t row = 0; row < problem.rows; ++row) {
-        const P grad_out = columns.read(io.grad, row);
-        const P grad = io.s == nullptr ? grad_out : grad_out * columns.read(io.s, row);
-        const P noise = row_gradient<T, P>(slot.tile, slot.gradients, bounds, RowDraws(draws, order, row),
-                                           problem.num_terms, grad, slot.weights, slot.rows);
-        pulse.after(problem.num_terms);
-        if (io.s == nullptr) continue;
-        if (problem.exclude_self) {
-          T* own = slot.gradients + row * 2 * P::kColumns;
-          (P::loaded(own) + grad_out).store_to(own);
-          (P::loaded(own + P::kColumns) + grad_out * noise).store_to(own + P::kColumns);
-        } else {
-          columns.write(io.grad_s, row, grad_out * noise);
+      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for (int64_t t = first_tile; t < last_tile; ++t) {
+          const Columns<Storage, P> columns(problem.width, t);
+          const P bounds = P::loaded(bank.bounds + t * layout.columns);
+          for (int64_t row = first; row < last; ++row) {
+            add_row<Storage, P>(columns, bank.tiles + t * layout.tile_size, gradients_of(t), bounds,
+                                RowDraws{maker, table, row - table.first_row}, row, slot.weights);
+            pulse.after(problem.num_terms);
+          }
         }
-      }
-      in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-          const T* gradients = slot.gradients + row * 2 * P::kColumns;
-          columns.write(io.grad_bank_f, row, P::loaded(gradients));
-          columns.write(io.grad_bank_s, row, P::loaded(gradients + P::kColumns));
-        }
-      });
+      };
+      const int64_t begin = chunk * chunks.rows;
+      with_draws(maker, layout, kept, slot.table, begin, std::min(begin + chunks.rows, problem.rows), of_rows);
     });
+    parallel_for(layout.tiles * layout.pieces, num_threads, [&](int64_t task, int) {
+      const int64_t t = task / layout.pieces, begin = task % layout.pieces * Layout::kPieceRows;
+      add_up<Storage, P>(Columns<Storage, P>(problem.width, t), gradients + t * chunks.count * layout.tile_size,
+                         layout.tile_size, chunks.count, begin,
+                         std::min(begin + Layout::kPieceRows, problem.bank_rows));
+    });
+  }
+
+  template <typename Storage, typename P, typename T>
+  void add_row(const Columns<Storage, P>& columns, const T* tile, T* gradients, const P& bounds, const RowDraws& draws,
+               int64_t row, T* weights) const {
+    const P grad_out = columns.read(io.grad, row);
+    const P grad = io.s == nullptr ? grad_out : grad_out * columns.read(io.s, row);
+    const P noise = row_gradient<T, P>(tile, gradients, bounds, draws, problem.num_terms, grad, weights);
+    if (io.s == nullptr) return;
+    if (problem.exclude_self) {
+      T* own = gradients + row * 2 * P::kColumns;
+      (P::loaded(own) + grad_out).store_to(own);
+      (P::loaded(own + P::kColumns) + grad_out * noise).store_to(own + P::kColumns);
+    } else {
+      columns.write(io.grad_s, row, grad_out * noise);
+    }
+  }
+
+  // Writes the sums of all chunks' gradients for the bank rows [begin, end).
+  template <typename Storage, typename P, typename T>
+  void add_up(const Columns<Storage, P>& columns, const T* gradients, int64_t tile_size, int64_t count, int64_t begin,
+              int64_t end) const {
+    in_pieces(begin, end, [&](int64_t from, int64_t to) {
+      for (int64_t row = from; row < to; ++row) {
+        const T* of_row = gradients + row * 2 * P::kColumns;
+        P f = P::loaded(of_row), s = P::loaded(of_row + P::kColumns);
+        for (int64_t chunk = 1; chunk < count; ++chunk) {
+          f = f + P::loaded(of_row + chunk * tile_size);
+          s = s + P::loaded(of_row + chunk * tile_size + P::kColumns);
+        }
+        columns.write(io.grad_bank_f, row, f);
+        columns.write(io.grad_bank_s, row, s);
+      }
+    }, count);
+  }
+
+  // A tile's gradients need room in the cache as well.
+  template <typename P>
+  static Layout layout_of(const EchoProblem& problem) {
+    return Layout(problem, P::kColumns, problem.bank_rows * 4 * int64_t{sizeof(P)});
   }
 };
 
-void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
+void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable* kept, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, kept, num_threads});
 }
 
-void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
-  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
+void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable* kept, int num_threads) {
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, kept, num_threads});
 }
 
 struct ForwardSize {
   const EchoProblem& problem;
+  int64_t num_threads;
   int64_t& bytes;
   template <typename Storage, typename P>
   void run() const {
+    const Layout layout = Forward::layout_of<Storage, P>(problem);
     Workspace sizes(nullptr);
-    ForwardWorkspace<Compute<Storage>>(Layout(problem, P::kColumns), sizes);
-    bytes = sizes.bytes();
+    TiledBank<Storage, P>(layout, sizes);
+    bytes = sizes.bytes() + num_threads * Forward::slot_bytes(problem, layout);
   }
 };
 
@@ -283,16 +392,19 @@ struct BackwardSize {
   int64_t& bytes;
   template <typename Storage, typename P>
   void run() const {
-    const Layout layout(problem, P::kColumns);
+    using T = Compute<Storage>;
+    const Layout layout = Backward::layout_of<P>(problem);
+    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace sizes(nullptr);
-    BackwardSlot<Compute<Storage>>(layout, problem.num_terms, sizes);
-    bytes = sizes.bytes() * std::min(num_threads, layout.tiles);
+    TiledBank<Storage, P>(layout, sizes);
+    sizes.take<T>(layout.tiles * chunks.count * layout.tile_size);
+    bytes = sizes.bytes() + num_threads * BackwardSlot<T>::bytes(problem, layout);
   }
 };
 
-int64_t forward_workspace_bytes(const EchoProblem& problem, int) {
+int64_t forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
   int64_t bytes = 0;
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, bytes});
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, num_threads, bytes});
   return bytes;
 }
 

@@ -5,11 +5,28 @@
 
 namespace echo_ext {
 
+// The first draws of a row are made before it is known how many it needs, the others as it comes to need them.
+constexpr int64_t kFirstDraws = 48, kMoreDraws = 64;
+
+// The draws of consecutive rows, as far as they have been made.
+struct DrawTable {
+  int64_t first_row, capacity;  // of a row's terms
+  int32_t* terms;               // [row][capacity]
+  int32_t* counts;              // [row]
+  int32_t* row(int64_t index) const { return terms + index * capacity; }
+
+  static int64_t capacity_for(int64_t num_terms) {
+    const int64_t more = num_terms > kFirstDraws ? num_terms - kFirstDraws : 0;
+    return kFirstDraws + (more + kMoreDraws - 1) / kMoreDraws * kMoreDraws;
+  }
+};
+
 struct EchoCpuKernels {
   int64_t (*forward_workspace_bytes)(const EchoProblem&, int num_threads);
   int64_t (*backward_workspace_bytes)(const EchoProblem&, int num_threads);
-  void (*forward)(const EchoProblem&, const EchoForward&, int num_threads);
-  void (*backward)(const EchoProblem&, const EchoBackward&, int num_threads);
+  // `kept`, which may be null, is a table of all rows: draws that it holds are used, others are added. The ring has none.
+  void (*forward)(const EchoProblem&, const EchoForward&, const DrawTable* kept, int num_threads);
+  void (*backward)(const EchoProblem&, const EchoBackward&, const DrawTable* kept, int num_threads);
 };
 
 namespace baseline {

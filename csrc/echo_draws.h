@@ -16,11 +16,11 @@ ECHO_EXT_HD uint64_t mix64(uint64_t x) {  // the finaliser of SplitMix64
   return x ^ (x >> 31);
 }
 
-ECHO_EXT_HD uint32_t mix32(uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x21f0aaadu;
-  x ^= x >> 15;
-  x *= 0x735a2d97u;
+// A Word is an uint32_t, or many of them in vector registers.
+template <typename Word>
+ECHO_EXT_HD Word mix32(Word x) {
+  x = (x ^ (x >> 16)) * 0x21f0aaadu;
+  x = (x ^ (x >> 15)) * 0x735a2d97u;
   return x ^ (x >> 15);
 }
 
@@ -32,6 +32,9 @@ ECHO_EXT_HD uint32_t scale_hash(uint32_t hash, uint32_t size) {
   return ((hash >> 16) * size + (((hash & 0xffffu) * size) >> 16)) >> 16;
 #endif
 }
+
+// Of a value less than twice the size.
+ECHO_EXT_HD uint32_t modulo_size(uint32_t value, uint32_t size) { return value >= size ? value - size : value; }
 
 // The key of one row's draws.
 struct DrawKey {
@@ -61,20 +64,19 @@ struct Bijection {
 
   ECHO_EXT_HD bool is_small() const { return size <= kSmall; }
 
-  template <int kRounds>
-  ECHO_EXT_HD uint32_t step(DrawKey key, uint32_t x) const {
+  // `round_key` and `key_step` are the start and the step of the key.
+  template <int kRounds, typename Word>
+  ECHO_EXT_HD Word step(Word round_key, Word key_step, Word x) const {
     const uint32_t low_mask = (1u << low_bits) - 1;
-    uint32_t high = x >> low_bits, low = x & low_mask;
-    uint32_t round_key = key.start;
+    Word high = x >> low_bits, low = x & low_mask;
 #if defined(__CUDA_ARCH__)
 #pragma unroll 2  // kernels hold many copies, and have better use for registers
 #endif
     for (int round = 0; round < kRounds; round += 2) {
-      high += scale_hash(mix32(low + round_key), high_size);
-      high = high >= high_size ? high - high_size : high;
-      round_key += key.step;
+      high = modulo_size(high + scale_hash(mix32(low + round_key), high_size), high_size);
+      round_key = round_key + key_step;
       low = (low + mix32(high + round_key)) & low_mask;
-      round_key += key.step;
+      round_key = round_key + key_step;
     }
     return (high << low_bits) | low;
   }
@@ -98,7 +100,7 @@ struct Bijection {
   }
 
   ECHO_EXT_HD uint32_t operator()(DrawKey key, uint32_t x) const {
-    do x = is_small() ? step<kHalfRoundsWhenSmall>(key, x) : step<kHalfRounds>(key, x);
+    do x = is_small() ? step<kHalfRoundsWhenSmall>(key.start, key.step, x) : step<kHalfRounds>(key.start, key.step, x);
     while (x >= size);
     return x;
   }

@@ -251,11 +251,11 @@ struct Backward {
   }
 };
 
-void forward(const EchoProblem& problem, const EchoForward& io, int num_threads) {
+void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable*, int num_threads) {
   dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
 }
 
-void backward(const EchoProblem& problem, const EchoBackward& io, int num_threads) {
+void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable*, int num_threads) {
   dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
 }
 

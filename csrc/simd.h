@@ -35,6 +35,11 @@ struct VectorOf<double> {
   typedef long long mask __attribute__((vector_size(kVectorBytes)));
 };
 
+template <>
+struct VectorOf<uint32_t> {
+  typedef uint32_t type __attribute__((vector_size(kVectorBytes)));
+};
+
 template <typename T>
 using Vector = typename VectorOf<T>::type;
 
