@@ -84,18 +84,20 @@ template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
                const P& grad, T* weights) {
   // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
-  // of the product: left_out is the largest such product.
-  P sum = P::filled(0), weight = P::filled(1), left_out = P::filled(0), largest_sum = P::filled(0);
+  // of the product: left_out is the largest such product, that of all |s| but the smallest.
+  P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
+  P left_out = P::filled(1), smallest = P::filled(1);
   const int32_t* rows = draws.rows();
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
     for (const int64_t end = draws.beyond(used); used < end && !settled;) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
-      const P s = P::loaded(f + P::kColumns);
+      const P s = P::loaded(f + P::kColumns), size = absolute(s);
       weight.store_to(weights + used * P::kColumns);
       sum = sum + weight * P::loaded(f);
-      left_out = maximum(left_out * absolute(s), absolute(weight));
       weight = weight * s;
+      left_out = left_out * maximum(smallest, size);
+      smallest = minimum(smallest, size);
       if (++used % kTermsPerCheck != 0) continue;
       largest_sum = maximum(largest_sum, absolute(sum));
       settled = all_less_equal(left_out * bounds, largest_sum);
@@ -120,7 +122,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // How a problem is cut up, which depends on its shape alone, and so do the results.
 struct Layout {
   static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMostTableTerms = 1 << 16;
-  static constexpr int64_t kTableRows = 16, kMostRowsPerTask = 64, kMostTermsPerTask = 1 << 18;
+  static constexpr int64_t kTableRows = 16;
 
   int64_t columns, tiles, tile_size;
   int64_t tiles_of_group;  // tiles that share a second-level cache, and so can share a row's draws
@@ -203,13 +205,11 @@ struct Forward {
     const TiledBank<Storage, P> bank(layout, memory);
     bank.fill(problem, layout, io.bank_f, io.bank_s, num_threads);
     const DrawMaker maker(problem, *io.seed);
-    const int64_t terms = std::max<int64_t>(problem.num_terms, 1);
-    const int64_t rows_of_task = std::clamp<int64_t>(Layout::kMostTermsPerTask / terms, 1, Layout::kMostRowsPerTask);
-    const int64_t row_tasks = ceil_div(problem.rows, rows_of_task);
+    const int64_t row_tasks = ceil_div(problem.rows, layout.table_rows);
     parallel_for(layout.groups() * row_tasks, num_threads, [&](int64_t task, int slot) {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() + slot * slot_bytes(problem, layout));
-      const int64_t first_tile = task / row_tasks * layout.tiles_of_group, begin = task % row_tasks * rows_of_task;
-      const int64_t end = std::min(begin + rows_of_task, problem.rows);
+      const int64_t first_tile = task / row_tasks * layout.tiles_of_group, begin = task % row_tasks * layout.table_rows;
+      const int64_t end = std::min(begin + layout.table_rows, problem.rows);
       Pulse pulse;
       const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
         for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_of_group, layout.tiles); ++t) {

@@ -20,10 +20,10 @@ const EchoCpuKernels& kernels(const EchoProblem& problem) {
   return ring ? baseline::echo_ring_kernels : baseline::echo_kernels;
 }
 
-int64_t usual_operations(const EchoProblem& problem) {
-  constexpr int64_t kUsualTerms = 64, kRingTerms = 4;
+int64_t usual_operations(const EchoProblem& problem, bool is_backward) {
+  constexpr int64_t kUsualTerms = 64, kRingTerms = 4, kBackwardTimes = 2;
   const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kUsualTerms);
-  return problem.rows * problem.width * terms;
+  return problem.rows * problem.width * terms * (is_backward ? kBackwardTimes : 1);
 }
 
 // Keeps the draws of small forward passes for the backward passes that follow, where making them is much of the work.
@@ -82,15 +82,15 @@ KeptDraws& kept_draws() {
 template <typename Io>
 void run_with_workspace(void (*kernel)(const EchoProblem&, const Io&, const DrawTable*, int),
                         int64_t (*workspace_bytes)(const EchoProblem&, int), const EchoProblem& problem, Io io,
-                        int num_threads, bool is_last_use) {
-  const int threads = worthwhile_threads(usual_operations(problem), num_threads);
+                        int num_threads, bool is_backward) {
+  const int threads = worthwhile_threads(usual_operations(problem, is_backward), num_threads);
   const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(workspace_bytes(problem, threads))]);
   io.workspace = workspace.get();
   if (!KeptDraws::are_kept(problem)) return kernel(problem, io, nullptr, threads);
   KeptDraws::Entry entry = kept_draws().take(problem, *io.seed);
   const DrawTable table = entry.table(problem);
   kernel(problem, io, &table, threads);
-  if (!is_last_use) kept_draws().put(std::move(entry));
+  if (!is_backward) kept_draws().put(std::move(entry));
 }
 
 }  // namespace

@@ -68,7 +68,6 @@ struct Words {
   // The upper halves of the products.
   static inline V high_product(V a, uint32_t b) {
 #if defined(__AVX512F__)
-    // With a mask of all lanes: GCC takes the plain multiplication for a use of something uninitialized.
     const __m512i factor = reinterpret_cast<__m512i>(a), by = _mm512_set1_epi32(static_cast<int>(b));
     const auto product = [&](__m512i lanes) { return _mm512_maskz_mul_epu32(0xff, lanes, by); };
     const __m512i even = product(factor) >> 32, odd = product(factor >> 32);
@@ -125,6 +124,13 @@ class DrawMaker {
     int64_t count = 0;
     uint32_t value[kMostAtOnce + kWordLanes], start[kMostAtOnce + kWordLanes], step[kMostAtOnce + kWordLanes];
     int32_t* to[kMostAtOnce + kWordLanes];
+
+    void add(uint32_t value_, DrawKey key, int32_t* to_) {
+      value[count] = value_;
+      start[count] = key.start;
+      step[count] = key.step;
+      to[count++] = to_;
+    }
   };
 
   // `count` draws, from term `first` on, of each of the rows [begin, end).
@@ -172,16 +178,11 @@ class DrawMaker {
     for (V& part : value.part) part = part < order_.size ? part : broadcast<uint32_t>(order_.size - 1);
     value = order_.step<kRounds>(group.start, group.step, value);
     write(group, value);
-    for (int v = 0; v < used; ++v) {
-      if (!any(value.part[v] >= order_.size)) continue;
-      for (int lane = 0; lane < kUnit; ++lane) {
-        outside.value[outside.count] = value.part[v][lane];
-        outside.start[outside.count] = group.key[v].start;
-        outside.step[outside.count] = group.key[v].step;
-        outside.to[outside.count] = group.to[v] + lane;
-        outside.count += value.part[v][lane] >= order_.size ? 1 : 0;
+    for (int v = 0; v < used; ++v)
+      for (uint32_t lanes = lanes_of(value.part[v] >= order_.size); lanes != 0; lanes &= lanes - 1) {
+        int32_t* to = group.to[v] + __builtin_ctz(lanes);
+        outside.add(static_cast<uint32_t>(*to), group.key[v], to);
       }
-    }
   }
 
   template <int kRounds>
@@ -193,13 +194,10 @@ class DrawMaker {
         const Words start = Words::loaded(outside.start + first), step = Words::loaded(outside.step + first);
         uint32_t value[kWordLanes];
         order_.step<kRounds>(start, step, Words::loaded(outside.value + first)).store_to(value);
-        for (int64_t i = 0; i < std::min<int64_t>(count - first, kWordLanes); ++i) {
-          *outside.to[first + i] = static_cast<int32_t>(value[i]);
-          outside.value[outside.count] = value[i];
-          outside.start[outside.count] = outside.start[first + i];
-          outside.step[outside.count] = outside.step[first + i];
-          outside.to[outside.count] = outside.to[first + i];
-          outside.count += value[i] >= order_.size ? 1 : 0;
+        for (int64_t i = first; i < std::min<int64_t>(first + kWordLanes, count); ++i) {
+          *outside.to[i] = static_cast<int32_t>(value[i - first]);
+          if (value[i - first] >= order_.size)
+            outside.add(value[i - first], {outside.start[i], outside.step[i]}, outside.to[i]);
         }
       }
     }
@@ -220,16 +218,17 @@ class DrawMaker {
     return v;
   }
 
+  // A bit for each lane where the comparison holds.
   template <typename Mask>
-  static bool any(const Mask& mask) {
+  static uint32_t lanes_of(const Mask& mask) {
 #if defined(__AVX512F__)
-    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask)) != 0;
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
 #elif defined(__AVX2__)
-    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(mask)) != 0;
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #else
-    bool found = false;
-    for (int lane = 0; lane < kUnit; ++lane) found |= mask[lane] != 0;
-    return found;
+    uint32_t lanes = 0;
+    for (int lane = 0; lane < kUnit; ++lane) lanes |= (mask[lane] != 0 ? 1u : 0u) << lane;
+    return lanes;
 #endif
   }
 

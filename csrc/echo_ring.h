@@ -170,10 +170,10 @@ Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int6
 // zero too.
 template <typename Value, typename Io>
 __attribute__((noinline)) void extend_backward(const RingSegment& segment, const RingScratch<Value>& scratch,
-                                               const Io& io, RingPrefix<Value>& behind) {
+                                               int64_t most, const Io& io, RingPrefix<Value>& behind) {
   Value sum = behind.sum, weight = behind.weight, left_out = behind.left_out, f, s;
   const int64_t pause = behind.terms + kTermsPerPause;
-  const int64_t end = segment.behind() < pause ? segment.behind() : pause;
+  const int64_t end = most < pause ? most : pause;
   int64_t m = behind.terms;
   bool is_settled = false;
   for (; m < end && !is_settled; ++m) {
@@ -209,22 +209,25 @@ __attribute__((noinline)) void return_through(const RingSegment& segment, int64_
 }
 
 // The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
-// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position).
+// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position); and end(), before which all
+// positions lie that may be added to, after begin_behind(last such position + 1) where they lie behind the segment.
 //
 // Segments come in the order of their positions. Where no window of a segment ends before its weight has vanished,
 // `carry` hands the gradient of what follows the segment on to the next one; other segments, and the last, add it to
 // the terms behind themselves, and so does a gradient that is not finite, which would never vanish. Returns the
-// position behind the last one that has been added to.
+// position behind the last one that has been added to; -1 where that would be beyond io.end(), and nothing is done.
 template <typename Value, typename Io>
 int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratch<Value>& scratch, Value& carry,
                       const Io& io) {
   const Value zero = Value::filled(0), one = Value::filled(1);
+  const int64_t room = io.end() - segment.end, most = segment.behind() < room ? segment.behind() : room;
   RingPrefix<Value> behind{zero, one, zero, 0, false};
-  extend_backward(segment, scratch, io, behind);
-  while (!behind.is_settled && behind.terms < segment.behind()) {
+  extend_backward(segment, scratch, most, io, behind);
+  while (!behind.is_settled && behind.terms < most) {
     io.pause();
-    extend_backward(segment, scratch, io, behind);
+    extend_backward(segment, scratch, most, io, behind);
   }
+  if (!behind.is_settled && most < segment.behind()) return -1;
   const Value sum = behind.sum;
   const int64_t settled = behind.terms;
   const bool is_settled = settled <= segment.shared();
@@ -237,6 +240,7 @@ int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratc
   }
   carry = zero;
   // Through the prefix, from its last term back.
+  io.begin_behind(segment.end + settled);
   Value weight_gradient = zero;
   for (int64_t end = settled; end > 0; end -= kTermsPerPause) {
     if (end < settled) io.pause();

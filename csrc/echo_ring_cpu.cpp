@@ -1,4 +1,8 @@
 // Ring: all rows' noises from one scan around a keyed circle of the bank.
+#include <limits>
+#include <memory>
+#include <vector>
+
 #include "cpu_kernel.h"
 #include "echo_cpu.h"
 #include "echo_ring.h"
@@ -86,6 +90,38 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   }
 };
 
+// What a chunk of a circle adds to positions behind its own, and to the row before them, waits here until all chunks
+// are done: nobody else has them meanwhile.
+template <typename P>
+struct Spill {
+  P *f, *s;        // of the positions from the chunk's end on
+  int64_t used;    // of them
+  P row_f, row_s;  // of the row whose window starts the chunk
+};
+
+// How a circle is shared among threads, which depends on the shape alone, and so do the results: each chunk looks as
+// far ahead as its windows reach, and is to be long beside that.
+struct Chunks {
+  static constexpr int64_t kMostTasks = 16, kLeastRows = 1 << 14;
+  int64_t count, rows;  // rows: whole segments
+  int64_t most_spilled;
+
+  Chunks(const EchoProblem& problem, int64_t tiles) {
+    const int64_t windows = std::max<int64_t>(std::min(problem.rows, problem.bank_rows), 1);
+    const int64_t segment = std::max<int64_t>(segment_length(problem), 1), segments = (windows + segment - 1) / segment;
+    const int64_t wanted = std::min((kMostTasks + tiles - 1) / tiles, windows / kLeastRows);
+    const int64_t segments_of_chunk = (segments + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
+    rows = segments_of_chunk * segment;
+    count = (windows + rows - 1) / rows;
+    most_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
+  }
+
+  // Of one segment's terms behind itself, those that can be needed.
+  int64_t most_weights(const EchoProblem& problem) const {
+    return count > 1 ? std::min(problem.num_terms, most_spilled + rows) : problem.num_terms;
+  }
+};
+
 template <typename Storage, typename P>
 struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   using CircleTerms<EchoBackward, Storage, P>::io, CircleTerms<EchoBackward, Storage, P>::circle,
@@ -94,7 +130,17 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   const Columns<T, P>& sums;  // where gradients add up, in the computing type
   T *sum_f, *sum_s;
   int64_t fresh_begin, fresh_end;  // positions whose sums nothing has been written to
+  Spill<P>* spill;                 // null: everything goes to the sums
+  int64_t chunk_begin, chunk_end, most_spilled;
 
+  int64_t end() const {
+    return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + most_spilled;
+  }
+  void begin_behind(int64_t position) const {
+    if (spill == nullptr) return;
+    for (; spill->used < position - chunk_end; ++spill->used)
+      spill->f[spill->used] = spill->s[spill->used] = P::filled(0);
+  }
   __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
     const int64_t row = circle.bank_row_around(position);
     this->prefetch(position);
@@ -106,10 +152,14 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
     const int64_t row = circle.noise_row(start);
     const P grad = columns.read(io.grad, row);
     if (io.s == nullptr) return grad;
-    if (circle.exclude_self)
-      add(row, grad, grad * noise);
-    else
+    if (!circle.exclude_self) {
       columns.write(io.grad_s, row, grad * noise);
+    } else if (spill != nullptr && start == chunk_begin) {
+      spill->row_f = grad;
+      spill->row_s = grad * noise;
+    } else {
+      add(row, grad, grad * noise);
+    }
     return grad * columns.read(io.s, row);
   }
   __attribute__((always_inline)) void add(int64_t row, const P& df, const P& ds) const {
@@ -117,10 +167,23 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
     sums.write(sum_s, row, sums.read(sum_s, row) + ds);
   }
   __attribute__((always_inline)) void add_gradient(int64_t position, const P& df, const P& ds) const {
+    if (spill != nullptr && position >= chunk_end) {
+      spill->f[position - chunk_end] = spill->f[position - chunk_end] + df;
+      spill->s[position - chunk_end] = spill->s[position - chunk_end] + ds;
+      return;
+    }
     const int64_t row = circle.bank_row(position);
     if (position < fresh_begin || position >= fresh_end) return add(row, df, ds);
     sums.write(sum_f, row, df);
     sums.write(sum_s, row, ds);
+  }
+  void clear(int64_t begin, int64_t end) const {
+    in_pieces(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
+      for (int64_t position = from; position < to; ++position) {
+        sums.write(sum_f, circle.rows[position], P::filled(0));
+        sums.write(sum_s, circle.rows[position], P::filled(0));
+      }
+    });
   }
 };
 
@@ -140,30 +203,41 @@ struct ForwardLayout {
   }
 };
 
+template <typename P>
+RingScratch<P> scratch_at(P* first, int64_t segment_size) {
+  return {first, first + segment_size, first + 2 * segment_size, first + 3 * segment_size, first + 4 * segment_size};
+}
+
 template <typename Storage, typename P>
 struct BackwardLayout {
   using T = Compute<Storage>;
   static constexpr bool kSumsAreOutputs = sizeof(Storage) == sizeof(T);
   int64_t tiles;
+  Chunks chunks;
   int32_t* rows;
   T *sum_f = nullptr, *sum_s = nullptr;
   P* scratch;  // for each thread
+  P* spilled;  // [tile][chunk][f, s]
   int64_t segment_size, scratch_size;
 
   BackwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
       : tiles((problem.width + P::kColumns - 1) / P::kColumns),
+        chunks(problem, tiles),
         rows(workspace.take<int32_t>(problem.bank_rows)),
         segment_size(segment_length(problem)),
-        scratch_size(4 * segment_size + problem.num_terms) {
-    scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles) * scratch_size);
+        scratch_size(4 * segment_size + chunks.most_weights(problem)) {
+    scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles * chunks.count) * scratch_size);
+    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.most_spilled);
     if (kSumsAreOutputs) return;
     sum_f = workspace.take<T>(problem.bank_rows * problem.width);
     sum_s = workspace.take<T>(problem.bank_rows * problem.width);
   }
 
-  RingScratch<P> slot_scratch(int slot) const {
-    P* first = scratch + slot * scratch_size;
-    return {first, first + segment_size, first + 2 * segment_size, first + 3 * segment_size, first + 4 * segment_size};
+  RingScratch<P> slot_scratch(int slot) const { return scratch_at(scratch + slot * scratch_size, segment_size); }
+
+  Spill<P> empty_spill(int64_t task) const {
+    P* f = spilled + task * 2 * chunks.most_spilled;
+    return {f, f + chunks.most_spilled, 0, P::filled(0), P::filled(0)};
   }
 };
 
@@ -199,7 +273,18 @@ struct Backward {
   const EchoBackward& io;
   int num_threads;
 
-  // A tile's gradients are one thread's work: neighbouring segments add to the same rows.
+  // A segment that reaches further than a chunk may: nothing of it is done yet.
+  template <typename P>
+  struct Deferred {
+    RingSegment segment;
+    P carry;
+  };
+  template <typename P>
+  struct Chunk {
+    Spill<P> spill;
+    std::vector<Deferred<P>> deferred;
+  };
+
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
@@ -211,43 +296,105 @@ struct Backward {
     const Draws draws = draws_of(problem, *io.seed);
     // At least one, which clears the gradients of a bank that nothing was drawn from.
     const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
+    const bool is_shared = layout.chunks.count > 1;
+    std::vector<Chunk<P>> chunks(static_cast<size_t>(is_shared ? layout.tiles * layout.chunks.count : 0));
     for (int64_t c = 0; c < circles; ++c) {
       if (c > 0) poll_interrupt();
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
       const int64_t windows = num_windows(draws, problem.rows, c);
-      parallel_for(layout.tiles, num_threads, [&](int64_t t, int slot) {
+      parallel_for(layout.tiles * layout.chunks.count, num_threads, [&](int64_t task, int slot) {
+        const int64_t t = task % layout.tiles, begin = task / layout.tiles * layout.chunks.rows;
+        const bool is_last = begin + layout.chunks.rows >= std::max<int64_t>(windows, 1);
+        if (begin > 0 && begin >= windows) return;  // a last circle may be short
         const Columns<Storage, P> columns(problem.width, t);
         const Columns<T, P> sums(problem.width, t);
-        const auto clear = [&](int64_t position) {
-          sums.write(sum_f, circle.rows[position], P::filled(0));
-          sums.write(sum_s, circle.rows[position], P::filled(0));
-        };
-        // A row's sums begin with a store, not with an addition to zeros written beforehand, which would be a sweep
-        // more over the memory: segments reach the first circle's positions in order. The last position's row comes
-        // early, by the window from position 0.
-        BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s, 0, c == 0 ? circle.size - 1 : 0};
-        if (c == 0) clear(circle.size - 1);
-        P carry = P::filled(0);
-        for (int64_t begin = 0; begin < windows; begin += layout.segment_size) {
-          poll_interrupt();
-          const RingSegment segment{begin, std::min(begin + layout.segment_size, windows), problem.num_terms};
-          const int64_t reached =
-              ring_backward(segment, segment.end == windows, layout.slot_scratch(slot), carry, tile_io);
-          tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
+        const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
+        BackwardIo<Storage, P> tile_io{
+            {io, circle, columns},     sums, sum_f, sum_s, begin, c == 0 ? end : begin, nullptr, begin, end,
+            layout.chunks.most_spilled};
+        if (is_shared) {
+          Chunk<P>& chunk = chunks[static_cast<size_t>(task)];
+          chunk.spill = layout.empty_spill(task);
+          chunk.deferred.clear();
+          tile_io.spill = &chunk.spill;
+          return run_chunk(tile_io, std::min(end, windows), layout.segment_size, layout.slot_scratch(slot), &chunk);
         }
-        in_pieces(tile_io.fresh_begin, tile_io.fresh_end, [&](int64_t begin, int64_t end) {
-          for (int64_t position = begin; position < end; ++position) clear(position);
-        });
-        if (layout.kSumsAreOutputs || c + 1 < circles) return;
-        in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) {
-            columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
-            columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
-          }
-        });
+        if (c == 0) {  // the last position's row comes early, by the window from position 0
+          tile_io.clear(circle.size - 1, circle.size);
+          tile_io.fresh_end = circle.size - 1;
+        }
+        run_chunk<Storage, P>(tile_io, windows, layout.segment_size, layout.slot_scratch(slot), nullptr);
+        if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
+      });
+      if (!is_shared) continue;
+      parallel_for(layout.tiles, num_threads, [&](int64_t t, int) {
+        const Columns<Storage, P> columns(problem.width, t);
+        const Columns<T, P> sums(problem.width, t);
+        const BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s, 0, 0, nullptr, 0, 0, 0};
+        for (int64_t begin = 0; begin < std::max<int64_t>(windows, 1); begin += layout.chunks.rows) {
+          const bool is_last = begin + layout.chunks.rows >= windows;
+          const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
+          add_up(tile_io, chunks[static_cast<size_t>(begin / layout.chunks.rows * layout.tiles + t)], begin, end,
+                 layout.segment_size);
+        }
+        if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
       });
     }
+  }
+
+  // The segments from tile_io.chunk_begin on. A row's sums begin with a store, not with an addition to zeros written
+  // beforehand, which would be a sweep more over the memory: segments reach the first circle's positions in order.
+  template <typename Storage, typename P>
+  void run_chunk(BackwardIo<Storage, P>& tile_io, int64_t end, int64_t segment_size, const RingScratch<P>& scratch,
+                 Chunk<P>* chunk) const {
+    P carry = P::filled(0);
+    for (int64_t begin = tile_io.chunk_begin; begin < end; begin += segment_size) {
+      poll_interrupt();
+      const RingSegment segment{begin, std::min(begin + segment_size, end), problem.num_terms};
+      const P entering = carry;
+      int64_t reached = ring_backward(segment, segment.end == end, scratch, carry, tile_io);
+      if (reached < 0) {
+        chunk->deferred.push_back({segment, entering});
+        carry = P::filled(0);
+        reached = segment.end;
+        tile_io.clear(std::max(segment.begin, tile_io.fresh_begin), std::min(segment.end, tile_io.fresh_end));
+      }
+      tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
+    }
+    tile_io.clear(tile_io.fresh_begin, tile_io.fresh_end);
+  }
+
+  // What has waited for all chunks to be done; those of one tile in their order.
+  template <typename Storage, typename P>
+  void add_up(const BackwardIo<Storage, P>& tile_io, const Chunk<P>& chunk, int64_t begin, int64_t end,
+              int64_t segment_size) const {
+    const int64_t size = tile_io.circle.size;
+    if (problem.exclude_self && io.s != nullptr)
+      tile_io.add(tile_io.circle.noise_row(begin), chunk.spill.row_f, chunk.spill.row_s);
+    in_pieces(0, chunk.spill.used, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        tile_io.add(tile_io.circle.bank_row((end + i) % size), chunk.spill.f[i], chunk.spill.s[i]);
+    });
+    if (chunk.deferred.empty()) return;
+    const std::unique_ptr<char[]> memory(
+        new char[static_cast<size_t>(4 * segment_size + problem.num_terms) * sizeof(P) + Workspace::kAlignment]);
+    const RingScratch<P> scratch = scratch_at(Workspace(memory.get()).take<P>(1), segment_size);
+    for (const Deferred<P>& one : chunk.deferred) {
+      P carry = one.carry;
+      ring_backward(one.segment, true, scratch, carry, tile_io);
+    }
+  }
+
+  template <typename Storage, typename P>
+  void write_sums(const Columns<Storage, P>& columns, const Columns<Compute<Storage>, P>& sums,
+                  const Compute<Storage>* sum_f, const Compute<Storage>* sum_s) const {
+    in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
+        columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
+      }
+    });
   }
 };
 

@@ -49,6 +49,24 @@ thread_local Thread this_thread{nullptr, 0};
 
 struct Stopped {};
 
+// Waits for `is_over` awake, for some ten times as long as it takes to wake a thread; whether it is over.
+template <typename Condition>
+bool wait_awake(const Condition& is_over) {
+  constexpr std::chrono::microseconds kAlone(20), kGivingWay(100);  // in the second span other threads go first
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    for (int i = 0; i < 64; ++i) {
+      if (is_over()) return true;
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
+    const auto waited = std::chrono::steady_clock::now() - start;
+    if (waited > kGivingWay) return false;
+    if (waited > kAlone) std::this_thread::yield();
+  }
+}
+
 class ThreadPool {
  public:
   ThreadPool() : process_(process_id()) {}
@@ -77,6 +95,9 @@ class ThreadPool {
       // A helper that is still asleep is not waited for: it finds the job closed.
       std::unique_lock<std::mutex> lock(mutex_);
       open_ = false;
+      lock.unlock();
+      wait_awake([this] { return working_helpers_.load(std::memory_order_acquire) == 0; });
+      lock.lock();
       while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return working_helpers_ == 0; })) {
         lock.unlock();
         keep_exception(poll_interrupt);
@@ -94,7 +115,7 @@ class ThreadPool {
   int grow(int wanted) {
     try {
       for (; num_helpers_ < wanted; ++num_helpers_)
-        std::thread([this, slot = num_helpers_ + 1, seen = generation_] { serve(slot, seen); }).detach();
+        std::thread([this, slot = num_helpers_ + 1, seen = generation_.load()] { serve(slot, seen); }).detach();
     } catch (const std::exception&) {
     }
     return std::min(num_helpers_, wanted);
@@ -104,6 +125,10 @@ class ThreadPool {
     this_thread.stop = &stop_;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      // Calls often come one after another.
+      lock.unlock();
+      wait_awake([&] { return generation_.load(std::memory_order_acquire) != seen; });
+      lock.lock();
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
       if (!open_ || slot > wanted_helpers_) continue;
@@ -152,8 +177,8 @@ class ThreadPool {
   const TaskRef* task_ = nullptr;
   int64_t num_tasks_ = 0;
   int wanted_helpers_ = 0;
-  int working_helpers_ = 0;
-  uint64_t generation_ = 0;
+  std::atomic<int> working_helpers_{0};    // these two are read without the mutex too
+  std::atomic<uint64_t> generation_{0};
   bool open_ = false;
 };
 

@@ -71,7 +71,7 @@ void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 // Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for
 // fewer operations than take about 100.
 inline int worthwhile_threads(int64_t operations, int num_threads) {
-  return operations < int64_t{1} << 19 ? 1 : num_threads;
+  return operations < int64_t{1} << 20 ? 1 : num_threads;
 }
 
 template <typename Body>

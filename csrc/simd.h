@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -63,14 +64,41 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
-inline Vector<float> absolute(Vector<float> v) { return v < 0.0f ? -v : v; }
-inline Vector<double> absolute(Vector<double> v) { return v < 0.0 ? -v : v; }
+// By the sign bit: one operation, where a comparison and a choice would be two.
+template <typename V>
+inline V absolute(V v) {
+  using Mask = decltype(v < v);
+  using Element = std::remove_reference_t<decltype(Mask{}[0])>;
+  return reinterpret_cast<V>(reinterpret_cast<Mask>(v) & std::numeric_limits<Element>::max());
+}
 
-// The larger of each pair; b where a is NaN.
+// The larger and the smaller of each pair; b where either is NaN. GCC does not always find the one instruction, and takes
+// the plain forms of AVX-512 for uses of something uninitialized: hence those with a mask of all lanes.
+#if defined(__AVX512F__)
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm512_maskz_max_pd(0xff, a, b); }
+inline Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+inline Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm512_maskz_min_pd(0xff, a, b); }
+#elif defined(__AVX2__)
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }
+inline Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm256_min_ps(a, b); }
+inline Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm256_min_pd(a, b); }
+#elif defined(__SSE2__)
+inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm_max_ps(a, b); }
+inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm_max_pd(a, b); }
+inline Vector<float> minimum(Vector<float> a, Vector<float> b) { return _mm_min_ps(a, b); }
+inline Vector<double> minimum(Vector<double> a, Vector<double> b) { return _mm_min_pd(a, b); }
+#else
 template <typename V>
 inline V maximum(V a, V b) {
   return a > b ? a : b;
 }
+template <typename V>
+inline V minimum(V a, V b) {
+  return a < b ? a : b;
+}
+#endif
 
 // Whether a <= b in every lane; false where either is NaN.
 #if defined(__AVX512F__)
@@ -129,6 +157,10 @@ struct Pack {
   }
   friend inline Pack maximum(Pack a, const Pack& b) {
     for (int v = 0; v < kVectors; ++v) a.part[v] = maximum(a.part[v], b.part[v]);
+    return a;
+  }
+  friend inline Pack minimum(Pack a, const Pack& b) {
+    for (int v = 0; v < kVectors; ++v) a.part[v] = minimum(a.part[v], b.part[v]);
     return a;
   }
   friend inline bool all_less_equal(const Pack& a, const Pack& b) {
