@@ -340,7 +340,7 @@ cudaError_t make_plan(const EchoProblem& problem, const DeviceLimits& limits, bo
                       RowsPlan* plan) {
   *plan = tiles_of<T>(problem, limits);
   if (!is_backward) return choose_blocks<T>(problem, limits, forward_kernel_of<T>(*plan), false, plan);
-  plan->copies = deterministic ? deterministic_copies<T>(problem) : 1;
+  plan->copies = deterministic ? deterministic_copies<T>(problem, plan->lanes) : 1;
   return choose_blocks<T>(problem, limits, backward_kernel_of<T>(*plan), deterministic, plan);
 }
 
@@ -363,14 +363,15 @@ BankGradients<T> take_gradients(Workspace& workspace, const EchoProblem& problem
   return gradients;
 }
 
-// Intervals are halved until their checkpoints fit, or would become more: 2^20 terms have 2^16 steps, and then at least
-// 2^9 checkpoints of each thread.
-constexpr int64_t kCheckpointBytes = int64_t{64} << 20;
+// For a multiprocessor: enough for all steps of 1024 terms in blocks of any size. Intervals are halved until their
+// checkpoints fit, or would become more: 2^20 terms have 2^16 steps, and then each thread has some 2^9 checkpoints.
+constexpr int64_t kCheckpointBytes = int64_t{256} << 10;
 
 template <typename T>
-Checkpoints<T> take_checkpoints(Workspace& workspace, const EchoProblem& problem, const RowsPlan& plan) {
-  const int64_t steps = ceil_div(problem.num_terms, kStep);
-  const int64_t fitting = kCheckpointBytes / (plan.num_threads() * static_cast<int64_t>(sizeof(Weights<T>)));
+Checkpoints<T> take_checkpoints(Workspace& workspace, const EchoProblem& problem, const RowsPlan& plan,
+                                const DeviceLimits& limits) {
+  const int64_t steps = ceil_div(problem.num_terms, kStep), bytes = kCheckpointBytes * limits.multiprocessors;
+  const int64_t fitting = bytes / (plan.num_threads() * static_cast<int64_t>(sizeof(Weights<T>)));
   const auto of_steps = [&](int bits) { return steps < int64_t{1} << bits ? steps : int64_t{1} << bits; };
   const auto of_intervals = [&](int bits) { return ceil_div(steps, int64_t{1} << bits) - 1; };
   const auto of_both = [&](int bits) { return of_steps(bits) + of_intervals(bits); };
@@ -427,7 +428,7 @@ const char* backward(const EchoProblem& problem, const EchoBackward& io, bool de
   const DrawnRows drawn = take_draws(workspace, problem, plan.staged);
   const PackedBank<T> bank = take_bank<T>(workspace, problem, plan);
   const BankGradients<T> gradients = take_gradients<T>(workspace, problem, plan);
-  const Checkpoints<T> checkpoints = take_checkpoints<T>(workspace, problem, plan);
+  const Checkpoints<T> checkpoints = take_checkpoints<T>(workspace, problem, plan, limits);
 
   const size_t gradient_bytes =
       static_cast<size_t>(gradients.copies * gradients.size) * sizeof(typename Traits<T>::Vector);
@@ -452,7 +453,7 @@ int64_t workspace_bytes(const EchoProblem& problem, const DeviceLimits& limits, 
   take_bank<T>(workspace, problem, plan);
   if (is_backward) {
     take_gradients<T>(workspace, problem, plan);
-    take_checkpoints<T>(workspace, problem, plan);
+    take_checkpoints<T>(workspace, problem, plan, limits);
   }
   return workspace.used();
 }

@@ -68,7 +68,6 @@ __device__ __forceinline__ void with_element_of(DType dtype, const Work& work) {
 }
 
 constexpr int kDrawThreads = 256;
-constexpr int kDrawTerms = 4 * kWarp;  // of a row that a warp draws at once
 constexpr int kSampleRows = 16;
 
 // About how many terms it takes until the weights of each column have lost kBits bits, which they do at the mean of
@@ -103,7 +102,7 @@ __device__ __forceinline__ uint32_t guess_terms(const EchoProblem& problem, cons
   return *most;
 }
 
-// Blocks (rows, parts of their terms).
+// Each row is drawn by a warp in each of blockIdx.y.
 template <typename T, bool kStaged>
 __global__ void __launch_bounds__(kDrawThreads)
     draws_kernel(EchoProblem problem, const int64_t* seed, const void* s, DrawnRows drawn) {
@@ -111,16 +110,14 @@ __global__ void __launch_bounds__(kDrawThreads)
   if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *drawn.prefix = prefix;
   const Draws draws = draws_of(problem, *seed);
   const Bijection order(num_candidates(draws));
-  const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms), lane = threadIdx.x % kWarp;
+  const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
+  const uint32_t first_term = blockIdx.y * kWarp + threadIdx.x % kWarp;
   constexpr int64_t kRows = kDrawThreads / kWarp;
   for (int64_t row = blockIdx.x * kRows + threadIdx.x / kWarp; row < problem.rows; row += gridDim.x * kRows) {
     const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
     auto* to = static_cast<Index<kStaged>*>(drawn.rows) + row * drawn.room;
-    for (uint32_t part = blockIdx.y * kDrawTerms; part < prefix; part += gridDim.y * kDrawTerms) {
-      const uint32_t end = part + kDrawTerms < prefix ? part + kDrawTerms : prefix;
-      for (uint32_t term = part + lane; term < end; term += kWarp)
-        to[term] = static_cast<Index<kStaged>>(term < num_terms ? draw(draws, order, key, row, term) : 0);
-    }
+    for (uint32_t term = first_term; term < prefix; term += gridDim.y * kWarp)
+      to[term] = static_cast<Index<kStaged>>(term < num_terms ? draw(draws, order, key, row, term) : 0);
   }
 }
 
@@ -150,7 +147,7 @@ cudaError_t write_draws(const EchoProblem& problem, const int64_t* seed, const v
   if (status != cudaSuccess) return status;
   const int64_t most = static_cast<int64_t>(resident) * limits.multiprocessors;
   const int64_t blocks = ceil_div(problem.rows, kDrawThreads / kWarp), x = blocks < most ? blocks : most;
-  const int64_t parts = ceil_div(drawn.room, kDrawTerms), y = parts < most / x ? parts : most / x;
+  const int64_t parts = ceil_div(drawn.room, kWarp), y = parts < most / x ? parts : most / x;
   const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>(y));
   return launch(draws_kernel<T, kStaged>, grid, kDrawThreads, kSharedBytes, stream, problem, seed, s, drawn);
 }

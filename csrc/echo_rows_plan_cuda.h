@@ -22,15 +22,17 @@ constexpr int kWideLanes = kWarp, kStagedLanes = 8, kLeastLanes = 2;
 constexpr int64_t kMaxGroups = 65535;
 
 // A deterministic backward pass gives each row in flight a copy of the bank's gradients of its own: a power of two of
-// them, by the problem alone, so that the sums are those of any device whose tiles are as wide.
-constexpr int64_t kCopyBytes = int64_t{128} << 20;
-constexpr int64_t kLeastCopies = 16;  // a warp's rows, where these are narrowest
+// them, that the problem and the width of tiles determine, so that the sums are those of any device with as wide tiles.
+constexpr int64_t kCopyBytes = int64_t{256} << 20;
+constexpr int64_t kLeastCopies = 8;    // also where they take more
+constexpr int64_t kMostCopies = 1024;  // which are summed one after another
 
 template <typename T>
-int64_t deterministic_copies(const EchoProblem& problem) {
+int64_t deterministic_copies(const EchoProblem& problem, int lanes) {
   const int64_t copy_bytes = 2 * problem.bank_rows * problem.width * static_cast<int64_t>(sizeof(T));
-  int64_t copies = kLeastCopies;
-  while (copies < problem.rows && 2 * copies * copy_bytes <= kCopyBytes) copies *= 2;
+  int64_t copies = kWarp / lanes;
+  const int64_t most = problem.rows < kMostCopies ? problem.rows : kMostCopies;
+  while (copies < most && (copies < kLeastCopies || 2 * copies * copy_bytes <= kCopyBytes)) copies *= 2;
   return copies;
 }
 
@@ -53,14 +55,14 @@ RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
 }
 
 // Chooses the size of blocks and how many there are: never more than run at once, unless there are more tiles, so that
-// each stages its tile once and checkpoints stay few. Where a warp's loads take as long as those of a few warps, a pass
-// over the rows takes as long as the threads of the fullest multiprocessor are many.
+// each stages its tile once and checkpoints stay few. A pass over the rows in flight takes the time of one warp's loads,
+// as long as a few warps keep the multiprocessor busy, and of all threads of the fullest multiprocessor.
 template <typename T, typename Kernel>
 cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits, Kernel kernel, bool deterministic,
                           RowsPlan* plan) {
-  constexpr int64_t kFewThreads = 4 * kWarp;
+  constexpr int kLoadThreads = 4 * kWarp, kLeastThreads = 4 * kWarp;
   int64_t least = 0;
-  for (int threads = kMaxThreads; threads >= kWarp; threads /= 2) {
+  for (int threads = kMaxThreads; threads >= (deterministic ? kWarp : kLeastThreads); threads /= 2) {
     int resident = 0;
     const cudaError_t status = resident_blocks(kernel, threads, plan->shared_bytes, &resident);
     if (status != cudaSuccess) return status;
@@ -72,10 +74,8 @@ cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits
     if (groups < 1) groups = 1;
     if (groups > kMaxGroups) groups = kMaxGroups;
     const int64_t blocks = plan->tiles * groups, waves = ceil_div(blocks, at_once);
-    const int64_t passes = ceil_div(wanted, groups);
-    int64_t busy = ceil_div(blocks < at_once ? blocks : at_once, limits.multiprocessors) * threads;
-    if (busy < kFewThreads) busy = kFewThreads;
-    const int64_t time = passes * waves * busy;
+    const int64_t busy = ceil_div(blocks < at_once ? blocks : at_once, limits.multiprocessors) * threads;
+    const int64_t time = ceil_div(wanted, groups) * waves * (kLoadThreads + busy);
     if (least != 0 && time >= least) continue;
     least = time;
     plan->groups = groups;
