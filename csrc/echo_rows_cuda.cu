@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t first_of_warp = blockIdx.y * rows_of_block + threadIdx.x / kWarp * (kWarp / kLanes);
   for (int64_t first_row = first_of_warp; first_row < problem.rows; first_row += stride) {
     const int64_t row = first_row + threadIdx.x % kWarp / kLanes;
-    walk.row = row < problem.rows ? row : problem.rows - 1;
+    walk.start_row(row < problem.rows ? row : problem.rows - 1);
     T sum[kColumns<T>] = {}, weight[kColumns<T>], largest[kColumns<T>] = {}, bound[kColumns<T>];
 #pragma unroll
     for (int v = 0; v < kColumns<T>; ++v) {
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t ahead = threadIdx.x % kWarp / kLanes;
   for (int64_t row = first_row; row - ahead < problem.rows; row += stride) {
     way.is_row = row < problem.rows;
-    walk.row = way.is_row ? row : problem.rows - 1;
+    walk.start_row(way.is_row ? row : problem.rows - 1);
     T grad[kColumns<T>];
     bool is_column[kColumns<T>];
 #pragma unroll

@@ -215,10 +215,8 @@ __device__ __forceinline__ Bounds<T> column_bounds(const typename Traits<T>::Bit
   return {f == 0 ? nan_unless_finite : f * reach, reach};
 }
 
-template <typename T>
-__device__ __forceinline__ T magnitude(T value) {
-  return value < 0 ? -value : value;
-}
+__device__ __forceinline__ float magnitude(float value) { return fabsf(value); }
+__device__ __forceinline__ double magnitude(double value) { return fabs(value); }
 
 // Whether nothing behind this weight can exceed `limit`. Behind a weight of zero everything finite is zero, also where
 // no bound exists.
@@ -238,20 +236,19 @@ struct RowWalk {
 
   const EchoProblem& problem;
   const int64_t* seed;
-  const Vector* cells;  // this lane's cell of bank row 0
-  const Index<kStaged>* drawn;
-  int64_t room;
+  const Vector* cells = nullptr;  // this lane's cell of bank row 0, where the tile is not staged
+  const DrawnRows& draws;
   uint32_t prefix;
   const typename Traits<T>::Bits* largest;  // of this lane's first column
   int lane;
   int64_t row = 0;
+  const Index<kStaged>* drawn = nullptr;  // by this row
 
   __device__ RowWalk(const EchoProblem& problem_, const int64_t* seed_, const void* f, const void* s,
-                     const PackedBank<T>& bank, const DrawnRows& draws)
+                     const PackedBank<T>& bank, const DrawnRows& draws_)
       : problem(problem_),
         seed(seed_),
-        drawn(static_cast<const Index<kStaged>*>(draws.rows)),
-        room(draws.room),
+        draws(draws_),
         prefix(*draws.prefix),
         lane(static_cast<int>(threadIdx.x) % kLanes) {
     using Bits = typename Traits<T>::Bits;
@@ -259,7 +256,6 @@ struct RowWalk {
       auto* tile = reinterpret_cast<Vector*>(dynamic_shared_memory);
       auto* largest_of_tile = reinterpret_cast<Bits*>(tile + problem.bank_rows * kLanes);
       stage_tile<T, kLanes>(problem, f, s, tile, largest_of_tile);
-      cells = tile + lane;
       largest = largest_of_tile + 2 * lane;
     } else {
       cells = bank.cells + blockIdx.x * problem.bank_rows * kLanes + lane;
@@ -270,11 +266,16 @@ struct RowWalk {
   __device__ __forceinline__ Bounds<T> bounds(int v) const { return column_bounds<T>(largest + 2 * v * kLanes); }
   __device__ __forceinline__ int64_t column(int v) const { return column_of<T>(blockIdx.x, v, kLanes, lane); }
 
+  __device__ __forceinline__ void start_row(int64_t row_) {
+    row = row_;
+    drawn = static_cast<const Index<kStaged>*>(draws.rows) + row * draws.room;
+  }
+
   // The bank rows of the step whose first term is given; all lanes of the warp together.
   __device__ __forceinline__ StepRows<kStaged> rows_of_step(uint32_t first) const {
     StepRows<kStaged> rows{};
     if (first < prefix)
-      rows.load(drawn + row * room + first);
+      rows.load(drawn + first);
     else
       draw(first, &rows);
     return rows;
@@ -282,13 +283,14 @@ struct RowWalk {
 
   // Each lane draws some of the terms.
   __device__ __forceinline__ void draw(uint32_t first, StepRows<kStaged>* rows) const {
-    const Draws draws = draws_of(problem, *seed);
-    const Bijection order(num_candidates(draws));
-    const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
+    const Draws all = draws_of(problem, *seed);
+    const Bijection order(num_candidates(all));
+    const DrawKey key = draw_key(all.seed, static_cast<uint64_t>(row));
 #pragma unroll 1
     for (int part = 0; part < kStep; part += kLanes) {
       const uint32_t term = first + static_cast<uint32_t>(part + lane);
-      const int32_t mine = term < static_cast<uint64_t>(problem.num_terms) ? echo_ext::draw(draws, order, key, row, term) : 0;
+      const bool is_term = term < static_cast<uint32_t>(problem.num_terms);
+      const int32_t mine = is_term ? echo_ext::draw(all, order, key, row, term) : 0;
 #pragma unroll
       for (int k = 0; k < kStep; ++k) {
         const int32_t bank_row = __shfl_sync(kFullWarp, mine, k % kLanes, kLanes);
@@ -301,10 +303,14 @@ struct RowWalk {
   __device__ __forceinline__ void load_eight(const StepRows<kStaged>& rows, int from, Cell<T> (&cell)[8]) const {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      if constexpr (kStaged)
-        cell[k] = unpack(cells[rows.get(from + k) * kLanes]);
-      else
+      if constexpr (kStaged) {  // so written, an address takes one instruction
+        constexpr int kRowBytes = kLanes * static_cast<int>(sizeof(Vector));
+        const int offset = lane * static_cast<int>(sizeof(Vector)) + rows.get(from + k) * kRowBytes;
+        const char* at = reinterpret_cast<const char*>(dynamic_shared_memory) + offset;
+        cell[k] = unpack(*reinterpret_cast<const Vector*>(at));
+      } else {
         cell[k] = unpack(__ldg(cells + static_cast<int64_t>(rows.get(from + k)) * kLanes));
+      }
     }
   }
 

@@ -41,7 +41,7 @@ struct StepRows {
   }
   __device__ __forceinline__ int32_t get(int k) const {
     if (!kStaged) return static_cast<int32_t>(word[k]);
-    return static_cast<int32_t>(k % 2 == 0 ? word[k / 2] & 0xffffu : word[k / 2] >> 16);
+    return static_cast<int32_t>(__byte_perm(word[k / 2], 0, k % 2 == 0 ? 0x4410 : 0x4432));
   }
   __device__ __forceinline__ void set(int k, int32_t bank_row) {
     const auto bits = static_cast<uint32_t>(bank_row);
