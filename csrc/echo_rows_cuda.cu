@@ -185,7 +185,8 @@ struct BackwardRow {
       for (int v = 0; v < kColumns<T>; ++v) {
         added.f[v] = grad_eps[v] * weights[k][v];
         added.s[v] = added.f[v] * tail[v];
-        tail[v] = kLast && ends && from + k == count - 1 ? cell[k].f[v] : cell[k].f[v] + cell[k].s[v] * tail[v];
+        const T f = cell[k].f[v], with_tail = f + cell[k].s[v] * tail[v];
+        tail[v] = kLast && ends && from + k == count - 1 ? f : with_tail;
       }
       if (is_row) atomic_add(gradient + static_cast<int64_t>(rows.get(from + k)) * kLanes, pack(added));
     }

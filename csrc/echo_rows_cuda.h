@@ -98,11 +98,11 @@ __device__ __forceinline__ void raise_of_lanes(typename Traits<T>::Bits* largest
     }
 }
 
-constexpr int kPackThreads = 256;
+constexpr int kPackThreads = 256;  // four blocks at least: unasked, the compiler wants eight, and spills
 constexpr int64_t kPackRows = 64;
 
 template <typename T>
-__global__ void __launch_bounds__(kPackThreads)
+__global__ void __launch_bounds__(kPackThreads, 4)
     pack_kernel(PackedBank<T> bank, EchoProblem problem, const void* f, const void* s) {
   using Bits = typename Traits<T>::Bits;
   const int lane = static_cast<int>(threadIdx.x) % bank.lanes;
