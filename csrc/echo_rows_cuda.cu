@@ -1,7 +1,7 @@
 // Echo noise with permutation and replacement sampling on CUDA. Rows are independent; each gathers bank rows in its own
 // order. What they draw is written down first. A block keeps a tile of the bank's columns in shared memory, or reads a
-// packed one from L2 where the bank has too many rows; a group of lanes then walks one row's draws with one 16-byte load
-// per lane and term, until a vote of the warp finds that no further term can change a result.
+// packed one from L2 where the bank has too many rows; a group of lanes then walks one row's draws with one 16-byte
+// load per lane and term, until a vote of the warp finds that no further term can change a result.
 #include "echo_cuda.h"
 #include "echo_rows_plan_cuda.h"
 
@@ -121,7 +121,8 @@ struct BackwardRow {
       if (first + kStep < num_terms) next = walk.rows_of_step(first + kStep);
       const uint32_t step = first / kStep, interval = step >> kept.interval_bits;
       weights_ahead_of(step) = weight;
-      if (interval > 0 && interval << kept.interval_bits == step) kept.intervals[(interval - 1) * kept.threads] = weight;
+      if (interval > 0 && interval << kept.interval_bits == step)
+        kept.intervals[(interval - 1) * kept.threads] = weight;
       walk.visit_step(rows, at_most(num_terms - first, kStep), [&](const Cell<T>& cell) {
 #pragma unroll
         for (int v = 0; v < kColumns<T>; ++v) {
@@ -196,8 +197,8 @@ struct BackwardRow {
     return (step & ((1u << kept.interval_bits) - 1)) == 0;
   }
 
-  // The same of a step, whose rows and weights give way to those of the step below: between its halves, where the fewest
-  // registers are taken.
+  // The same of a step, whose rows and weights give way to those of the step below: between its halves, where the
+  // fewest registers are taken.
   template <bool kLast>
   __device__ __forceinline__ void descend_step(uint32_t step, StepRows<kStaged>& rows, Weights<T>& weight, int count,
                                                bool ends) {
@@ -236,8 +237,8 @@ struct BackwardRow {
   }
 };
 
-// The sums of float32 are the device's own atomic additions, which take what is below the normal numbers as zero.
-// Additions to a copy of one row in flight come from one thread for each column, in its order.
+// Gradients are summed by atomic additions, which in float32 take what is below the normal numbers as zero. Those to a
+// column of a copy that belongs to one row in flight come from one thread, and so are done in its order.
 template <typename T, int kLanes, bool kStaged>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(EchoProblem problem, EchoBackward io, PackedBank<T> bank, DrawnRows drawn,
@@ -324,16 +325,18 @@ template <typename T>
 auto forward_kernel_of(const RowsPlan& plan) {
   if (!plan.staged)
     return plan.lanes == kWideLanes ? forward_kernel<T, kWideLanes, false> : forward_kernel<T, kStagedLanes, false>;
-  return plan.lanes == 8 ? forward_kernel<T, 8, true>
-         : plan.lanes == 4 ? forward_kernel<T, 4, true> : forward_kernel<T, 2, true>;
+  return plan.lanes == 8   ? forward_kernel<T, 8, true>
+         : plan.lanes == 4 ? forward_kernel<T, 4, true>
+                           : forward_kernel<T, 2, true>;
 }
 
 template <typename T>
 auto backward_kernel_of(const RowsPlan& plan) {
   if (!plan.staged)
     return plan.lanes == kWideLanes ? backward_kernel<T, kWideLanes, false> : backward_kernel<T, kStagedLanes, false>;
-  return plan.lanes == 8 ? backward_kernel<T, 8, true>
-         : plan.lanes == 4 ? backward_kernel<T, 4, true> : backward_kernel<T, 2, true>;
+  return plan.lanes == 8   ? backward_kernel<T, 8, true>
+         : plan.lanes == 4 ? backward_kernel<T, 4, true>
+                           : backward_kernel<T, 2, true>;
 }
 
 template <typename T>

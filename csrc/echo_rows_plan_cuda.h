@@ -55,8 +55,8 @@ RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
 }
 
 // Chooses the size of blocks and how many there are: never more than run at once, unless there are more tiles, so that
-// each stages its tile once and checkpoints stay few. A pass over the rows in flight takes the time of one warp's loads,
-// as long as a few warps keep the multiprocessor busy, and of all threads of the fullest multiprocessor.
+// each stages its tile once and checkpoints stay few. A pass over the rows in flight takes the time of one warp's
+// loads, as long as a few warps keep the multiprocessor busy, and of all threads of the fullest multiprocessor.
 template <typename T, typename Kernel>
 cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits, Kernel kernel, bool deterministic,
                           RowsPlan* plan) {
