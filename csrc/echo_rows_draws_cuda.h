@@ -76,26 +76,27 @@ template <typename T>
 __device__ __forceinline__ uint32_t guess_terms(const EchoProblem& problem, const void* s, uint32_t room) {
   constexpr float kBits = std::is_same_v<T, double> ? 66 : 36;  // until negligible, and what the bounds take
   constexpr float kMargin = 1.25f;
+  constexpr float kLeast = 0x1p-7f;  // so that the product of a sample is a normal number
   auto* most = reinterpret_cast<uint32_t*>(dynamic_shared_memory);
   if (threadIdx.x == 0) *most = kStep;
   __syncthreads();
   const int64_t columns = problem.width < kDrawThreads ? problem.width : kDrawThreads;
   if (threadIdx.x < columns) {
     const int64_t column = threadIdx.x * problem.width / columns;
-    float lost = 0;
+    const int64_t stride = problem.bank_rows / kSampleRows * problem.width;
+    float product = 1;
     with_element_of<T>(problem.dtype, [&](auto element) {
       using Element = decltype(element);
       const Element* values = static_cast<const Element*>(s) + column;
       Element sample[kSampleRows];
 #pragma unroll
-      for (int k = 0; k < kSampleRows; ++k) sample[k] = values[k * problem.bank_rows / kSampleRows * problem.width];
+      for (int k = 0; k < kSampleRows; ++k) sample[k] = values[k * stride];
 #pragma unroll
       for (int k = 0; k < kSampleRows; ++k) {
-        const float bits = -log2f(fabsf(static_cast<float>(to_compute(sample[k]))));
-        if (bits > 0) lost += bits < kBits ? bits : kBits;  // not where |s| >= 1 or NaN
+        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kLeast);  // 1 where it is NaN
       }
     });
-    const float wanted = kMargin * kBits * kSampleRows / lost + kStep;
+    const float wanted = kMargin * kBits * kSampleRows / -log2f(product) + kStep;
     atomicMax(most, wanted < static_cast<float>(room) ? static_cast<uint32_t>(wanted) / kStep * kStep : room);
   }
   __syncthreads();
