@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from emulated_device import DTYPES, SAMPLINGS, Problem, Shim, ShimError
+from emulated_device import DTYPES, SAMPLINGS, Launch, Problem, Shim, ShimError
 
 from echo_ext.distributed import _scan
 from echo_ext.reference import echo_matrix_circle
@@ -310,6 +310,129 @@ def test_what_is_not_finite_stays_in_its_column_and_rows(shim, sampling, bad):
     values.s[7, 4] = bad
     values.f[2, 19] = -bad
     check(shim, problem, values)
+
+
+# ---- Rows: permutation and replacement sampling ----------------------------------------------------------------------
+
+ROWS_SAMPLINGS = ["permutation", "replacement"]
+
+
+def launched(shim: Shim, problem: Problem, kernel: str) -> Launch:
+    """The launch of a kernel in the call before."""
+    (found,) = (launch for launch in shim.launches(problem)[0] if launch.kernel.startswith(kernel))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shared_bytes", "width", "tile"),
+    [(22, 70, "8, true"), (11, 70, "4, true"), (6, 70, "2, true"), (2, 70, "32, false"), (2, 3, "8, false")],
+)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_tiles_of_every_width(shim, shared_bytes, width, tile, deterministic):
+    problem = Problem(150, width, 149, 0, shared_bytes=shared_bytes * 1024, deterministic=deterministic)
+    check(shim, problem)
+    assert launched(shim, problem, "backward_kernel").kernel == f"backward_kernel<float, {tile}>"
+    check(shim, replace(problem, dtype="float64", sampling="replacement", descending=True))
+    assert launched(shim, problem, "backward_kernel").kernel == f"backward_kernel<double, {tile}>"
+
+
+def meetings_of_staging(launch: Launch, columns_of_lane: int) -> int:
+    lanes = int(launch.kernel.split(",")[1])
+    return (
+        launch.num_blocks
+        * launch.threads
+        * (2 + 2 * columns_of_lane * (32 // lanes).bit_length() - 2 * columns_of_lane)
+    )
+
+
+@pytest.mark.parametrize("sampling", ROWS_SAMPLINGS)
+@pytest.mark.parametrize(("dtype", "columns_of_lane"), [("float32", 2), ("float64", 1)])
+def test_rows_are_drawn_once(shim, sampling, dtype, columns_of_lane):
+    """Walks over several tiles and passes meet only in staging and at one vote a step: no lane draws for others."""
+    problem = Problem(96, 33, 95, 0, sampling, dtype)
+    values = random_values(problem)
+    values.s[:] = 0.9999  # all terms count
+    steps, warps = -(-problem.num_terms // 16), problem.rows // 4
+    run_forward(shim, problem, values)
+    assert [launch.kernel.split("<")[0] for launch in shim.launches(problem)[0]] == ["draws_kernel", "forward_kernel"]
+    walk = launched(shim, problem, "forward_kernel")
+    assert walk.meetings == meetings_of_staging(walk, columns_of_lane) + walk.blocks[0] * warps * 32 * steps
+    run_backward(shim, problem, values)
+    names = [launch.kernel.split("<")[0] for launch in shim.launches(problem)[0]]
+    assert names == ["draws_kernel", "backward_kernel", "finish_kernel"]
+    walk = launched(shim, problem, "backward_kernel")
+    assert walk.meetings == meetings_of_staging(walk, columns_of_lane) + walk.blocks[0] * warps * 32 * (steps - 1)
+
+
+@pytest.mark.parametrize("sampling", ROWS_SAMPLINGS)
+@pytest.mark.parametrize(
+    ("dtype", "width", "shared_bytes"),
+    [("float32", 19, 227), ("float64", 9, 227), ("float32", 9, 13), ("float32", 5, 7), ("float32", 33, 2)],
+)
+def test_rows_that_go_on_behind_the_draws_that_are_written_down(shim, sampling, dtype, width, shared_bytes):
+    """A sample of the bank's rows tells how many are; here it misleads."""
+    problem = Problem(24, width, 170, 176, sampling, dtype, shared_bytes=shared_bytes * 1024)
+    values = random_values(problem)
+    values.bank_s[:] = 0.98
+    values.bank_s[::11] = 0.05
+    check(shim, problem, values)
+    walk = launched(shim, problem, "backward_kernel")
+    assert walk.meetings > 2 * 16 * 32 * walk.blocks[0] * problem.rows // (32 // int(walk.kernel.split(",")[1]))
+    run_backward(shim, replace(problem, deterministic=True, descending=True), values)
+
+
+@pytest.mark.parametrize("sampling", ROWS_SAMPLINGS)
+def test_checkpoints_of_one_interval_at_a_time(shim, sampling):
+    """More steps than the checkpoints of a multiprocessor: weights are recomputed from those of the intervals."""
+    problem = Problem(128, 7, 1150, 1150, sampling, multiprocessors=1)
+    values = random_values(problem)
+    values.bank_s[:] = 0.9995
+    check(shim, problem, values)
+    walk = launched(shim, problem, "backward_kernel")
+    assert walk.num_blocks * walk.threads == 512
+    _, workspace_bytes = shim.launches(problem, "plan_backward")
+    of_all_steps = 512 * 8 * -(-problem.num_terms // 16)
+    draws, gradients = 128 * 1152 * 2, 1150 * 8 * 8
+    assert workspace_bytes - draws - gradients < of_all_steps / 2 + 4096
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.0, -1.5])
+def test_rows_that_cannot_stop_take_the_steps_of_all_their_terms(shim, bad):
+    problem = Problem(113, 40, 111, 0)
+    values = random_values(problem)
+
+    def meetings() -> list[int]:
+        run_forward(shim, problem, values)
+        forward = launched(shim, problem, "forward_kernel").meetings
+        run_backward(shim, problem, values)
+        return [forward, launched(shim, problem, "backward_kernel").meetings]
+
+    values.s[:] = 0.9999
+    every = meetings()
+    values.s[:] = 0.73
+    few = meetings()
+    values.s[6, 3] = values.s[9, 33] = bad  # columns of two tiles
+    bad_columns = meetings()
+    assert few[0] < bad_columns[0]
+    assert all(a <= b for a, b in zip(bad_columns, every, strict=True))
+    # Where a sample has not told that they go on, their steps' draws take two exchanges of 16 terms, and no more.
+    values.s[:] = 0.1
+    values.s[6, 3] = values.s[9, 33] = bad
+    assert all(a < (1 + 3 * 2 * 16) * b for a, b in zip(meetings(), every, strict=True))
+
+
+@pytest.mark.parametrize("sampling", ROWS_SAMPLINGS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_deterministic_sums_are_those_of_any_number_of_multiprocessors(shim, sampling, dtype):
+    problem = Problem(150, 35, 149, 0, sampling, dtype, deterministic=True)
+    values = random_values(problem)
+    first = run_backward(shim, problem, values)
+    for multiprocessors in (1, 132):
+        again = run_backward(shim, replace(problem, multiprocessors=multiprocessors, descending=True), values)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+# ---- Random problems -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -50,3 +50,110 @@ def test_every_launch_is_one_of_a_kernel_whose_registers_are_known(planner, usag
             launches = plan(planner, problem(1024, 1023, 128, sampling), operation)
             assert launches
             assert {launch.kernel for launch in launches} <= set(usage)
+
+
+# ---- Rows: permutation and replacement sampling ----------------------------------------------------------------------
+
+ROWS_SHAPES = [  # rows, num_terms, width, bank_rows
+    (1024, 1023, 128, 0),
+    (1024, 1023, 64, 0),
+    (1030, 1029, 128, 0),
+    (2048, 2047, 128, 0),
+    (3600, 3599, 128, 0),
+    (4096, 4095, 256, 0),
+    (7000, 6999, 128, 0),
+    (8000, 7999, 64, 0),
+    (65536, 1000, 128, 1000),
+]
+
+
+def rows_walk(planner, rows, num_terms, width, bank_rows=0, operation="forward", **options):
+    """The launch that walks the rows, after that of the draws and where the bank is too large that which packs it."""
+    walked = problem(rows, num_terms, width, "permutation", bank_rows=bank_rows, **options)
+    launches = plan(planner, walked, operation)
+    names = [launch.kernel.split("<")[0] for launch in launches]
+    walk = launches[names.index(f"{operation}_kernel")]
+    packs = [] if walk.kernel.endswith("true>") else ["pack_kernel"]
+    finishes = ["finish_kernel"] if operation == "backward" else []
+    assert names == ["draws_kernel", *packs, f"{operation}_kernel", *finishes]
+    assert launches[0].waves(MULTIPROCESSORS) <= 1
+    return walk
+
+
+def lanes_of(launch):
+    return int(launch.kernel.split(",")[1])
+
+
+def rows_in_flight(launch):
+    return launch.blocks[1] * launch.threads // lanes_of(launch)
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_1024_by_128_fill_all_multiprocessors_but_four(planner, operation, dtype):
+    walk = rows_walk(planner, 1024, 1023, 128, operation=operation, dtype=dtype)
+    assert (walk.num_blocks, walk.threads) == (128, 512)
+    assert rows_in_flight(walk) == (1024 if dtype == "float32" else 512)
+    assert 0.95 < walk.waves(MULTIPROCESSORS) <= 1
+
+
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", ROWS_SHAPES, ids=str)
+def test_rows_fill_the_device_once(planner, shape, operation, dtype):
+    walk = rows_walk(planner, *shape, operation=operation, dtype=dtype)
+    assert walk.waves(MULTIPROCESSORS) <= 1
+    assert walk.num_blocks >= 0.95 * MULTIPROCESSORS
+    # No rows wait for a pass of their own that a few more at once would save.
+    assert walk.threads * -(-walk.num_blocks // MULTIPROCESSORS) >= 256
+
+
+def test_few_rows_are_spread_over_the_device(planner):
+    walk = rows_walk(planner, 256, 255, 128)
+    assert walk.num_blocks == 128
+    assert rows_in_flight(walk) == 256
+
+
+@pytest.mark.parametrize(
+    ("bank_rows", "lanes", "staged"),
+    [(1815, 8, True), (1816, 4, True), (3631, 4, True), (3632, 2, True), (7263, 2, True), (7264, 32, False)],
+)
+@pytest.mark.parametrize("operation", ["forward", "backward"])
+def test_tiles_of_large_banks_are_narrow_before_they_leave_shared_memory(planner, bank_rows, lanes, staged, operation):
+    walk = rows_walk(planner, bank_rows, bank_rows - 1, 128, operation=operation)
+    assert lanes_of(walk) == lanes
+    assert walk.kernel.endswith("true>") == staged
+    assert walk.shared_bytes <= SHARED_BYTES
+
+
+@pytest.mark.parametrize("shape", [(1024, 1023, 128, 0), (100, 99, 16, 0), (65536, 1000, 128, 1000)], ids=str)
+def test_deterministic_copies_are_many_and_the_same_on_every_device(planner, shape):
+    walk = rows_walk(planner, *shape, operation="backward", deterministic=True)
+    copies = rows_in_flight(walk)
+    assert walk.waves(MULTIPROCESSORS) <= 1
+    assert copies >= min(shape[0], 256)
+    for multiprocessors in (1, 40):
+        asked = Problem(shape[0], shape[2], shape[1], shape[3], deterministic=True, multiprocessors=multiprocessors)
+        walks = [each for each in plan(planner, asked, "backward") if each.kernel.startswith("backward")]
+        assert [rows_in_flight(each) for each in walks] == [copies]
+
+
+MEGABYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    ("shape", "operation", "deterministic", "most"),
+    [
+        ((1024, 1023, 128, 0), "forward", False, 3 * MEGABYTE),  # the draws
+        ((1024, 1023, 128, 0), "backward", False, 36 * MEGABYTE),  # and the gradients, and checkpoints
+        ((1024, 1023, 128, 0), "backward", True, 300 * MEGABYTE),  # and the copies
+        ((65536, 65535, 8, 0), "backward", False, 130 * MEGABYTE),
+        ((2**20, 2**20 - 1, 128, 0), "forward", False, 2 * 2**30 + MEGABYTE),  # the bank, and as much of draws
+        ((2**20, 2**20 - 1, 128, 0), "backward", False, 3 * 2**30 + 300 * MEGABYTE),
+    ],
+)
+def test_workspace_of_rows_stays_in_bounds_where_terms_are_many(planner, shape, operation, deterministic, most):
+    rows, num_terms, width, bank_rows = shape
+    asked = problem(rows, num_terms, width, "permutation", bank_rows=bank_rows, deterministic=deterministic)
+    _, workspace_bytes = planner.launches(asked, f"plan_{operation}")
+    assert 0 < workspace_bytes <= most
