@@ -109,6 +109,45 @@ def test_long_ring_is_one_recurrence(dtype, width, rows, slow_stretch, num_terms
         assert relative_error(actual, theirs) < tolerance
 
 
+@pytest.mark.parametrize(
+    ("dtype", "slow", "num_terms"),
+    [
+        (torch.float64, 0, None),
+        (torch.float64, 10_000, None),
+        (torch.float64, 27_000, None),  # one segment reaches further than a chunk may
+        (torch.float64, 27_000, 25_000),
+        (torch.float32, 10_000, None),
+        (torch.bfloat16, 0, None),
+    ],
+)
+def test_very_long_ring_is_one_recurrence(dtype, slow, num_terms):
+    """Two chunks, whose gradients reach into each other; positions from 15,000 on may hardly decay."""
+    rows, seed = 40_000, int(torch.randint(2**62, ()))
+    f, s = (tensor.detach() for tensor in signal_and_scale((rows, 2), dtype))
+    order = echo_ext.echo_indices(rows, num_terms=1, sampling="ring", seed=seed, bank_size=rows)[:, 0]
+    s[order.roll(-15_000)[:slow]] = 1 - 2**-20
+    weights = torch.where(torch.rand(rows, 1) < 0.01, torch.randn(rows, 2), 0).to(dtype).double()
+
+    def ours(f, s):
+        return echo_ext.echo_noise(f, s, sampling="ring", seed=seed, num_terms=num_terms)
+
+    def expected(f, s):
+        noises = recurrence(f, s, order)
+        if num_terms is not None:  # less what lies behind each window
+            inside = torch.cat([s[order], s[order]]).log().cumsum(0)
+            reach = torch.cat([inside.new_zeros(1, 2), inside])
+            noises = noises - (reach[num_terms : num_terms + rows] - reach[:rows]).exp() * noises.roll(-num_terms, 0)
+        return noises.roll(-1, 0)[order.argsort()]
+
+    tensors = f.requires_grad_(), s.requires_grad_()
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    tolerance = TOLERANCE[dtype] * (100 if slow else 1)
+    if num_terms is not None:
+        tolerance *= 1000  # the oracle takes differences of sums of many logarithms
+    for actual, theirs in zip(results(ours, tensors, weights), results(expected, wide, weights), strict=True):
+        assert relative_error(actual, theirs) < tolerance
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_bank_that_nothing_draws_from_has_zero_gradients(dtype, sampling):
@@ -246,10 +285,20 @@ def test_gradient_where_f_is_zero(sampling, dtype):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("shape", [(100, 32), (1, 7, 3), (300, 130)])
+@pytest.mark.parametrize("shape", [(100, 32), (1, 7, 3), (300, 130), (1024, 16)])
 def test_results_do_not_depend_on_threads(sampling, shape):
-    shape = (shape[0] + 1, *shape[1:])
-    f, s = signal_and_scale(shape, torch.float32)
+    check_threads(sampling, *signal_and_scale((shape[0] + 1, *shape[1:]), torch.float32))
+
+
+def test_a_long_ring_does_not_depend_on_threads():
+    f, s = signal_and_scale((40_000, 5), torch.float32)
+    with torch.no_grad():
+        s[7, 1] = torch.nan  # a column that never settles
+    check_threads("ring", f, s)
+
+
+def check_threads(sampling, f, s):
+    shape = f.shape
     threads = torch.get_num_threads()
     outcomes = []
     try:
@@ -261,7 +310,8 @@ def test_results_do_not_depend_on_threads(sampling, shape):
     finally:
         torch.set_num_threads(threads)
     for outcome in outcomes[1:]:
-        assert all(map(torch.equal, outcome, outcomes[0]))
+        for one, other in zip(outcome, outcomes[0], strict=True):
+            assert one.numpy().tobytes() == other.numpy().tobytes()
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
