@@ -1,13 +1,15 @@
 """How time and memory grow with rows, terms, width, samples, threads and ranks, and what 1,000 ranks would cost.
 
-    python benchmarks/bench_scaling.py [--out benchmarks/results] [--seconds 0.5] [--largest 1.0]
+    python benchmarks/bench_scaling.py [--out benchmarks/results] [--seconds 0.5] [--largest 1.0] [--only threads]
 
 One axis at a time, the others held; medians. Each case of an axis runs in a process of its own, on one thread, with the
 result's memory reused, as a training loop's allocator does on a GPU and as malloc does below its mapping threshold:
 glibc is told not to give memory back, or page faults would be most of a large step. The ring is fitted by a power of B
 over three decades, once as torch comes and once with torch's own setting for huge pages, THP_MEM_ALLOC_ENABLE=1. Ranks
-are processes on this machine over gloo, one thread each. --largest scales the largest sizes down, for a trial. Writes
-scaling.json, scaling.md and scaling.png. The model of 1,000 ranks is an estimate from the constants in the table;
+are processes on this machine over gloo, one thread each. Strong scaling is the same step on 1, 2, 4, ... threads, as
+many as there are processors, taken by turns so that a disturbance of the machine meets all of them; `--only threads`
+measures nothing else, and prints its table. --largest scales the largest sizes down, for a trial. Writes scaling.json,
+scaling.md and scaling.png. The model of 1,000 ranks is an estimate from the constants in the table;
 docs/scaling.md derives it.
 """
 
@@ -67,10 +69,13 @@ def median_time(call, seconds):
     return statistics.median(times)
 
 
-def echo_step(rows, terms, width, sampling, direction):
+def echo_step(rows, terms, width, sampling, direction, decaying=False):
     torch.manual_seed(0)
     f = torch.rand(rows, width, requires_grad=True)
-    s = torch.full((rows, width), 0.97, requires_grad=True)  # no row can stop early
+    s = torch.full((rows, width), 0.97)  # no row can stop early
+    if decaying:
+        s *= torch.sigmoid(torch.randn(rows, width))
+    s.requires_grad_()
     grad = torch.ones(rows, width)
 
     def forward():
@@ -154,18 +159,63 @@ def measure_axes(seconds, largest):
     return cases
 
 
+THREAD_SIZES = (  # sampling, rows, terms, width, whether s decays
+    ("permutation", 100, None, 32, True),
+    ("permutation", 256, None, 64, True),
+    ("permutation", 1024, None, 16, False),
+    ("permutation", 1024, None, 16, True),
+    ("permutation", 1024, None, 64, False),
+    ("permutation", 1024, 99, 128, True),
+    ("permutation", 4096, 99, 256, True),
+    ("ring", 1024, None, 64, False),
+    ("ring", 2**14, None, 16, True),
+    ("ring", 2**17, None, 16, False),
+    ("ring", 2**17, None, WIDTH, False),
+)
+
+
+def thread_counts():
+    most = os.cpu_count() or 1
+    return sorted({2**k for k in range(most.bit_length()) if 2**k <= most} | {most})
+
+
 def measure_threads(seconds, largest):
     keep_memory()
-    rows, threads = max(1024, int(2**17 * largest)), torch.get_num_threads()
+    before = torch.get_num_threads()
     cases = []
-    for count in sorted({1, 2, os.cpu_count() or 1}):
-        torch.set_num_threads(count)
-        for sampling, size in (("ring", rows), ("permutation", 1024)):
-            for direction in ("forward", "forward+backward"):
-                time_ = median_time(echo_step(size, None, WIDTH, sampling, direction), seconds)
-                cases.append({"curve": f"{sampling}, {direction}", "threads": count, "rows": size, "seconds": time_})
-    torch.set_num_threads(threads)
+    for sampling, rows, terms, width, decaying in THREAD_SIZES:
+        rows = max(min(rows, 1024), int(rows * largest))
+        for direction in ("forward", "forward+backward"):
+            step = echo_step(rows, terms, width, sampling, direction, decaying)
+            times = {count: [] for count in thread_counts()}
+            for _ in range(5):
+                for count, found in times.items():
+                    torch.set_num_threads(count)
+                    found.append(median_time(step, seconds / 5))
+            size = f"{rows} x {width}{f', {terms} terms' if terms else ''}, {'decaying' if decaying else '0.97'}"
+            for count, found in times.items():
+                case = {"curve": f"{sampling}, {direction}", "size": size, "threads": count}
+                cases.append(case | {"seconds": statistics.median(found)})
+    torch.set_num_threads(before)
     return cases
+
+
+def threads_table(cases):
+    """The times on one thread, and how many times faster more threads are."""
+    counts = sorted({case["threads"] for case in cases})
+    heads = ["curve", "size, s", "1 thread, ms", *(f"{count} threads" for count in counts[1:])]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for case in cases:
+        if case["threads"] != 1:
+            continue
+        alike = {
+            other["threads"]: other["seconds"]
+            for other in cases
+            if (other["curve"], other["size"]) == (case["curve"], case["size"])
+        }
+        ratios = [f"{alike[1] / alike[count]:.2f}x" for count in counts[1:]]
+        lines.append("| " + " | ".join([case["curve"], case["size"], f"{alike[1] * 1e3:.4g}", *ratios]) + " |")
+    return lines
 
 
 def slope(cases, curve):
@@ -272,9 +322,7 @@ def report(result):
     for case in result["cases"]:
         memory = f"{case['bytes'] / 2**20:.3g}" if "bytes" in case else ""
         lines.append(f"| {case['curve']} | {case['axis']} = {case['value']} | {case['seconds'] * 1e3:.4g} | {memory} |")
-    lines += ["", "| threads | curve | B | ms |", "|---|---|---|---|"]
-    for case in result["threads_cases"]:
-        lines.append(f"| {case['threads']} | {case['curve']} | {case['rows']} | {case['seconds'] * 1e3:.4g} |")
+    lines += ["", *threads_table(result["threads_cases"])]
     small, large = COLLECTIVE_BYTES
     lines += [
         "",
@@ -315,10 +363,14 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--seconds", type=float, default=0.5, help="for each case")
     parser.add_argument("--largest", type=float, default=1.0, help="share of the largest sizes")
+    parser.add_argument("--only", choices=["threads"], help="measure this alone, and write nothing")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         print_alone(options.alone)
+        return
+    if options.only == "threads":
+        print("\n".join(threads_table(measure_threads(options.seconds, options.largest))))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     cases = measure_axes(options.seconds, options.largest)
