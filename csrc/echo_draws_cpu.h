@@ -69,13 +69,14 @@ struct Words {
   static inline V high_product(V a, uint32_t b) {
 #if defined(__AVX512F__)
     const __m512i factor = reinterpret_cast<__m512i>(a), by = _mm512_set1_epi32(static_cast<int>(b));
+    const auto odd_lanes = [](__m512i of) { return _mm512_maskz_shuffle_epi32(0xffff, of, _MM_PERM_DDBB); };
     const auto product = [&](__m512i lanes) { return _mm512_maskz_mul_epu32(0xff, lanes, by); };
-    const __m512i even = product(factor) >> 32, odd = product(factor >> 32);
+    const __m512i even = odd_lanes(product(factor)), odd = product(odd_lanes(factor));
     return reinterpret_cast<V>(_mm512_mask_blend_epi32(0xaaaa, even, odd));
 #elif defined(__AVX2__)
     const __m256i factor = reinterpret_cast<__m256i>(a), by = _mm256_set1_epi32(static_cast<int>(b));
-    const __m256i even = _mm256_srli_epi64(_mm256_mul_epu32(factor, by), 32);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(factor, 32), by);
+    const __m256i even = _mm256_shuffle_epi32(_mm256_mul_epu32(factor, by), 0xf5);
+    const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(factor, 0xf5), by);
     return reinterpret_cast<V>(_mm256_blend_epi32(even, odd, 0xaa));
 #else
     for (int lane = 0; lane < kLanes<uint32_t>; ++lane) a[lane] = static_cast<uint32_t>(uint64_t{a[lane]} * b >> 32);

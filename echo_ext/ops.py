@@ -221,7 +221,7 @@ def _echo_backward_shape(
     )
 
 
-def _echo_backward(
+def _run_backward(
     grad: Tensor,
     s: Tensor | None,
     bank_f: Tensor,
@@ -231,14 +231,16 @@ def _echo_backward(
     num_terms: int,
     sampling: int,
     exclude_self: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of the rows' own s, where it is another tensor than the bank's, and of the bank."""
     dense_s = _checks.dense(bank_s)
     s = _dense_rows(s, bank_s, dense_s)
     grad, bank_f, bank_s, seed = _checks.dense(grad), _checks.dense(bank_f), dense_s, _checks.dense(seed)
-    grads = _echo_backward_shape(grad, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
+    grad_s = None if s is None or exclude_self else torch.empty_like(grad)
+    grad_bank_f, grad_bank_s = torch.empty_like(bank_f), torch.empty_like(bank_f)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
     inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(s), grad.data_ptr())
-    outputs = (grads[0].data_ptr(), grads[1].data_ptr(), grads[2].data_ptr())
+    outputs = (_address(grad_s), grad_bank_f.data_ptr(), grad_bank_s.data_ptr())
     if bank_f.is_cpu:
         _C.echo_cpu_backward(problem, *inputs, *outputs, torch.get_num_threads())
     else:
@@ -247,7 +249,12 @@ def _echo_backward(
         size = _C.echo_cuda_backward_workspace_bytes(problem, deterministic, device)
         workspace = _workspace(size, bank_f.device)
         _C.echo_cuda_backward(problem, *inputs, *outputs, workspace.data_ptr(), deterministic, device, stream)
-    return grads
+    return grad_s, grad_bank_f, grad_bank_s
+
+
+def _echo_backward(grad: Tensor, s: Tensor | None, bank_f: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad_s, grad_bank_f, grad_bank_s = _run_backward(grad, s, bank_f, *others)
+    return bank_f.new_empty(0) if grad_s is None else grad_s, grad_bank_f, grad_bank_s
 
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))
@@ -268,30 +275,50 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-class _Echo(torch.autograd.Function):
-    """The gradient. Written out: what torch.library.register_autograd generates costs three times as much a call."""
+def _gradients(
+    grad: Tensor, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Those of f, s, bank_f and bank_s."""
+    _checks.check_layout("the gradient of z", grad)
+    if not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed):
+        run = _run_backward
+    else:
+        run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
+    grad_s, grad_bank_f, grad_bank_s = run(grad, s, bank_f, bank_s, seed, *settings)
+    if s is None or settings[-1]:
+        return None, None, grad_bank_f, grad_bank_s
+    return grad, grad_s, grad_bank_f, grad_bank_s
+
+
+class _PlainEcho(torch.autograd.Function):
+    """The op with its gradient where nothing but autograd watches. Each argument that torch has to look at costs a
+    microsecond: a batch that is its own bank is given once, and what is no tensor comes as one tuple.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _, s, bank_f, bank_s, seed, *ctx.settings = inputs
-        ctx.save_for_backward(s, bank_f, bank_s, seed)
-        return _echo(*inputs)
+    def forward(
+        ctx: Any, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Any
+    ) -> Tensor:
+        ctx.settings = settings
+        rows_are_bank, *others = settings
+        if rows_are_bank:
+            ctx.save_for_backward(bank_f, bank_s, seed)
+            return _echo(bank_f, bank_s, bank_f, bank_s, seed, *others)
+        ctx.save_for_backward(bank_f, bank_s, seed, s)
+        return _echo(f, s, bank_f, bank_s, seed, *others)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _checks.check_layout("the gradient of z", grad)
-        s, bank_f, bank_s, seed = ctx.saved_tensors
-        own = s is not None and not ctx.settings[-1]
-        if not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed):
-            run = _echo_backward
-        else:
-            run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
-        grad_s, grad_bank_f, grad_bank_s = run(grad, s, bank_f, bank_s, seed, *ctx.settings)
-        return (grad if own else None, grad_s if own else None, grad_bank_f, grad_bank_s, *[None] * 5)
+        bank_f, bank_s, seed, *own_s = ctx.saved_tensors
+        rows_are_bank, *others = ctx.settings
+        s = bank_s if rows_are_bank else own_s[0]
+        return (*_gradients(grad, s, bank_f, bank_s, seed, others), None, None)
 
 
-class _DispatchedEcho(_Echo):
-    """The same for the registered op, whose arguments its kernel has yet to check."""
+class _DispatchedEcho(torch.autograd.Function):
+    """The gradient of the registered op, whose arguments its kernel has yet to check. Written out: what
+    torch.library.register_autograd generates costs three times as much a call.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -300,8 +327,13 @@ class _DispatchedEcho(_Echo):
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
 
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        s, bank_f, bank_s, seed = ctx.saved_tensors
+        return (*_gradients(grad, s, bank_f, bank_s, seed, ctx.settings), *[None] * 5)
 
-class _TransformedEcho(_Echo):
+
+class _TransformedEcho(_DispatchedEcho):
     """The same inside torch.func's transforms, which want the context set up apart."""
 
     @staticmethod
@@ -378,7 +410,10 @@ def call_echo(
         or (f is not None and f.requires_grad)
         or (s is not None and s.requires_grad)
     ):
-        return _Echo.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
+        rows_are_bank = exclude_self and f is bank_f and s is bank_s
+        rows_of = (None, None) if rows_are_bank else (f, s)
+        settings = (rows_are_bank, rows, num_terms, sampling, exclude_self)
+        return _PlainEcho.apply(*rows_of, bank_f, bank_s, seed, settings)  # type: ignore[no-untyped-call, no-any-return]
     return _echo(*inputs)
 
 
