@@ -258,21 +258,30 @@ struct Chunks {
   }
 };
 
-// What a thread needs for the backward pass: a row's weights, and a table of draws.
+// What a thread needs for the backward pass: a row's weights, a table of draws, and the gradients of a group's tiles
+// where it works on all their rows.
 template <typename T>
 struct BackwardSlot {
   T* weights;
+  T* gradients;
   DrawTable table;
-  BackwardSlot(const EchoProblem& problem, const Layout& layout, Workspace& workspace)
+  BackwardSlot(const EchoProblem& problem, const Layout& layout, const Chunks& chunks, Workspace& workspace)
       : weights(workspace.take<T>(problem.num_terms * layout.columns)),
+        gradients(workspace.take<T>(chunks.count > 1 ? 0 : layout.tiles_of_group * layout.tile_size)),
         table(take_table(problem, layout, workspace)) {}
 
-  static int64_t bytes(const EchoProblem& problem, const Layout& layout) {
+  static int64_t bytes(const EchoProblem& problem, const Layout& layout, const Chunks& chunks) {
     Workspace sizes(nullptr);
-    BackwardSlot(problem, layout, sizes);
+    BackwardSlot(problem, layout, chunks, sizes);
     return sizes.bytes();
   }
 };
+
+// The gradients of all chunks, [tile][chunk], where there are several.
+template <typename T>
+T* take_gradients(const Layout& layout, const Chunks& chunks, Workspace& workspace) {
+  return workspace.take<T>(chunks.count > 1 ? layout.tiles * chunks.count * layout.tile_size : 0);
+}
 
 struct Backward {
   const EchoProblem& problem;
@@ -287,16 +296,19 @@ struct Backward {
     const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace memory(io.workspace);
     const TiledBank<Storage, P> bank(layout, memory);
-    T* gradients = memory.take<T>(layout.tiles * chunks.count * layout.tile_size);  // [tile][chunk]
+    T* gradients = take_gradients<T>(layout, chunks, memory);
     bank.fill(problem, layout, io.bank_f, io.bank_s, num_threads);
     const DrawMaker maker(problem, *io.seed);
     parallel_for(layout.groups() * chunks.count, num_threads, [&](int64_t task, int slot_index) {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() +
-                      slot_index * BackwardSlot<T>::bytes(problem, layout));
-      const BackwardSlot<T> slot(problem, layout, slots);
+                      slot_index * BackwardSlot<T>::bytes(problem, layout, chunks));
+      const BackwardSlot<T> slot(problem, layout, chunks, slots);
       const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_of_group;
       const int64_t last_tile = std::min(first_tile + layout.tiles_of_group, layout.tiles);
-      const auto gradients_of = [&](int64_t t) { return gradients + (t * chunks.count + chunk) * layout.tile_size; };
+      const auto gradients_of = [&](int64_t t) {
+        return chunks.count > 1 ? gradients + (t * chunks.count + chunk) * layout.tile_size
+                                : slot.gradients + (t - first_tile) * layout.tile_size;
+      };
       for (int64_t t = first_tile; t < last_tile; ++t)
         in_pieces(0, layout.tile_size, [&](int64_t begin, int64_t end) {
           std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0));
@@ -315,7 +327,12 @@ struct Backward {
       };
       const int64_t begin = chunk * chunks.rows;
       with_draws(maker, layout, kept, slot.table, begin, std::min(begin + chunks.rows, problem.rows), of_rows);
+      if (chunks.count > 1) return;
+      for (int64_t t = first_tile; t < last_tile; ++t)
+        add_up<Storage, P>(Columns<Storage, P>(problem.width, t), gradients_of(t), layout.tile_size, 1, 0,
+                           problem.bank_rows);
     });
+    if (chunks.count == 1) return;
     parallel_for(layout.tiles * layout.pieces, num_threads, [&](int64_t task, int) {
       const int64_t t = task / layout.pieces, begin = task % layout.pieces * Layout::kPieceRows;
       add_up<Storage, P>(Columns<Storage, P>(problem.width, t), gradients + t * chunks.count * layout.tile_size,
@@ -397,8 +414,9 @@ struct BackwardSize {
     const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace sizes(nullptr);
     TiledBank<Storage, P>(layout, sizes);
-    sizes.take<T>(layout.tiles * chunks.count * layout.tile_size);
-    bytes = sizes.bytes() + num_threads * BackwardSlot<T>::bytes(problem, layout);
+    take_gradients<T>(layout, chunks, sizes);
+    const int64_t slots = std::min(num_threads, layout.groups() * chunks.count);
+    bytes = sizes.bytes() + slots * BackwardSlot<T>::bytes(problem, layout, chunks);
   }
 };
 
