@@ -177,6 +177,15 @@ def test_indices_are_the_cpus(shim, sampling, rows, bank_rows):
         assert all(len(set(row)) == problem.num_terms for row in indices.tolist())
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("rows", "num_terms", "bank_rows"), [(1, 5003, 5003), (3, 3001, 4001), (70, 41, 31 * 41)])
+def test_indices_are_the_cpus_where_a_thread_makes_many(shim, sampling, rows, num_terms, bank_rows):
+    problem = Problem(rows, 1, num_terms, bank_rows, sampling, multiprocessors=1, seed=rows - 2**63)
+    expected = run_indices(shim, problem, "host_indices")
+    for descending in (False, True):
+        np.testing.assert_array_equal(run_indices(shim, replace(problem, descending=descending)), expected)
+
+
 # ---- The oracle ------------------------------------------------------------------------------------------------------
 
 SHAPES = [  # rows, width, num_terms, bank_rows

@@ -50,3 +50,21 @@ def test_every_launch_is_one_of_a_kernel_whose_registers_are_known(planner, usag
             launches = plan(planner, problem(1024, 1023, 128, sampling), operation)
             assert launches
             assert {launch.kernel for launch in launches} <= set(usage)
+
+
+# ---- Indices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "num_terms", "bank_rows", "sampling"),
+    [(1, 2**20, 2**20, "ring"), (1024, 1023, 0, "permutation"), (2**20, 100, 0, "replacement")],
+)
+def test_indices_fill_the_device_once(planner, rows, num_terms, bank_rows, sampling):
+    (launch,) = plan(planner, problem(rows, num_terms, 1, sampling, bank_rows=bank_rows), "indices")
+    assert launch.kernel == "indices_kernel"
+    assert 0.9 < launch.waves(MULTIPROCESSORS) <= 1
+
+
+def test_few_indices_take_few_blocks(planner):
+    (launch,) = plan(planner, problem(3, 300, 1, "ring", bank_rows=300), "indices")
+    assert launch.blocks == (3, 3, 1)
