@@ -22,12 +22,12 @@ kill_after=2
 
 refuse() { echo "gpu_check: $1" >&2; exit 2; }
 
-mode=run wanted='' device=(--device cuda)
+mode=run wanted='' device=(--device cuda) threads=(--seconds 0.2)
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --list) mode=list ;;
     --steps) wanted=,${2:?--steps needs the names of steps},; shift ;;
-    --dry-run) device=(--device cpu --small) ;;
+    --dry-run) device=(--device cpu --small) threads=(--seconds 0.001 --largest 0.001) ;;
     *) refuse "unknown option $1: the head of $0 lists them" ;;
   esac
   shift
@@ -145,7 +145,7 @@ export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH}
 [ "$mode" = list ] || cd "$work" || exit 2
 check=("$python" "$root/benchmarks/gpu_check.py")
 
-# ---- The steps: with kill_after and the two probes their limits must stay below 480 s --------------------------------
+# ---- The steps: with kill_after and the two probes their limits must stay below 550 s --------------------------------
 
 no_build='' no_pytest='' no_sanitizer='' no_counters=''
 step build 90 '' "$root/benchmarks/gpu_build.sh" "$build" || no_build='the build failed'
@@ -161,6 +161,8 @@ step tests 50 "${no_build:-$no_pytest}" env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$p
   -p no:cacheprovider -W default -m cuda -k 'not agrees_with_the_oracle' \
   "$root/python_tests/test_cuda_estimators.py" "$root/python_tests/test_cuda.py"
 step nonfinite 15 "$no_build" "${check[@]}" nonfinite "${device[@]}"
+# Of the CPU beside the GPU, which has more cores than most.
+step threads 60 "$no_build" "$python" "$root/benchmarks/bench_scaling.py" --only threads "${threads[@]}" --out "$work/scaling"
 [ "$mode" = list ] || no_sanitizer=${no_build:-$(probe sanitizer compute-sanitizer "$work/gpu_rates" probe)}
 # Without torch's cache every tensor is an allocation of its own, whose ends are checked.
 for tool in memcheck racecheck; do
@@ -178,6 +180,7 @@ step ncu 25 "$no_counters" bash -c '"${@:3}" && ncu --import "$1.ncu-rep" --csv 
 {
   [ ! -s "$out/gpu_rates.jsonl" ] || sed 's/^/rate: /' "$out/gpu_rates.jsonl"
   [ ! -f "$logs/time.log" ] || grep -E '^(time|bar): ' "$logs/time.log"
+  [ ! -f "$logs/threads.log" ] || grep '^|' "$logs/threads.log"
   echo "$failures failed"
 } | tee -a "$summary"
 exit "$failures"

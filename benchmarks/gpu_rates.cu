@@ -1,6 +1,7 @@
 // Rates of the hardware that bound the Echo kernels, one line of JSON for each as it is measured:
 //   - fp32 atomic additions to random 128-byte rows of a 1 MB table (what the gradients of a bank do), by scalar and,
 //     on sm_90 and later, by float4 additions;
+//   - reads of random 128-byte rows of a table in shared memory, 16 bytes a thread (what noise is made from);
 //   - copies of random rows of 128 and 256 bytes of a table larger than the L2 cache (what the ring does), and of rows in
 //     their order.
 // Usage: gpu_rates [probe]        probe: a few launches on small tables, to find out whether a tool works here.
@@ -53,6 +54,29 @@ __global__ void add_kernel(float* table) {
     state = state * 1664525u + 1013904223u;
     add<kVector, kAsOne>(table + (state >> 19) * kRowFloats + lane * kVector);  // 13 bits: kTableRows
   }
+}
+
+constexpr int kGathers = 1024, kSharedRows = 384;  // of 128 bytes: what a block has without asking
+
+// Eight threads read a row, eight rows on their way at a time; without a table they use what it would hold.
+template <bool kFromTable>
+__global__ void gather_kernel(float* sums) {
+  extern __shared__ float4 table[];
+  for (int i = threadIdx.x; i < kSharedRows * 8; i += kThreads)
+    table[i] = make_float4(static_cast<float>(i / 8), 0, 0, static_cast<float>(i % 8));
+  __syncthreads();
+  const uint32_t thread = blockIdx.x * kThreads + threadIdx.x, lane = thread % 8;
+  uint32_t state = thread / 8 * 0x9E3779B1u;
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int i = 0; i < kGathers; ++i) {
+    state = state * 1664525u + 1013904223u;
+    const uint32_t row = __umulhi(state, kSharedRows);
+    const float4 value =
+        kFromTable ? table[row * 8 + lane] : make_float4(static_cast<float>(row), 0, 0, static_cast<float>(lane));
+    sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
+  }
+  sums[thread] = sum.x + sum.y + sum.z + sum.w;  // whole numbers below 2^24: exact
 }
 
 __global__ void fill_kernel(float4* table, uint32_t row_vectors) {
@@ -120,6 +144,20 @@ bool measure_adds(const char* name, int blocks, bool is_probe) {
   return report(name, "adds_per_second", adds / seconds, is_right);
 }
 
+bool measure_gathers(const char* name, int blocks, bool is_probe) {
+  const size_t threads = static_cast<size_t>(blocks) * kThreads, table_bytes = kSharedRows * 128;
+  std::vector<float> found(threads), expected(threads);
+  float* sums = nullptr;
+  CHECK(cudaMalloc(&sums, threads * sizeof(float)));
+  gather_kernel<false><<<blocks, kThreads, table_bytes>>>(sums);
+  CHECK(cudaGetLastError());
+  CHECK(cudaMemcpy(expected.data(), sums, threads * sizeof(float), cudaMemcpyDeviceToHost));
+  const double seconds = seconds_of([&] { gather_kernel<true><<<blocks, kThreads, table_bytes>>>(sums); }, is_probe);
+  CHECK(cudaMemcpy(found.data(), sums, threads * sizeof(float), cudaMemcpyDeviceToHost));
+  CHECK(cudaFree(sums));
+  return report(name, "bytes_read_per_second", 1.0 * threads * kGathers * sizeof(float4) / seconds, found == expected);
+}
+
 bool measure_copy(const char* name, int row_bytes, int bits, bool random, bool is_probe) {
   const uint32_t row_vectors = row_bytes / sizeof(float4), blocks = (row_vectors << bits) / kThreads;
   const size_t bytes = static_cast<size_t>(row_bytes) << bits;
@@ -151,6 +189,7 @@ int main(int argc, char** argv) {
   if (device.major >= 9) {
     is_right &= measure_adds<4, true>("float4 additions to random 128-byte rows", blocks, is_probe);
   }
+  is_right &= measure_gathers("reads of random 128-byte rows in shared memory", blocks, is_probe);
   is_right &= measure_copy("copy of 128-byte rows in their order", 128, bits, false, is_probe);
   is_right &= measure_copy("copy of random 128-byte rows", 128, bits, true, is_probe);
   is_right &= measure_copy("copy of random 256-byte rows", 256, bits - 1, true, is_probe);

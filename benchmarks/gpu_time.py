@@ -17,8 +17,12 @@ import echo_ext
 # In the order of their value. Each is timed with s of many sizes ("decaying") and with s = 0.97 everywhere ("flat").
 SHAPES = [("permutation", 1024, 128), ("ring", 2**20, 64), ("replacement", 1024, 128), ("permutation", 256, 64)]
 SHAPES += [("permutation", 4096, 256), ("ring", 2**16, 64), ("ring", 1024, 128)]
-# What was asked for: microseconds at most, and the smallest share of the bandwidth of a copy.
-BARS = {("permutation", 1024, 128): {"forward": 60, "both": 300}, ("ring", 2**20, 64): {"share": 0.7}}
+# What was asked for of an H200: microseconds at most, and the smallest share of the bandwidth of a copy.
+BARS = {
+    (("permutation", 1024, 128), 0.97): {"forward": 50, "both": 250},
+    (("ring", 2**20, 64), None): {"share": 0.8},
+    (("ring", 2**20, 64), 0.97): {"share": 0.7},
+}
 SAMPLES = 5
 
 
@@ -93,6 +97,10 @@ def shown(times):
     )
 
 
+def print_bar(name, measured, bar, is_met):
+    print(f"bar: {name}: {measured}, must be {bar}: {'met' if is_met else 'MISSED'}")
+
+
 def time_echo(cases, report, small, shape, scale):
     sampling, rows, width = shape
     if small:
@@ -105,11 +113,12 @@ def time_echo(cases, report, small, shape, scale):
     share = 3 * rows * width * 4 / (microseconds * 1e-6) / (report.content["copy_bandwidth"] or math.nan)
     report.add("cases", {"sampling": sampling, "rows": rows, "width": width, "scale": scale, **times})
     print(f"time: {name}: {shown(times)} us (given | drawn seed); {share:.1%} of a copy's bandwidth")
-    for what, bar in BARS.get(shape, {}).items():
+    for what, bar in BARS.get((shape, scale), {}).items():
         if what == "share":
-            print(f"bar: {name}: {share:.1%} of a copy's bandwidth, must be at least {bar:.0%}")
+            print_bar(name, f"{share:.1%} of a copy's bandwidth", f"at least {bar:.0%}", share >= bar)
         else:
-            print(f"bar: {name}: {shown({what: times[what]})} us, must be less than {bar} us")
+            microseconds = times[what].get("given seed", {}).get("median_us", math.nan)
+            print_bar(name, f"{shown({what: times[what]})} us", f"less than {bar} us", microseconds < bar)
 
 
 def time_circle(cases, report, small, name, noise, tensors):
@@ -119,29 +128,32 @@ def time_circle(cases, report, small, name, noise, tensors):
     print(f"time: {name} {rows} x {width}: {shown(times)} us (given | drawn seed)")
 
 
-def time_estimator(device, report, small, job, bar, estimate, tensors):
-    """From the call to the value on the host; float32 is compared with the same float64 value of the CPU."""
-    on_cpu = estimate(*tensors)
+def time_estimator(device, report, job, bar, estimate, tensors, compared=None):
+    """From the call to the value on the host, which is compared with the CPU's in float64: all of it, or a matrix's
+    first ``compared`` rows and columns.
+    """
+    on_cpu = estimate(*(v[:, :compared] for v in tensors))
     for dtype in (torch.float64, torch.float32):
         given = [v.to(device.type, dtype) for v in tensors]
         seconds = []
-        for _ in range(3 if small else 12):
+        while len(seconds) < 3 or (len(seconds) < 12 and sum(seconds) < 1):
             begin = time.perf_counter()
             value = estimate(*given).cpu()
             seconds.append(time.perf_counter() - begin)
+        difference = (value if compared is None else value[:compared, :compared]) - on_cpu
         result = {
             "job": job,
             "dtype": str(dtype).removeprefix("torch."),
             "milliseconds": 1e3 * min(seconds),
             "median_milliseconds": 1e3 * statistics.median(seconds),
             "bar_milliseconds": bar,
-            "largest_difference_from_cpu": (value - on_cpu).abs().max().item(),
+            "largest_difference_from_cpu": difference.abs().max().item(),
         }
         report.add("estimators", result)
-        print(
-            f"bar: {job}, {result['dtype']}: {result['milliseconds']:.4g} ms, must be less than {bar} ms; "
-            f"{result['largest_difference_from_cpu']:.1e} from the CPU's float64"
+        measured = (
+            f"{result['milliseconds']:.4g} ms, {result['largest_difference_from_cpu']:.1e} from the CPU's float64"
         )
+        print_bar(f"{job}, {result['dtype']}", measured, f"less than {bar} ms", result["milliseconds"] < bar)
 
 
 def copy_bandwidth(device, small):
@@ -182,14 +194,16 @@ def measure_all(cases, small, path):
 
     for shape, scale in itertools.product(SHAPES, (None, 0.97)):
         cases.run(f"time {shape} {scale}", functools.partial(time_echo, cases, report, small, shape, scale))
-    thousand, million, columns = (300, 1000, 5) if small else (10**5, 10**6, 100)
+    few, many, columns, samples = (300, 1000, (4, 6), 200) if small else (10**5, 10**6, (100, 1000), 2000)
+    matrix = echo_ext.mutual_information_matrix
     jobs = [
-        ("1e6 samples, 1+1", 100, functools.partial(echo_ext.mutual_information, k=3), related(million, 1)),
-        ("1e5 samples, 5+5", 30, functools.partial(echo_ext.mutual_information, k=5), related(thousand, 5)),
-        ("100 x 100 matrix, N=2000", 50, echo_ext.mutual_information_matrix, [related(2000, columns)[0]]),
+        ("1e6 samples, 1+1", 10, functools.partial(echo_ext.mutual_information, k=3), related(many, 1)),
+        ("1e5 samples, 5+5", 25, functools.partial(echo_ext.mutual_information, k=5), related(few, 5)),
+        ("100 x 100 matrix, N=2000", 50, matrix, [related(samples, columns[0])[0]], 30),
+        ("1000 x 1000 matrix, N=2000", 300, matrix, [related(samples, columns[1])[0]], 30),
     ]
     for job in jobs:
-        cases.run(f"time {job[0]}", functools.partial(time_estimator, device, report, small, *job))
+        cases.run(f"time {job[0]}", functools.partial(time_estimator, device, report, *job))
     for rows in (64,) if small else (1024, 2**14):
         for circle in circles(device, rows, 8 if small else 32, torch.float32):
             cases.run(f"time {circle[0]} {rows}", functools.partial(time_circle, cases, report, small, *circle))

@@ -133,25 +133,40 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- Memory ---------------------------------------------------------------------------------------------------------
 
-// Starts to copy 16 aligned bytes from global to shared memory; the thread goes on, where the device can. Committed
-// copies form a group, and wait_for_copies<n> returns when all but the last n groups of this thread are there. What
-// other threads have copied takes a barrier as well.
+// Starts to copy 4, 8 or 16 aligned bytes from global to shared memory; the thread goes on, where the device can.
+// Committed copies form a group, and wait_for_copies<n> returns when all but the last n groups of this thread are
+// there. What other threads have copied takes a barrier as well.
+template <int kBytes = 16>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(CUDA_SHIM)
+  cuda_shim::copy_async(shared, global, kBytes);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
 #else
-  *static_cast<float4*>(shared) = *static_cast<const float4*>(global);
+  if constexpr (kBytes == 16)
+    *static_cast<float4*>(shared) = *static_cast<const float4*>(global);
+  else if constexpr (kBytes == 8)
+    *static_cast<float2*>(shared) = *static_cast<const float2*>(global);
+  else
+    *static_cast<float*>(shared) = *static_cast<const float*>(global);
 #endif
 }
 __device__ __forceinline__ void commit_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(CUDA_SHIM)
+  cuda_shim::commit_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 template <int kMostPending>
 __device__ __forceinline__ void wait_for_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if defined(CUDA_SHIM)
+  cuda_shim::wait_for_copies(kMostPending);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
 #endif
 }

@@ -1,6 +1,8 @@
 // The entry points of the Echo ops on CUDA, and the draws themselves.
 #include "echo_cuda.h"
 
+#include <algorithm>
+
 namespace echo_ext {
 namespace {
 
@@ -8,22 +10,40 @@ namespace {
 
 constexpr int kIndexThreads = 128;
 
+// A thread makes every so many terms of every so many rows: what the draws share is worth making for a few of them.
 __global__ void __launch_bounds__(kIndexThreads)
     indices_kernel(EchoProblem problem, const int64_t* seed, int64_t* indices) {
   const Draws draws = draws_of(problem, *seed);
   const Bijection order(num_candidates(draws));
-  const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
-  for (int64_t row = blockIdx.x; row < problem.rows; row += gridDim.x) {
+  const auto num_terms = static_cast<uint32_t>(problem.num_terms), bank_rows = static_cast<uint32_t>(draws.bank_rows);
+  const uint32_t first = blockIdx.x * kIndexThreads + threadIdx.x, stride = gridDim.x * kIndexThreads;
+  for (int64_t row = blockIdx.y; row < problem.rows; row += gridDim.y) {
     int64_t* to = indices + row * problem.num_terms;
     if (problem.sampling == Sampling::ring) {
       const RingPlace place = ring_place(draws, row);
-      for (uint32_t term = threadIdx.x; term < num_terms; term += blockDim.x) to[term] = ring_draw(draws, place, term);
+      const DrawKey key = circle_key(draws.seed, place.circle);
+      for (uint32_t term = first; term < num_terms; term += stride) {
+        const uint32_t position = static_cast<uint32_t>(place.start) + term;  // both are less than bank_rows
+        to[term] = order(key, position < bank_rows ? position : position - bank_rows);
+      }
     } else {
       const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
-      for (uint32_t term = threadIdx.x; term < num_terms; term += blockDim.x)
-        to[term] = draw(draws, order, key, row, term);
+      for (uint32_t term = first; term < num_terms; term += stride) to[term] = draw(draws, order, key, row, term);
     }
   }
+}
+
+// As many blocks as the device runs at once, where there is work for as many.
+cudaError_t indices_grid(const EchoProblem& problem, const DeviceLimits& limits, dim3* grid) {
+  constexpr int64_t kMostRows = 65535;  // of a grid
+  int resident = 0;
+  const cudaError_t status = resident_blocks(indices_kernel, kIndexThreads, 0, &resident);
+  if (status != cudaSuccess) return status;
+  const int64_t blocks = int64_t{resident} * limits.multiprocessors;
+  const int64_t along_rows = std::min({problem.rows, blocks, kMostRows});
+  const int64_t along_terms = std::min(ceil_div(problem.num_terms, kIndexThreads), blocks / along_rows);
+  *grid = dim3(static_cast<unsigned>(along_terms), static_cast<unsigned>(along_rows));
+  return cudaSuccess;
 }
 
 // ---- Entry points ---------------------------------------------------------------------------------------------------
@@ -87,7 +107,10 @@ const char* echo_cuda_indices(const EchoProblem& problem, const int64_t* seed, i
   if (problem.rows == 0 || problem.num_terms == 0) return nullptr;
   const DeviceGuard guard(device);
   ECHO_EXT_CUDA_CHECK(guard.status());
-  const dim3 grid(static_cast<unsigned>(problem.rows < 0x7fffffff ? problem.rows : 0x7fffffff));
+  DeviceLimits limits{};
+  ECHO_EXT_CUDA_CHECK(device_limits(device, &limits));
+  dim3 grid;
+  ECHO_EXT_CUDA_CHECK(indices_grid(problem, limits, &grid));
   ECHO_EXT_CUDA_CHECK(
       launch(indices_kernel, grid, kIndexThreads, 0, static_cast<cudaStream_t>(stream), problem, seed, indices));
   return nullptr;

@@ -45,18 +45,12 @@ struct MatrixCircle {
   ECHO_EXT_HD int64_t before(int64_t step) const { return step == 0 ? rows - 1 : step - 1; }
 };
 
-// Whether a row's values have not changed beyond rounding of the largest; what stays infinite or not a number has not.
+// Whether a value has not changed beyond rounding of its row's largest; what stays infinite or not a number has not.
 template <typename T>
-ECHO_EXT_HD bool is_settled(const T* before, const T* now, int dim) {
+ECHO_EXT_HD bool is_settled(T before, T now, T largest) {
   constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
-  T largest = 0;
-  for (int i = 0; i < dim; ++i) largest = fabs(now[i]) > largest ? fabs(now[i]) : largest;
-  for (int i = 0; i < dim; ++i) {
-    const bool is_near = fabs(now[i] - before[i]) <= kRoundings * largest;
-    const bool stays = now[i] == before[i] || (now[i] != now[i] && before[i] != before[i]);
-    if (!is_near && !stays) return false;
-  }
-  return true;
+  const bool is_near = fabs(now - before) <= kRoundings * largest;
+  return is_near || now == before || (now != now && before != before);
 }
 
 // Tells when going round has nothing left to gain. Near norm 1 roundings may go round for ever, above what is_settled
@@ -65,21 +59,13 @@ ECHO_EXT_HD bool is_settled(const T* before, const T* now, int dim) {
 // must be seen to grow.
 class MatrixRounds {
  public:
-  // Of one arc: what lay before it, and what does now; whether it must be walked along again.
-  template <typename T>
-  ECHO_EXT_HD bool enter(const T* before, const T* now, int dim) {
-    double square = 0, change_square = 0;
-    for (int i = 0; i < dim; ++i) {
-      const double value = static_cast<double>(now[i]), change = value - static_cast<double>(before[i]);
-      square += value * value;
-      change_square += change * change;
-    }
+  // Of one arc: the squared lengths of what now lies before it and of how that has changed, and whether it has settled.
+  ECHO_EXT_HD void enter(double square, double change_square, bool is_settled) {
     if (!(square <= DBL_MAX)) square = DBL_MAX;  // beside it no growth is small
     if (square > value_square_) value_square_ = square;
-    if (is_settled(before, now, dim)) return false;
+    if (is_settled) return;
     if (!(change_square <= DBL_MAX)) change_square = HUGE_VAL;
     if (change_square > change_square_) change_square_ = change_square;
-    return true;
   }
 
   // After all arcs of a round: whether there must be another.

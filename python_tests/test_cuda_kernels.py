@@ -177,6 +177,15 @@ def test_indices_are_the_cpus(shim, sampling, rows, bank_rows):
         assert all(len(set(row)) == problem.num_terms for row in indices.tolist())
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("rows", "num_terms", "bank_rows"), [(1, 5003, 5003), (3, 3001, 4001), (70, 41, 31 * 41)])
+def test_indices_are_the_cpus_where_a_thread_makes_many(shim, sampling, rows, num_terms, bank_rows):
+    problem = Problem(rows, 1, num_terms, bank_rows, sampling, multiprocessors=1, seed=rows - 2**63)
+    expected = run_indices(shim, problem, "host_indices")
+    for descending in (False, True):
+        np.testing.assert_array_equal(run_indices(shim, replace(problem, descending=descending)), expected)
+
+
 # ---- The oracle ------------------------------------------------------------------------------------------------------
 
 SHAPES = [  # rows, width, num_terms, bank_rows
@@ -451,26 +460,137 @@ def test_random_problems(shim, sampling, dtype, deterministic):
         check(shim, problem, random_values(problem, float(rng.choice([0.5, 0.97, 1.2])), rng))
 
 
+# ---- Circles of matrices ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Circle:
+    f: torch.Tensor
+    s: torch.Tensor
+    order: torch.Tensor
+    grad: torch.Tensor
+
+    @classmethod
+    def random(cls, rows: int, dim: int, dtype: str, norm: float, rotations: bool = False) -> "Circle":
+        s = torch.randn(rows, dim, dim, dtype=torch.float64)
+        s = torch.linalg.qr(s).Q if rotations else s / torch.linalg.matrix_norm(s, 2)[:, None, None]
+        f, grad = torch.randn(2, rows, dim).to(DTYPES[dtype])
+        return cls(f, (norm * s).to(DTYPES[dtype]).contiguous(), torch.randperm(rows), grad)
+
+    def problem(self, **options) -> Problem:
+        dtype = next(name for name, dtype in DTYPES.items() if dtype == self.f.dtype)
+        return Problem(*self.f.shape, 1, dtype=dtype, **options)
+
+    def scan(self, shim: Shim, source: torch.Tensor, **options) -> torch.Tensor:
+        values = torch.empty_like(self.f)
+        shim.call(self.problem(**options).header("matrix_scan"), [self.order, source, self.s], [values])
+        return values
+
+    def run(self, shim: Shim, **options) -> list[torch.Tensor]:
+        """The recurrence, its adjoint and the matrices' gradient."""
+        z = self.scan(shim, self.f, **options)
+        values = self.scan(shim, self.grad, deterministic=True, **options)
+        grad_s = torch.empty_like(self.s)
+        shim.call(self.problem(**options).header("matrix_outer"), [self.order, values, z], [grad_s])
+        return [z, values, grad_s]
+
+    def check(self, shim: Shim, norm: float, **options) -> None:
+        wide = [tensor.double().requires_grad_() for tensor in (self.f, self.s)]
+        expected = echo_matrix_circle(*wide, self.order)
+        gradients = torch.autograd.grad((expected * self.grad).sum(), wide)
+        dtype = self.problem().dtype
+        tolerance = max(10, 2 / (1 - norm) if norm < 1 else 0) * TOLERANCE[dtype]  # near norm 1 roundings add up
+        for actual, wanted in zip(self.run(shim, **options), (expected, *gradients), strict=True):
+            assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()
+
+    def steps(self, shim: Shim, source: torch.Tensor, **options) -> tuple[float, float]:
+        """How often threads meet in rounds and in the block that goes on, for each row and thread; a step is up to five
+        times.
+        """
+        self.scan(shim, source, **options)
+        launches, _ = shim.launches(self.problem())
+        total = [launch.meetings / launch.threads / len(self.f) for launch in launches]
+        assert [launch.kernel.split("<")[0] for launch in launches[-2:]] == [
+            "matrix_arc_kernel",
+            "matrix_finish_kernel",
+        ]
+        return sum(total[:-1]), total[-1]
+
+
 @pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 64), (9, 33), (64, 3), (70, 5), (300, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("norm", [0.3, 0.8, 0.97])
 def test_matrix_circle(shim, rows, dim, dtype, norm):
-    """The recurrence, its adjoint and the matrices' gradient."""
-    f = torch.randn(rows, dim, dtype=DTYPES[dtype])
-    s = torch.randn(rows, dim, dim, dtype=DTYPES[dtype])
-    s *= norm / torch.linalg.matrix_norm(s, 2)[:, None, None]
-    order, grad = torch.randperm(rows), torch.randn_like(f)
-    problem = Problem(rows, dim, 1, dtype=dtype)
-    z, values, grad_s = torch.empty_like(f), torch.empty_like(f), torch.empty_like(s)
-    shim.call(problem.header("matrix_scan"), [order, f, s], [z])
-    shim.call(replace(problem, deterministic=True).header("matrix_scan"), [order, grad, s], [values])
-    shim.call(problem.header("matrix_outer"), [order, values, z], [grad_s])
-    wide = [tensor.double().requires_grad_() for tensor in (f, s)]
-    expected = echo_matrix_circle(*wide, order)
-    tolerance = max(10, 2 / (1 - norm)) * TOLERANCE[dtype]  # near norm 1 roundings add up
-    gradients = torch.autograd.grad((expected * grad).sum(), wide)
-    for actual, wanted in zip((z, values, grad_s), (expected, *gradients), strict=True):
-        assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()
+    Circle.random(rows, dim, dtype, norm).check(shim, norm)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7, 8, 31, 32, 33, 36, 63, 64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_matrix_circle_of_each_width(shim, dim, dtype):
+    for rows, norm, descending in ((3, 0.9, False), (67, 0.3, True)):
+        Circle.random(rows, dim, dtype, norm).check(shim, norm, descending=descending)
+
+
+@pytest.mark.parametrize("shared_bytes", [64 * 1024, 99 * 1024])
+@pytest.mark.parametrize("dim", [64, 55])
+def test_matrix_circle_in_little_shared_memory(shim, shared_bytes, dim):
+    """With one matrix in it, or two."""
+    circle = Circle.random(67, dim, "float64", 0.7)
+    circle.check(shim, 0.7, shared_bytes=shared_bytes)
+    launches, _ = shim.launches(circle.problem())
+    deeper = circle.scan(shim, circle.f)
+    assert torch.equal(circle.scan(shim, circle.f, shared_bytes=shared_bytes, descending=True), deeper)
+    assert max(launch.shared_bytes for launch in launches) <= shared_bytes
+
+
+@pytest.mark.parametrize("norm", [1.0, 1.1])
+def test_matrices_that_decay_on_the_whole(shim, norm):
+    for rows, dim, dtype in ((5, 5, "float32"), (131, 4, "float64")):
+        Circle.random(rows, dim, dtype, norm).check(shim, norm)
+
+
+@pytest.mark.parametrize(("norm", "arcs"), [(0.9, 5), (0.98, 16)])
+def test_rotations_settle_in_the_rounds(shim, norm, arcs):
+    """What is forgotten within as many arcs leaves nothing to the one block that would go on."""
+    circle = Circle.random(arcs * 64 - 5, 2, "float32", norm, rotations=True)
+    rounds, rest = circle.steps(shim, circle.f)
+    assert rest == 0
+    assert rounds < 5.2 * (np.log(2**-21) / np.log(norm) / 64 + 3)
+    z = circle.scan(shim, circle.f, descending=True, multiprocessors=1)
+    assert torch.equal(circle.scan(shim, circle.f), z)
+    expected = echo_matrix_circle(circle.f.double(), circle.s.double(), circle.order)
+    assert (z - expected).abs().max() < 2 / (1 - norm) * TOLERANCE["float32"] * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [300, 34 * 64])
+def test_matrix_circle_with_a_nan_takes_few_steps(shim, dtype, rows):
+    circle = Circle.random(rows, 3, dtype, 0.5)
+    healthy = sum(circle.steps(shim, circle.f))
+    source, matrices = circle.f.clone(), circle.s.clone()
+    source[rows // 3, 1] = np.nan
+    assert sum(circle.steps(shim, source)) < 3 * healthy
+    assert circle.scan(shim, source).isnan().all()  # a row is in every noise
+    matrices[rows // 2, 2, 0] = np.inf
+    sick = replace(circle, s=matrices)
+    assert sum(sick.steps(shim, circle.f)) < 4 * healthy
+    assert not sick.scan(shim, circle.f, deterministic=True).isfinite().any(1).all()
+
+
+@pytest.mark.parametrize("rows", [3, 130])
+def test_matrices_that_grow_come_to_an_end(shim, rows):
+    circle = Circle.random(rows, 3, "float32", 1.5, rotations=True)
+    assert sum(circle.steps(shim, circle.f)) < 5.2 * (2 + 4 * 220 / rows)  # 1.5 to the 220th is no float
+    assert not circle.scan(shim, circle.f).isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [65, 100])
+def test_matrices_that_are_too_large_are_refused(shim, dim):
+    with pytest.raises(ShimError, match="at most 64 rows"):
+        Circle.random(2, dim, "float32", 0.5).scan(shim, torch.zeros(2, dim))
+
+
+# ---- One rank's rows -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

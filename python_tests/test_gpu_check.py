@@ -18,7 +18,8 @@ from gpu_stand_ins import BENCHMARKS
 
 import echo_ext
 
-STEPS = ["build", "echo", "circles", "neighbors", "time", "rates", "tests", "nonfinite", "memcheck", "racecheck", "ncu"]
+STEPS = ["build", "echo", "circles", "neighbors", "time", "rates", "tests", "nonfinite", "threads"]
+STEPS += ["memcheck", "racecheck", "ncu"]
 KILL_AFTER, PROBES = 2, 2 * (10 + 2)
 
 
@@ -48,7 +49,7 @@ def check(tmp_path):
 def test_limits_leave_room_in_a_call_of_ten_minutes(check):
     listed = [shlex.split(line) for line in check.check("--list").stdout.splitlines()]
     assert [name for name, *_ in listed] == STEPS
-    assert sum(int(limit) + KILL_AFTER for _, limit, *_ in listed) + PROBES < 480
+    assert sum(int(limit) + KILL_AFTER for _, limit, *_ in listed) + PROBES < 550
 
 
 def test_dry_run(check):
@@ -61,7 +62,8 @@ def test_dry_run(check):
     assert all(seconds[name] <= limits[name] for name in STEPS), summary
     assert "device: NVIDIA Stand-in, 580.00" in summary
     assert "commit: abc1234" in summary
-    assert len(re.findall("^bar: .*must be", summary, re.MULTILINE)) == 12
+    assert len(re.findall("^bar: .*must be .*: (met|MISSED)$", summary, re.MULTILINE)) == 12
+    assert re.search(r"^\| permutation, forward .*\|$", summary, re.MULTILINE)
     assert summary.endswith("0 failed\n")
     files = {"gpu_check.txt", "gpu_times.json", "gpu_rates.jsonl", "gpu_ncu.csv", "gpu_logs.tar.gz"}
     assert {path.name for path in check.out.iterdir()} == files
@@ -71,7 +73,7 @@ def test_dry_run(check):
     assert re.search(r"\d+ skipped", logs["tests.log"])  # collected without an error
     times = json.loads((check.out / "gpu_times.json").read_text())
     assert times["commit"] == "abc1234"
-    assert [len(times[group]) for group in ("cases", "circles", "estimators")] == [14, 2, 6]
+    assert [len(times[group]) for group in ("cases", "circles", "estimators")] == [14, 2, 8]
     for case in times["cases"]:
         assert case["forward"].keys() == case["both"].keys() == {"given seed", "drawn seed"}
         assert 0 < case["backward"]["given seed"]["minimum_us"] <= case["backward"]["given seed"]["median_us"]

@@ -1,7 +1,8 @@
 // A stand-in for CUDA's header that lets the `.cu` files compile as C++17 and run on the CPU, for tests only.
 // Blocks run one after another; a block's threads are fibers that meet at barriers and warp intrinsics. Dynamic shared
-// memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Errors in the use of
-// barriers end the process with a message. Kernels may use what is declared here, and no static __shared__ variables.
+// memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Asynchronous copies are
+// made as late or as early as may be. Errors in the use of barriers end the process with a message. Kernels may use
+// what is declared here, and no static __shared__ variables.
 // Occupancy is computed from the registers that ptxas reports, which the environment variable CUDA_SHIM_REGISTERS names
 // a file of, and from the figures of compute capability 9.0. Launches are recorded, and need not run.
 #pragma once
@@ -13,6 +14,7 @@
 #include <functional>
 #include <vector>
 
+#define CUDA_SHIM
 #define __global__
 #define __device__
 #define __host__
@@ -105,6 +107,12 @@ void meet_block();
 void meet_warp(Meeting meeting, unsigned mask, uint64_t value);
 uint64_t value_of_lane(int lane);
 int lane_of_this_thread();
+
+// Asynchronous copies to shared memory. They are made as late as they may be, when the thread waits for their group, or
+// in the descending order at once: a kernel that lacks a wait or a barrier fails in one of the orders.
+void copy_async(void* shared, const void* global, int bytes);
+void commit_copies();
+void wait_for_copies(int most_pending);
 
 template <typename T>
 uint64_t to_bits(T value) {

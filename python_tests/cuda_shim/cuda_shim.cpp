@@ -112,6 +112,12 @@ void prepare_context(Context* context, char* stack, void (*entry)()) {
 
 enum class State { ready, at_block_barrier, at_warp_meeting, finished };
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Thread {
   Context context;
   void* fake_stack = nullptr;  // AddressSanitizer's
@@ -121,6 +127,7 @@ struct Thread {
   unsigned mask = 0;
   uint64_t value = 0;      // what it brings to a warp meeting
   uint64_t published = 0;  // what the other lanes of the meeting see
+  std::vector<std::vector<Copy>> copies{{}};  // not made yet, by groups, of which the last is not committed
 };
 
 Thread threads[kMaxThreads];
@@ -142,6 +149,9 @@ void back_to_scheduler(bool for_good) {
 void thread_main() {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_bytes);
   (*body)();
+  for (const auto& group : threads[current].copies)
+    if (!group.empty()) fail("exited before its asynchronous copies were made");
+  threads[current].copies.assign(1, {});
   threads[current].state = State::finished;
   back_to_scheduler(true);
 }
@@ -288,6 +298,29 @@ cudaError_t resident_blocks(const void* kernel, int block_threads, size_t shared
     if (limit < most) most = limit;
   *blocks = static_cast<int>(most);
   return cudaSuccess;
+}
+
+void copy_async(void* shared, const void* global, int bytes) {
+  const auto unit = static_cast<uintptr_t>(bytes);
+  const auto* to = static_cast<const char*>(shared);
+  const auto* begin = reinterpret_cast<const char*>(dynamic_shared_memory);
+  if (to < begin || to >= begin + kMaxSharedBytes) fail("an asynchronous copy goes to what is not shared memory");
+  if (reinterpret_cast<uintptr_t>(shared) % unit != 0 || reinterpret_cast<uintptr_t>(global) % unit != 0)
+    fail("an asynchronous copy is not aligned");
+  if (order == Order::descending)
+    std::memcpy(shared, global, unit);
+  else
+    threads[current].copies.back().push_back({shared, global, unit});
+}
+
+void commit_copies() { threads[current].copies.emplace_back(); }
+
+void wait_for_copies(int most_pending) {
+  auto& groups = threads[current].copies;
+  while (static_cast<int>(groups.size()) - 1 > most_pending) {
+    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
+    groups.erase(groups.begin());
+  }
 }
 
 void meet_block() { wait(State::at_block_barrier); }
