@@ -7,7 +7,7 @@ import pytest
 from emulated_device import CSRC, Emulator, Problem, usage_of
 
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024
-SOURCES = ("echo_cuda", "echo_rows_cuda", "echo_ring_cuda", "echo_matrix_cuda")
+SOURCES = ("echo_cuda", "echo_rows_cuda", "echo_ring_cuda", "echo_ring_exact_cuda", "echo_matrix_cuda")
 
 
 @pytest.fixture(scope="module")
