@@ -45,7 +45,7 @@ struct RingLevels {
 struct RingPlan {
   // What is scanned: segments of each circle's positions, in blocks of columns. Without segments all is done exactly.
   int64_t segment, num_segments;
-  int scan_columns;
+  int scan_lanes, scan_columns;
   int64_t num_scan_blocks;
   // What is done exactly: steps of positions, in blocks of columns again.
   int step;
@@ -57,7 +57,7 @@ struct RingPlan {
   // for a copy of the gradients.
   int64_t num_circles, num_copies;
   bool blocks_own_copies;
-  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_blocks; }
+  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_blocks; }  // of a circle
 };
 
 // Circles [begin, end) are dealt out to teams of so many blocks, one after another.
