@@ -166,15 +166,229 @@ __global__ void __launch_bounds__(kScanThreads, 1)
   });
 }
 
+// ---- Backward -------------------------------------------------------------------------------------------------------
+
+// The adjoint, seen from the positions: with g_p the gradient of the window from p,
+//     v_x = g_x + s_{x-1} * v_{x-1},   df_x = v_x,   ds_x = v_x * (the window from x + 1),
+// where what lies before a segment enters as one number too.
+template <typename Storage, int kColumns>
+struct ScanBackward : ScanTerms<Storage, kColumns, kFlight<Compute<Storage>>, 3> {
+  static constexpr int kPositions = kFlight<Compute<Storage>>;
+  using Terms = ScanTerms<Storage, kColumns, kPositions, 3>;
+  using typename Terms::Exchanged;
+  using typename Terms::T;
+  using typename Terms::Value;
+  const EchoBackward& io;
+  RingSums<T> sums;
+  T* checkpoints;  // of this block: what follows each tile of a segment
+  Value grad[kPositions];
+
+  __device__ ScanBackward(const EchoProblem& problem, const EchoBackward& io_, const RingPlan& plan,
+                          const RingSums<T>& sums_, T* checkpoints_)
+      : Terms(problem, io_.seed, io_.bank_f, io_.bank_s, windows_of(problem, io_.s != nullptr), plan.scan_lanes),
+        io(io_),
+        sums(sums_),
+        checkpoints(checkpoints_ + blockIdx.x * plan.tiles_of_segment * plan.scan_columns + this->lane * kColumns) {}
+
+  __device__ __forceinline__ bool has_grad_s() const { return io.s != nullptr && !this->windows.at_own_row; }
+
+  __device__ __forceinline__ void load_gradient(int k, int64_t q, const int32_t* row, int share) {
+    grad[k] = filled<kColumns, T>(0);
+    if (k >= share) return;
+    const int64_t at = this->owner(q, row + k);
+    if (at < 0) return;
+    grad[k] = load_columns<Storage, kColumns>(io.grad, at);
+    if (has_grad_s()) grad[k] = product(grad[k], load_columns<Storage, kColumns>(io.s, at));
+  }
+
+  __device__ __forceinline__ int64_t position(int64_t first) const { return first + this->group * kPositions; }
+
+  // v -> third + second * v: from what comes before the group's positions to what they hand on.
+  __device__ __forceinline__ void compose_gradients(Exchanged* own) const {
+    own->numbers[1] = filled<kColumns, T>(1);
+    own->numbers[2] = filled<kColumns, T>(0);
+#pragma unroll
+    for (int k = 0; k < kPositions; ++k) {
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c)
+        own->numbers[2].at[c] = this->s[k].at[c] * (own->numbers[2].at[c] + grad[k].at[c]);
+      own->numbers[1] = product(own->numbers[1], this->s[k]);
+    }
+  }
+
+  // As add_ahead, of the windows that start before `position`.
+  __device__ __forceinline__ int64_t add_earlier(int64_t position, int64_t limit, Value* carry) {
+    Value weight = filled<kColumns, T>(1);
+    for (int64_t done = 0; done < limit; done += this->tile()) {
+      const int count = static_cast<int>(limit - done < this->tile() ? limit - done : this->tile());
+      const int64_t first = position - done - count;
+      this->draw(0, first, count);
+      const int32_t* row = this->drawn(0);
+      const int share = this->share(count);
+#pragma unroll
+      for (int k = 0; k < kPositions; ++k) {
+        this->s[k] = k < share ? load_columns<Storage, kColumns>(this->bank_s, this->offset(row[k]))
+                               : filled<kColumns, T>(1);
+        load_gradient(k, this->position(first) + k, row, share);
+      }
+      Exchanged own{};
+      compose_gradients(&own);
+      const Exchanged* all = this->meet(own);
+#pragma unroll 4
+      for (int g = this->groups - 1; g >= 0; --g) {
+        const Exchanged one = all[g * this->lanes];
+        *carry = plus_product(*carry, weight, one.numbers[2]);
+        weight = product(weight, one.numbers[1]);
+      }
+      if (this->all_vanished(weight)) return done + count;
+    }
+    return limit + 1;
+  }
+
+  // Down through the segment; leaves what follows each tile.
+  __device__ __forceinline__ void scan_down(int64_t begin, int64_t end, Value eps) {
+    const int tile = this->tile();
+    int64_t first = begin + (end - 1 - begin) / tile * tile;
+    int set = 0;
+    this->draw(set, first, static_cast<int>(end - first));
+    Terms::load(set, static_cast<int>(end - first));
+    for (; first >= begin; first -= tile) {
+      Exchanged own{};
+      this->compose(&own);
+      if (first > begin) {
+        set ^= 1;
+        this->draw(set, first - tile, tile);
+        Terms::load(set, tile);
+      }
+      if (this->group == 0) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c)
+          checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c] = eps.at[c];
+      }
+      this->enter_from_behind(this->meet(own), &eps);
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void load_all(int k, int64_t first, const int32_t* row, int share) {
+    Terms::load(k, row, share);
+    load_gradient(k, position(first) + k, row, share);
+  }
+
+  __device__ __forceinline__ void emit(const int32_t* row, const Value& to_f, const Value& to_s) {
+    const int64_t at = this->offset(*row);
+    if (!this->is_column) return;
+    if (sums.f == nullptr) {
+      store_columns<Storage, kColumns>(io.grad_bank_f, at, to_f);
+      store_columns<Storage, kColumns>(io.grad_bank_s, at, to_s);
+      return;
+    }
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c)
+      store_gradients<Storage>(io, sums, this->circle, at + c, to_f.at[c], to_s.at[c]);
+  }
+
+  // The gradient of the row's own s in f + s * eps.
+  __device__ __forceinline__ void emit_row(int64_t q, const int32_t* row, const Value& eps) {
+    if (!has_grad_s() || !this->is_column) return;
+    const int64_t at = this->owner(q, row);
+    if (at >= 0)
+      store_columns<Storage, kColumns>(io.grad_s, at, product(load_columns<Storage, kColumns>(io.grad, at), eps));
+  }
+
+  // What enters a group from before, given what comes before the tile, in place of which is left what it hands on.
+  __device__ __forceinline__ Value enter_from_before(const Exchanged* all, Value* carry) const {
+    Value own = *carry;
+#pragma unroll 4
+    for (int g = 0; g < this->groups; ++g) {
+      const Exchanged one = all[g * this->lanes];
+      if (g == this->group) own = *carry;
+      *carry = plus_product(one.numbers[2], one.numbers[1], *carry);
+    }
+    return own;
+  }
+
+  __device__ __forceinline__ void scan_up(int64_t begin, int64_t end, Value carry) {
+    const int tile = this->tile();
+    int set = 0;
+    const auto count_at = [&](int64_t first) { return static_cast<int>(end - first < tile ? end - first : tile); };
+    this->draw(set, begin, count_at(begin));
+#pragma unroll
+    for (int k = 0; k < kPositions; ++k) load_all(k, begin, this->drawn(set), this->share(count_at(begin)));
+    for (int64_t first = begin; first < end; first += tile) {
+      const bool is_last = first + tile >= end;
+      const int share = this->share(count_at(first)), next_share = is_last ? 0 : this->share(count_at(first + tile));
+      if (!is_last) this->draw(set ^ 1, first + tile, count_at(first + tile));
+      Exchanged own;
+      this->compose(&own);
+      compose_gradients(&own);
+      Value eps;
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c)
+        eps.at[c] = checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c];
+      const Exchanged* all = this->meet(own);
+      eps = this->enter_from_behind(all, &eps);
+      Value v = enter_from_before(all, &carry);
+      const int32_t *row = this->drawn(set), *next_row = this->drawn(set ^ 1);
+#pragma unroll
+      for (int k = kPositions - 1; k >= 0; --k) {
+        const Value here = plus_product(this->f[k], this->s[k], eps);
+        if (k < share) emit_row(position(first) + k, row + k, here);
+        this->f[k] = eps;  // from now on the window from behind
+        eps = here;
+      }
+      // The next tile's terms take the place of those that are done.
+#pragma unroll
+      for (int k = 0; k < kPositions; ++k) {
+#pragma unroll
+        for (int c = 0; c < kColumns; ++c) v.at[c] += grad[k].at[c];
+        if (k < share) emit(row + k, v, product(v, this->f[k]));
+        v = product(this->s[k], v);
+        if (!is_last) load_all(k, first + tile, next_row, next_share);
+      }
+      set ^= 1;
+    }
+  }
+
+  // The gradients of positions [begin, end); false where windows' ends matter.
+  __device__ __forceinline__ bool scan(int64_t begin, int64_t end, int64_t most_ahead) {
+    // Every window that counts must end beyond what counts behind the segment.
+    const int64_t spare = this->windows.num_terms - (end - begin);
+    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    Value eps = filled<kColumns, T>(0), carry = filled<kColumns, T>(0);
+    const int64_t limit = least(spare, most_ahead), num_behind = this->add_ahead(end, limit, &eps);
+    if (num_behind > limit) return false;
+    const int64_t limit_before = least(spare - num_behind, most_ahead);
+    if (add_earlier(begin, limit_before, &carry) > limit_before) return false;
+    scan_down(begin, end, eps);
+    scan_up(begin, end, carry);
+    return true;
+  }
+};
+
+template <typename Storage, int kColumns>
+__global__ void __launch_bounds__(kScanThreads, 1)
+    ring_backward_kernel(EchoProblem problem, EchoBackward io, RingPlan plan, RingSums<Compute<Storage>> sums,
+                         Compute<Storage>* checkpoints, bool* is_exact, RingTeams teams) {
+  ScanBackward<Storage, kColumns> block(problem, io, plan, sums, checkpoints);
+  for_each_item(teams, plan.num_flags(), 0, 1, [&](int64_t circle, int64_t item) {
+    block.start(circle, item % plan.num_scan_blocks);
+    const int64_t begin = item / plan.num_scan_blocks * plan.segment, bank_rows = problem.bank_rows;
+    const int64_t end = begin + plan.segment < bank_rows ? begin + plan.segment : bank_rows;
+    const bool done = block.scan(begin, end, kMostAhead * plan.segment);
+    if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
+  });
+}
+
 // ---- Launch ---------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kMostLaunchedCircles = 16;  // of one call, in launches of their own
 
 // Cuts circles into a segment for each block that runs at once, where windows are long enough for that and there is work
 // for at least half of the blocks. `num_starts` are all that a launch scans.
-void plan_segments(int64_t num_starts, int64_t most, int64_t num_terms, int64_t slots, int64_t tile, int step,
-                   RingPlan* plan) {
-  const int64_t blocks = slots > plan->num_scan_blocks ? slots / plan->num_scan_blocks : 1;
+void plan_segments(int64_t num_starts, int64_t most, int64_t num_terms, int64_t tile, int step, RingPlan* plan) {
+  const int64_t blocks =
+      plan->scan_blocks > plan->num_scan_blocks ? plan->scan_blocks / plan->num_scan_blocks : 1;
   int64_t segment = ceil_div(num_starts, blocks);
   if (num_terms < 2 * tile || 2 * segment < tile) return;
   if (segment < tile) segment = tile;
@@ -189,7 +403,8 @@ template <typename Storage, int kColumns>
 cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, const DeviceLimits& limits,
                       RingPlan* plan) {
   using T = Compute<Storage>;
-  using Scan = ScanForward<Storage, kColumns>;
+  using Forward = ScanForward<Storage, kColumns>;
+  using Backward = ScanBackward<Storage, kColumns>;
   const Windows windows = windows_of(problem, has_rows);
   *plan = {};
   plan->num_circles = num_circles(draws_of(problem, 0), problem.rows);
@@ -203,14 +418,18 @@ cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, 
   plan->scan_lanes = lanes_for(ceil_div(problem.width, kColumns), kLeastScanLanes);
   plan->scan_columns = plan->scan_lanes * kColumns;
   plan->num_scan_blocks = ceil_div(problem.width, plan->scan_columns);
-  if (backward) return cudaSuccess;
   int resident = 0;
-  const cudaError_t status = resident_blocks(ring_forward_kernel<Storage, kColumns>, kScanThreads,
-                                             Scan::shared_bytes(plan->scan_lanes), &resident);
+  const cudaError_t status = backward ? resident_blocks(ring_backward_kernel<Storage, kColumns>, kScanThreads,
+                                                        Backward::shared_bytes(plan->scan_lanes), &resident)
+                                      : resident_blocks(ring_forward_kernel<Storage, kColumns>, kScanThreads,
+                                                        Forward::shared_bytes(plan->scan_lanes), &resident);
   if (status != cudaSuccess) return status;
-  const int64_t most = problem.rows < problem.bank_rows ? problem.rows : problem.bank_rows;
-  plan_segments(problem.rows, most, windows.num_terms, static_cast<int64_t>(resident) * limits.multiprocessors,
-                kScanThreads / plan->scan_lanes * Scan::kPositions, kStep<T>, plan);
+  plan->scan_blocks = static_cast<int64_t>(resident > 0 ? resident : 1) * limits.multiprocessors;
+  const int64_t most = backward || problem.rows > problem.bank_rows ? problem.bank_rows : problem.rows;
+  const int64_t num_starts = !backward ? problem.rows : plan->blocks_own_copies ? most * limits.multiprocessors : most;
+  const int64_t tile = kScanThreads / plan->scan_lanes * (backward ? Backward::kPositions : Forward::kPositions);
+  plan_segments(num_starts, most, windows.num_terms, tile, kStep<T>, plan);
+  plan->tiles_of_segment = ceil_div(plan->segment, tile);
   return cudaSuccess;
 }
 
@@ -218,7 +437,8 @@ template <typename T>
 struct RingWorkspace {
   bool* is_exact;  // [circle][segment][block of columns]
   void* maps;
-  T* sums;  // [f, s][copy][row][column]
+  T* checkpoints;  // [block][tile of a segment][column of a block]
+  T* sums;         // [f, s][copy][row][column]
 };
 
 template <typename Storage>
@@ -230,10 +450,25 @@ RingWorkspace<Compute<Storage>> take_workspace(Workspace& memory, const EchoProb
   const bool is_one_circle = backward && !plan.blocks_own_copies;
   workspace.maps =
       memory.take<char>(ring_maps_bytes(problem, plan, backward, is_one_circle ? 1 : plan.num_circles));
+  if (backward)
+    workspace.checkpoints = memory.take<T>(plan.scan_blocks * plan.tiles_of_segment * plan.scan_columns);
   // One copy adds up in the results, where they are precise enough.
   if (plan.num_copies > 1 || (plan.num_copies == 1 && sizeof(Storage) < sizeof(T)))
     workspace.sums = memory.take<T>(2 * plan.num_copies * problem.bank_rows * problem.width);
   return workspace;
+}
+
+// Adjacent columns of a lane; doubles fill its registers alone.
+template <typename Storage>
+constexpr int kWide = sizeof(Storage) == 8 ? 1 : 2;
+
+// Whether adjacent columns of each can be loaded together.
+template <typename Storage>
+bool are_aligned(const EchoProblem& problem, std::initializer_list<const void*> tensors) {
+  bool all = problem.width % kWide<Storage> == 0;
+  for (const void* tensor : tensors)
+    all = all && reinterpret_cast<uintptr_t>(tensor) % (kWide<Storage> * sizeof(Storage)) == 0;
+  return all;
 }
 
 template <typename Storage>
@@ -243,7 +478,7 @@ int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceL
   for (const bool has_rows : {false, true}) {
     for (const bool is_aligned : {false, true}) {
       RingPlan plan;
-      const auto make = is_aligned && problem.width % 2 == 0 ? make_plan<Storage, 2> : make_plan<Storage, 1>;
+      const auto make = is_aligned && are_aligned<Storage>(problem, {}) ? make_plan<Storage, kWide<Storage>> : make_plan<Storage, 1>;
       if (make(problem, has_rows, backward, limits, &plan) != cudaSuccess) return -1;
       Workspace memory(nullptr);
       take_workspace<Storage>(memory, problem, plan, backward);
@@ -251,14 +486,6 @@ int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceL
     }
   }
   return most;
-}
-
-// Whether two adjacent columns of each can be loaded together.
-template <typename Storage>
-bool are_aligned(const EchoProblem& problem, std::initializer_list<const void*> tensors) {
-  bool all = problem.width % 2 == 0;
-  for (const void* tensor : tensors) all = all && reinterpret_cast<uintptr_t>(tensor) % (2 * sizeof(Storage)) == 0;
-  return all;
 }
 
 constexpr int kFinishThreads = 256;
@@ -315,6 +542,11 @@ const char* ring_backward(const EchoProblem& problem, const EchoBackward& io, co
   const int64_t circles_of_launch = plan.blocks_own_copies ? plan.num_circles : 1;
   for (int64_t circle = 0; circle < plan.num_circles; circle += circles_of_launch) {
     const RingTeams circles{circle, circle + circles_of_launch, 1};
+    if (plan.num_segments > 0)
+      ECHO_EXT_CUDA_CHECK(launch_teams(ring_backward_kernel<Storage, kColumns>, kScanThreads,
+                                       ScanBackward<Storage, kColumns>::shared_bytes(plan.scan_lanes), plan, circles,
+                                       plan.num_flags(), limits, stream, problem, io, plan, sums,
+                                       workspace.checkpoints, workspace.is_exact));
     ECHO_EXT_CUDA_CHECK(ring_backward_exact<Storage>(problem, io, plan, circles, workspace.is_exact, workspace.maps,
                                                      sums, limits, stream));
   }
@@ -333,7 +565,7 @@ const char* ring_forward(const EchoProblem& problem, const EchoForward& io, cons
   const bool own_rows = io.f != nullptr && !problem.exclude_self;
   return are_aligned<Storage>(problem, {io.bank_f, io.bank_s, io.out, own_rows ? io.f : nullptr,
                                         own_rows ? io.s : nullptr})
-             ? ring_forward<Storage, 2>(problem, io, limits, stream)
+             ? ring_forward<Storage, kWide<Storage>>(problem, io, limits, stream)
              : ring_forward<Storage, 1>(problem, io, limits, stream);
 }
 
@@ -343,7 +575,7 @@ const char* ring_backward(const EchoProblem& problem, const EchoBackward& io, co
   const bool own_rows = io.s != nullptr && !problem.exclude_self;
   return are_aligned<Storage>(problem, {io.bank_f, io.bank_s, io.grad, io.grad_bank_f, io.grad_bank_s,
                                         own_rows ? io.s : nullptr, own_rows ? io.grad_s : nullptr})
-             ? ring_backward<Storage, 2>(problem, io, limits, stream)
+             ? ring_backward<Storage, kWide<Storage>>(problem, io, limits, stream)
              : ring_backward<Storage, 1>(problem, io, limits, stream);
 }
 

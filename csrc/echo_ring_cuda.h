@@ -47,6 +47,7 @@ struct RingPlan {
   int64_t segment, num_segments;
   int scan_lanes, scan_columns;
   int64_t num_scan_blocks;
+  int64_t scan_blocks, tiles_of_segment;  // blocks that run at once
   // What is done exactly: steps of positions, in blocks of columns again.
   int step;
   int64_t num_steps;
