@@ -21,8 +21,6 @@ namespace {
 
 // ---- Forward --------------------------------------------------------------------------------------------------------
 
-constexpr int kMostAhead = 2;  // segments read behind one until it is flagged
-
 // With the terms of this group's positions; those it does not have change nothing.
 template <typename Storage, int kColumns, int kPositions, int kNumbers>
 struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
@@ -161,7 +159,7 @@ __global__ void __launch_bounds__(kScanThreads, 1)
     block.start(circle, item % plan.num_scan_blocks);
     const int64_t begin = item / plan.num_scan_blocks * plan.segment, windows = num_windows(problem, circle);
     const int64_t end = begin + plan.segment < windows ? begin + plan.segment : windows;
-    const bool done = begin >= end || block.scan(begin, end, kMostAhead * plan.segment);
+    const bool done = begin >= end || block.scan(begin, end, plan.most_ahead);
     if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
   });
 }
@@ -375,7 +373,7 @@ __global__ void __launch_bounds__(kScanThreads, 1)
     block.start(circle, item % plan.num_scan_blocks);
     const int64_t begin = item / plan.num_scan_blocks * plan.segment, bank_rows = problem.bank_rows;
     const int64_t end = begin + plan.segment < bank_rows ? begin + plan.segment : bank_rows;
-    const bool done = block.scan(begin, end, kMostAhead * plan.segment);
+    const bool done = block.scan(begin, end, plan.most_ahead);
     if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
   });
 }
@@ -384,52 +382,71 @@ __global__ void __launch_bounds__(kScanThreads, 1)
 
 constexpr int64_t kMostLaunchedCircles = 16;  // of one call, in launches of their own
 
-// Cuts circles into a segment for each block that runs at once, where windows are long enough for that and there is work
-// for at least half of the blocks. `num_starts` are all that a launch scans.
-void plan_segments(int64_t num_starts, int64_t most, int64_t num_terms, int64_t tile, int step, RingPlan* plan) {
-  const int64_t blocks =
-      plan->scan_blocks > plan->num_scan_blocks ? plan->scan_blocks / plan->num_scan_blocks : 1;
+// Read behind a segment until it is flagged.
+constexpr int kMostSegmentsAhead = 2, kMostTilesAhead = 16;
+
+// Cuts circles into a segment for each block that runs at once, where windows are long enough for that and the bank is
+// not so small that maps of it cost no more. `num_starts` are all that a launch scans, `most` those of a circle.
+void plan_segments(int64_t num_starts, int64_t most, int64_t bank_rows, int64_t num_terms, int64_t tile, int step,
+                   RingPlan* plan) {
+  const int64_t blocks = plan->scan_blocks > plan->num_scan_blocks ? plan->scan_blocks / plan->num_scan_blocks : 1;
+  const int64_t positions = num_starts < bank_rows ? bank_rows : num_starts;
+  if (num_terms < 2 * tile || 2 * positions < blocks * tile) return;
   int64_t segment = ceil_div(num_starts, blocks);
-  if (num_terms < 2 * tile || 2 * segment < tile) return;
   if (segment < tile) segment = tile;
   if (segment > num_terms / 2) segment = num_terms / 2;
   if (segment > most) segment = most;
   plan->segment = ceil_div(segment, step) * step;
   plan->num_segments = ceil_div(most, plan->segment);
+  plan->tiles_of_segment = ceil_div(plan->segment, tile);
+  // Few segments of a large bank may look further, in all about as far as maps would.
+  plan->most_ahead = bank_rows / plan->num_segments;
+  if (plan->most_ahead > kMostTilesAhead * tile) plan->most_ahead = kMostTilesAhead * tile;
+  if (plan->most_ahead < kMostSegmentsAhead * plan->segment) plan->most_ahead = kMostSegmentsAhead * plan->segment;
 }
 
-// Of as many columns a lane as tensors' alignment allows.
+// Many circles that do not fill the device one by one are done side by side, for copies of the gradients.
+void plan_copies(const EchoProblem& problem, int64_t tile, const DeviceLimits& limits, RingPlan* plan) {
+  if (plan->num_circles == 1) return;
+  const bool fills = 2 * problem.bank_rows * plan->num_scan_blocks >= plan->scan_blocks * tile;
+  plan->blocks_own_copies = plan->num_circles > kMostLaunchedCircles && !fills;
+  plan->num_copies = plan->blocks_own_copies ? ceil_div(plan->num_circles, 2) : 1;
+  if (plan->num_copies > limits.multiprocessors) plan->num_copies = limits.multiprocessors;
+}
+
+// For so many columns a lane.
 template <typename Storage, int kColumns>
 cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, const DeviceLimits& limits,
                       RingPlan* plan) {
-  using T = Compute<Storage>;
   using Forward = ScanForward<Storage, kColumns>;
   using Backward = ScanBackward<Storage, kColumns>;
   const Windows windows = windows_of(problem, has_rows);
   *plan = {};
   plan->num_circles = num_circles(draws_of(problem, 0), problem.rows);
   if (plan->num_circles == 0) plan->num_circles = 1;  // a bank that nothing is drawn from has gradients of zero
-  if (backward && plan->num_circles > 1) {
-    plan->blocks_own_copies = plan->num_circles > kMostLaunchedCircles;
-    plan->num_copies = plan->blocks_own_copies ? ceil_div(plan->num_circles, 4) : 1;
-    if (plan->num_copies > limits.multiprocessors) plan->num_copies = limits.multiprocessors;
-  }
   plan_ring_exact(problem, windows, backward, plan);
   plan->scan_lanes = lanes_for(ceil_div(problem.width, kColumns), kLeastScanLanes);
   plan->scan_columns = plan->scan_lanes * kColumns;
   plan->num_scan_blocks = ceil_div(problem.width, plan->scan_columns);
+  const size_t shared_bytes =
+      backward ? Backward::shared_bytes(plan->scan_lanes) : Forward::shared_bytes(plan->scan_lanes);
   int resident = 0;
-  const cudaError_t status = backward ? resident_blocks(ring_backward_kernel<Storage, kColumns>, kScanThreads,
-                                                        Backward::shared_bytes(plan->scan_lanes), &resident)
-                                      : resident_blocks(ring_forward_kernel<Storage, kColumns>, kScanThreads,
-                                                        Forward::shared_bytes(plan->scan_lanes), &resident);
+  const cudaError_t status =
+      backward ? resident_blocks(ring_backward_kernel<Storage, kColumns>, kScanThreads, shared_bytes, &resident)
+               : resident_blocks(ring_forward_kernel<Storage, kColumns>, kScanThreads, shared_bytes, &resident);
   if (status != cudaSuccess) return status;
   plan->scan_blocks = static_cast<int64_t>(resident > 0 ? resident : 1) * limits.multiprocessors;
-  const int64_t most = backward || problem.rows > problem.bank_rows ? problem.bank_rows : problem.rows;
-  const int64_t num_starts = !backward ? problem.rows : plan->blocks_own_copies ? most * limits.multiprocessors : most;
   const int64_t tile = kScanThreads / plan->scan_lanes * (backward ? Backward::kPositions : Forward::kPositions);
-  plan_segments(num_starts, most, windows.num_terms, tile, kStep<T>, plan);
-  plan->tiles_of_segment = ceil_div(plan->segment, tile);
+  int64_t most = problem.bank_rows, num_starts = problem.bank_rows;  // of a launch
+  if (backward) {
+    plan_copies(problem, tile, limits, plan);
+    if (plan->blocks_own_copies) num_starts *= limits.multiprocessors;
+  } else {
+    num_starts = problem.rows;
+    if (most > num_starts) most = num_starts;
+  }
+  if (resident == 0 || shared_bytes > static_cast<size_t>(limits.shared_bytes)) return cudaSuccess;
+  plan_segments(num_starts, most, problem.bank_rows, windows.num_terms, tile, kStep<Compute<Storage>>, plan);
   return cudaSuccess;
 }
 

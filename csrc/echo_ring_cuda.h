@@ -44,7 +44,7 @@ struct RingLevels {
 
 struct RingPlan {
   // What is scanned: segments of each circle's positions, in blocks of columns. Without segments all is done exactly.
-  int64_t segment, num_segments;
+  int64_t segment, num_segments, most_ahead;
   int scan_lanes, scan_columns;
   int64_t num_scan_blocks;
   int64_t scan_blocks, tiles_of_segment;  // blocks that run at once

@@ -437,7 +437,7 @@ using Exact = typename ExactOf<Io, Storage>::type;
 
 // Makes the two levels above `level`: a group composes kStep children, a block what its groups have.
 template <typename Io, typename Storage>
-__global__ void __launch_bounds__(kMapsThreads)
+__global__ void __launch_bounds__(kMapsThreads, 2)
     ring_maps_kernel(EchoProblem problem, Io io, RingPlan plan, ExactFlags flags, Compute<Storage>* maps, int level,
                      RingTeams teams) {
   using T = Compute<Storage>;
