@@ -114,8 +114,12 @@ struct ScanForward : ScanTerms<Storage, kColumns, kStep<Compute<Storage>>, 2> {
 
   __device__ __forceinline__ void emit(int64_t q, const int32_t* row, Value eps) {
     if (!this->is_column) return;
-    const int64_t at = this->owner(q, row);
-    if (io.f != nullptr && !this->windows.at_own_row)
+    if (this->problem.exclude_self) {
+      store_columns<Storage, kColumns>(io.out, this->offset(row[this->own_row]), eps);
+      return;
+    }
+    const int64_t at = (this->circle * this->problem.bank_rows + q) * this->problem.width + this->column;
+    if (io.f != nullptr)
       eps = plus_product(load_columns<Storage, kColumns>(io.f, at), load_columns<Storage, kColumns>(io.s, at), eps);
     store_columns<Storage, kColumns>(io.out, at, eps);
   }
@@ -495,7 +499,8 @@ int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceL
   for (const bool has_rows : {false, true}) {
     for (const bool is_aligned : {false, true}) {
       RingPlan plan;
-      const auto make = is_aligned && are_aligned<Storage>(problem, {}) ? make_plan<Storage, kWide<Storage>> : make_plan<Storage, 1>;
+      const bool is_wide = is_aligned && are_aligned<Storage>(problem, {});
+      const auto make = is_wide ? make_plan<Storage, kWide<Storage>> : make_plan<Storage, 1>;
       if (make(problem, has_rows, backward, limits, &plan) != cudaSuccess) return -1;
       Workspace memory(nullptr);
       take_workspace<Storage>(memory, problem, plan, backward);

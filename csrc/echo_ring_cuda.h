@@ -54,8 +54,8 @@ struct RingPlan {
   int lanes;
   int64_t num_column_blocks;
   RingLevels levels;
-  // Circles add to the same gradients of the bank. Few of them get a launch each; of many a block does one after another
-  // for a copy of the gradients.
+  // Circles add to the same gradients of the bank. They get a launch each, or a block does one after another for a copy
+  // of the gradients.
   int64_t num_circles, num_copies;
   bool blocks_own_copies;
   __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_blocks; }  // of a circle

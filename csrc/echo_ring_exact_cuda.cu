@@ -4,9 +4,9 @@
 //
 // A step is a few consecutive positions, few enough for registers:
 //     a window from q = suffix of the step from q, (tail, decay): tail + decay * prefix of what follows the step.
-// All its windows share most of that prefix, which is made of maps: consecutive positions composed, at levels of growing
-// size, so that any stretch of the circle is a few maps of each. Nothing is added up by two threads: results are the
-// same in every run.
+// All its windows share most of that prefix, which is made of maps: consecutive positions composed, at levels of
+// growing size, so that any stretch of the circle is a few maps of each. Nothing is added up by two threads: results
+// are the same in every run.
 #include "echo_ring_cuda.h"
 
 namespace echo_ext {
@@ -437,7 +437,7 @@ using Exact = typename ExactOf<Io, Storage>::type;
 
 // Makes the two levels above `level`: a group composes kStep children, a block what its groups have.
 template <typename Io, typename Storage>
-__global__ void __launch_bounds__(kMapsThreads, 2)
+__global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 1 : 2)
     ring_maps_kernel(EchoProblem problem, Io io, RingPlan plan, ExactFlags flags, Compute<Storage>* maps, int level,
                      RingTeams teams) {
   using T = Compute<Storage>;
@@ -591,9 +591,10 @@ cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
-  return launch_teams(ring_forward_exact_kernel<Storage>, kThreads, sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups),
-                      plan, circles, ceil_div(plan.num_steps * plan.num_column_blocks, groups), limits, stream, problem,
-                      io, plan, flags, numbers);
+  const size_t shared_bytes = sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups);
+  const int64_t blocks = ceil_div(plan.num_steps * plan.num_column_blocks, groups);
+  return launch_teams(ring_forward_exact_kernel<Storage>, kThreads, shared_bytes, plan, circles, blocks, limits, stream,
+                      problem, io, plan, flags, numbers);
 }
 
 template <typename Storage>
@@ -606,9 +607,10 @@ cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& 
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
-  return launch_teams(ring_backward_exact_kernel<Storage>, kThreads, sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups),
-                      plan, circles, ceil_div(plan.num_steps * plan.num_column_blocks, groups), limits, stream, problem,
-                      io, plan, flags, numbers, sums);
+  const size_t shared_bytes = sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups);
+  const int64_t blocks = ceil_div(plan.num_steps * plan.num_column_blocks, groups);
+  return launch_teams(ring_backward_exact_kernel<Storage>, kThreads, shared_bytes, plan, circles, blocks, limits,
+                      stream, problem, io, plan, flags, numbers, sums);
 }
 
 #define ECHO_EXT_RING_EXACT(Storage)                                                                                  \

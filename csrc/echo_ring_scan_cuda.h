@@ -81,7 +81,8 @@ __device__ __forceinline__ Columns<Compute<Storage>, kColumns> load_columns(cons
   return columns;
 }
 template <typename Storage, int kColumns>
-__device__ __forceinline__ void store_columns(void* to, int64_t at, const Columns<Compute<Storage>, kColumns>& columns) {
+__device__ __forceinline__ void store_columns(void* to, int64_t at,
+                                              const Columns<Compute<Storage>, kColumns>& columns) {
   Storage values[kColumns];
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) values[i] = from_compute<Storage>(columns.at[i]);
@@ -111,7 +112,7 @@ struct ScanBlock {
   Bijection order;
   int lanes, lane, group, groups;
   int32_t* rows;        // of this warp: two sets of its groups' positions, each from one before them
-  int set_stride;
+  int set_stride, own_row;  // where a position's window belongs, from its own row
   Exchanged* exchanged;  // two sets of all groups'
   int exchange = 0;      // the set of the next exchange
   int64_t column = 0, circle = 0;
@@ -132,9 +133,11 @@ struct ScanBlock {
         lane(static_cast<int>(threadIdx.x) % lanes_),
         group(static_cast<int>(threadIdx.x) / lanes_),
         groups(kScanThreads / lanes_),
-        set_stride(kWarp / lanes_ * kPositions + 1) {
+        set_stride(kWarp / lanes_ * kPositions + 1),
+        own_row(windows_.behind_own_row ? -1 : 0) {
     exchanged = reinterpret_cast<Exchanged*>(dynamic_shared_memory);
-    rows = reinterpret_cast<int32_t*>(exchanged + 2 * kScanThreads) + static_cast<int>(threadIdx.x) / kWarp * 2 * set_stride;
+    rows = reinterpret_cast<int32_t*>(exchanged + 2 * kScanThreads) +
+           static_cast<int>(threadIdx.x) / kWarp * 2 * set_stride;
   }
 
   __device__ __forceinline__ int tile() const { return groups * kPositions; }
@@ -166,12 +169,14 @@ struct ScanBlock {
   // How many of a tile's `count` positions are this group's.
   __device__ __forceinline__ int share(int count) const { return count - group * kPositions; }
 
-  __device__ __forceinline__ int64_t offset(int32_t row) const { return static_cast<int64_t>(row) * problem.width + column; }
+  // Rows have fewer than 2^31 elements: one multiplication.
+  __device__ __forceinline__ int64_t offset(int32_t row) const {
+    return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(row)} * static_cast<uint32_t>(problem.width)) + column;
+  }
 
   // The element of the row whose window starts at a position, given the position's row; -1 where there is none.
   __device__ __forceinline__ int64_t owner(int64_t q, const int32_t* row) const {
-    if (windows.at_own_row) return offset(row[0]);
-    if (windows.behind_own_row) return offset(row[-1]);
+    if (problem.exclude_self) return offset(row[own_row]);
     const int64_t of_circle = circle * problem.bank_rows + wrap(q, problem.bank_rows);
     return of_circle < problem.rows ? of_circle * problem.width + column : -1;
   }
