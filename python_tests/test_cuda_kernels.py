@@ -617,3 +617,143 @@ def test_scan_of_one_ranks_rows(shim, rows, width, chunk_rows, dtype, monkeypatc
     for actual, wanted in zip(results, expected, strict=True):
         if wanted.numel():
             assert (actual.double() - wanted.double()).abs().max() <= 10 * TOLERANCE[dtype] * (1 + wanted.abs().max())
+
+
+# ---- The ring at length ----------------------------------------------------------------------------------------------
+
+
+def circles_of(shim: Shim, problem: Problem) -> list[torch.Tensor]:
+    """Which bank row lies at each position of each circle."""
+    if problem.exclude_self:  # the row at a position begins with the next one
+        following = run_indices(shim, replace(problem, num_terms=1))[:, 0]
+        circle = [0]
+        while len(circle) < problem.rows:
+            circle.append(int(following[circle[-1]]))
+        return [torch.tensor(circle)]
+    num_circles = -(-problem.rows // problem.bank_rows)
+    rows = run_indices(shim, replace(problem, rows=num_circles * problem.bank_rows, num_terms=1))[:, 0]
+    return list(torch.from_numpy(rows.copy()).view(num_circles, problem.bank_rows))
+
+
+def window_sums(f: torch.Tensor, s: torch.Tensor, num_terms: int) -> torch.Tensor:
+    """Of the window of so many terms from each position of a circle, by windows of 1, 2, 4, ... terms."""
+    total, weight, taken = torch.zeros_like(f), torch.ones_like(f), 0
+    for bit in range(num_terms.bit_length()):
+        if num_terms >> bit & 1:
+            total = total + weight * f.roll(-taken, 0)
+            weight = weight * s.roll(-taken, 0)
+            taken += 1 << bit
+        f, s = f + s * f.roll(-(1 << bit), 0), s * s.roll(-(1 << bit), 0)
+    return total
+
+
+def ring_oracle(shim: Shim, problem: Problem, values: Values) -> list[torch.Tensor]:
+    """As oracle(), in time that is linear in the rows but for a logarithm."""
+    leaves = {name: getattr(values, name).double().requires_grad_() for name in ("bank_f", "bank_s", "f", "s")}
+    if problem.exclude_self:
+        leaves |= {"f": leaves["bank_f"], "s": leaves["bank_s"]}
+    eps = []
+    for circle in circles_of(shim, problem):
+        sums = window_sums(leaves["bank_f"][circle], leaves["bank_s"][circle], problem.num_terms)
+        eps.append(torch.empty_like(sums).index_copy(0, circle.roll(1), sums) if problem.exclude_self else sums)
+    noise = torch.cat(eps)[: problem.rows]
+    result = leaves["f"] + leaves["s"] * noise if problem.sample else noise
+    wanted = [leaves["bank_f"], leaves["bank_s"], *own_rows(problem, leaves["s"])]
+    return [result.detach(), *torch.autograd.grad(result, wanted, values.grad.double())]
+
+
+def run_ring(shim: Shim, problem: Problem, values: Values) -> tuple[list[torch.Tensor], dict[str, int]]:
+    """The results, and how often threads met in each kernel."""
+    found, meetings = [run_forward(shim, problem, values)], {}
+    for results in (found, None):
+        if results is None:
+            found += run_backward(shim, problem, values)
+        for launch in shim.launches(problem)[0]:
+            meetings[launch.kernel] = meetings.get(launch.kernel, 0) + launch.meetings
+    return found, meetings
+
+
+def check_ring(shim: Shim, problem: Problem, values: Values) -> dict[str, int]:
+    found, meetings = run_ring(shim, problem, values)
+    expected = ring_oracle(shim, problem, values)
+    magnitudes = Values(**{name: tensor.abs() for name, tensor in vars(values).items()})
+    scales = ring_oracle(shim, problem, magnitudes)
+    for one_found, one_expected, one_scale in zip(found, expected, scales, strict=True):
+        error = (one_found.double() - one_expected).abs()
+        tolerance = TOLERANCE[problem.dtype] * (1 + problem.num_terms / 256) * one_scale.max(0).values
+        assert (error <= tolerance + np.finfo(np.float32).tiny).all(), f"{problem}: {(error / tolerance).max()}"
+    return meetings
+
+
+def uses(meetings: dict[str, int], kernel: str) -> int:
+    return sum(count for name, count in meetings.items() if name.startswith(kernel))
+
+
+# Two columns a lane or one, several circles, fewer rows than the bank, windows shorter than the circle.
+LONG_RINGS = [(700, 34, 699, 0), (650, 19, 560, 0), (300, 34, 640, 650), (1400, 34, 530, 600), (1500, 3, 1499, 0)]
+
+
+@pytest.mark.parametrize("shape", LONG_RINGS, ids=str)  # rows, width, num_terms, bank_rows
+@pytest.mark.parametrize(
+    ("dtype", "sample"), [("float32", True), ("float64", False), pytest.param("float16", True, marks=pytest.mark.slow)]
+)
+def test_long_ring(shim, shape, dtype, sample):
+    rows, width, num_terms, bank_rows = shape
+    problem = Problem(rows, width, num_terms, bank_rows, "ring", dtype, sample=sample, multiprocessors=1)
+    meetings = check_ring(shim, problem, random_values(problem, 0.5))
+    if width > 16 and dtype != "float64":  # all segments are scanned, and what is exact ends at once
+        assert uses(meetings, "ring_forward_kernel") > 0
+        assert uses(meetings, "ring_backward_kernel") > 0
+        assert uses(meetings, "ring_forward_exact") + uses(meetings, "ring_backward_exact") < 10000
+    values = random_values(problem, 0.97)
+    for s in (values.bank_s, values.s):
+        s[:, 0] = 0.999
+        s[::7, 1] = 0
+    check_ring(shim, replace(problem, multiprocessors=3, descending=True), values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "bank_rows", "num_terms"), [(200, 5, 5), (170, 7, 3), (117, 2, 2), (40, 1, 1)])
+def test_many_circles(shim, dtype, rows, bank_rows, num_terms):
+    """Each block adds up a copy of the bank's gradients."""
+    for multiprocessors in (1, 4):
+        problem = Problem(rows, 5, num_terms, bank_rows, "ring", dtype, multiprocessors=multiprocessors)
+        values = random_values(problem)
+        check(shim, problem, values)
+        first = run_backward(shim, problem, values)
+        again = run_backward(shim, replace(problem, descending=True), values)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.slow
+def test_many_long_circles(shim):
+    problem = Problem(17 * 520 - 100, 34, 515, 520, "ring")
+    values = random_values(problem, 0.5)
+    check_ring(shim, problem, values)
+    values.bank_s[:, 3] = 0.999
+    check_ring(shim, problem, values)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1.0, -1.001, 0.9999], ids=str)
+def test_steps_are_linear_in_the_rows(shim, value):
+    """Also where no weight ever vanishes."""
+    totals = []
+    for rows in (1200, 2400):
+        problem = Problem(rows, 34, rows - 1, 0, "ring", multiprocessors=2)
+        values = random_values(problem, 0.5)
+        values.bank_s[:, 5] = value
+        found, meetings = run_ring(shim, problem, values)
+        assert all(np.isfinite(np.delete(result.numpy(), 5, axis=1)).all() for result in found)
+        totals.append(sum(meetings.values()))
+    assert totals[1] < 2.3 * totals[0]
+
+
+def test_steps_of_few_rows_from_a_large_bank(shim):
+    """Only windows that exist are scanned."""
+    problem = Problem(64, 34, 2000, 2000, "ring", multiprocessors=2)
+    values = random_values(problem, 0.5)
+    many = replace(problem, rows=2000)
+    run_forward(shim, problem, values)
+    few_steps = sum(launch.meetings for launch in shim.launches(problem)[0])
+    run_forward(shim, many, random_values(many, 0.5))
+    assert 3 * few_steps < sum(launch.meetings for launch in shim.launches(many)[0])

@@ -240,7 +240,7 @@ void answer_launches(const char* error, int64_t workspace_bytes) {
 // What a call would launch, however large it is: nothing is read or written.
 void serve_plan(const echo_ext::EchoProblem& problem, const Request& request) {
   const bool deterministic = request.deterministic != 0, own_rows = request.has_rows != 0 && !problem.exclude_self;
-  char memory[1];
+  alignas(16) char memory[1];
   const char* error = nullptr;
   int64_t workspace_bytes = 0;
   cuda_shim::runs_kernels = false;
