@@ -19,7 +19,8 @@ import echo_ext
 from echo_ext.estimators import _neighbours, _neighbours_cuda, _samples, discrete, ksg, matrix
 
 SOURCES = [
-    *(CSRC / name for name in ("knn_cuda.cu", "knn_count_cuda.cu", "knn_cuda_bindings.cpp")),
+    *sorted(CSRC.glob("knn_*.cu")),
+    CSRC / "knn_cuda_bindings.cpp",
     *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
 ]
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")

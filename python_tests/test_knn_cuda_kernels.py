@@ -12,7 +12,7 @@ from knn_cases import KINDS, fresh, sample
 
 from echo_ext.estimators import _neighbours
 
-SOURCES = [CSRC / "knn_cuda.cu", CSRC / "knn_count_cuda.cu", SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
+SOURCES = [*sorted(CSRC.glob("knn_*.cu")), SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
 OPERATIONS = {"keys": 0, "search": 1, "count": 2, "boundary": 3, "max_neighbours": 4}
 FIELDS = (
     *("operation", "single", "descending", "batch", "num_points", "num_queries", "dim", "k", "euclidean"),

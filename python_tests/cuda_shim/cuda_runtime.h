@@ -168,6 +168,7 @@ inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mas
 inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T atomicAdd(T* address, T value) {
