@@ -286,3 +286,24 @@ def knn_cuda_boundary(
     device: int,
     stream: int,
 ) -> None: ...
+
+class KnnColumns:
+    def __init__(self, values: int, sorted: int, order: int, spread: int, has_runs: int, count: int) -> None: ...
+
+knn_cuda_pairs_max_neighbours: int
+
+def knn_cuda_pairs_max_points(single: bool, device: int, /) -> int: ...
+def knn_cuda_pairs(
+    single: bool,
+    x: KnnColumns,
+    y: KnnColumns,
+    symmetric: bool,
+    batch: int,
+    num_points: int,
+    k: int,
+    longest_run: int,
+    psi: int,
+    estimates: int,
+    device: int,
+    stream: int,
+) -> None: ...

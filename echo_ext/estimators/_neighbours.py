@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -216,9 +217,9 @@ def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int,
 
 
 def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers on a device, without waiting for it."""
-    tensor = torch.tensor(values, dtype=dtype, device="cpu")
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """A few numbers on a device, which fills them in itself: nothing is copied from the host."""
+    runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
+    return torch.cat(runs)
 
 
 def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:

@@ -5,6 +5,8 @@ Tensors are contiguous, with their batches flattened to one dimension. Nothing h
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +29,14 @@ class Tree:
     memory: Tensor
     keys: Tensor | None  # sorted
     sample: Tensor | None
-    device: int
-    stream: int
 
     @property
     def single(self) -> bool:
         return self.points.dtype == torch.float32
+
+    def device_and_stream(self) -> tuple[int, int]:
+        """The stream is the one that is current now, on which results are expected; it may not be the tree's first."""
+        return device_and_stream("x", self.points.device)
 
 
 def build(points: Tensor, like: Tree | None = None) -> Tree:
@@ -49,7 +53,7 @@ def build(points: Tensor, like: Tree | None = None) -> Tree:
     single = points.dtype == torch.float32
     memory = torch.empty(native.bytes(single), dtype=torch.uint8, device=points.device)
     _C.knn_cuda_build(single=single, tree=native, memory=memory.data_ptr(), device=device, stream=stream)
-    return Tree(native, points, order, memory, keys, sample, device, stream)
+    return Tree(native, points, order, memory, keys, sample)
 
 
 def search(
@@ -64,7 +68,8 @@ def search(
     indices: Tensor | None,
 ) -> None:
     """As the CPU's search, with the batch flattened, into ``distances`` and ``indices``."""
-    _check_k(k, tree.device)
+    device, stream = tree.device_and_stream()
+    _check_k(k, device)
     sought = start = None
     if queries is not None:
         sought = build(queries, tree)
@@ -80,8 +85,8 @@ def search(
         exclude_within=exclude_within,
         distances=distances.data_ptr(),
         indices=0 if indices is None else indices.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
 
 
@@ -99,6 +104,7 @@ def count(
     counts: Tensor,
 ) -> None:
     """As the CPU's count, with the batch flattened, into ``counts``."""
+    device, stream = tree.device_and_stream()
     _C.knn_cuda_count(
         single=tree.single,
         points=tree.native,
@@ -111,14 +117,15 @@ def count(
         inclusive=inclusive,
         exclude_within=exclude_within,
         counts=counts.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
 
 
 def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
     """As the CPU's boundary search, with the batch flattened, into ``indices``."""
-    _check_k(width + 1, tree.device)
+    device, stream = tree.device_and_stream()
+    _check_k(width + 1, device)
     _C.knn_cuda_boundary(
         single=tree.single,
         points=tree.native,
@@ -127,9 +134,84 @@ def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_wit
         width=width,
         exclude_within=exclude_within,
         indices=indices.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns (B, p, N), each sorted once for all its pairs."""
+
+    values: Tensor
+    sorted: Tensor
+    order: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> Columns:
+        """Of (*batch, p, N), with the batch flattened."""
+        values = values.reshape(-1, *values.shape[-2:]).contiguous()
+        ascending, order = torch.sort(values, -1)
+        return Columns(values, ascending, order)
+
+    def spread(self, apart: int) -> Tensor:
+        """How far apart are, typically, values so many places apart: (B, p)."""
+        return self._apart(apart, torch.sub).median(-1).values
+
+    def has_runs(self, longest: int) -> Tensor:
+        """Which columns hold a value more than so many times: (B, p)."""
+        return self._apart(longest, torch.eq).any(-1)
+
+    def _apart(self, places: int, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        n = self.values.shape[-1]
+        return compare(self.sorted[..., places:], self.sorted[..., : n - places])
+
+
+def pairs_fit(n: int, k: int, points: Tensor) -> bool:
+    """Whether `pairs` takes pairs of columns of n rows like the points, and as many neighbours."""
+    device, _ = device_and_stream("x", points.device)
+    single = points.dtype == torch.float32
+    return k <= _C.knn_cuda_pairs_max_neighbours and n <= _C.knn_cuda_pairs_max_points(single, device)
+
+
+def pairs(x: Columns, y: Columns, k: int) -> Tensor:
+    """The "ksg1" estimate of each column of x (B, p, N) with each of y (B, q, N): float64 (B, p, q).
+
+    Where y is x, only pairs on and above the diagonal; the others are 0.
+    """
+    device, stream = device_and_stream("x", x.values.device)
+    batch, p, n = x.values.shape
+    psi = torch.digamma(torch.arange(1, n + 1, dtype=torch.float64, device=x.values.device))
+    estimates = psi.new_zeros((batch, p, y.values.shape[1]))
+    usual = min(math.isqrt(k * n), n - 1)  # so many values of a column are within the distance of a k-th neighbour
+    longest_run = min(4 * usual, n)
+    described = [(columns.spread(usual), columns.has_runs(longest_run)) for columns in ([x] if y is x else [x, y])]
+    native_x, native_y = (
+        _C.KnnColumns(
+            values=columns.values.data_ptr(),
+            sorted=columns.sorted.data_ptr(),
+            order=columns.order.data_ptr(),
+            spread=spread.data_ptr(),
+            has_runs=has_runs.data_ptr(),
+            count=columns.values.shape[1],
+        )
+        for columns, (spread, has_runs) in ((x, described[0]), (y, described[-1]))
+    )
+    _C.knn_cuda_pairs(
+        single=x.values.dtype == torch.float32,
+        x=native_x,
+        y=native_y,
+        symmetric=y is x,
+        batch=batch,
+        num_points=n,
+        k=k,
+        longest_run=longest_run,
+        psi=psi.data_ptr(),
+        estimates=estimates.data_ptr(),
+        device=device,
+        stream=stream,
+    )
+    return estimates
 
 
 def _sample(points: Tensor) -> Tensor:
