@@ -23,7 +23,8 @@ struct KnnKeys {
   int64_t* keys;  // (batch, num_points)
 };
 
-// Points in spatial order with their boxes, in the caller's memory of knn_cuda_tree_bytes.
+// Points in spatial order with their boxes, in the caller's memory of knn_cuda_tree_bytes. A part of its items is a
+// tree too.
 struct KnnTree {
   const void* points;    // (batch, num_points, dim)
   const int64_t* order;  // (batch, num_points): the place of each in the order
@@ -31,6 +32,8 @@ struct KnnTree {
   int64_t num_points;
   int dim;
   void* memory;
+  int64_t first = 0;  // of the items in the memory
+  int64_t whole = 0;  // how many lie there; 0: `batch`
 };
 
 template <typename T>

@@ -13,6 +13,18 @@ void bind_knn_cuda(py::module_& m) {
              return KnnTree{at<>(points), at<int64_t>(order), batch, num_points, dim, nullptr};
            }),
            py::arg("points"), py::arg("order"), py::arg("batch"), py::arg("num_points"), py::arg("dim"))
+      .def("part",
+           [](const KnnTree& tree, bool single, int64_t first, int64_t count) {
+             const int64_t points = first * tree.num_points;
+             const auto bytes = static_cast<int64_t>(single ? sizeof(float) : sizeof(double));
+             KnnTree part = tree;
+             part.points = static_cast<const char*>(tree.points) + points * tree.dim * bytes;
+             part.order += points;
+             part.batch = count;
+             part.first += first;
+             part.whole = tree.whole != 0 ? tree.whole : tree.batch;
+             return part;
+           })
       .def("bytes", [](const KnnTree& tree, bool single) {
         return single ? knn_cuda_tree_bytes<float>(tree) : knn_cuda_tree_bytes<double>(tree);
       });

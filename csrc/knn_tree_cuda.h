@@ -2,6 +2,8 @@
 // tests 32 boxes at once, one in each lane, against the box around its queries.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda_support.h"
 #include "knn_cuda.h"
 
@@ -73,10 +75,14 @@ TreeView<T> view_of(const KnnTree& tree, int64_t* bytes = nullptr) {
   }
   view.num_nodes = view.first_node[view.num_levels];
   Workspace workspace(tree.memory);
-  view.tiles = workspace.take<T>(tree.batch * view.num_tiles * kWarp * tree.dim);
-  view.boxes = workspace.take<T>(tree.batch * view.num_nodes * 2 * tree.dim);
-  view.order = workspace.take<int32_t>(tree.batch * view.num_tiles * kWarp);
-  view.lowest = workspace.take<int32_t>(tree.batch * view.num_nodes);
+  const int64_t items = tree.whole != 0 ? tree.whole : tree.batch;
+  const auto take = [&](auto*& of_first, int64_t per_item) {
+    of_first = workspace.take<std::remove_reference_t<decltype(*of_first)>>(items * per_item) + tree.first * per_item;
+  };
+  take(view.tiles, int64_t{view.num_tiles} * kWarp * tree.dim);
+  take(view.boxes, int64_t{view.num_nodes} * 2 * tree.dim);
+  take(view.order, int64_t{view.num_tiles} * kWarp);
+  take(view.lowest, view.num_nodes);
   if (bytes != nullptr) *bytes = workspace.used();
   return view;
 }

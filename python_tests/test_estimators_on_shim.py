@@ -304,6 +304,17 @@ def test_which_matrices_one_kernel_estimates(native):
         assert "knn_cuda_pairs" not in kernels(x, y, **options)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_of_a_matrix_share_the_trees_of_its_columns(native, monkeypatch, method):
+    monkeypatch.setattr(matrix, "BLOCK", 1)  # a block for each column of x
+    x, y = draw(40, 3, 2, kind="ties", batch=(2,))
+    for columns in ((x,), (x, y), (x[0], y[0])):
+        recorder = Recorder(native)
+        Device(recorder).check(echo_ext.mutual_information_matrix, *columns, method=method, exclude_within=1)
+        builds = [name for name, _ in recorder.calls].count("knn_cuda_build")
+        assert builds == 2 + 3  # and one for the pairs of each block
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_matrices(device, dtype):
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
@@ -314,5 +325,6 @@ def test_matrices(device, dtype):
             device.check(echo_ext.mutual_information_matrix, x[0], y, tolerance=tolerance, **options)
     mostly_equal = torch.randn(200, 4, dtype=dtype).clamp(min=0.3)
     device.check(echo_ext.mutual_information_matrix, mostly_equal, tolerance=tolerance, k=[1, 3])
-    device.check(echo_ext.mutual_information_matrix, x[:0], y[:0])
+    for method in METHODS:
+        device.check(echo_ext.mutual_information_matrix, x[:0], y[:0], method=method)
     device.check(echo_ext.mutual_information_matrix, x[0, :, 0], tolerance=tolerance)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,12 @@ class Tree:
     @property
     def single(self) -> bool:
         return self.points.dtype == torch.float32
+
+    def part(self, items: slice) -> Tree:
+        """The tree of some of the items."""
+        points = self.points[items]
+        native = self.native.part(self.single, items.indices(len(self.points))[0], len(points))
+        return replace(self, native=native, points=points, order=self.order[items])
 
     def device_and_stream(self) -> tuple[int, int]:
         """The stream is the one that is current now, on which results are expected; it may not be the tree's first."""

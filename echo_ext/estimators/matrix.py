@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _gradient, _neighbours_cuda
-from ._neighbours import mean, on_cuda
+from ._neighbours import Cloud, mean, on_cuda
 from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
 from .ksg import ESTIMATES, METHODS
 
@@ -24,7 +24,7 @@ def mutual_information_matrix(
     unit: str = "nats",
     exclude_within: int = 0,
 ) -> Estimate:
-    """Mutual information of each column of x with each column of y; each column is sorted once per block of pairs.
+    """Mutual information of each column of x with each column of y; columns are sorted for many pairs at once.
 
     Args:
         x: (..., N, p), or (N,) for one column; float64 or float32, tensor or array.
@@ -75,12 +75,12 @@ def _by_blocks(columns_x: Tensor, columns_y: Tensor, method: str, options: Optio
     """As `_together`, some columns of x at a time."""
     *batch, p, n = columns_x.shape
     q = columns_y.shape[-2]
-    values = columns_x.new_zeros((len(options.ks), *batch, p, q), dtype=torch.float64)
-    per_column = n * max(options.ks) * q * max(values[0, ..., 0, 0].numel(), 1)
+    values = columns_x.new_zeros((len(options.ks), p, q, *batch), dtype=torch.float64)
+    per_column = n * max(options.ks) * q * max(values[0, 0, 0].numel(), 1)
     step = max(1, (2 * BLOCK if on_cuda(columns_x) else BLOCK) // max(per_column, 1))
-    columns_x, columns_y = columns_x[..., None, :, None], columns_y[..., None, :, :, None]
+    x = Cloud(columns_x.movedim(-2, 0)[:, None, ..., None])
+    y = Cloud(columns_y.movedim(-2, 0)[..., None])
     for begin in range(0, p, step):
         end, start = min(begin + step, p), begin if symmetric else 0
-        pair = [columns_x[..., begin:end, :, :, :], columns_y[..., start:, :, :]]
-        values[..., begin:end, start:] = mean(ESTIMATES[method](pair, options))
-    return values
+        values[:, begin:end, start:] = mean(ESTIMATES[method]([x.part(begin, end), y.part(start, q)], options))
+    return values.movedim((1, 2), (-2, -1))
