@@ -61,21 +61,18 @@ struct KnnColumns {
   const void* values;    // (batch, count, num_points)
   const void* sorted;    // the same, each column ascending
   const int64_t* order;  // the rows of the sorted values
-  const void* spread;    // (batch, count): how far apart a column's neighbouring values typically are
-  const bool* has_runs;  // (batch, count): whether a column holds more than `longest_run` equal values
+  const void* gaps;      // (batch, count, num_points): about how far apart values near each row's are
   int64_t count;
 };
 
-// The estimate "ksg1" of the mutual information of each column of x with each of y. A pair's neighbours are looked for
-// along the column of larger spread, but along the other one from a value that the first holds many times; whatever
-// spread and runs are said to be, the estimates are the same to rounding.
+// The estimate "ksg1" of the mutual information of each column of x with each of y. A point's neighbours are looked for
+// along that column of the pair in which its gap is larger; whatever the gaps, the estimates are the same to rounding.
 struct KnnPairs {
   KnnColumns x, y;
   bool symmetric;  // only of pairs on and above the diagonal
   int64_t batch;
   int64_t num_points;
   int k;
-  int longest_run;
   const double* psi;  // (num_points,): digamma of 1, 2, ...
   double* estimates;  // (batch, x.count, y.count)
 };

@@ -100,12 +100,10 @@ void bind_knn_cuda(py::module_& m) {
       py::arg("exclude_within"), py::arg("indices"), py::arg("device"), py::arg("stream"), NoGil());
 
   py::class_<KnnColumns>(m, "KnnColumns", py::module_local())
-      .def(py::init([](uintptr_t values, uintptr_t sorted, uintptr_t order, uintptr_t spread, uintptr_t has_runs,
-                       int64_t count) {
-             return KnnColumns{at<>(values), at<>(sorted), at<int64_t>(order), at<>(spread), at<bool>(has_runs), count};
+      .def(py::init([](uintptr_t values, uintptr_t sorted, uintptr_t order, uintptr_t gaps, int64_t count) {
+             return KnnColumns{at<>(values), at<>(sorted), at<int64_t>(order), at<>(gaps), count};
            }),
-           py::arg("values"), py::arg("sorted"), py::arg("order"), py::arg("spread"), py::arg("has_runs"),
-           py::arg("count"));
+           py::arg("values"), py::arg("sorted"), py::arg("order"), py::arg("gaps"), py::arg("count"));
   m.attr("knn_cuda_pairs_max_neighbours") = kKnnPairsMaxNeighbours;
   m.def("knn_cuda_pairs_max_points", [](bool single, int device) {
     return checked_size((single ? knn_cuda_pairs_max_points<float> : knn_cuda_pairs_max_points<double>)(device));
@@ -113,13 +111,12 @@ void bind_knn_cuda(py::module_& m) {
   m.def(
       "knn_cuda_pairs",
       [](bool single, const KnnColumns& x, const KnnColumns& y, bool symmetric, int64_t batch, int64_t num_points,
-         int k, int longest_run, uintptr_t psi, uintptr_t estimates, int device, uintptr_t stream) {
-        const KnnPairs p{x, y, symmetric, batch, num_points, k, longest_run, at<double>(psi), at<double>(estimates)};
+         int k, uintptr_t psi, uintptr_t estimates, int device, uintptr_t stream) {
+        const KnnPairs p{x, y, symmetric, batch, num_points, k, at<double>(psi), at<double>(estimates)};
         check_cuda((single ? knn_cuda_pairs<float> : knn_cuda_pairs<double>)(p, device, at<>(stream)));
       },
       py::arg("single"), py::arg("x"), py::arg("y"), py::arg("symmetric"), py::arg("batch"), py::arg("num_points"),
-      py::arg("k"), py::arg("longest_run"), py::arg("psi"), py::arg("estimates"), py::arg("device"), py::arg("stream"),
-      NoGil());
+      py::arg("k"), py::arg("psi"), py::arg("estimates"), py::arg("device"), py::arg("stream"), NoGil());
 }
 
 }  // namespace echo_ext

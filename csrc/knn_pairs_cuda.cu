@@ -16,25 +16,27 @@ struct alignas(2 * sizeof(T)) Point {
   T along, across;
 };
 
-// One pair in a block's shared memory. Queries look for their neighbours along the one column, by which the points are
-// in order, with an infinity beyond either end; the other column lies across, and once more in its own order.
+// One pair in a block's shared memory, with one of its columns along: the points are in its order, with an infinity
+// beyond either end. The other column lies across, and once more in its own order.
 template <typename T>
 struct Pair {
   double* sums;      // of each warp
   Point<T>* points;  // places from -1 to num_points
   T* sorted;         // across
+  uint16_t* chosen;  // places of the points that look along this column
 
   __device__ __forceinline__ explicit Pair(int num_points)
       : sums(reinterpret_cast<double*>(dynamic_shared_memory)),
         points(reinterpret_cast<Point<T>*>(sums + kMaxWarps) + 1),
-        sorted(reinterpret_cast<T*>(points + num_points + 1)) {}
+        sorted(reinterpret_cast<T*>(points + num_points + 1)),
+        chosen(reinterpret_cast<uint16_t*>(sorted + num_points)) {}
 };
 
 constexpr int64_t kBytesBesidesPoints = (kMaxWarps + 4) * sizeof(double);
 
 template <typename T>
-int64_t pair_bytes(int64_t num_points) {
-  return kBytesBesidesPoints + 3 * num_points * static_cast<int64_t>(sizeof(T));
+constexpr int64_t bytes_of_point() {
+  return sizeof(Point<T>) + sizeof(T) + sizeof(uint16_t);
 }
 
 // The first step of a bisection: the largest power of two that is at most the size.
@@ -53,15 +55,6 @@ __device__ __forceinline__ int count_near(int size, T value, T radius, const Val
     if (not_too_high + step <= size && value_at(not_too_high + step - 1) - value < radius) not_too_high += step;
   }
   return not_too_high - too_low;
-}
-
-// Whether ascending values hold one of them more than `most` times.
-template <typename T, typename ValueAt>
-__device__ __forceinline__ bool is_in_run(int size, T value, int most, const ValueAt& value_at) {
-  int first = 0;
-  for (int step = largest_step(size); step > 0; step /= 2)
-    if (first + step <= size && value_at(first + step - 1) < value) first += step;
-  return first + most < size && value_at(first + most) == value;
 }
 
 // psi(nx + 1) + psi(ny + 1) of the point at a place. Both sides are looked through outwards, until the difference in
@@ -105,53 +98,55 @@ __device__ __forceinline__ double block_sum(double value, double* sums) {
   return total;
 }
 
+// Also chooses the points whose neighbours in this column are farther apart than those in the other: there, fewer are
+// within a distance. Of equal ones, x's. Each warp lists those among its own places, in the places' own memory; returns
+// how many there are.
 template <typename T>
-__device__ __forceinline__ void load_pair(const Pair<T>& pair, const KnnColumns& along, int64_t along_column,
-                                          const KnnColumns& across, int64_t across_column, int num_points) {
-  const T* values = static_cast<const T*>(across.values) + across_column * num_points;
-  const T* sorted = static_cast<const T*>(across.sorted) + across_column * num_points;
-  const T* along_sorted = static_cast<const T*>(along.sorted) + along_column * num_points;
-  const int64_t* rows = along.order + along_column * num_points;
-  for (int i = threadIdx.x; i < num_points; i += blockDim.x) {
-    pair.points[i] = {along_sorted[i], values[rows[i]]};
-    pair.sorted[i] = sorted[i];
+__device__ __forceinline__ int load_pair(const Pair<T>& pair, const KnnPairs& p, int64_t x, int64_t y, bool x_along) {
+  const int n = static_cast<int>(p.num_points), lane = static_cast<int>(threadIdx.x) % kWarp;
+  const KnnColumns& along = x_along ? p.x : p.y;
+  const KnnColumns& across = x_along ? p.y : p.x;
+  const int64_t first_along = (x_along ? x : y) * n, first_across = (x_along ? y : x) * n;
+  const int first = static_cast<int>(threadIdx.x) - lane;  // of the warp's places
+  int count = 0;
+  for (int begin = first; begin < n; begin += blockDim.x) {
+    const int place = begin + lane;
+    bool is_chosen = false;
+    if (place < n) {
+      const int64_t row = along.order[first_along + place];
+      pair.points[place] = {static_cast<const T*>(along.sorted)[first_along + place],
+                            static_cast<const T*>(across.values)[first_across + row]};
+      pair.sorted[place] = static_cast<const T*>(across.sorted)[first_across + place];
+      const T gap_x = static_cast<const T*>(p.x.gaps)[x * n + row],
+              gap_y = static_cast<const T*>(p.y.gaps)[y * n + row];
+      is_chosen = (gap_x >= gap_y) == x_along;
+    }
+    const unsigned chosen = __ballot_sync(kFullWarp, is_chosen);
+    const int at = count + __popc(chosen & ((1u << lane) - 1));
+    if (is_chosen) pair.chosen[first + at / kWarp * blockDim.x + at % kWarp] = static_cast<uint16_t>(place);
+    count += __popc(chosen);
   }
   if (threadIdx.x == 0) {
     pair.points[-1] = {-static_cast<T>(INFINITY), 0};
-    pair.points[num_points] = {static_cast<T>(INFINITY), 0};
+    pair.points[n] = {static_cast<T>(INFINITY), 0};
   }
-}
-
-// Whether the point's value in the column that is along in the first pass is one of many. The second pass is for these
-// points, along the other column.
-template <typename T>
-__device__ __forceinline__ bool is_in_run_of_first(const Pair<T>& pair, int num_points, int place, int pass, int most) {
-  const Point<T> own = pair.points[place];
-  if (pass == 0) return is_in_run(num_points, own.along, most, [&](int i) { return pair.points[i].along; });
-  return is_in_run(num_points, own.across, most, [&](int i) { return pair.sorted[i]; });
+  return count;
 }
 
 template <typename T, int kSlots>
 __global__ void __launch_bounds__(max_threads(kSlots), 1) pairs_kernel(const __grid_constant__ KnnPairs p) {
-  const int n = static_cast<int>(p.num_points);
+  const int n = static_cast<int>(p.num_points), lane = static_cast<int>(threadIdx.x) % kWarp;
   const Pair<T> pair(n);
   for (int64_t x = blockIdx.y; x < p.batch * p.x.count; x += gridDim.y) {
     const int64_t y = x / p.x.count * p.y.count + blockIdx.x;
     if (p.symmetric && blockIdx.x < x % p.x.count) continue;
-    // Where values are far apart, few are within a distance; where they are equal, all are.
-    const bool y_first = static_cast<const T*>(p.y.spread)[y] > static_cast<const T*>(p.x.spread)[x];
-    const bool has_runs = y_first ? p.y.has_runs[y] : p.x.has_runs[x];
     double sum = 0;
-    for (int pass = 0; pass < (has_runs ? 2 : 1); ++pass) {
+    for (int pass = 0; pass < 2; ++pass) {
       __syncthreads();  // for who still reads what was there
-      if (y_first == (pass == 0))
-        load_pair(pair, p.y, y, p.x, x, n);
-      else
-        load_pair(pair, p.x, x, p.y, y, n);
+      const int count = load_pair(pair, p, x, y, pass == 0);
       __syncthreads();
-      for (int place = threadIdx.x; place < n; place += blockDim.x)
-        if (!has_runs || is_in_run_of_first(pair, n, place, pass, p.longest_run) == (pass == 1))
-          sum += psi_of_counts<T, kSlots>(pair, n, p.k, p.psi, place);
+      for (int i = 0; i * kWarp + lane < count; ++i)
+        sum += psi_of_counts<T, kSlots>(pair, n, p.k, p.psi, pair.chosen[threadIdx.x + i * blockDim.x]);
     }
     const double total = block_sum(sum, pair.sums);
     if (threadIdx.x == 0) p.estimates[x * p.y.count + blockIdx.x] = p.psi[p.k - 1] + p.psi[n - 1] - total / n;
@@ -163,7 +158,7 @@ template <typename T, int kSlots>
 cudaError_t launch_pairs(const KnnPairs& p, cudaStream_t stream) {
   constexpr int kMaxRows = 65535;
   const auto kernel = pairs_kernel<T, kSlots>;
-  const auto shared_bytes = static_cast<size_t>(pair_bytes<T>(p.num_points));
+  const auto shared_bytes = static_cast<size_t>(kBytesBesidesPoints + bytes_of_point<T>() * p.num_points);
   int threads = 0, most = 0;
   for (int tried = 128; tried <= max_threads(kSlots); tried += 128) {
     int blocks = 0;
@@ -185,7 +180,7 @@ template <typename T>
 int64_t knn_cuda_pairs_max_points(int device) {
   DeviceLimits limits{};
   if (device_limits(device, &limits) != cudaSuccess) return -1;
-  return (limits.shared_bytes - kBytesBesidesPoints) / (3 * static_cast<int64_t>(sizeof(T)));
+  return (limits.shared_bytes - kBytesBesidesPoints) / bytes_of_point<T>();
 }
 
 template <typename T>

@@ -289,7 +289,7 @@ def knn_cuda_boundary(
 ) -> None: ...
 
 class KnnColumns:
-    def __init__(self, values: int, sorted: int, order: int, spread: int, has_runs: int, count: int) -> None: ...
+    def __init__(self, values: int, sorted: int, order: int, gaps: int, count: int) -> None: ...
 
 knn_cuda_pairs_max_neighbours: int
 
@@ -302,7 +302,6 @@ def knn_cuda_pairs(
     batch: int,
     num_points: int,
     k: int,
-    longest_run: int,
     psi: int,
     estimates: int,
     device: int,

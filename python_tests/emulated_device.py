@@ -276,7 +276,6 @@ class KnnProblem:
     count_x: int = 0
     count_y: int = 0
     symmetric: bool = False
-    longest_run: int = 0
     plan: bool = False
 
     def header(self, operation: str) -> bytes:

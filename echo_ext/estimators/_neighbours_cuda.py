@@ -6,7 +6,6 @@ Tensors are contiguous, with their batches flattened to one dimension. Nothing h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,17 +159,13 @@ class Columns:
         ascending, order = torch.sort(values, -1)
         return Columns(values, ascending, order)
 
-    def spread(self, apart: int) -> Tensor:
-        """How far apart are, typically, values so many places apart: (B, p)."""
-        return self._apart(apart, torch.sub).median(-1).values
-
-    def has_runs(self, longest: int) -> Tensor:
-        """Which columns hold a value more than so many times: (B, p)."""
-        return self._apart(longest, torch.eq).any(-1)
-
-    def _apart(self, places: int, compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def gaps(self, places: int) -> Tensor:
+        """How far apart the values are that lie so many places before and after each row's: (B, p, N)."""
         n = self.values.shape[-1]
-        return compare(self.sorted[..., places:], self.sorted[..., : n - places])
+        place = torch.arange(n, device=self.values.device)
+        after, before = (place + places).clamp_(max=n - 1), (place - places).clamp_(min=0)
+        gaps = self.sorted[..., after] - self.sorted[..., before]
+        return torch.empty_like(gaps).scatter_(-1, self.order, gaps)
 
 
 def pairs_fit(n: int, k: int, points: Tensor) -> bool:
@@ -189,19 +184,17 @@ def pairs(x: Columns, y: Columns, k: int) -> Tensor:
     batch, p, n = x.values.shape
     psi = torch.digamma(torch.arange(1, n + 1, dtype=torch.float64, device=x.values.device))
     estimates = psi.new_zeros((batch, p, y.values.shape[1]))
-    usual = min(math.isqrt(k * n), n - 1)  # so many values of a column are within the distance of a k-th neighbour
-    longest_run = min(4 * usual, n)
-    described = [(columns.spread(usual), columns.has_runs(longest_run)) for columns in ([x] if y is x else [x, y])]
+    near = math.isqrt(k * n) // 2 + 1  # about so many values on either side are within the distance of a k-th neighbour
+    gaps = [columns.gaps(near) for columns in ([x] if y is x else [x, y])]
     native_x, native_y = (
         _C.KnnColumns(
             values=columns.values.data_ptr(),
             sorted=columns.sorted.data_ptr(),
             order=columns.order.data_ptr(),
-            spread=spread.data_ptr(),
-            has_runs=has_runs.data_ptr(),
+            gaps=of_columns.data_ptr(),
             count=columns.values.shape[1],
         )
-        for columns, (spread, has_runs) in ((x, described[0]), (y, described[-1]))
+        for columns, of_columns in ((x, gaps[0]), (y, gaps[-1]))
     )
     _C.knn_cuda_pairs(
         single=x.values.dtype == torch.float32,
@@ -211,7 +204,6 @@ def pairs(x: Columns, y: Columns, k: int) -> Tensor:
         batch=batch,
         num_points=n,
         k=k,
-        longest_run=longest_run,
         psi=psi.data_ptr(),
         estimates=estimates.data_ptr(),
         device=device,

@@ -23,7 +23,7 @@ enum class Operation : int64_t { keys, search, count, boundary, max_neighbours, 
 struct Request {  // as python_tests/emulated_device.py packs it
   int64_t operation, single, order, batch, num_points, num_queries, dim, k, euclidean, exclude_within, has_rows;
   int64_t has_indices, num_radii, num_groups, inclusive, sample_size, shared_bytes, multiprocessors;
-  int64_t count_x, count_y, symmetric, longest_run, plan;
+  int64_t count_x, count_y, symmetric, plan;
 };
 
 bool read_all(void* to, size_t bytes) {
@@ -109,18 +109,17 @@ struct Tree {
   }
 };
 
-// Columns in order and their spread.
+// Columns, and what is known of them.
 template <typename T>
 struct Columns {
-  Buffer values, sorted, order, spread, has_runs;
+  Buffer values, sorted, order, gaps;
   KnnColumns native;
   Columns(const Request& r, int64_t count)
       : values(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
         sorted(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
         order(receive(r.batch * count * r.num_points * 8)),
-        spread(receive(r.batch * count * static_cast<int64_t>(sizeof(T)))),
-        has_runs(receive(r.batch * count)),
-        native{values.data(), sorted.data(), order.data<int64_t>(), spread.data(), has_runs.data<bool>(), count} {}
+        gaps(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
+        native{values.data(), sorted.data(), order.data<int64_t>(), gaps.data(), count} {}
 };
 
 template <typename T>
@@ -128,15 +127,10 @@ void serve_pairs(const Request& r) {
   const Columns<T> x(r, r.count_x), y(r, r.count_y);
   const Buffer psi = receive(r.num_points * 8);
   const Buffer estimates(r.batch * r.count_x * r.count_y * 8);
-  const KnnPairs p{x.native,
-                   y.native,
-                   r.symmetric != 0,
-                   r.batch,
-                   r.num_points,
-                   static_cast<int>(r.k),
-                   static_cast<int>(r.longest_run),
-                   psi.data<double>(),
-                   estimates.data<double>()};
+  const KnnPairs p{x.native,           y.native,
+                   r.symmetric != 0,   r.batch,
+                   r.num_points,       static_cast<int>(r.k),
+                   psi.data<double>(), estimates.data<double>()};
   answer(knn_cuda_pairs<T>(p, device, nullptr), {&estimates});
 }
 
