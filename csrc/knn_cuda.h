@@ -23,7 +23,8 @@ struct KnnKeys {
   int64_t* keys;  // (batch, num_points)
 };
 
-// Points in spatial order with their boxes, in the caller's memory of knn_cuda_tree_bytes.
+// Points in spatial order with their boxes, in the caller's memory of knn_cuda_tree_bytes. A part of its items is a
+// tree too.
 struct KnnTree {
   const void* points;    // (batch, num_points, dim)
   const int64_t* order;  // (batch, num_points): the place of each in the order
@@ -31,6 +32,8 @@ struct KnnTree {
   int64_t num_points;
   int dim;
   void* memory;
+  int64_t first = 0;  // of the items in the memory
+  int64_t whole = 0;  // how many lie there; 0: `batch`
 };
 
 template <typename T>
@@ -52,5 +55,34 @@ template <typename T>
 const char* knn_cuda_count(const KnnCount& p, const KnnTree& points, int device, void* stream);
 template <typename T>
 const char* knn_cuda_boundary(const KnnBoundary& p, const KnnTree& points, int device, void* stream);
+
+// Columns to be paired.
+struct KnnColumns {
+  const void* values;    // (batch, count, num_points)
+  const void* sorted;    // the same, each column ascending
+  const int64_t* order;  // the rows of the sorted values
+  const void* gaps;      // (batch, count, num_points): about how far apart values near each row's are
+  int64_t count;
+};
+
+// The estimate "ksg1" of the mutual information of each column of x with each of y. A point's neighbours are looked for
+// along that column of the pair in which its gap is larger; whatever the gaps, the estimates are the same to rounding.
+struct KnnPairs {
+  KnnColumns x, y;
+  bool symmetric;  // only of pairs on and above the diagonal
+  int64_t batch;
+  int64_t num_points;
+  int k;
+  const double* psi;  // (num_points,): digamma of 1, 2, ...
+  double* estimates;  // (batch, x.count, y.count)
+};
+
+constexpr int kKnnPairsMaxNeighbours = 32;
+
+// The most points that a pair may have, or -1 where the device is out of reach.
+template <typename T>
+int64_t knn_cuda_pairs_max_points(int device);
+template <typename T>
+const char* knn_cuda_pairs(const KnnPairs& p, int device, void* stream);
 
 }  // namespace echo_ext

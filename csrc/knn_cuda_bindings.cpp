@@ -13,6 +13,18 @@ void bind_knn_cuda(py::module_& m) {
              return KnnTree{at<>(points), at<int64_t>(order), batch, num_points, dim, nullptr};
            }),
            py::arg("points"), py::arg("order"), py::arg("batch"), py::arg("num_points"), py::arg("dim"))
+      .def("part",
+           [](const KnnTree& tree, bool single, int64_t first, int64_t count) {
+             const int64_t points = first * tree.num_points;
+             const auto bytes = static_cast<int64_t>(single ? sizeof(float) : sizeof(double));
+             KnnTree part = tree;
+             part.points = static_cast<const char*>(tree.points) + points * tree.dim * bytes;
+             part.order += points;
+             part.batch = count;
+             part.first += first;
+             part.whole = tree.whole != 0 ? tree.whole : tree.batch;
+             return part;
+           })
       .def("bytes", [](const KnnTree& tree, bool single) {
         return single ? knn_cuda_tree_bytes<float>(tree) : knn_cuda_tree_bytes<double>(tree);
       });
@@ -86,6 +98,25 @@ void bind_knn_cuda(py::module_& m) {
       },
       py::arg("single"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("width"),
       py::arg("exclude_within"), py::arg("indices"), py::arg("device"), py::arg("stream"), NoGil());
+
+  py::class_<KnnColumns>(m, "KnnColumns", py::module_local())
+      .def(py::init([](uintptr_t values, uintptr_t sorted, uintptr_t order, uintptr_t gaps, int64_t count) {
+             return KnnColumns{at<>(values), at<>(sorted), at<int64_t>(order), at<>(gaps), count};
+           }),
+           py::arg("values"), py::arg("sorted"), py::arg("order"), py::arg("gaps"), py::arg("count"));
+  m.attr("knn_cuda_pairs_max_neighbours") = kKnnPairsMaxNeighbours;
+  m.def("knn_cuda_pairs_max_points", [](bool single, int device) {
+    return checked_size((single ? knn_cuda_pairs_max_points<float> : knn_cuda_pairs_max_points<double>)(device));
+  });
+  m.def(
+      "knn_cuda_pairs",
+      [](bool single, const KnnColumns& x, const KnnColumns& y, bool symmetric, int64_t batch, int64_t num_points,
+         int k, uintptr_t psi, uintptr_t estimates, int device, uintptr_t stream) {
+        const KnnPairs p{x, y, symmetric, batch, num_points, k, at<double>(psi), at<double>(estimates)};
+        check_cuda((single ? knn_cuda_pairs<float> : knn_cuda_pairs<double>)(p, device, at<>(stream)));
+      },
+      py::arg("single"), py::arg("x"), py::arg("y"), py::arg("symmetric"), py::arg("batch"), py::arg("num_points"),
+      py::arg("k"), py::arg("psi"), py::arg("estimates"), py::arg("device"), py::arg("stream"), NoGil());
 }
 
 }  // namespace echo_ext

@@ -1,6 +1,8 @@
 // The mathematics of a distance that CPU and CUDA kernels share.
 #pragma once
 
+#include <cmath>
+
 #include "host_device.h"
 
 namespace echo_ext {
@@ -13,7 +15,7 @@ enum class Metric : int { chebyshev, euclidean };
 template <Metric M, typename T>
 ECHO_EXT_HD T extend_distance(T so_far, T difference) {
   if constexpr (M == Metric::chebyshev) {
-    const T magnitude = difference < 0 ? -difference : difference;
+    const T magnitude = std::fabs(difference);  // no instruction of its own, where it is an operand's modifier
     return so_far > magnitude ? so_far : magnitude;
   } else {
     return so_far + difference * difference;

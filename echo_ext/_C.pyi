@@ -230,6 +230,7 @@ def knn_boundary(
 # Only in a build with CUDA:
 class KnnTree:
     def __init__(self, points: int, order: int, batch: int, num_points: int, dim: int) -> None: ...
+    def part(self, single: bool, first: int, count: int, /) -> KnnTree: ...
     def bytes(self, single: bool, /) -> int: ...
 
 def knn_cuda_max_neighbours(device: int, /) -> int: ...
@@ -283,6 +284,26 @@ def knn_cuda_boundary(
     width: int,
     exclude_within: int,
     indices: int,
+    device: int,
+    stream: int,
+) -> None: ...
+
+class KnnColumns:
+    def __init__(self, values: int, sorted: int, order: int, gaps: int, count: int) -> None: ...
+
+knn_cuda_pairs_max_neighbours: int
+
+def knn_cuda_pairs_max_points(single: bool, device: int, /) -> int: ...
+def knn_cuda_pairs(
+    single: bool,
+    x: KnnColumns,
+    y: KnnColumns,
+    symmetric: bool,
+    batch: int,
+    num_points: int,
+    k: int,
+    psi: int,
+    estimates: int,
     device: int,
     stream: int,
 ) -> None: ...

@@ -46,6 +46,13 @@ def shim(emulator_program):
     emulator.close()
 
 
+@pytest.fixture(scope="session")
+def knn_emulator_program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("knn_emulated_device")
+    flags = ("-ffp-contract=off", "-Og", "-g1")  # many kernels: half the time to compile
+    return emulated_device.build(folder, emulated_device.KNN_SOURCES, flags)
+
+
 @pytest.fixture
 def one_thread():
     """For small models, to which more threads than free cores are many times slower."""

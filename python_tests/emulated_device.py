@@ -6,7 +6,7 @@ import shutil
 import struct
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,10 @@ import torch
 
 SHIM = Path(__file__).parent / "cuda_shim"
 CSRC = Path(__file__).parent.parent / "csrc"
-SOURCES = [*sorted(CSRC.glob("*.cu")), SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
+KNN_KERNELS = sorted(CSRC.glob("knn_*.cu"))
+KERNELS = [source for source in sorted(CSRC.glob("*.cu")) if source not in KNN_KERNELS]
+SOURCES = [*KERNELS, SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
+KNN_SOURCES = [*KNN_KERNELS, SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
@@ -35,6 +38,15 @@ OPERATIONS = {
     "plan_backward": 10,
     "plan_indices": 11,
     "plan_matrix_scan": 12,
+}
+KNN_OPERATIONS = {
+    "keys": 0,
+    "search": 1,
+    "count": 2,
+    "boundary": 3,
+    "max_neighbours": 4,
+    "pairs": 5,
+    "max_pair_points": 6,
 }
 
 
@@ -86,12 +98,22 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def build(folder: Path) -> Path:
+def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = ()) -> Path:
     """The program, made anew."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("the emulated device needs g++ with its sanitizers")
-    flags = ["-std=c++17", "-O1", "-g", *WARNINGS, *SANITIZERS, "-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
+    flags = (
+        "-std=c++17",
+        "-O1",
+        "-g",
+        *flags,
+        *WARNINGS,
+        *SANITIZERS,
+        "-DECHO_EXT_WITH_CUDA",
+        f"-I{SHIM}",
+        f"-I{CSRC}",
+    )
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -99,7 +121,7 @@ def build(folder: Path) -> Path:
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
+        objects = list(pool.map(compile_one, sources))
     program = folder / "driver"
     subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
     return program
@@ -112,7 +134,7 @@ def demangled(names: list[str]) -> list[str]:
 
 def short_name(name: str) -> str:
     """`void kernel<float, 8, true>(...)` without what it returns and takes."""
-    return re.sub(r"^void ", "", name).split("(")[0]
+    return re.sub(r"^void ", "", name).rpartition("(")[0] or name
 
 
 @dataclass(frozen=True)
@@ -181,7 +203,7 @@ class Emulator(Shim):
             table.write_text("".join(f"{at} {registers}\n" for at, registers in known))
             self.environment = {**os.environ, "CUDA_SHIM_REGISTERS": str(table)}
 
-    def launches(self, problem: "Problem", operation: str = "launches") -> tuple[list[Launch], int]:
+    def launches(self, problem: "Problem | KnnProblem", operation: str = "launches") -> tuple[list[Launch], int]:
         """Those of the call before, or those that an operation named "plan_..." would make, with the bytes of its
         workspace."""
         fields = 8
@@ -228,3 +250,34 @@ class Problem:
             self.deterministic,
             self.sample,
         )
+
+
+@dataclass(frozen=True)
+class KnnProblem:
+    """A request of the nearest-neighbour kernels."""
+
+    single: bool = False
+    descending: bool = False
+    batch: int = 1
+    num_points: int = 0
+    num_queries: int = 0
+    dim: int = 0
+    k: int = 0
+    euclidean: bool = False
+    exclude_within: int = 0
+    has_rows: bool = False
+    has_indices: bool = False
+    num_radii: int = 0
+    num_groups: int = 0
+    inclusive: bool = False
+    sample_size: int = 0
+    shared_bytes: int = 227 * 1024
+    multiprocessors: int = 4
+    count_x: int = 0
+    count_y: int = 0
+    symmetric: bool = False
+    plan: bool = False
+
+    def header(self, operation: str) -> bytes:
+        fields = astuple(self)
+        return struct.pack(f"{1 + len(fields)}q", KNN_OPERATIONS[operation], *map(int, fields))

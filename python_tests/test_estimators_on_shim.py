@@ -19,7 +19,8 @@ import echo_ext
 from echo_ext.estimators import _neighbours, _neighbours_cuda, _samples, discrete, ksg, matrix
 
 SOURCES = [
-    *(CSRC / name for name in ("knn_cuda.cu", "knn_count_cuda.cu", "knn_cuda_bindings.cpp")),
+    *sorted(CSRC.glob("knn_*.cu")),
+    CSRC / "knn_cuda_bindings.cpp",
     *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
 ]
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
@@ -108,6 +109,22 @@ class Device:
         expected = estimate(*tensors, **options)
         found = self(estimate, *tensors, **options)
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+class Recorder:
+    """The native module, that keeps the name and the stream of each call into a kernel."""
+
+    def __init__(self, native, **instead):
+        self.native, self.instead, self.calls = native, instead, []
+
+    def __getattr__(self, name):
+        found = self.instead.get(name, getattr(self.native, name))
+
+        def call(*arguments, **options):
+            self.calls.append((name, options.get("stream")))
+            return found(*arguments, **options)
+
+        return call if name.startswith("knn_cuda_") and callable(found) else found
 
 
 @pytest.fixture
@@ -240,3 +257,74 @@ def test_too_large_a_k_names_the_limit(device):
     (x,) = draw(most + 2, 1)
     with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, but is {most + 1}"):
         device(echo_ext.knn, x, k=most + 1)
+
+
+def test_a_cloud_follows_the_current_stream(native, monkeypatch):
+    recorder, streams = Recorder(native), []
+    Device(recorder).pretend(monkeypatch)
+    monkeypatch.setattr(_neighbours_cuda, "device_and_stream", lambda *_: (0, streams[-1]))
+    (points,) = draw(70, 2)
+    cloud = _neighbours.Cloud(points)
+    radii = torch.ones(1, 70, dtype=torch.float64)
+    for streams in ([11], [12], [13]):
+        recorder.calls.clear()
+        _, rows = _neighbours.search(cloud, 3, indices=True)
+        _neighbours.count(cloud, radii)
+        _neighbours.boundary(cloud, radii[0], rows[:, 2], width=2, exclude_within=0)
+        assert {stream for _, stream in recorder.calls} == set(streams)
+    assert [name for name, _ in recorder.calls] == ["knn_cuda_search", "knn_cuda_count", "knn_cuda_boundary"]
+
+
+def test_constants_are_not_copied_from_the_host():
+    names = set()
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Operators():
+        values = _neighbours.constants([0, 0, 1, 0, 2, 2], torch.int32, torch.device("cpu"))
+    assert names <= {"full.default", "cat.default"}
+    assert torch.equal(values, torch.tensor([0, 0, 1, 0, 2, 2], dtype=torch.int32))
+
+
+def test_which_matrices_one_kernel_estimates(native):
+    x, y = draw(50, 3, 2, kind="ties")
+    most = native.knn_cuda_pairs_max_points(False, 0)
+
+    def kernels(*arguments, max_points=most, **options):
+        recorder = Recorder(native, knn_cuda_pairs_max_points=lambda *_: max_points)
+        Device(recorder).check(echo_ext.mutual_information_matrix, *arguments, **options)
+        return [name for name, _ in recorder.calls if name != "knn_cuda_pairs_max_points"]
+
+    assert kernels(x) == ["knn_cuda_pairs"]
+    assert kernels(x, y, k=[2, 32], max_points=50) == ["knn_cuda_pairs"] * 2
+    for options in (dict(k=33), dict(k=[1, 40]), dict(exclude_within=1), dict(method="ksg2"), dict(max_points=49)):
+        assert "knn_cuda_pairs" not in kernels(x, y, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_of_a_matrix_share_the_trees_of_its_columns(native, monkeypatch, method):
+    monkeypatch.setattr(matrix, "BLOCK", 1)  # a block for each column of x
+    x, y = draw(40, 3, 2, kind="ties", batch=(2,))
+    for columns in ((x,), (x, y), (x[0], y[0])):
+        recorder = Recorder(native)
+        Device(recorder).check(echo_ext.mutual_information_matrix, *columns, method=method, exclude_within=1)
+        builds = [name for name, _ in recorder.calls].count("knn_cuda_build")
+        assert builds == 2 + 3  # and one for the pairs of each block
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_matrices(device, dtype):
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    for kind in ("normal", "ties", "constant", "duplicates", "heavy"):
+        x, y = draw(130, 4, 3, kind=kind, dtype=dtype, batch=(2,))
+        for options in (dict(k=[1, 5, 20]), dict(unit="bits"), dict(k=40), dict(exclude_within=2)):
+            device.check(echo_ext.mutual_information_matrix, x, tolerance=tolerance, **options)
+            device.check(echo_ext.mutual_information_matrix, x[0], y, tolerance=tolerance, **options)
+    mostly_equal = torch.randn(200, 4, dtype=dtype).clamp(min=0.3)
+    device.check(echo_ext.mutual_information_matrix, mostly_equal, tolerance=tolerance, k=[1, 3])
+    for method in METHODS:
+        device.check(echo_ext.mutual_information_matrix, x[:0], y[:0], method=method)
+    device.check(echo_ext.mutual_information_matrix, x[0, :, 0], tolerance=tolerance)

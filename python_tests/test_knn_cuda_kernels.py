@@ -1,55 +1,27 @@
 """The nearest-neighbour CUDA kernels' own source, on the CPU under ASan and UBSan: equal to the CPU's bit for bit."""
 
-import shutil
-import struct
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-
+import numpy as np
 import pytest
 import torch
-from emulated_device import CSRC, SANITIZERS, SHIM, WARNINGS, Shim
-from knn_cases import KINDS, fresh, sample
+from emulated_device import KnnProblem, Shim, ShimError
+from knn_cases import KINDS, fresh, related, sample
 
+import echo_ext
 from echo_ext.estimators import _neighbours
-
-SOURCES = [CSRC / "knn_cuda.cu", CSRC / "knn_count_cuda.cu", SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
-OPERATIONS = {"keys": 0, "search": 1, "count": 2, "boundary": 3, "max_neighbours": 4}
-FIELDS = (
-    *("operation", "single", "descending", "batch", "num_points", "num_queries", "dim", "k", "euclidean"),
-    *("exclude_within", "has_rows", "has_indices", "num_radii", "num_groups", "inclusive", "sample_size"),
-    "shared_bytes",
-)
 
 
 @pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("the shim needs g++ with its sanitizers")
-    folder = tmp_path_factory.mktemp("knn_cuda_shim")
-    flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", *WARNINGS, *SANITIZERS, "-DECHO_EXT_WITH_CUDA"]
-    flags += [f"-I{SHIM}", f"-I{CSRC}"]
-
-    def compile_one(source):
-        target = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
-    program = folder / "knn_driver"
-    subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
-    shim = Shim(program)
+def shim(knn_emulator_program):
+    shim = Shim(knn_emulator_program)
     yield shim
     shim.close()
 
 
 def call(shim, operation, arrays, results, points=None, **fields):
-    fields = {"shared_bytes": 227 * 1024, **fields, "operation": OPERATIONS[operation]}
     if points is not None:
         fields |= {"single": points.dtype == torch.float32, "batch": points.shape[0], "num_points": points.shape[1]}
         fields["dim"] = points.shape[2]
-    header = struct.pack(f"{len(FIELDS)}q", *(int(fields.get(name, 0)) for name in FIELDS))
+    header = KnnProblem(**fields).header(operation)
     shim.call(header, [array for array in arrays if array is not None], results)
 
 
@@ -221,3 +193,95 @@ def test_order_is_spatial(shim, kind):
         ordered = points[0, order[0]]
         step = (ordered[1:] - ordered[:-1]).abs().amax(-1).median()
         assert step < 0.1 * (points[0, 1:] - points[0, :-1]).abs().amax(-1).median()
+
+
+def estimate_pairs(shim, x, y, k, symmetric=False, gaps=None, **options):
+    """The kernel's matrix for columns x (B, p, N) and y (B, q, N); by default some points look along either column."""
+    batch, p, n = x.shape
+    arrays = []
+    for columns, given in zip((x, y), gaps or (None, None), strict=True):
+        each = torch.rand(columns.shape) if given is None else torch.full(columns.shape, given)
+        arrays += [columns, *columns.sort(-1), each.to(x.dtype)]
+    psi = torch.digamma(torch.arange(1, n + 1, dtype=torch.float64))
+    estimates = torch.empty(batch, p, y.shape[1], dtype=torch.float64)
+    sizes = dict(batch=batch, num_points=n, count_x=p, count_y=y.shape[1], single=x.dtype == torch.float32)
+    call(shim, "pairs", [*arrays, psi], [estimates], k=k, symmetric=symmetric, **sizes, **options)
+    return estimates
+
+
+def draw_columns(n, kinds, dtype=torch.float64, batch=1):
+    """(B, twice as many as kinds, N): two of each kind that depend on each other."""
+    rng = fresh()
+    kind_dtype = np.float32 if dtype == torch.float32 else np.float64
+    items = [[v for kind in kinds for v in related(rng, n, kind=kind, dtype=kind_dtype)] for _ in range(batch)]
+    return torch.from_numpy(np.stack([np.concatenate(item, 1).T for item in items]))
+
+
+def check_pairs(shim, x, y, k, **options):
+    estimates = estimate_pairs(shim, x, y, k, **options)
+    expected = echo_ext.mutual_information_matrix(x.mT, y.mT, k=k)
+    tolerance = 1e-12 if x.dtype == torch.float64 else 1e-6  # the CPU's results are of the input's precision
+    torch.testing.assert_close(estimates, expected.double(), rtol=tolerance, atol=tolerance)
+    return estimates
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 3, 5, 8, 17, 32])
+def test_pairs_of_columns_of_every_kind(shim, k, dtype):
+    columns = draw_columns(90, (*KINDS, "overflow"), dtype)
+    check_pairs(shim, columns, columns[:, ::3], k, descending=k % 2 == 0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 31, 32, 33, 257])
+def test_pairs_of_few_points(shim, n):
+    columns = draw_columns(n, ("normal", "ties"), batch=2)
+    for k in {1, min(n - 1, 3), min(n - 1, 32)}:
+        check_pairs(shim, columns, columns, k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_pairs_are_the_same_whichever_columns_are_looked_along(shim, dtype):
+    n = 150
+    most_equal = torch.randn(1, 2, n, dtype=torch.float64).clamp(min=0.3)
+    x = torch.cat([draw_columns(n, ("normal", "ties", "constant", "tiny", "large")), most_equal], 1).to(dtype)
+    along_x, *others = (check_pairs(shim, x, x, 3, gaps=gaps) for gaps in ((2.0, 1.0), (1.0, 2.0), None))
+    for other in others:
+        torch.testing.assert_close(along_x, other, rtol=1e-13, atol=1e-13)
+
+
+def test_pairs_repeat_bit_for_bit(shim):
+    x, y = draw_columns(700, ("normal", "ties"), batch=2), draw_columns(700, ("normal",), batch=2)
+    for gaps in ((1.0, 1.0), (1.0, 2.0)):
+        first = estimate_pairs(shim, x, y, 4, gaps=gaps)
+        for descending in (False, True):
+            assert torch.equal(first, estimate_pairs(shim, x, y, 4, gaps=gaps, descending=descending))
+
+
+def test_pairs_of_columns_with_themselves(shim):
+    x = draw_columns(60, ("normal", "duplicates"), batch=3)
+    upper = estimate_pairs(shim, x, x, 3, symmetric=True, gaps=(1.0, 1.0))
+    every = check_pairs(shim, x, x, 3, gaps=(1.0, 1.0))
+    ones = torch.ones(4, 4, dtype=torch.bool)
+    assert torch.equal(upper[:, ones.triu()], every[:, ones.triu()])
+    assert upper[:, ones.tril(-1)].isnan().all()  # as the driver has made it
+
+
+def test_pairs_fill_the_shared_memory(shim):
+    for dtype in (torch.float64, torch.float32):
+        most = torch.empty(1, dtype=torch.int64)
+        options = dict(shared_bytes=20 * 1024, single=dtype == torch.float32)
+        call(shim, "max_pair_points", [], [most], **options)
+        n = most.item()
+        assert 20 * 1024 - 512 < n * (3 * dtype.itemsize + 2) <= 20 * 1024
+        x = draw_columns(n, ("normal",), dtype)
+        check_pairs(shim, x, x, 3, shared_bytes=20 * 1024)
+        x = draw_columns(n + 1, ("normal",), dtype)
+        with pytest.raises(ShimError, match="invalid"):
+            estimate_pairs(shim, x, x, 3, shared_bytes=20 * 1024)
+
+
+@pytest.mark.slow
+def test_pairs_of_more_columns_than_a_grid_has_rows(shim):
+    x, y = torch.randn(1, 65_600, 2, dtype=torch.float64), torch.randn(1, 1, 2, dtype=torch.float64)
+    estimates = estimate_pairs(shim, x, y, 1, gaps=(1.0, 1.0))
+    torch.testing.assert_close(estimates, estimates[:, :1].expand_as(estimates))

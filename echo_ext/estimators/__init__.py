@@ -1,4 +1,8 @@
-"""Information estimators by nearest neighbours, for tensors and arrays."""
+"""Information estimators by nearest neighbours, for tensors and arrays.
+
+On CUDA they wait for the device once, to know whether the input is finite, so that a CUDA graph cannot record them;
+nothing after that waits.
+"""
 
 from .discrete import mutual_information_discrete
 from .entropy import entropy

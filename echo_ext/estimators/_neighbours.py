@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -33,6 +34,19 @@ class Cloud:
         """Of the points with their batch flattened."""
         return _neighbours_cuda.build(_flat(self.points))
 
+    def part(self, begin: int, end: int) -> Cloud:
+        """Of some of the first dimension of the batch: on CUDA a part of the same tree."""
+        part = Cloud(self.points[begin:end])
+        if on_cuda(self.points):
+            each = _size(self.points.shape[1:-2])
+            part.tree = self.tree.part(slice(begin * each, end * each))
+        return part
+
+
+def points_of(points: Tensor | Cloud) -> Tensor:
+    """The points alone."""
+    return points.points if isinstance(points, Cloud) else points
+
 
 def search(
     points: Tensor | Cloud,
@@ -50,7 +64,7 @@ def search(
     Euclidean distances are squared. ``rows`` (N,), ascending, are the row numbers that ``exclude_within`` speaks of.
     ``part``: of these points only, with all as neighbours.
     """
-    cloud = _cloud(points)
+    cloud = as_cloud(points)
     if part != ALL:
         return _search_part(cloud, k, euclidean=euclidean, exclude_within=exclude_within, part=part)
     points = cloud.points
@@ -123,7 +137,7 @@ def count(
     groups: the group of each column, where each of G groups has its own radius: radii (K, *batch, G, N).
     part: radii and counts are those of these points only.
     """
-    cloud = _cloud(points)
+    cloud = as_cloud(points)
     points = cloud.points
     n, dim = points.shape[-2:]
     if part != ALL:
@@ -192,7 +206,7 @@ def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int,
 
     points: (*batch, N, d); radii: (*batch, N); skip: int64 (*batch, N), one neighbour of each to pass over.
     """
-    cloud, radii, skip = _cloud(points), _dense(radii), _dense(skip)
+    cloud, radii, skip = as_cloud(points), _dense(radii), _dense(skip)
     points = cloud.points
     *batch, n, dim = points.shape
     found = torch.empty((*batch, n, 2 * width + 1), dtype=torch.int64, device=points.device)
@@ -216,9 +230,9 @@ def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int,
 
 
 def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A few numbers on a device, without waiting for it."""
-    tensor = torch.tensor(values, dtype=dtype, device="cpu")
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """A few numbers on a device, which fills them in itself: nothing is copied from the host."""
+    runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
+    return torch.cat(runs)
 
 
 def add_digamma(values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
@@ -283,7 +297,8 @@ def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all() if on_cuda(values) else np.isfinite(values.numpy()).all())
 
 
-def _cloud(points: Tensor | Cloud) -> Cloud:
+def as_cloud(points: Tensor | Cloud) -> Cloud:
+    """To be searched or counted more than once, if it is not yet."""
     return points if isinstance(points, Cloud) else Cloud(points)
 
 

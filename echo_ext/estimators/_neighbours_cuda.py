@@ -5,7 +5,8 @@ Tensors are contiguous, with their batches flattened to one dimension. Nothing h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,12 +28,20 @@ class Tree:
     memory: Tensor
     keys: Tensor | None  # sorted
     sample: Tensor | None
-    device: int
-    stream: int
 
     @property
     def single(self) -> bool:
         return self.points.dtype == torch.float32
+
+    def part(self, items: slice) -> Tree:
+        """The tree of some of the items."""
+        points = self.points[items]
+        native = self.native.part(self.single, items.indices(len(self.points))[0], len(points))
+        return replace(self, native=native, points=points, order=self.order[items])
+
+    def device_and_stream(self) -> tuple[int, int]:
+        """The stream is the one that is current now, on which results are expected; it may not be the tree's first."""
+        return device_and_stream("x", self.points.device)
 
 
 def build(points: Tensor, like: Tree | None = None) -> Tree:
@@ -49,7 +58,7 @@ def build(points: Tensor, like: Tree | None = None) -> Tree:
     single = points.dtype == torch.float32
     memory = torch.empty(native.bytes(single), dtype=torch.uint8, device=points.device)
     _C.knn_cuda_build(single=single, tree=native, memory=memory.data_ptr(), device=device, stream=stream)
-    return Tree(native, points, order, memory, keys, sample, device, stream)
+    return Tree(native, points, order, memory, keys, sample)
 
 
 def search(
@@ -64,7 +73,8 @@ def search(
     indices: Tensor | None,
 ) -> None:
     """As the CPU's search, with the batch flattened, into ``distances`` and ``indices``."""
-    _check_k(k, tree.device)
+    device, stream = tree.device_and_stream()
+    _check_k(k, device)
     sought = start = None
     if queries is not None:
         sought = build(queries, tree)
@@ -80,8 +90,8 @@ def search(
         exclude_within=exclude_within,
         distances=distances.data_ptr(),
         indices=0 if indices is None else indices.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
 
 
@@ -99,6 +109,7 @@ def count(
     counts: Tensor,
 ) -> None:
     """As the CPU's count, with the batch flattened, into ``counts``."""
+    device, stream = tree.device_and_stream()
     _C.knn_cuda_count(
         single=tree.single,
         points=tree.native,
@@ -111,14 +122,15 @@ def count(
         inclusive=inclusive,
         exclude_within=exclude_within,
         counts=counts.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
 
 
 def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
     """As the CPU's boundary search, with the batch flattened, into ``indices``."""
-    _check_k(width + 1, tree.device)
+    device, stream = tree.device_and_stream()
+    _check_k(width + 1, device)
     _C.knn_cuda_boundary(
         single=tree.single,
         points=tree.native,
@@ -127,9 +139,77 @@ def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_wit
         width=width,
         exclude_within=exclude_within,
         indices=indices.data_ptr(),
-        device=tree.device,
-        stream=tree.stream,
+        device=device,
+        stream=stream,
     )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns (B, p, N), each sorted once for all its pairs."""
+
+    values: Tensor
+    sorted: Tensor
+    order: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> Columns:
+        """Of (*batch, p, N), with the batch flattened."""
+        values = values.reshape(-1, *values.shape[-2:]).contiguous()
+        ascending, order = torch.sort(values, -1)
+        return Columns(values, ascending, order)
+
+    def gaps(self, places: int) -> Tensor:
+        """How far apart the values are that lie so many places before and after each row's: (B, p, N)."""
+        n = self.values.shape[-1]
+        place = torch.arange(n, device=self.values.device)
+        after, before = (place + places).clamp_(max=n - 1), (place - places).clamp_(min=0)
+        gaps = self.sorted[..., after] - self.sorted[..., before]
+        return torch.empty_like(gaps).scatter_(-1, self.order, gaps)
+
+
+def pairs_fit(n: int, k: int, points: Tensor) -> bool:
+    """Whether `pairs` takes pairs of columns of n rows like the points, and as many neighbours."""
+    device, _ = device_and_stream("x", points.device)
+    single = points.dtype == torch.float32
+    return k <= _C.knn_cuda_pairs_max_neighbours and n <= _C.knn_cuda_pairs_max_points(single, device)
+
+
+def pairs(x: Columns, y: Columns, k: int) -> Tensor:
+    """The "ksg1" estimate of each column of x (B, p, N) with each of y (B, q, N): float64 (B, p, q).
+
+    Where y is x, only pairs on and above the diagonal; the others are 0.
+    """
+    device, stream = device_and_stream("x", x.values.device)
+    batch, p, n = x.values.shape
+    psi = torch.digamma(torch.arange(1, n + 1, dtype=torch.float64, device=x.values.device))
+    estimates = psi.new_zeros((batch, p, y.values.shape[1]))
+    near = math.isqrt(k * n) // 2 + 1  # about so many values on either side are within the distance of a k-th neighbour
+    gaps = [columns.gaps(near) for columns in ([x] if y is x else [x, y])]
+    native_x, native_y = (
+        _C.KnnColumns(
+            values=columns.values.data_ptr(),
+            sorted=columns.sorted.data_ptr(),
+            order=columns.order.data_ptr(),
+            gaps=of_columns.data_ptr(),
+            count=columns.values.shape[1],
+        )
+        for columns, of_columns in ((x, gaps[0]), (y, gaps[-1]))
+    )
+    _C.knn_cuda_pairs(
+        single=x.values.dtype == torch.float32,
+        x=native_x,
+        y=native_y,
+        symmetric=y is x,
+        batch=batch,
+        num_points=n,
+        k=k,
+        psi=psi.data_ptr(),
+        estimates=estimates.data_ptr(),
+        device=device,
+        stream=stream,
+    )
+    return estimates
 
 
 def _sample(points: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +12,21 @@ from torch import Tensor
 from echo_ext._checks import brief
 
 from . import _gradient
-from ._neighbours import Cloud, add_digamma, boundary, constants, count, digamma, join, kth, on_cuda, search, spread
+from ._neighbours import (
+    Cloud,
+    add_digamma,
+    as_cloud,
+    boundary,
+    constants,
+    count,
+    digamma,
+    join,
+    kth,
+    on_cuda,
+    points_of,
+    search,
+    spread,
+)
 from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
 from .entropy import log_unit_ball
 
@@ -20,6 +35,8 @@ KSG_METHODS = ("ksg1", "ksg2")
 # How many neighbours on either side of a marginal ball's boundary the gradient looks at: more of them smooth the local
 # direction, fewer are nearer to the boundary. The gradient changes little between 5 and 20.
 BOUNDARY_WIDTH = 10
+
+Variable: TypeAlias = Tensor | Cloud
 
 
 def mutual_information(
@@ -170,10 +187,11 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
     return read
 
 
-def _join(variables: Sequence[Tensor]) -> Tensor:
+def _join(variables: Sequence[Variable]) -> Tensor:
     """All columns side by side, (*batch, N, D)."""
-    batch = broadcast(*(v.shape[:-2] for v in variables))
-    return join([v.detach().expand(*batch, *v.shape[-2:]) for v in variables])
+    points = [points_of(v).detach() for v in variables]
+    batch = broadcast(*(p.shape[:-2] for p in points))
+    return join([p.expand(*batch, *p.shape[-2:]) for p in points])
 
 
 def _psi_k(options: Options, like: Tensor) -> Tensor:
@@ -192,7 +210,7 @@ def _available(options: Options, like: Tensor) -> Tensor:
     return (others if others.numel() == 1 else others[options.part]) + 1
 
 
-def _ksg1_from_radii(variables: Sequence[Tensor], eps: Tensor, options: Options) -> Tensor:
+def _ksg1_from_radii(variables: Sequence[Variable], eps: Tensor, options: Options) -> Tensor:
     constant = _psi_k(options, eps) + (len(variables) - 1) * torch.digamma(_available(options, eps))
     values = spread(constant, eps.shape)
     for variable in variables:
@@ -201,7 +219,7 @@ def _ksg1_from_radii(variables: Sequence[Tensor], eps: Tensor, options: Options)
     return values
 
 
-def _ksg1(variables: Sequence[Tensor], options: Options) -> Tensor:
+def _ksg1(variables: Sequence[Variable], options: Options) -> Tensor:
     distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within, part=options.part)
     return _ksg1_from_radii(variables, kth(distances, options.ks), options)
 
@@ -239,7 +257,7 @@ def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -
     return _gradient.attach(_ksg1_from_radii(variables, eps, options), backward, *variables)
 
 
-def _reaches(variables: Sequence[Tensor], options: Options) -> list[Tensor]:
+def _reaches(variables: Sequence[Variable], options: Options) -> list[Tensor]:
     """How far the k nearest in the joint space reach in each variable: (K, *batch, N) for each."""
     joint = _join(variables)
     batch, n = joint.shape[:-2], joint.shape[-2]
@@ -248,14 +266,14 @@ def _reaches(variables: Sequence[Tensor], options: Options) -> list[Tensor]:
     index = indices.flatten(0, -3) if batch else indices.unsqueeze(0)
     item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
     reaches = []
-    for variable in variables:
-        points = variable.detach().expand(*batch, *variable.shape[-2:]).reshape(index.shape[0], n, variable.shape[-1])
+    for points in map(points_of, variables):
+        points = points.detach().expand(*batch, *points.shape[-2:]).reshape(index.shape[0], n, points.shape[-1])
         reach = (points[item, index] - points[:, options.part].unsqueeze(2)).abs().amax(-1).cummax(-1).values
         reaches.append(kth(reach.view(indices.shape), options.ks))
     return reaches
 
 
-def _ksg2(variables: Sequence[Tensor], options: Options) -> Tensor:
+def _ksg2(variables: Sequence[Variable], options: Options) -> Tensor:
     reaches = _reaches(variables, options)
     like = reaches[0]
     margins = len(variables) - 1
@@ -267,13 +285,13 @@ def _ksg2(variables: Sequence[Tensor], options: Options) -> Tensor:
     return values
 
 
-def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
+def _bi_ksg(variables: Sequence[Variable], options: Options) -> Tensor:
     x, y = variables
     distances, _ = search(
         _join(variables), max(options.ks), euclidean=True, exclude_within=options.exclude_within, part=options.part
     )
     squares = kth(distances, options.ks)
-    dims = [v.shape[-1] for v in variables]
+    dims = [points_of(v).shape[-1] for v in variables]
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
     values = _psi_k(options, squares) + _available(options, squares).log() + volumes
     for variable in (x, y):
@@ -284,7 +302,7 @@ def _bi_ksg(variables: Sequence[Tensor], options: Options) -> Tensor:
     return values
 
 
-def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
+def _mixed(variables: Sequence[Variable], options: Options) -> Tensor:
     joint = Cloud(_join(variables))
     w = options.exclude_within
     distances, _ = search(joint, max(options.ks), exclude_within=w, part=options.part)
@@ -297,7 +315,7 @@ def _mixed(variables: Sequence[Tensor], options: Options) -> Tensor:
             tied, digamma(count(joint, eps, inclusive=True, exclude_within=w, part=options.part) + 1), psi_k
         )
     values = psi_k + _available(options, eps).log()
-    for variable in map(Cloud, variables):
+    for variable in map(as_cloud, variables):
         inside = count(variable, eps, exclude_within=w, part=options.part)
         if some_tied:
             inside = torch.where(

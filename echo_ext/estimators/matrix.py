@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _gradient
-from ._neighbours import mean, on_cuda
+from . import _gradient, _neighbours_cuda
+from ._neighbours import Cloud, mean, on_cuda
 from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
 from .ksg import ESTIMATES, METHODS
 
@@ -24,7 +24,7 @@ def mutual_information_matrix(
     unit: str = "nats",
     exclude_within: int = 0,
 ) -> Estimate:
-    """Mutual information of each column of x with each column of y; each column is sorted once per block of pairs.
+    """Mutual information of each column of x with each column of y; columns are sorted for many pairs at once.
 
     Args:
         x: (..., N, p), or (N,) for one column; float64 or float32, tensor or array.
@@ -42,25 +42,45 @@ def mutual_information_matrix(
     options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
     choose("method", method, METHODS)
     left, right = samples.variables[0], samples.variables[-1]
-    values = left.new_zeros((len(options.ks), *samples.batch, left.shape[-1], right.shape[-1]), dtype=torch.float64)
-    batch = list(samples.batch)
-    columns_x = left.detach().expand(*batch, *left.shape[-2:]).transpose(-1, -2).unsqueeze(-1)  # (*batch, p, N, 1)
-    columns_y = right.detach().expand(*batch, *right.shape[-2:]).transpose(-1, -2).unsqueeze(-1)
-    per_row = samples.count * max(options.ks) * right.shape[-1] * max(values[0, ..., 0, 0].numel(), 1)
-    block = 2 * BLOCK if on_cuda(left) else BLOCK
-    step = max(1, block // max(per_row, 1))
-    for begin in range(0, left.shape[-1], step):
-        end = min(begin + step, left.shape[-1])
-        start = begin if y is None else 0
-        values[..., begin:end, start:] = _pairs(
-            columns_x[..., begin:end, :, :], columns_y[..., start:, :, :], method, options
-        )
+    columns_x, columns_y = (  # (*batch, p, N) and (*batch, q, N)
+        v.detach().expand(*samples.batch, *v.shape[-2:]).transpose(-1, -2) for v in (left, right)
+    )
+    if _fit_together(left, method, options):
+        values = _together(columns_x, None if y is None else columns_y, options)
+    else:
+        values = _by_blocks(columns_x, columns_y, method, options, symmetric=y is None)
     if y is None:
         values = values.triu() + values.triu(1).mT
     values = _gradient.attach_none(values, "mutual_information_matrix", *samples.variables)
     return samples.give_back((values[0] if options.single_k else values) * UNITS[unit])
 
 
-def _pairs(columns_x: Tensor, columns_y: Tensor, method: str, options: Options) -> Tensor:
-    """(K, *batch, p, q) from (*batch, p, N, 1) and (*batch, q, N, 1)."""
-    return mean(ESTIMATES[method]([columns_x.unsqueeze(-3), columns_y.unsqueeze(-4)], options))
+def _fit_together(points: Tensor, method: str, options: Options) -> bool:
+    """Whether one kernel takes all pairs: where they are small, and the method is the usual one without a window."""
+    if not on_cuda(points) or method != "ksg1" or options.exclude_within > 0:
+        return False
+    return _neighbours_cuda.pairs_fit(options.total, max(options.ks), points)
+
+
+def _together(columns_x: Tensor, columns_y: Tensor | None, options: Options) -> Tensor:
+    """(K, *batch, p, q) from (*batch, p, N) and (*batch, q, N), or None for x: then nothing below the diagonal."""
+    *batch, p, _ = columns_x.shape
+    x = _neighbours_cuda.Columns.of(columns_x)
+    y = x if columns_y is None else _neighbours_cuda.Columns.of(columns_y)
+    values = torch.stack([_neighbours_cuda.pairs(x, y, k) for k in options.ks])
+    return values.view(len(options.ks), *batch, p, values.shape[-1])
+
+
+def _by_blocks(columns_x: Tensor, columns_y: Tensor, method: str, options: Options, *, symmetric: bool) -> Tensor:
+    """As `_together`, some columns of x at a time."""
+    *batch, p, n = columns_x.shape
+    q = columns_y.shape[-2]
+    values = columns_x.new_zeros((len(options.ks), p, q, *batch), dtype=torch.float64)
+    per_column = n * max(options.ks) * q * max(values[0, 0, 0].numel(), 1)
+    step = max(1, (2 * BLOCK if on_cuda(columns_x) else BLOCK) // max(per_column, 1))
+    x = Cloud(columns_x.movedim(-2, 0)[:, None, ..., None])
+    y = Cloud(columns_y.movedim(-2, 0)[..., None])
+    for begin in range(0, p, step):
+        end, start = min(begin + step, p), begin if symmetric else 0
+        values[:, begin:end, start:] = mean(ESTIMATES[method]([x.part(begin, end), y.part(start, q)], options))
+    return values.movedim((1, 2), (-2, -1))

@@ -187,6 +187,7 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
 }
 
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T atomicAdd(T* address, T value) {

@@ -15,11 +15,15 @@ using namespace echo_ext;
 
 int device = 0;
 
-enum class Operation : int64_t { keys, search, count, boundary, max_neighbours };
+// A plan is what a call would launch, however large it is: nothing is sent, read or written.
+bool planning = false;
 
-struct Request {  // as python_tests/test_knn_cuda_kernels.py packs it
+enum class Operation : int64_t { keys, search, count, boundary, max_neighbours, pairs, max_pair_points };
+
+struct Request {  // as python_tests/emulated_device.py packs it
   int64_t operation, single, order, batch, num_points, num_queries, dim, k, euclidean, exclude_within, has_rows;
-  int64_t has_indices, num_radii, num_groups, inclusive, sample_size, shared_bytes;
+  int64_t has_indices, num_radii, num_groups, inclusive, sample_size, shared_bytes, multiprocessors;
+  int64_t count_x, count_y, symmetric, plan;
 };
 
 bool read_all(void* to, size_t bytes) {
@@ -46,7 +50,8 @@ void write_all(const void* from, size_t bytes) {
 // On the heap, where AddressSanitizer guards both ends.
 class Buffer {
  public:
-  explicit Buffer(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(std::malloc(bytes_)) {
+  explicit Buffer(int64_t bytes)
+      : bytes_(static_cast<size_t>(planning ? bytes != 0 : bytes)), data_(std::malloc(bytes_)) {
     if (bytes_ != 0) std::memset(data_, 0xff, bytes_);
   }
   Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
@@ -65,8 +70,18 @@ class Buffer {
 
 Buffer receive(int64_t bytes) {
   Buffer buffer(bytes);
-  if (!read_all(buffer.data(), buffer.bytes())) std::_Exit(4);
+  if (!planning && !read_all(buffer.data(), buffer.bytes())) std::_Exit(4);
   return buffer;
+}
+
+// In rows of as many numbers as a Launch has, as many rows as the caller has room for, behind one number that is free.
+void write_launches() {
+  constexpr size_t kMost = 64;
+  std::vector<cuda_shim::Launch> records = cuda_shim::launches;
+  records.resize(kMost);
+  const int64_t none = 0;
+  write_all(&none, sizeof(none));
+  write_all(records.data(), kMost * sizeof(records[0]));
 }
 
 void answer(const char* error, const std::vector<const Buffer*>& results) {
@@ -75,6 +90,7 @@ void answer(const char* error, const std::vector<const Buffer*>& results) {
   write_all(&length, sizeof(length));
   write_all(text.data(), text.size());
   if (error != nullptr) return;
+  if (planning) return write_launches();
   for (const Buffer* result : results) write_all(result->data(), result->bytes());
 }
 
@@ -92,6 +108,31 @@ struct Tree {
     if (error != nullptr) std::_Exit(5);
   }
 };
+
+// Columns, and what is known of them.
+template <typename T>
+struct Columns {
+  Buffer values, sorted, order, gaps;
+  KnnColumns native;
+  Columns(const Request& r, int64_t count)
+      : values(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
+        sorted(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
+        order(receive(r.batch * count * r.num_points * 8)),
+        gaps(receive(r.batch * count * r.num_points * static_cast<int64_t>(sizeof(T)))),
+        native{values.data(), sorted.data(), order.data<int64_t>(), gaps.data(), count} {}
+};
+
+template <typename T>
+void serve_pairs(const Request& r) {
+  const Columns<T> x(r, r.count_x), y(r, r.count_y);
+  const Buffer psi = receive(r.num_points * 8);
+  const Buffer estimates(r.batch * r.count_x * r.count_y * 8);
+  const KnnPairs p{x.native,           y.native,
+                   r.symmetric != 0,   r.batch,
+                   r.num_points,       static_cast<int>(r.k),
+                   psi.data<double>(), estimates.data<double>()};
+  answer(knn_cuda_pairs<T>(p, device, nullptr), {&estimates});
+}
 
 template <typename T>
 void serve(const Request& r) {
@@ -127,7 +168,8 @@ void serve(const Request& r) {
                   indices.data<int64_t>(),
                   0};
       if (r.num_queries == 0)
-        return answer(knn_cuda_search<T>(p, points.native, points.native, nullptr, device, nullptr), {&distances, &indices});
+        return answer(knn_cuda_search<T>(p, points.native, points.native, nullptr, device, nullptr),
+                      {&distances, &indices});
       const Tree<T> queries(r, r.num_queries);
       const Buffer start = receive(r.batch * ceil_div(r.num_queries, kWarp) * 8);
       p.queries = queries.native.points;
@@ -157,6 +199,12 @@ void serve(const Request& r) {
                                          points.native, device, nullptr),
                     {&indices});
     }
+    case Operation::pairs: return serve_pairs<T>(r);
+    case Operation::max_pair_points: {
+      const Buffer most(8);
+      *most.data<int64_t>() = knn_cuda_pairs_max_points<T>(device);
+      return answer(nullptr, {&most});
+    }
     case Operation::max_neighbours: {
       const Buffer most(8);
       *most.data<int64_t>() = knn_cuda_max_neighbours(device);
@@ -172,7 +220,11 @@ int main() {
   Request request{};
   while (read_all(&request, sizeof(request))) {
     cuda_shim::order = static_cast<cuda_shim::Order>(request.order);
-    device = cuda_shim::device_like({4, static_cast<int>(request.shared_bytes)});
+    cuda_shim::launches.clear();
+    planning = request.plan != 0;
+    cuda_shim::runs_kernels = !planning;
+    device =
+        cuda_shim::device_like({static_cast<int>(request.multiprocessors), static_cast<int>(request.shared_bytes)});
     request.single != 0 ? serve<float>(request) : serve<double>(request);
   }
   return 0;
