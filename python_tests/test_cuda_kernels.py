@@ -495,6 +495,14 @@ def test_many_long_circles(shim):
     check_ring(shim, problem, values)
 
 
+@pytest.mark.parametrize("num_terms", [8399, 5000])
+def test_maps_of_four_levels(shim, num_terms):
+    problem = Problem(8400, 17, num_terms, 0, "ring", "float64")
+    values = random_values(problem)
+    values.bank_s[:] = 0.9999
+    check_ring(shim, problem, values)
+
+
 @pytest.mark.parametrize("value", [float("nan"), 1.0, -1.001, 0.9999], ids=str)
 def test_steps_are_linear_in_the_rows(shim, value):
     """Also where no weight ever vanishes."""
