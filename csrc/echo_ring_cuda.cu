@@ -7,9 +7,10 @@
 // before, the segment is flagged, and done exactly (echo_ring_exact_cuda.cu). Nothing is added up by two threads:
 // results are the same in every run.
 //
-// Traffic, in units of one tensor: 3 + 2 a forward, a the part of a segment that is read behind it, of which there are
-// as many as multiprocessors; 7 + 4 a backward, where 5 are the least. 2^20 x 64 float32 on 132 multiprocessors: 7,952
-// positions a segment; with s of 0.97, 2,867 terms until the weight is 2^-126, a = 0.39 in whole tiles of 256.
+// Traffic, in units of one tensor: 3 + 2 a forward and 7 + 4 a backward, where 3 and 5 are the least; a is the part of
+// a segment that is read beyond it, in whole tiles. 2^20 x 64 float32 on 132 multiprocessors: segments of 7,952
+// positions and tiles of 256, so that a is 0.03 where weights soon vanish, and 0.39 with s = 0.97, whose weight is
+// 2^-126 after 2,867 terms.
 #include <initializer_list>
 
 #include "echo_cuda.h"

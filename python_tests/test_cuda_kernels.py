@@ -664,12 +664,13 @@ def ring_oracle(shim: Shim, problem: Problem, values: Values) -> list[torch.Tens
 
 def run_ring(shim: Shim, problem: Problem, values: Values) -> tuple[list[torch.Tensor], dict[str, int]]:
     """The results, and how often threads met in each kernel."""
-    found, meetings = [run_forward(shim, problem, values)], {}
-    for results in (found, None):
-        if results is None:
-            found += run_backward(shim, problem, values)
-        for launch in shim.launches(problem)[0]:
-            meetings[launch.kernel] = meetings.get(launch.kernel, 0) + launch.meetings
+    found = [run_forward(shim, problem, values)]
+    launches, _ = shim.launches(problem)
+    found += run_backward(shim, problem, values)
+    launches += shim.launches(problem)[0]
+    meetings = dict.fromkeys((launch.kernel for launch in launches), 0)
+    for launch in launches:
+        meetings[launch.kernel] += launch.meetings
     return found, meetings
 
 
@@ -709,7 +710,10 @@ def test_long_ring(shim, shape, dtype, sample):
     for s in (values.bank_s, values.s):
         s[:, 0] = 0.999
         s[::7, 1] = 0
-    check_ring(shim, replace(problem, multiprocessors=3, descending=True), values)
+    problem = replace(problem, multiprocessors=3)
+    check_ring(shim, problem, values)
+    first, again = (run_ring(shim, replace(problem, descending=order), values)[0] for order in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -731,6 +735,14 @@ def test_many_long_circles(shim):
     values = random_values(problem, 0.5)
     check_ring(shim, problem, values)
     values.bank_s[:, 3] = 0.999
+    check_ring(shim, problem, values)
+
+
+@pytest.mark.parametrize("num_terms", [8399, 5000])
+def test_maps_of_four_levels(shim, num_terms):
+    problem = Problem(8400, 17, num_terms, 0, "ring", "float64")
+    values = random_values(problem)
+    values.bank_s[:] = 0.9999
     check_ring(shim, problem, values)
 
 
