@@ -65,9 +65,9 @@ def touch(cases, small):
 
 
 def profile(cases, small):
-    """One launch of each of the four main kernels, at the sizes for which speed was asked."""
+    """One launch of each of the main kernels, at the sizes for which speed was asked, or a part of them."""
     device = cases.device
-    rows, ring_rows, points = (64, 256, 300) if small else (1024, 2**20, 10**5)
+    rows, ring_rows, points, columns = (64, 256, 300, 4) if small else (1024, 2**20, 10**5, 100)
 
     def rows_kernels():
         f, s = inputs(device, rows, 128, scale=0.97)
@@ -78,6 +78,8 @@ def profile(cases, small):
     cases.run("ring_forward_kernel", lambda: echo_ext.echo_sample(*ring, sampling="ring"))
     x = torch.cat(related(points, 5), 1).to(device.type)
     cases.run("search_kernel", lambda: echo_ext.knn(x, k=5))
+    x = related(min(points, 2000), columns)[0].to(device.type)
+    cases.run("pairs_kernel", lambda: echo_ext.mutual_information_matrix(x))
 
 
 COMMANDS = {

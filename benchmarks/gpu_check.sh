@@ -173,7 +173,7 @@ done
   no_counters=${no_build:-$(probe ncu ncu --clock-control none --metrics sm__cycles_elapsed.max "$work/gpu_rates" probe)}
 step ncu 25 "$no_counters" bash -c '"${@:3}" && ncu --import "$1.ncu-rep" --csv --page details --print-details all > "$2"' \
   gpu_ncu "$logs/gpu_ncu" "$out/gpu_ncu.csv" ncu --clock-control none --target-processes all --set full \
-  --kernel-name 'regex:(^|::)(forward|backward|ring_forward|search)_kernel' --launch-count 4 --export "$logs/gpu_ncu" \
+  --kernel-name 'regex:(^|::)(forward|backward|ring_forward|search|pairs)_kernel' --launch-count 5 --export "$logs/gpu_ncu" \
   "${check[@]}" profile "${device[@]}"
 
 [ "$mode" = run ] || exit 0

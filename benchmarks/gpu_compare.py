@@ -202,7 +202,8 @@ def compare_circles(cases, small):
         on_cpu = [t.detach().cpu().requires_grad_() for t in tensors]
         require_close(found, run(draw, on_cpu, grad), tolerance, "the CPU")
 
-    sizes = ((2, 40), (1, 9)) if small else ((70, 2, 3000), (1, 33))
+    # Matrices are copied by elements, and where rows are whole vectors by these.
+    sizes = ((2, 40), (1, 9)) if small else ((70, 2, 1500), (1, 33, 36))
     for rows, width, dtype in itertools.product(*sizes, TOLERANCES):
         for name, noise, tensors in circles(cases.device, rows, width, dtype):
             case = functools.partial(compare, noise, tensors, rows, 4 * TOLERANCES[dtype])
@@ -220,7 +221,9 @@ def related(n, dim, dtype=torch.float64, tied=False):
 
 
 def estimates(x, y):
-    """What reaches every kernel: lists in registers and in shared memory, windows, groups of columns, boundaries."""
+    """What reaches every kernel: lists in registers and in shared memory, windows, groups of columns, boundaries,
+    pairs of columns.
+    """
     x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
     estimate = echo_ext.mutual_information(x, y, k=[1, 6, 12, 30])
     yield from (estimate, *torch.autograd.grad(estimate.sum(), (x, y)))
@@ -229,6 +232,7 @@ def estimates(x, y):
         yield echo_ext.mutual_information(x, y, k=[3, 40], method=method, exclude_within=2, local=True)
     yield echo_ext.conditional_mutual_information(x, y, x.flip(0), method="ksg2")
     yield echo_ext.mutual_information_discrete(x, (y[:, 0] > 0).long())
+    yield echo_ext.mutual_information_matrix(x, y)
     for k in (2, 7, 15, 31, 50):
         yield from echo_ext.knn(x, k=k)
     yield from echo_ext.knn(x, y[:100], metric="euclidean")

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,6 +44,28 @@ def plan(planner, problem, operation):
 def test_no_kernel_spills(usage):
     assert usage
     assert {name: one for name, one in usage.items() if one.spills or one.stack} == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("float v[64]; for (int i = 0; i < 64; ++i) v[i] = a[i * 1024 + threadIdx.x]; __syncthreads();"
+         "for (int i = 0; i < 64; ++i) a[i * 1024 + threadIdx.x] = v[i] * v[63 - i];", "Registers are spilled"),
+        ("float v[16] = {}; for (int i = 0; i < *n; ++i) v[(n[i] + i) % 16] += i; a[0] = v[*n % 16];", "Local memory"),
+    ],
+    ids=["spills", "stack"],
+)  # fmt: skip
+def test_the_build_refuses_kernels_that_use_local_memory(body, says, tmp_path):
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is no nvcc")
+    flags = re.search(r"PRIVATE (--Werror\S+ -Xptxas\S+)\)", (CSRC.parent / "CMakeLists.txt").read_text())[1].split()
+    source = tmp_path / "kernel.cu"
+    source.write_text(f"__global__ void __launch_bounds__(1024, 2) kernel(float* a, const int* n) {{ {body} }}")
+    command = ["nvcc", "-arch=sm_90", "-cubin", source, "-o", tmp_path / "kernel"]
+    assert subprocess.run(command, check=False).returncode == 0
+    refused = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert says in refused.stderr + refused.stdout
 
 
 def test_every_launch_is_one_of_a_kernel_whose_registers_are_known(planner, usage):
