@@ -20,7 +20,9 @@ int64_t segment_length(const EchoProblem& problem) {
   constexpr int64_t kLeastRows = 4096, kMostRows = 32768, kMostSegments = 32;
   const int64_t windows = std::min(problem.rows, problem.bank_rows);
   const int64_t most = std::max(kLeastRows, std::min(problem.num_terms / 2, kMostRows));
-  return std::min(problem.num_terms, std::max(kLeastRows, std::min(windows / kMostSegments, most)));
+  const int64_t length = std::max(kLeastRows, std::min(windows / kMostSegments, most));
+  // A window's last s is no factor of anything, not even where it is NaN: it must lie behind the segment.
+  return std::min(std::max<int64_t>(problem.num_terms - 1, 1), length);
 }
 
 constexpr int64_t kCircleTask = 4096;
