@@ -244,14 +244,15 @@ struct Forward {
 // number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
 // and adding it up costs as much as some terms of as many rows, and is to be little beside the terms of a chunk.
 struct Chunks {
-  static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kTermsOfTile = 6, kLeastTerms = 1 << 13;
-  static constexpr int64_t kMostBytes = 64 << 20;
+  static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kLeastTerms = 1 << 13, kMostBytes = 64 << 20;
+  static constexpr int64_t kTermsOfTile = 6, kCachedBytes = 1 << 19, kTermsBeyondCache = 16;
 
   int64_t count, rows;  // rows of a chunk
 
   Chunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
     const int64_t terms = problem.rows * std::min(problem.num_terms, kUsualTerms);
-    count = std::min({ceil_div(kMostTasks, layout.tiles), terms / (kTermsOfTile * problem.bank_rows),
+    const int64_t terms_of_tile = bytes_of_tile <= kCachedBytes ? kTermsOfTile : kTermsBeyondCache;
+    count = std::min({ceil_div(kMostTasks, layout.tiles), terms / (terms_of_tile * problem.bank_rows),
                       terms * layout.tiles / kLeastTerms, kMostBytes / (layout.tiles * bytes_of_tile)});
     count = std::max<int64_t>(count, 1);
     rows = ceil_div(problem.rows, count);
