@@ -104,7 +104,8 @@ class DrawMaker {
 
   // More draws of one row.
   void extend(const DrawTable& table, int64_t index) const {
-    make(table, index, index + 1, table.counts[index], kMoreDraws);
+    const int64_t first = table.counts[index], left = (num_terms_ - first + kUnit - 1) / kUnit * kUnit;
+    make(table, index, index + 1, first, std::min<int64_t>(kMoreDraws, left));
   }
 
  private:
