@@ -227,6 +227,9 @@ void run_block() {
       thread.stack = static_cast<char*>(memory);
     }
     thread.state = State::ready;
+    // The thread that had this stack before has never returned from its first function, whose frame is still guarded.
+    constexpr size_t kFirstFrame = 4096;
+    __asan_unpoison_memory_region(thread.stack + kStackBytes - kFirstFrame, kFirstFrame);
     prepare_context(&thread.context, thread.stack, thread_main);
   }
   const int num_warps = (num_threads + warpSize - 1) / warpSize;
