@@ -83,6 +83,7 @@ template <typename Io>
 void run_with_workspace(void (*kernel)(const EchoProblem&, const Io&, const DrawTable*, int),
                         int64_t (*workspace_bytes)(const EchoProblem&, int), const EchoProblem& problem, Io io,
                         int num_threads, bool is_backward) {
+  if (problem.width == 0 || problem.bank_rows == 0) return;
   const int threads = worthwhile_threads(usual_operations(problem, is_backward), num_threads);
   const std::unique_ptr<char[]> workspace(new char[static_cast<size_t>(workspace_bytes(problem, threads))]);
   io.workspace = workspace.get();
