@@ -129,8 +129,6 @@ class Workspace {
   int64_t used_ = 0;
 };
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // ---- Memory ---------------------------------------------------------------------------------------------------------
 
 // Starts to copy 4, 8 or 16 aligned bytes from global to shared memory; the thread goes on, where the device can.

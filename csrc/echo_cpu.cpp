@@ -117,8 +117,6 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // How a problem is cut up, which depends on its shape alone, and so do the results.
 struct Layout {
   static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMostTableTerms = 1 << 16;
@@ -242,7 +240,7 @@ struct Forward {
 
 // Rows are shared among threads in chunks, each with gradient tiles of its own, which are added up in the end. The
 // number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
-// and adding it up costs as much as some terms of as many rows, and is to be little beside the terms of a chunk.
+// and adding it up costs as much as some terms of as many rows, and must be cheap compared with the terms of a chunk.
 struct Chunks {
   static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kLeastTerms = 1 << 13, kMostBytes = 64 << 20;
   static constexpr int64_t kTermsOfTile = 6, kCachedBytes = 1 << 19, kTermsBeyondCache = 16;

@@ -17,7 +17,7 @@ struct DrawTable {
 
   static int64_t capacity_for(int64_t num_terms) {
     const int64_t more = num_terms > kFirstDraws ? num_terms - kFirstDraws : 0;
-    return kFirstDraws + (more + kMoreDraws - 1) / kMoreDraws * kMoreDraws;
+    return kFirstDraws + ceil_div(more, kMoreDraws) * kMoreDraws;
   }
 };
 

@@ -96,7 +96,7 @@ class DrawMaker {
 
   // The first draws of `count` rows from the table's `begin` on.
   void start(const DrawTable& table, int64_t begin, int64_t count) const {
-    const int64_t terms = std::min<int64_t>(kFirstDraws, (num_terms_ + kUnit - 1) / kUnit * kUnit);
+    const int64_t terms = std::min(kFirstDraws, whole_vectors(num_terms_));
     constexpr int64_t kRowsAtOnce = kMostAtOnce / kFirstDraws;
     for (int64_t done = 0; done < count; done += kRowsAtOnce)
       make(table, begin + done, std::min(begin + done + kRowsAtOnce, begin + count), 0, terms);
@@ -104,14 +104,15 @@ class DrawMaker {
 
   // More draws of one row.
   void extend(const DrawTable& table, int64_t index) const {
-    const int64_t first = table.counts[index], left = (num_terms_ - first + kUnit - 1) / kUnit * kUnit;
-    make(table, index, index + 1, first, std::min<int64_t>(kMoreDraws, left));
+    const int64_t first = table.counts[index];
+    make(table, index, index + 1, first, std::min(kMoreDraws, whole_vectors(num_terms_ - first)));
   }
 
  private:
   using V = Vector<uint32_t>;
   static constexpr int64_t kUnit = kLanes<uint32_t>;
   static constexpr int64_t kMostAtOnce = 512;
+  static int64_t whole_vectors(int64_t terms) { return ceil_div(terms, kUnit) * kUnit; }
   static_assert(kFirstDraws % kUnit == 0 && kMoreDraws % kUnit == 0, "draws come in whole vectors");
 
   // Vectors of draws: whose keys, which terms, and where they go. Where fewer are wanted, the last is repeated.

@@ -31,7 +31,7 @@ constexpr int64_t kCircleTask = 4096;
 void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
   const Bijection order(static_cast<uint32_t>(draws.bank_rows));
   const DrawKey key = circle_key(draws.seed, circle);
-  const int64_t tasks = (draws.bank_rows + kCircleTask - 1) / kCircleTask;
+  const int64_t tasks = ceil_div(draws.bank_rows, kCircleTask);
   parallel_for(tasks, num_threads, [&](int64_t task, int) {
     const int64_t end = std::min((task + 1) * kCircleTask, draws.bank_rows);
     for (int64_t position = task * kCircleTask; position < end; ++position)
@@ -101,8 +101,8 @@ struct Spill {
   P row_f, row_s;  // of the row whose window starts the chunk
 };
 
-// How a circle is shared among threads, which depends on the shape alone, and so do the results: each chunk looks as
-// far ahead as its windows reach, and is to be long beside that.
+// How a circle is shared among threads, which depends on the shape alone, and so do the results. Each chunk looks as
+// far ahead as its windows reach, and must be long compared with that.
 struct Chunks {
   static constexpr int64_t kMostTasks = 16, kLeastRows = 1 << 14;
   int64_t count, rows;  // rows: whole segments
@@ -110,11 +110,10 @@ struct Chunks {
 
   Chunks(const EchoProblem& problem, int64_t tiles) {
     const int64_t windows = std::max<int64_t>(std::min(problem.rows, problem.bank_rows), 1);
-    const int64_t segment = std::max<int64_t>(segment_length(problem), 1), segments = (windows + segment - 1) / segment;
-    const int64_t wanted = std::min((kMostTasks + tiles - 1) / tiles, windows / kLeastRows);
-    const int64_t segments_of_chunk = (segments + std::max<int64_t>(wanted, 1) - 1) / std::max<int64_t>(wanted, 1);
-    rows = segments_of_chunk * segment;
-    count = (windows + rows - 1) / rows;
+    const int64_t segment = std::max<int64_t>(segment_length(problem), 1);
+    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMostTasks, tiles), windows / kLeastRows), 1);
+    rows = ceil_div(ceil_div(windows, segment), wanted) * segment;
+    count = ceil_div(windows, rows);
     most_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
   }
 
@@ -197,7 +196,7 @@ struct ForwardLayout {
   int64_t prefix_size;
 
   ForwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
-      : tiles((problem.width + P::kColumns - 1) / P::kColumns),
+      : tiles(ceil_div(problem.width, P::kColumns)),
         rows(workspace.take<int32_t>(problem.bank_rows)),
         prefixes(nullptr),
         prefix_size(segment_length(problem)) {
@@ -223,7 +222,7 @@ struct BackwardLayout {
   int64_t segment_size, scratch_size;
 
   BackwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
-      : tiles((problem.width + P::kColumns - 1) / P::kColumns),
+      : tiles(ceil_div(problem.width, P::kColumns)),
         chunks(problem, tiles),
         rows(workspace.take<int32_t>(problem.bank_rows)),
         segment_size(segment_length(problem)),
@@ -259,7 +258,7 @@ struct Forward {
       fill_circle(draws, c, layout.rows, num_threads);
       const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
       const int64_t windows = num_windows(draws, problem.rows, c), length = layout.prefix_size;
-      parallel_for(layout.tiles * ((windows + length - 1) / length), num_threads, [&](int64_t task, int slot) {
+      parallel_for(layout.tiles * ceil_div(windows, length), num_threads, [&](int64_t task, int slot) {
         const Columns<Storage, P> columns(problem.width, task % layout.tiles);
         const int64_t begin = task / layout.tiles * length;
         const RingSegment segment{begin, std::min(begin + length, windows), problem.num_terms};

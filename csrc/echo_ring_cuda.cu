@@ -7,8 +7,8 @@
 // before, the segment is flagged, and done exactly (echo_ring_exact_cuda.cu). Nothing is added up by two threads:
 // results are the same in every run.
 //
-// Traffic, in units of one tensor: 3 + 2 a forward and 7 + 4 a backward, where 3 and 5 are the least; a is the part of
-// a segment that is read beyond it, in whole tiles. 2^20 x 64 float32 on 132 multiprocessors: segments of 7,952
+// Traffic, in units of one tensor: 3 + 2 a forward and 7 + 4 a backward, where 3 and 5 are the minimum; a is the part
+// of a segment that is read beyond it, in whole tiles. 2^20 x 64 float32 on 132 multiprocessors: segments of 7,952
 // positions and tiles of 256, so that a is 0.03 where weights soon vanish, and 0.39 with s = 0.97, whose weight is
 // 2^-126 after 2,867 terms.
 #include <initializer_list>
@@ -357,11 +357,11 @@ struct ScanBackward : ScanTerms<Storage, kColumns, kFlight<Compute<Storage>>, 3>
   __device__ __forceinline__ bool scan(int64_t begin, int64_t end, int64_t most_ahead) {
     // Every window that counts must end beyond what counts behind the segment.
     const int64_t spare = this->windows.num_terms - (end - begin);
-    const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+    const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
     Value eps = filled<kColumns, T>(0), carry = filled<kColumns, T>(0);
-    const int64_t limit = least(spare, most_ahead), num_behind = this->add_ahead(end, limit, &eps);
+    const int64_t limit = smaller(spare, most_ahead), num_behind = this->add_ahead(end, limit, &eps);
     if (num_behind > limit) return false;
-    const int64_t limit_before = least(spare - num_behind, most_ahead);
+    const int64_t limit_before = smaller(spare - num_behind, most_ahead);
     if (add_earlier(begin, limit_before, &carry) > limit_before) return false;
     scan_down(begin, end, eps);
     scan_up(begin, end, carry);

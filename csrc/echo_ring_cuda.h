@@ -205,8 +205,8 @@ struct RingGroup {
 
 // ---- Launches -------------------------------------------------------------------------------------------------------
 
-inline int lanes_for(int64_t columns, int least) {
-  int lanes = least;
+inline int lanes_for(int64_t columns, int minimum) {
+  int lanes = minimum;
   while (lanes < kWarp && lanes < columns) lanes *= 2;
   return lanes;
 }

@@ -61,7 +61,7 @@ template <typename T, typename Kernel>
 cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits, Kernel kernel, bool deterministic,
                           RowsPlan* plan) {
   constexpr int kLoadThreads = 4 * kWarp, kLeastThreads = 4 * kWarp;
-  int64_t least = 0;
+  int64_t shortest = 0;
   for (int threads = kMaxThreads; threads >= (deterministic ? kWarp : kLeastThreads); threads /= 2) {
     int resident = 0;
     const cudaError_t status = resident_blocks(kernel, threads, plan->shared_bytes, &resident);
@@ -76,12 +76,12 @@ cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits
     const int64_t blocks = plan->tiles * groups, waves = ceil_div(blocks, at_once);
     const int64_t busy = ceil_div(blocks < at_once ? blocks : at_once, limits.multiprocessors) * threads;
     const int64_t time = ceil_div(wanted, groups) * waves * (kLoadThreads + busy);
-    if (least != 0 && time >= least) continue;
-    least = time;
+    if (shortest != 0 && time >= shortest) continue;
+    shortest = time;
     plan->groups = groups;
     plan->threads = threads;
   }
-  return least != 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
+  return shortest != 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
 
 }  // namespace echo_ext

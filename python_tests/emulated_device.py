@@ -5,6 +5,7 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -98,6 +99,18 @@ def as_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def compile_sources(compiler: str, sources: list[Path], folder: Path, flags: Sequence[str]) -> list[Path]:
+    """The objects of CUDA or C++ sources, two at a time."""
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, sources))
+
+
 def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = ()) -> Path:
     """The program, made anew."""
     compiler = shutil.which("g++")
@@ -114,14 +127,7 @@ def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = 
         f"-I{SHIM}",
         f"-I{CSRC}",
     )
-
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+    objects = compile_sources(compiler, sources, folder, flags)
     program = folder / "driver"
     subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
     return program

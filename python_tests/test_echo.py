@@ -160,6 +160,15 @@ def test_a_bank_that_nothing_draws_from_has_zero_gradients(dtype, sampling):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", [(2, 0), (40, 3, 0)])
+def test_rows_of_no_columns(sampling, shape):
+    f, s = signal_and_scale(shape)
+    z = echo_ext.echo_sample(f, s, sampling=sampling)
+    assert z.shape == shape
+    assert all(gradient.shape == shape for gradient in torch.autograd.grad(z.sum(), (f, s)))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_every_term_counts_where_scales_do_not_decay(sampling):
     """Scales at and beyond 1, alternating signs: no row may stop early."""
     for scale in (0.999, 1.0, 1.02):

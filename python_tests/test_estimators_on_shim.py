@@ -4,13 +4,12 @@ import importlib.util
 import shutil
 import subprocess
 import sysconfig
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from emulated_device import CSRC, SHIM
+from emulated_device import CSRC, SHIM, compile_sources
 from knn_cases import fresh, related, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -37,14 +36,7 @@ def native(tmp_path_factory):
     flags = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unknown-pragmas"]
     flags += ["-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
     flags += ["-isystem", pybind11.get_include(), "-isystem", headers]
-
-    def compile_one(source):
-        target = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
+    objects = compile_sources(compiler, SOURCES, folder, flags)
     library = folder / "knn_on_shim.so"
     subprocess.run([compiler, "-shared", *objects, "-o", library], check=True)
     spec = importlib.util.spec_from_file_location("knn_on_shim", library)
