@@ -230,7 +230,8 @@ class DrawMaker {
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #else
     uint32_t lanes = 0;
-    for (int lane = 0; lane < kUnit; ++lane) lanes |= (mask[lane] != 0 ? 1u : 0u) << lane;
+    for (uint32_t lane = 0; lane < kUnit; ++lane)
+      if (mask[lane] != 0) lanes |= 1u << lane;
     return lanes;
 #endif
   }
