@@ -51,7 +51,10 @@ void bind_echo(py::module_& m) {
                                 static_cast<DType>(dtype)};
            }),
            py::arg("rows"), py::arg("bank_rows"), py::arg("width"), py::arg("num_terms"), py::arg("exclude_self"),
-           py::arg("sampling"), py::arg("dtype"));
+           py::arg("sampling"), py::arg("dtype"))
+      .def_readonly("rows", &EchoProblem::rows)
+      .def_readonly("bank_rows", &EchoProblem::bank_rows)
+      .def_readonly("exclude_self", &EchoProblem::exclude_self);
 
   m.def(
       "echo_cpu_forward",

@@ -8,6 +8,9 @@ namespace echo_ext {
 // The first draws of a row are made before it is known how many it needs, the others as it comes to need them.
 constexpr int64_t kFirstDraws = 48, kMoreDraws = 64;
 
+// How many are made first: all where they are few.
+inline int64_t first_draws(int64_t num_terms) { return num_terms <= kMoreDraws ? kMoreDraws : kFirstDraws; }
+
 // The draws of consecutive rows, as far as they have been made.
 struct DrawTable {
   int64_t first_row, capacity;  // of a row's terms
@@ -16,8 +19,8 @@ struct DrawTable {
   int32_t* row(int64_t index) const { return terms + index * capacity; }
 
   static int64_t capacity_for(int64_t num_terms) {
-    const int64_t more = num_terms > kFirstDraws ? num_terms - kFirstDraws : 0;
-    return kFirstDraws + ceil_div(more, kMoreDraws) * kMoreDraws;
+    const int64_t first = first_draws(num_terms), more = num_terms > first ? num_terms - first : 0;
+    return first + ceil_div(more, kMoreDraws) * kMoreDraws;
   }
 };
 

@@ -37,6 +37,10 @@ struct VectorOf<double> {
 };
 
 template <>
+struct VectorOf<uint8_t> {
+  typedef uint8_t type __attribute__((vector_size(kVectorBytes)));
+};
+template <>
 struct VectorOf<uint32_t> {
   typedef uint32_t type __attribute__((vector_size(kVectorBytes)));
 };

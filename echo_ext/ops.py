@@ -6,7 +6,7 @@ Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Aut
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -186,11 +186,20 @@ def _echo(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
-    dense_f, dense_s, seed = _checks.dense(bank_f), _checks.dense(bank_s), _checks.dense(seed)
+    dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
     f, s = _dense_rows(f, bank_f, dense_f), _dense_rows(s, bank_s, dense_s)
-    bank_f, bank_s = dense_f, dense_s
-    out = bank_f.new_empty(rows, *bank_f.shape[1:])  # given as a tuple, the shape takes a microsecond longer
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
+    return _run(problem, f, s, dense_f, dense_s, _checks.dense(seed))
+
+
+def _run(
+    problem: _C.EchoProblem, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor
+) -> Tensor:
+    """The kernel on dense tensors."""
+    if problem.rows == problem.bank_rows:
+        out = torch.empty_like(bank_f)  # which takes a microsecond less
+    else:
+        out = bank_f.new_empty(problem.rows, *bank_f.shape[1:])
     addresses = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(f), _address(s), out.data_ptr())
     if bank_f.is_cpu:
         _C.echo_cpu_forward(problem, *addresses, torch.get_num_threads())
@@ -221,7 +230,7 @@ def _echo_backward_shape(
     )
 
 
-def _run_backward(
+def _echo_backward(
     grad: Tensor,
     s: Tensor | None,
     bank_f: Tensor,
@@ -231,14 +240,20 @@ def _run_backward(
     num_terms: int,
     sampling: int,
     exclude_self: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients of the rows' own s, where it is another tensor than the bank's, and of the bank."""
-    dense_s = _checks.dense(bank_s)
+) -> tuple[Tensor, Tensor, Tensor]:
+    dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
     s = _dense_rows(s, bank_s, dense_s)
-    grad, bank_f, bank_s, seed = _checks.dense(grad), _checks.dense(bank_f), dense_s, _checks.dense(seed)
-    grad_s = None if s is None or exclude_self else torch.empty_like(grad)
-    grad_bank_f, grad_bank_s = torch.empty_like(bank_f), torch.empty_like(bank_f)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
+    grad_s, *of_bank = _run_backward(problem, _checks.dense(grad), s, dense_f, dense_s, _checks.dense(seed))
+    return bank_f.new_empty(0) if grad_s is None else grad_s, *of_bank
+
+
+def _run_backward(
+    problem: _C.EchoProblem, grad: Tensor, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of the rows' own s, where it is another tensor than the bank's, and of the bank; dense tensors."""
+    grad_s = None if s is None or problem.exclude_self else torch.empty_like(grad)
+    grad_bank_f, grad_bank_s = torch.empty_like(bank_f), torch.empty_like(bank_f)
     inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), _address(s), grad.data_ptr())
     outputs = (_address(grad_s), grad_bank_f.data_ptr(), grad_bank_s.data_ptr())
     if bank_f.is_cpu:
@@ -250,11 +265,6 @@ def _run_backward(
         workspace = _workspace(size, bank_f.device)
         _C.echo_cuda_backward(problem, *inputs, *outputs, workspace.data_ptr(), deterministic, device, stream)
     return grad_s, grad_bank_f, grad_bank_s
-
-
-def _echo_backward(grad: Tensor, s: Tensor | None, bank_f: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    grad_s, grad_bank_f, grad_bank_s = _run_backward(grad, s, bank_f, *others)
-    return bank_f.new_empty(0) if grad_s is None else grad_s, grad_bank_f, grad_bank_s
 
 
 _PLAIN_TYPES = frozenset((Tensor, Parameter))
@@ -275,19 +285,22 @@ def _is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _gradients(
-    grad: Tensor, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Any
+def _of_inputs(
+    grad: Tensor, s: Tensor | None, exclude_self: bool, gradients: tuple[Tensor | None, Tensor, Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Those of f, s, bank_f and bank_s."""
-    _checks.check_layout("the gradient of z", grad)
-    if not torch.is_grad_enabled() and _is_plain(grad, s, bank_f, bank_s, seed):
-        run = _run_backward
-    else:
-        run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
-    grad_s, grad_bank_f, grad_bank_s = run(grad, s, bank_f, bank_s, seed, *settings)
-    if s is None or settings[-1]:
+    """The gradients of f, s, bank_f and bank_s."""
+    grad_s, grad_bank_f, grad_bank_s = gradients
+    if s is None or exclude_self:
         return None, None, grad_bank_f, grad_bank_s
     return grad, grad_s, grad_bank_f, grad_bank_s
+
+
+def _dispatched_gradients(
+    grad: Tensor, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Sequence[Any]
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    _checks.check_layout("the gradient of z", grad)
+    run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
+    return _of_inputs(grad, s, settings[-1], run(grad, s, bank_f, bank_s, seed, *settings))
 
 
 class _PlainEcho(torch.autograd.Function):
@@ -299,20 +312,28 @@ class _PlainEcho(torch.autograd.Function):
     def forward(
         ctx: Any, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Any
     ) -> Tensor:
-        ctx.settings = settings
-        rows_are_bank, *others = settings
+        rows_are_bank, *ctx.settings = settings
+        rows, num_terms, sampling, exclude_self = ctx.settings
+        ctx.problem = problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
+        dense_f, dense_s, seed = _checks.dense(bank_f), _checks.dense(bank_s), _checks.dense(seed)
         if rows_are_bank:
-            ctx.save_for_backward(bank_f, bank_s, seed)
-            return _echo(bank_f, bank_s, bank_f, bank_s, seed, *others)
-        ctx.save_for_backward(bank_f, bank_s, seed, s)
-        return _echo(f, s, bank_f, bank_s, seed, *others)
+            f, s = dense_f, dense_s
+        else:
+            f, s = _dense_rows(f, bank_f, dense_f), _dense_rows(s, bank_s, dense_s)
+        ctx.save_for_backward(dense_f, dense_s, seed, None if s is dense_s else s)
+        ctx.rows_are_bank = s is dense_s
+        return _run(problem, f, s, dense_f, dense_s, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        bank_f, bank_s, seed, *own_s = ctx.saved_tensors
-        rows_are_bank, *others = ctx.settings
-        s = bank_s if rows_are_bank else own_s[0]
-        return (*_gradients(grad, s, bank_f, bank_s, seed, others), None, None)
+        bank_f, bank_s, seed, s = ctx.saved_tensors
+        if ctx.rows_are_bank:
+            s = bank_s
+        if torch.is_grad_enabled() or not _is_plain(grad, s, bank_f, bank_s, seed):
+            return (*_dispatched_gradients(grad, s, bank_f, bank_s, seed, ctx.settings), None, None)
+        _checks.check_layout("the gradient of z", grad)
+        gradients = _run_backward(ctx.problem, _checks.dense(grad), s, bank_f, bank_s, seed)
+        return (*_of_inputs(grad, s, ctx.problem.exclude_self, gradients), None, None)
 
 
 class _DispatchedEcho(torch.autograd.Function):
@@ -330,7 +351,7 @@ class _DispatchedEcho(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         s, bank_f, bank_s, seed = ctx.saved_tensors
-        return (*_gradients(grad, s, bank_f, bank_s, seed, ctx.settings), *[None] * 5)
+        return (*_dispatched_gradients(grad, s, bank_f, bank_s, seed, ctx.settings), *[None] * 5)
 
 
 class _TransformedEcho(_DispatchedEcho):
@@ -400,7 +421,9 @@ def call_echo(
 ) -> Tensor:
     """The op on checked arguments: the noises of the first ``rows`` rows, or of as many draws from the bank."""
     inputs = (f, s, bank_f, bank_s, seed, rows, num_terms, sampling, exclude_self)
-    if not _is_plain(f, s, bank_f, bank_s, seed):
+    rows_are_bank = exclude_self and f is bank_f and s is bank_s
+    rows_of = (None, None) if rows_are_bank else (f, s)
+    if not _is_plain(*rows_of, bank_f, bank_s, seed):
         if _transforms.are_active():
             return _TransformedEcho.apply(*inputs)  # type: ignore[no-untyped-call, no-any-return]
         return torch.ops.echo_ext.echo.default(*inputs)  # type: ignore[no-any-return]
@@ -410,8 +433,6 @@ def call_echo(
         or (f is not None and f.requires_grad)
         or (s is not None and s.requires_grad)
     ):
-        rows_are_bank = exclude_self and f is bank_f and s is bank_s
-        rows_of = (None, None) if rows_are_bank else (f, s)
         settings = (rows_are_bank, rows, num_terms, sampling, exclude_self)
         return _PlainEcho.apply(*rows_of, bank_f, bank_s, seed, settings)  # type: ignore[no-untyped-call, no-any-return]
     return _echo(*inputs)
