@@ -6,10 +6,11 @@ import secrets
 import emulated_device
 import pytest
 import torch
+from filelock import FileLock
 
 from echo_ext import _C, _cuda
 
-SEED = int(os.environ.get("ECHO_EXT_TEST_SEED", secrets.randbits(31)))
+SEED = int(os.environ.setdefault("ECHO_EXT_TEST_SEED", str(secrets.randbits(31))))  # which worker processes inherit
 
 
 def pytest_report_header() -> str:
@@ -34,9 +35,21 @@ def fresh_randomness(request):
     torch.manual_seed(SEED + sum(map(ord, request.node.nodeid)))
 
 
+def built_once(tmp_path_factory, name, *build_options):
+    """An emulator, which the first of this run's worker processes that needs it builds for all."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / name
+    with FileLock(folder.with_suffix(".lock")):
+        folder.mkdir(exist_ok=True)
+        program = folder / emulated_device.PROGRAM
+        return program if program.exists() else emulated_device.build(folder, *build_options)
+
+
 @pytest.fixture(scope="session")
 def emulator_program(tmp_path_factory):
-    return emulated_device.build(tmp_path_factory.mktemp("emulated_device"))
+    return built_once(tmp_path_factory, "emulated_device")
 
 
 @pytest.fixture(scope="session")
@@ -48,9 +61,8 @@ def shim(emulator_program):
 
 @pytest.fixture(scope="session")
 def knn_emulator_program(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("knn_emulated_device")
     flags = ("-ffp-contract=off", "-Og", "-g1")  # many kernels: half the time to compile
-    return emulated_device.build(folder, emulated_device.KNN_SOURCES, flags)
+    return built_once(tmp_path_factory, "knn_emulated_device", emulated_device.KNN_SOURCES, flags)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ SHIM = Path(__file__).parent / "cuda_shim"
 CSRC = Path(__file__).parent.parent / "csrc"
 KNN_KERNELS = sorted(CSRC.glob("knn_*.cu"))
 KERNELS = [source for source in sorted(CSRC.glob("*.cu")) if source not in KNN_KERNELS]
+PROGRAM = "driver"
 SOURCES = [*KERNELS, SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
 KNN_SOURCES = [*KNN_KERNELS, SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"]
@@ -128,7 +129,7 @@ def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = 
         f"-I{CSRC}",
     )
     objects = compile_sources(compiler, sources, folder, flags)
-    program = folder / "driver"
+    program = folder / PROGRAM
     subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
     return program
 

@@ -35,7 +35,7 @@ import echo_ext
 from echo_ext import _C
 
 LONG_RUN_CALLS = 100_000
-SHORT_RUN_SECONDS = 20.0
+SHORT_RUN_SECONDS = 10.0
 SHORT_RUN_FEWEST_CALLS = 100
 EXAMPLES_PER_BATCH = 200
 # A drawn case costs as much as a call: each is checked on so many samples, with numbers, numbers + 1, ...
