@@ -129,6 +129,7 @@ class SmallOrder {
   template <int kRounds>
   struct Tables {
     static constexpr int kEntries = kRounds / 2 * kValues;
+    static_assert(kEntries % kWordLanes == 0, "hashes come in whole words");
     alignas(64) uint8_t to_high[kEntries], to_low[kEntries];
 
     Tables(const Bijection& order, DrawKey key) {

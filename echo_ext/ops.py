@@ -327,8 +327,12 @@ class _PlainEcho(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bank_f, bank_s, seed, s = ctx.saved_tensors
+        # A hook on saved tensors may return them with other strides.
+        bank_f, bank_s = bank_f.contiguous(), bank_s.contiguous()
         if ctx.rows_are_bank:
             s = bank_s
+        elif s is not None:
+            s = s.contiguous()
         if torch.is_grad_enabled() or not _is_plain(grad, s, bank_f, bank_s, seed):
             return (*_dispatched_gradients(grad, s, bank_f, bank_s, seed, ctx.settings), None, None)
         _checks.check_layout("the gradient of z", grad)

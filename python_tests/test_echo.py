@@ -45,6 +45,16 @@ def test_bank_agrees_with_the_oracle(shape, bank_rows, dtype, sampling):
     check_against_oracle("cpu", shape, dtype, sampling, None, 0.8, bank_rows=bank_rows, size=3 * bank_rows + 1)
 
 
+def test_orderings_of_every_small_bank_agree_with_the_oracle():
+    """Orderings of at most 256 rows are drawn in another way."""
+    for bank_rows in range(1, 260):
+        f = torch.randn(bank_rows, 1, dtype=torch.float64)
+        s = 0.9 + 0.1 * torch.rand(bank_rows, 1, dtype=torch.float64)  # every term counts
+        indices = echo_ext.echo_indices(5, seed=bank_rows, bank_size=bank_rows)
+        noise = echo_ext.echo_noise(None, None, size=5, bank=(f, s), seed=bank_rows)
+        assert relative_error(noise, reference.echo_noise(f, s, indices)) < 1e-12, bank_rows
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_agrees_with_the_oracle_at_working_sizes(sampling):
@@ -236,6 +246,19 @@ def test_gradcheck(sampling):
     assert torch.autograd.gradcheck(lambda *b: echo_ext.echo_noise(None, None, size=11, bank=b, **options), bank)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_saved_tensors_may_come_back_with_other_strides(sampling):
+    f, s = signal_and_scale((40, 21))
+    expected = torch.autograd.grad(echo_ext.echo_sample(f, s, sampling=sampling, seed=4).sum(), (f, s))
+
+    def transposed(x):
+        return x.mT.contiguous() if x.ndim == 2 else x
+
+    with torch.autograd.graph.saved_tensors_hooks(transposed, lambda x: x.mT if x.ndim == 2 else x):
+        z = echo_ext.echo_sample(f, s, sampling=sampling, seed=4)
+    assert all(map(torch.equal, torch.autograd.grad(z.sum(), (f, s)), expected))
+
+
 def test_gradients_only_where_asked():
     f, s = signal_and_scale((8, 2))
     s = s.detach()
@@ -327,6 +350,7 @@ def check_threads(sampling, f, s):
 def test_every_instruction_set_agrees_with_the_oracle(isa):
     """The kernels for lesser processors, in a process that is told to use them."""
     tests = [
+        "test_echo.py::test_orderings_of_every_small_bank_agree_with_the_oracle",
         "test_echo.py::test_agrees_with_the_oracle[shape5-dtype0-permutation]",
         "test_echo.py::test_agrees_with_the_oracle[shape5-dtype1-ring]",
         "test_echo.py::test_agrees_with_the_oracle[shape6-dtype1-permutation]",
