@@ -61,7 +61,7 @@ def shim(emulator_program):
 
 @pytest.fixture(scope="session")
 def knn_emulator_program(tmp_path_factory):
-    flags = ("-ffp-contract=off", "-Og", "-g1")  # many kernels: half the time to compile
+    flags = ("-ffp-contract=off", "-Og")  # many kernels: less time to compile
     return built_once(tmp_path_factory, "knn_emulated_device", emulated_device.KNN_SOURCES, flags)
 
 

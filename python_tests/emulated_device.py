@@ -120,7 +120,7 @@ def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = 
     flags = (
         "-std=c++17",
         "-O1",
-        "-g",
+        "-g1",
         *flags,
         *WARNINGS,
         *SANITIZERS,

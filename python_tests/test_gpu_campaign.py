@@ -203,6 +203,7 @@ CPU = ("rehearsal", "--device", "cpu", "--jobs", "2")
 MOST_FILES = 8
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_where_the_last_call_stopped(machine, tmp_path):
     """Each call on a machine of its own, which has nothing but the archive of the call before."""
     more = ("--", "--epochs", "300", "--limit", "300", "--set", "num_terms=20")

@@ -199,7 +199,7 @@ def unfinished(out):
     return [name for name in RUNS if not (out / name / "result.json").is_file()]
 
 
-@pytest.mark.parametrize(("interruptions", "epochs"), [(3, 60), pytest.param(10, 800, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("interruptions", "epochs"), [(3, 30), pytest.param(10, 800, marks=pytest.mark.slow)])
 def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, interruptions, epochs):
     out = tmp_path / "broken"
     grid = (*GRID, "--epochs", epochs)
