@@ -244,8 +244,9 @@ def _echo_backward(
     dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
     s = _dense_rows(s, bank_s, dense_s)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
-    grad_s, *of_bank = _run_backward(problem, _checks.dense(grad), s, dense_f, dense_s, _checks.dense(seed))
-    return bank_f.new_empty(0) if grad_s is None else grad_s, *of_bank
+    gradients = _run_backward(problem, _checks.dense(grad), s, dense_f, dense_s, _checks.dense(seed))
+    grad_s, grad_bank_f, grad_bank_s = gradients
+    return bank_f.new_empty(0) if grad_s is None else grad_s, grad_bank_f, grad_bank_s
 
 
 def _run_backward(
@@ -300,7 +301,8 @@ def _dispatched_gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
     _checks.check_layout("the gradient of z", grad)
     run = _EchoBackward.apply if _transforms.are_active() else torch.ops.echo_ext.echo_backward.default
-    return _of_inputs(grad, s, settings[-1], run(grad, s, bank_f, bank_s, seed, *settings))
+    gradients = run(grad, s, bank_f, bank_s, seed, *settings)  # type: ignore[no-untyped-call]
+    return _of_inputs(grad, s, settings[-1], gradients)
 
 
 class _PlainEcho(torch.autograd.Function):
