@@ -113,7 +113,7 @@ class SmallOrder {
 
   explicit SmallOrder(const Bijection& order) : order_(order) {}
 
-  // `count` draws of the row whose key is given, from term `first` on; a multiple of the lanes of a vector.
+  // Writes `count` draws of one row, from term `first` on. `count` is a multiple of kLanes<uint32_t>.
   void draw(DrawKey key, uint32_t first, int count, int32_t* to) const {
     if (order_.is_small())
       draw_in_rounds<Bijection::kHalfRoundsWhenSmall>(key, first, count, to);
@@ -153,7 +153,7 @@ class SmallOrder {
     const Tables<kRounds> tables(order_, key);
     const Bytes last = broadcast(static_cast<uint8_t>(order_.size - 1));
     for (int done = 0; done < count; done += kLanes<uint8_t>) {
-      // Terms that there are not become others, which nobody reads.
+      // Terms beyond the last get draws too, which nobody reads.
       Bytes value = step(tables, smaller(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
       while (any_above(value, last)) value = value > last ? step(tables, value) : value;
       uint8_t drawn[kLanes<uint8_t>];

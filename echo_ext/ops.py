@@ -38,11 +38,18 @@ def _workspace(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-def _dense_rows(rows: Tensor | None, bank: Tensor, dense_bank: Tensor) -> Tensor | None:
-    """The dense form of rows that may be those of the bank."""
-    if rows is None:
-        return None
-    return dense_bank if rows is bank else _checks.dense(rows)
+def _dense_inputs(
+    f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    """The inputs of a kernel, dense; rows that are the bank's own are made dense once."""
+    dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
+    return (
+        f if f is None else dense_f if f is bank_f else _checks.dense(f),
+        s if s is None else dense_s if s is bank_s else _checks.dense(s),
+        dense_f,
+        dense_s,
+        _checks.dense(seed),
+    )
 
 
 # ---- Registering the ops ---------------------------------------------------------------------------------------------
@@ -186,10 +193,8 @@ def _echo(
     sampling: int,
     exclude_self: bool,
 ) -> Tensor:
-    dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
-    f, s = _dense_rows(f, bank_f, dense_f), _dense_rows(s, bank_s, dense_s)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
-    return _run(problem, f, s, dense_f, dense_s, _checks.dense(seed))
+    return _run(problem, *_dense_inputs(f, s, bank_f, bank_s, seed))
 
 
 def _run(
@@ -241,11 +246,9 @@ def _echo_backward(
     sampling: int,
     exclude_self: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dense_f, dense_s = _checks.dense(bank_f), _checks.dense(bank_s)
-    s = _dense_rows(s, bank_s, dense_s)
     problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
-    gradients = _run_backward(problem, _checks.dense(grad), s, dense_f, dense_s, _checks.dense(seed))
-    grad_s, grad_bank_f, grad_bank_s = gradients
+    _, s, bank_f, bank_s, seed = _dense_inputs(None, s, bank_f, bank_s, seed)
+    grad_s, grad_bank_f, grad_bank_s = _run_backward(problem, _checks.dense(grad), s, bank_f, bank_s, seed)
     return bank_f.new_empty(0) if grad_s is None else grad_s, grad_bank_f, grad_bank_s
 
 
@@ -317,21 +320,19 @@ class _PlainEcho(torch.autograd.Function):
         rows_are_bank, *ctx.settings = settings
         rows, num_terms, sampling, exclude_self = ctx.settings
         ctx.problem = problem = _problem(bank_f, rows, num_terms, exclude_self, sampling)
-        dense_f, dense_s, seed = _checks.dense(bank_f), _checks.dense(bank_s), _checks.dense(seed)
         if rows_are_bank:
-            f, s = dense_f, dense_s
-        else:
-            f, s = _dense_rows(f, bank_f, dense_f), _dense_rows(s, bank_s, dense_s)
-        ctx.save_for_backward(dense_f, dense_s, seed, None if s is dense_s else s)
-        ctx.rows_are_bank = s is dense_s
-        return _run(problem, f, s, dense_f, dense_s, seed)
+            f, s = bank_f, bank_s
+        f, s, bank_f, bank_s, seed = _dense_inputs(f, s, bank_f, bank_s, seed)
+        ctx.s_is_bank = s is bank_s
+        ctx.save_for_backward(bank_f, bank_s, seed, None if ctx.s_is_bank else s)
+        return _run(problem, f, s, bank_f, bank_s, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         bank_f, bank_s, seed, s = ctx.saved_tensors
         # A hook on saved tensors may return them with other strides.
         bank_f, bank_s = bank_f.contiguous(), bank_s.contiguous()
-        if ctx.rows_are_bank:
+        if ctx.s_is_bank:
             s = bank_s
         elif s is not None:
             s = s.contiguous()

@@ -36,7 +36,7 @@ def fresh_randomness(request):
 
 
 def built_once(tmp_path_factory, name, *build_options):
-    """An emulator, which the first of this run's worker processes that needs it builds for all."""
+    """An emulator, shared by all worker processes of this run: the first that needs it builds it."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
