@@ -46,10 +46,11 @@ struct MatrixCircle {
 };
 
 // Whether a value has not changed beyond rounding of its row's largest; what stays infinite or not a number has not.
+// An infinite largest value tells nothing of roundings: one that has just become infinite has changed.
 template <typename T>
 ECHO_EXT_HD bool is_settled(T before, T now, T largest) {
   constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
-  const bool is_near = fabs(now - before) <= kRoundings * largest;
+  const bool is_near = largest < static_cast<T>(HUGE_VAL) && fabs(now - before) <= kRoundings * largest;
   return is_near || now == before || (now != now && before != before);
 }
 

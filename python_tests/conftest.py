@@ -18,7 +18,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the fuzzers have done, with the seeds that repeat it."""
+    """The seed that repeats a failure, and what the fuzzers have done, with theirs."""
+    if terminalreporter.getreports("failed"):
+        terminalreporter.write_line(pytest_report_header())
     passed = terminalreporter.getreports("passed")
     runs = [
         value for report in passed if report.when == "call" for name, value in report.user_properties if name == "fuzz"

@@ -108,6 +108,18 @@ def test_rate_is_the_information_of_a_gaussian_source():
     assert echo_rate_matrix(S.expand(4, 3, 3)).shape == (4,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("position", [0, 510, 1022, 300, 1030 - 1024, 1030 - 512])
+def test_an_infinite_entry_of_a_matrix_reaches_every_row(dtype, position):
+    """Also from the last row of a kernel's arc, forward and backward, where only one dimension is infinite yet."""
+    f, S = (t.detach() for t in signal_and_matrix(1030, 3, dtype, norm=0.5))
+    S[circle(1030, 1)[position], 2, 0] = math.inf
+    z = echo_sample_matrix(f.requires_grad_(), S, seed=1)
+    (gradient,) = torch.autograd.grad(z.sum(), f)
+    for reached in (z, gradient):
+        assert reached.isfinite().any(1).sum() <= 1
+
+
 @pytest.mark.parametrize("rows", [2, 20, 10_000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_not_finite_ends(rows, dtype):
