@@ -46,7 +46,7 @@ struct MatrixCircle {
 };
 
 // Whether a value has not changed beyond rounding of its row's largest; what stays infinite or not a number has not.
-// An infinite largest value tells nothing of roundings: one that has just become infinite has changed.
+// Where the largest is infinite, any difference would pass as a rounding of it, so that only equal values have settled.
 template <typename T>
 ECHO_EXT_HD bool is_settled(T before, T now, T largest) {
   constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));

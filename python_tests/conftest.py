@@ -18,8 +18,8 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The seed that repeats a failure, and what the fuzzers have done, with theirs."""
-    if terminalreporter.getreports("failed"):
+    """The seed of a run with failures, and what each fuzzer has done with which seed."""
+    if terminalreporter.getreports("failed") or terminalreporter.getreports("error"):
         terminalreporter.write_line(pytest_report_header())
     passed = terminalreporter.getreports("passed")
     runs = [

@@ -503,6 +503,13 @@ class Circle:
         for actual, wanted in zip(self.run(shim, **options), (expected, *gradients), strict=True):
             assert (actual - wanted).abs().max() < tolerance * wanted.abs().max()
 
+    def most_partly_finite_rows(self, shim: Shim) -> int:
+        """How many rows have a finite value, forward or backward. An infinite entry of a matrix leaves one: the row of
+        that entry, which is infinite in one dimension only.
+        """
+        scans = [self.scan(shim, self.f, deterministic=backward) for backward in (False, True)]
+        return max(int(scan.isfinite().any(1).sum()) for scan in scans)
+
     def steps(self, shim: Shim, source: torch.Tensor, **options) -> tuple[float, float]:
         """How often threads meet in rounds and in the block that goes on, for each row and thread; a step is up to five
         times.
@@ -574,19 +581,17 @@ def test_matrix_circle_with_a_nan_takes_few_steps(shim, dtype, rows):
     matrices[rows // 2, 2, 0] = np.inf
     sick = replace(circle, s=matrices)
     assert sum(sick.steps(shim, circle.f)) < 4 * healthy
-    for deterministic in (False, True):  # forward and backward: at most one row is infinite in one dimension only
-        assert sick.scan(shim, circle.f, deterministic=deterministic).isfinite().any(1).sum() <= 1
+    assert sick.most_partly_finite_rows(shim) <= 1
 
 
-@pytest.mark.parametrize("position", [0, 62, 126, 100, 300 - 128, 300 - 64])
+@pytest.mark.parametrize("position", [0, 62, 100, 126, 172, 236])
 def test_matrix_circle_hands_on_what_is_infinite_in_one_dimension(shim, position):
-    """From an arc of 64 steps, forward or backward, to the next."""
+    """From an arc of 64 steps to the next: 0, 172 and 236 end an arc forward, 62 and 126 backward."""
     circle = Circle.random(300, 3, "float64", 0.5)
     matrices = circle.s.clone()
     matrices[circle.order[position], 2, 0] = np.inf
     sick = replace(circle, s=matrices)
-    for deterministic in (False, True):
-        assert sick.scan(shim, circle.f, deterministic=deterministic).isfinite().any(1).sum() <= 1
+    assert sick.most_partly_finite_rows(shim) <= 1
 
 
 @pytest.mark.parametrize("rows", [3, 130])

@@ -111,7 +111,9 @@ def test_rate_is_the_information_of_a_gaussian_source():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("position", [0, 510, 1022, 300, 1030 - 1024, 1030 - 512])
 def test_an_infinite_entry_of_a_matrix_reaches_every_row(dtype, position):
-    """Also from the last row of a kernel's arc, forward and backward, where only one dimension is infinite yet."""
+    """All positions but 300 end an arc of the kernel, forward or backward. What that arc hands on to the next is then
+    infinite in one dimension only.
+    """
     f, S = (t.detach() for t in signal_and_matrix(1030, 3, dtype, norm=0.5))
     S[circle(1030, 1)[position], 2, 0] = math.inf
     z = echo_sample_matrix(f.requires_grad_(), S, seed=1)
