@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 import zipfile
@@ -117,6 +118,18 @@ def test_two_owners_within_one_process_are_refused(tmp_path):
         with RunDirectory(tmp_path / "run", task="evaluation").owned():
             assert {file.name for file in directory.path.iterdir()} == {"run.lock", "evaluation.lock"}
     assert not directory.path.exists()
+
+
+def test_an_owner_that_has_yet_to_write_its_record_is_named(tmp_path):
+    with ownership.owned(tmp_path, "run.lock"):
+        record = (tmp_path / "run.lock").read_text()
+        (tmp_path / "run.lock").write_text("")
+        writer = threading.Timer(0.1, (tmp_path / "run.lock").write_text, [record])
+        writer.start()
+        assert ownership.describe_owner(tmp_path, "run.lock").startswith(f"process {os.getpid()} on ")
+        writer.join()
+        (tmp_path / "run.lock").write_text("damaged")
+        assert ownership.describe_owner(tmp_path, "run.lock") == "another process"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

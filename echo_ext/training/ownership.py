@@ -19,7 +19,7 @@ from pathlib import Path
 
 __all__ = ["describe_owner", "owned"]
 
-# Seconds to wait for a lock, so that a process that merely looks who holds it is in nobody's way.
+# Seconds to wait for a lock, so that a process that merely looks who holds it is in nobody's way; and for its record.
 PATIENCE = 0.5
 _POLL = 0.02
 _RECORD_BYTES = 1024
@@ -135,13 +135,18 @@ def _write_record(descriptor: int) -> None:
 
 
 def _read_record(descriptor: int) -> str:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    try:
-        record = json.loads(os.read(descriptor, _RECORD_BYTES))
-        pid, host, started = int(record["pid"]), str(record["host"]), str(record["started"])
-    except (ValueError, KeyError, TypeError, RecursionError):  # it is being written, or was damaged
-        return "another process"
-    return f"process {pid} on {host:.100} since {started:.30}"
+    """Who holds the lock, in words. An owner may have yet to write its record, and gets a moment for it."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        try:
+            record = json.loads(os.read(descriptor, _RECORD_BYTES))
+            pid, host, started = int(record["pid"]), str(record["host"]), str(record["started"])
+            return f"process {pid} on {host:.100} since {started:.30}"
+        except (ValueError, KeyError, TypeError, RecursionError):  # not there yet, or damaged
+            if time.monotonic() >= until:
+                return "another process"
+        time.sleep(_POLL)
 
 
 @contextlib.contextmanager
