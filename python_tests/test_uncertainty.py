@@ -36,7 +36,7 @@ def test_p_values_of_independent_variables_are_uniform():
 
 
 def test_dependence_is_seen():
-    x, y = related(fresh(), 300)
+    x, y = related(fresh(), 1000)
     result = permutation_test(x, y, 99)
     assert isinstance(result.p_value, float)
     assert result.p_value == 0.01
