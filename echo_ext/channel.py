@@ -139,9 +139,9 @@ class EchoChannel(_BankedChannel):
         super().__init__(num_terms, bank_size)
         _checks.sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
-        _checks.positive_number("activation_scale", activation_scale)
+        _checks.number("activation_scale", activation_scale, above=0)
         if sync not in (False, True, "gather"):
-            raise ValueError(f"sync must be False, True or 'gather', but is {sync!r}")
+            raise ValueError(f"sync must be False, True or 'gather', got {sync!r}")
         self.bound = bound
         self.activation_scale = activation_scale
         self.sampling = sampling
@@ -251,9 +251,9 @@ class EchoMatrixChannel(_BankedChannel):
     ) -> None:
         super().__init__(num_terms, bank_size)
         if _checks.row_count("dim", dim, least=1) > MAX_DIM:
-            raise ValueError(f"dim must be between 1 and {MAX_DIM}, but is {dim}")
-        self.scale = max_scale(num_terms, bound=_checks.positive_number("bound", bound) * math.sqrt(dim))
-        _checks.positive_number("activation_scale", activation_scale)
+            raise ValueError(f"dim must be between 1 and {MAX_DIM}, got {dim}")
+        self.scale = max_scale(num_terms, bound=_checks.number("bound", bound, above=0) * math.sqrt(dim))
+        _checks.number("activation_scale", activation_scale, above=0)
         self.dim = dim
         self.bound = bound
         self.activation_scale = activation_scale
@@ -269,7 +269,7 @@ class EchoMatrixChannel(_BankedChannel):
         """
         for name, raw, width in (("f_raw", f_raw, self.dim), ("s_raw", s_raw, self.num_scale_features)):
             if _checks.floating_tensor(name, raw).shape != (f_raw.shape[0], width):
-                raise ValueError(f"{name} must have shape (B, {width}), but has {tuple(raw.shape)}")
+                raise ValueError(f"{name} must have shape (B, {width}), got {tuple(raw.shape)}")
         f = self.bound * torch.tanh(f_raw / self.activation_scale)
         scale, rate = self.scale_and_rate(s_raw)
         scale = scale.to(f.dtype)

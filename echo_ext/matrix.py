@@ -69,14 +69,14 @@ def _matching_matrices(name_f: str, f: object, name_s: str, s: object) -> tuple[
     f, s = _checks.floating_tensor(name_f, f), _checks.floating_tensor(name_s, s)
     if f.ndim != 2 or s.shape != (*f.shape, f.shape[1]):
         raise ValueError(
-            f"{name_f} and {name_s} must have shapes (B, d) and (B, d, d), but have {tuple(f.shape)}, {tuple(s.shape)}"
+            f"{name_f} and {name_s} must have shapes (B, d) and (B, d, d), got {tuple(f.shape)}, {tuple(s.shape)}"
         )
     if f.dtype != s.dtype:
-        raise TypeError(f"{name_f} and {name_s} must have one dtype, but have {f.dtype} and {s.dtype}")
+        raise TypeError(f"{name_f} and {name_s} must have one dtype, got {f.dtype} and {s.dtype}")
     if f.device != s.device:
-        raise ValueError(f"{name_f} and {name_s} must be on one device, but are on {f.device} and {s.device}")
+        raise ValueError(f"{name_f} and {name_s} must be on one device, got {f.device} and {s.device}")
     if f.shape[1] > MAX_DIM:
-        raise ValueError(f"{name_f} must have at most {MAX_DIM} columns, but has {f.shape[1]}")
+        raise ValueError(f"{name_f} must have at most {MAX_DIM} columns, got {f.shape[1]}")
     _checks.term_count(None, bank_rows=f.shape[0], exclude_self=True)
     return f, s
 
@@ -132,7 +132,7 @@ class _EchoMatrixBackward(torch.autograd.Function):
 def _check(f: Tensor, s: Tensor, seed: Tensor) -> None:
     _matching_matrices("f", f, "s", s)
     if f.dtype not in (torch.float64, torch.float32):
-        raise TypeError(f"f must be float64 or float32, but is {f.dtype}")
+        raise TypeError(f"f must be float64 or float32, got {f.dtype}")
     check_draws(seed, 1, f.shape[0], f.shape[0], _checks.sampling_code("ring"), False, f.device)
 
 

@@ -109,9 +109,9 @@ def check_draws(
     _checks.row_count("rows", rows, least=0)
     _checks.term_count(num_terms, bank_rows=bank_rows, exclude_self=exclude_self)
     if exclude_self and rows > bank_rows:
-        raise ValueError(f"rows must be at most the {bank_rows} rows of the bank, but is {rows}")
+        raise ValueError(f"rows must be at most the {bank_rows} rows of the bank, got {rows}")
     if not 0 <= sampling < len(_checks.SAMPLINGS):
-        raise ValueError(f"sampling must be between 0 and {len(_checks.SAMPLINGS) - 1}, but is {sampling}")
+        raise ValueError(f"sampling must be between 0 and {len(_checks.SAMPLINGS) - 1}, got {sampling}")
     _checks.seed_tensor(seed, device)
 
 
@@ -140,7 +140,7 @@ def _check_bank(
     _checks.matching_pair("bank_f", bank_f, "bank_s", bank_s)
     check_draws(seed, rows, bank_f.shape[0], num_terms, sampling, exclude_self, bank_f.device)
     if exclude_self and sampling == _checks.sampling_code("ring") and rows != bank_f.shape[0]:
-        raise ValueError(f"rows must be all {bank_f.shape[0]} rows of the batch for the ring, but is {rows}")
+        raise ValueError(f"rows must be all {bank_f.shape[0]} rows of the batch for the ring, got {rows}")
 
 
 def _check_rows(name: str, tensor: Tensor, bank: Tensor, rows: int, *, all_rows: bool) -> None:
@@ -148,7 +148,7 @@ def _check_rows(name: str, tensor: Tensor, bank: Tensor, rows: int, *, all_rows:
     _checks.floating_tensor(name, tensor)
     _checks.same_rows(name, tensor, "bank_f", bank)
     if tensor.shape[0] < rows or (all_rows and tensor.shape[0] != rows):
-        raise ValueError(f"{name} must have {rows} rows, but has {tensor.shape[0]}")
+        raise ValueError(f"{name} must have {rows} rows, got {tensor.shape[0]}")
 
 
 def _check_echo_backward(
@@ -643,14 +643,14 @@ def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> flo
         ValueError: num_terms is below 1, bound or tol is not positive, or the root is too small for a float.
     """
     count = _checks.row_count("num_terms", num_terms, least=1)
-    bound, tol = _checks.positive_number("bound", bound), _checks.positive_number("tol", tol)
+    bound, tol = _checks.number("bound", bound, above=0), _checks.number("tol", tol, above=0)
     log_ratio = math.log(tol) - math.log(bound)  # the ratio itself may be too small for a float
     low, high = 0.0, 1.0
     while True:
         middle = (low + high) / 2
         if middle in (low, high):
             if low == 0.0:
-                raise ValueError(f"tol must be larger for num_terms={count} and bound={bound}, but is {tol}")
+                raise ValueError(f"tol must be larger for num_terms={count} and bound={bound}, got {tol}")
             return low
         if count * math.log(middle) - math.log1p(-middle) > log_ratio:
             high = middle

@@ -321,9 +321,9 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
         ValueError: the points are not in the plane, or there is not one label for each.
     """
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points must have shape (N, 2), but have {tuple(points.shape)}")
+        raise ValueError(f"points must have shape (N, 2), got {tuple(points.shape)}")
     if labels is not None and labels.shape != points.shape[:1]:
-        raise ValueError(f"labels must have shape ({len(points)},), one for each point, but have {tuple(labels.shape)}")
+        raise ValueError(f"labels must have shape ({len(points)},), one for each point, got {tuple(labels.shape)}")
     figure = Figure(figsize=(4.8, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     if labels is None:

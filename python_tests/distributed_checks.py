@@ -163,7 +163,7 @@ def disagreements(group, world):
     def differ(what, usual, unusual):
         usual_ranks = list(range(last))
         found = f"{usual} on {named(usual_ranks)} and {unusual} on rank {last}"
-        return f"{what} must be the same on all ranks, but is {found}"
+        return f"{what} must be the same on all ranks, got {found}"
 
     def noise(**options):
         return lambda: send(f, s, seed=1, **(options if odd else {}))
@@ -208,10 +208,10 @@ def disagreements(group, world):
         ("k", ValueError, differ("k", 3, 5), information(k=5)),
         ("method", ValueError, differ("method", "'ksg1'", "'ksg2'"), information(method="ksg2")),
         ("window", ValueError, differ("exclude_within", 0, 1), information(exclude_within=1)),
-        ("k = 0", ValueError, "k must be at least 1, but is 0", information(k=0)),
-        ("k = 3.0", TypeError, "k must be an int or a sequence of ints, but is 3.0", information(k=3.0)),
+        ("k = 0", ValueError, "k must be at least 1, got 0", information(k=0)),
+        ("k = 3.0", TypeError, "k must be an int or a sequence of ints, got 3.0", information(k=3.0)),
         ("k = 5000", ValueError, differ("k", 3, 5000), information(k=5000)),
-        ("window = -1", ValueError, "exclude_within must be at least 0, but is -1", information(exclude_within=-1)),
+        ("window = -1", ValueError, "exclude_within must be at least 0, got -1", information(exclude_within=-1)),
         ("num_terms = 500", ValueError, differ("num_terms", 3, 500), drawn(num_terms=500)),
         ("local", ValueError, differ("local", False, True), information(local=True)),
         ("several k", ValueError, differ("k", 3, "(3, 5)"), information(k=[3, 5])),
@@ -224,13 +224,13 @@ def disagreements(group, world):
          drawn(sampling="replacement")),
         ("num_terms", ValueError, differ("num_terms", 3, 5), drawn(num_terms=5)),
         ("all terms", ValueError, differ("num_terms", 3, None), drawn(num_terms=None)),
-        ("num_terms = True", TypeError, "num_terms must be an int, but is True", drawn(num_terms=True)),
-        ("terms of a ring", ValueError, "num_terms must be None for sampling='ring' across ranks, but is 2",
+        ("num_terms = True", TypeError, "num_terms must be an int, got True", drawn(num_terms=True)),
+        ("terms of a ring", ValueError, "num_terms must be None for sampling='ring' across ranks, got 2",
          noise(num_terms=2)),
-        ("seed", ValueError, f"seed must fit into 64 bits, between {-2**63} and {2**63 - 1}, but is {2**63}",
+        ("seed", ValueError, f"seed must fit into 64 bits, between {-2**63} and {2**63 - 1}, got {2**63}",
          lambda: send(f, s, seed=2**63 if odd else 1)),
         ("unit", ValueError, differ("unit", "'nats'", "'bits'"), information(unit="bits")),
-        ("unknown unit", ValueError, "unit must be one of 'nats', 'bits', but is 'hartleys'",
+        ("unknown unit", ValueError, "unit must be one of 'nats', 'bits', got 'hartleys'",
          information(unit="hartleys")),
         ("one k in a sequence", ValueError, differ("k", 3, "(3,)"), information(k=[3])),
         ("many k", ValueError, f"{str(tuple(long_k))[:34]} ... (SHA-256 ", information(k=long_k)),
@@ -238,8 +238,8 @@ def disagreements(group, world):
          lambda: estimate(x, y) if odd else send(f, s)),
         ("two functions, gathered", ValueError, differ(call, "echo_sample", "mutual_information"),
          lambda: estimate(x, y) if odd else send(f, s, sampling="permutation")),
-        ("no tensor", TypeError, "f must be a torch.Tensor, but is int", lambda: send(3 if odd else f, s)),
-        ("f and s", ValueError, "f and s must have one shape, but have (6, 3) and (6, 2)",
+        ("no tensor", TypeError, "f must be a torch.Tensor, got int", lambda: send(3 if odd else f, s)),
+        ("f and s", ValueError, "f and s must have one shape, got (6, 3) and (6, 2)",
          lambda: send(f, s[:, :2] if odd else s)),
         ("rows", ValueError, differ(rows, "(3,)", "(4,)"), lambda: send(*2 * [0.5 * torch.ones(3, 4 if odd else 3)])),
         ("wide rows", ValueError, differ(rows, "(3,)", "(900,)"),
@@ -261,16 +261,16 @@ def disagreements(group, world):
          lambda: estimate(x, y.expand(2, 9, 1) if odd else y)),
         ("dtype of x", TypeError, differ("the dtype of x and y", "torch.float32", "torch.float64"),
          lambda: estimate(x.double(), y.double()) if odd else estimate(x, y)),
-        ("NaN", ValueError, "y must be finite, but has 9 NaN or infinite values, the first at [0, 0]",
+        ("NaN", ValueError, "y must be finite, got 9 NaN or infinite values, the first at [0, 0]",
          lambda: estimate(x, y * float("nan") if odd else y)),
-        ("samples", ValueError, "x and y must have one number of samples, but have 9 and 8 (shapes (9, 1) and (8, 1))",
+        ("samples", ValueError, "x and y must have one number of samples, got 9 and 8 (shapes (9, 1) and (8, 1))",
          lambda: estimate(x, y[: 8 if odd else 9])),
         # The same on all ranks, found after the exchange.
-        ("k of all", ValueError, f"k must be less than the number of samples, but is 99 of {9 * world}",
+        ("k of all", ValueError, f"k must be less than the number of samples, got 99 of {9 * world}",
          lambda: estimate(x, y, k=99)),
         ("terms of all", ValueError, f"num_terms is 99, but there are only {6 * world - 1} other rows in the batch",
          lambda: send(f, s, sampling="permutation", num_terms=99)),
-        ("no samples", ValueError, "k must be less than the number of samples, but is 3 of 0",
+        ("no samples", ValueError, "k must be less than the number of samples, got 3 of 0",
          lambda: estimate(x[:0], y[:0])),
     ]  # fmt: skip
     for sampling in ("ring", "permutation"):
@@ -318,7 +318,7 @@ def check_channel_disagreements(world):
 
     def differ(name, usual, unusual):
         found = f"{usual} on {named(range(world - 1))} and {unusual} on rank {world - 1}"
-        return f"the channel's {name} must be the same on all ranks, but is {found}"
+        return f"the channel's {name} must be the same on all ranks, got {found}"
 
     def channel(**options):
         options = {"num_terms": 9, "sync": True, **(options if odd else {})}
@@ -341,7 +341,7 @@ def check_channel_disagreements(world):
         ("another bank", ValueError, "f_raw must have rows of shape (4,)", lambda: widen()(f_raw, s_raw)),
         ("no pair", ValueError, "f_raw and s_raw must have one shape",
          lambda: channel()(f_raw, s_raw[:, :2] if odd else s_raw)),
-        ("a channel and a call", ValueError, "the function called must be the same on all ranks, but is EchoChannel",
+        ("a channel and a call", ValueError, "the function called must be the same on all ranks, got EchoChannel",
          lambda: distributed.echo_sample(f_raw, s_raw) if odd else channel()(f_raw, s_raw)),
     ]  # fmt: skip
     for name, error, text, call in cases:

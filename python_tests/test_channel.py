@@ -192,11 +192,11 @@ def test_another_width_than_in_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_terms": 0}, "num_terms must be at least 1, but is 0"),
-        ({"bound": -1.0}, "bound must be a positive number, but is -1.0"),
-        ({"activation_scale": 0.0}, "activation_scale must be a positive number, but is 0.0"),
-        ({"sampling": "shuffle"}, "sampling must be one of 'permutation', 'replacement', 'ring', but is 'shuffle'"),
-        ({"num_terms": 99, "bank_size": 50}, "bank_size must be at least 99, but is 50"),
+        ({"num_terms": 0}, "num_terms must be at least 1, got 0"),
+        ({"bound": -1.0}, "bound must be a finite number above 0, got -1.0"),
+        ({"activation_scale": 0.0}, "activation_scale must be a finite number above 0, got 0.0"),
+        ({"sampling": "shuffle"}, "sampling must be one of 'permutation', 'replacement', 'ring', got 'shuffle'"),
+        ({"num_terms": 99, "bank_size": 50}, "bank_size must be at least 99, got 50"),
     ],
 )
 def test_bad_settings(options, message):

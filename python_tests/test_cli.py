@@ -93,13 +93,13 @@ def test_version(capsys):
         (["dance"], "invalid choice: 'dance' (choose from"),
         (["info", "--loud"], "unrecognized arguments: --loud"),
         (["demo", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-        (["demo", "--epochs", "0"], "--epochs must be at least 1, but is 0"),
-        (["demo", "--beta", "-1"], "--beta must be 0 or more, but is -1.0"),
-        (["demo", "--beta", "nan"], "--beta must be 0 or more, but is nan"),
-        (["demo", "--seed", "-1"], "--seed must be between 0 and 2**63 - 1, but is -1"),
+        (["demo", "--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["demo", "--beta", "-1"], "--beta must be 0 or more, got -1.0"),
+        (["demo", "--beta", "nan"], "--beta must be 0 or more, got nan"),
+        (["demo", "--seed", "-1"], "--seed must be between 0 and 2**63 - 1, got -1"),
         (["demo", "--data", "cifar"], "no data set 'cifar'; there are digits, fashion-mnist, mnist"),
         (["demo", "--data", "mnist", "--data-dir", "/nowhere/at/all"], "the data folder /nowhere/at/all is not there"),
-        (["demo", "--device", "abacus"], "--device must be cpu, cuda or cuda:N, but is 'abacus'"),
+        (["demo", "--device", "abacus"], "--device must be cpu, cuda or cuda:N, got 'abacus'"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, argv, complaint):

@@ -72,7 +72,7 @@ def test_idx_files_are_found_in_either_layout(tmp_path, monkeypatch, name, packe
     ],
 )
 def test_an_unknown_name_lists_the_nearest(name, near):
-    with pytest.raises(ValueError, match=rf"no data set {re.escape(repr(name))}; the nearest are {near}"):
+    with pytest.raises(ValueError, match=rf"no data set {re.escape(repr(name))}; the most similar are {near}"):
         data.load(name)
 
 
@@ -118,8 +118,8 @@ def damaged(change):
     [
         (lambda content: gzip.compress(content)[:-20], "is not a whole gzip file"),
         (lambda content: content, "is not a whole gzip file"),
-        (damaged(lambda content: b"\0\0\x0d" + content[3:]), "should begin with 00000803, but has 00000d03"),
-        (damaged(lambda content: b""), "should begin with 00000803, but has $"),
+        (damaged(lambda content: b"\0\0\x0d" + content[3:]), "should begin with 00000803, got 00000d03"),
+        (damaged(lambda content: b""), "should begin with 00000803, got $"),
         (damaged(lambda content: content[:9]), "truncated: its header has 16 bytes, but the file only 9"),
         (damaged(lambda content: content[:-7]), "announces 18 x 28 x 28 = 14112 bytes, but 14105 follow"),
         (damaged(lambda content: content + b"x"), "announces 18 x 28 x 28 = 14112 bytes, but 14113 follow"),

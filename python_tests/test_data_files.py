@@ -68,7 +68,7 @@ def test_binary_mnist_takes_labels_that_lie_beside_it(tmp_path, bits):
     parts = data.load("binary-mnist", tmp_path)
     assert [parts[part].labels.tolist() for part in PARTS] == [list(range(rows)) for rows in PARTS.values()]
     np.savez(tmp_path / "labels.npz", train_label=np.zeros(5, int))
-    with pytest.raises(ValueError, match=r"labels.npz: 'train_label' should be numbers of 6, but is int64 of \(5,\)"):
+    with pytest.raises(ValueError, match=r"labels.npz: 'train_label' should be numbers of 6, got int64 of \(5,\)"):
         data.load("binary-mnist", tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_an_npz_file_of_something_else_is_named(tmp_path, bits):
     with pytest.raises(ValueError, match=r"is not a whole npz file: File is not a zip file"):
         data.load("binary-mnist", tmp_path)
     write_packed(tmp_path, {part: rows[:, :700] for part, rows in bits.items()})
-    with pytest.raises(ValueError, match=r"'train' should be numbers of rows x 98, but is uint8 of \(6, 88\)"):
+    with pytest.raises(ValueError, match=r"'train' should be numbers of rows x 98, got uint8 of \(6, 88\)"):
         data.load("binary-mnist", tmp_path)
 
 
@@ -190,9 +190,7 @@ def test_no_parser_sees_a_chardata_other_than_the_published(tmp_path, monkeypatc
         publish(monkeypatch, tmp_path / "chardata.mat")
         damage(tmp_path / "chardata.mat", **how)
     monkeypatch.setattr("scipy.io.loadmat", None)
-    with pytest.raises(
-        ValueError, match=r"must be the published chardata\.mat \(md5:.*, but is md5:.*give other images"
-    ):
+    with pytest.raises(ValueError, match=r"must be the published chardata\.mat \(md5:.*, got md5:.*give other images"):
         data.load("omniglot", tmp_path)
 
 
@@ -256,7 +254,7 @@ def test_a_compressed_npz_file_is_unpacked_only_where_its_shape_is_right(tmp_pat
     np.savez_compressed(tmp_path / binary_mnist.PACKED, train=np.zeros((700_000, 98), np.uint8))
 
     def load():
-        with pytest.raises(ValueError, match="'train' must have at most 50000 rows, but has 700000"):
+        with pytest.raises(ValueError, match="'train' must have at most 50000 rows, got 700000"):
             data.load("binary-mnist", tmp_path)
 
     assert peak_of(load) < 1 << 23

@@ -185,7 +185,7 @@ def test_numbers_of_ranks_that_disagree_are_invalid_on_a_gpu():
 @pytest.mark.parametrize(
     ("f", "s", "options", "message"),
     [
-        (torch.zeros(1, 2), torch.zeros(1, 2), {}, "f must have at least 2 rows on all ranks together, but has 1"),
+        (torch.zeros(1, 2), torch.zeros(1, 2), {}, "f must have at least 2 rows on all ranks together, got 1"),
         (torch.zeros(3, 2), torch.zeros(3, 1), {}, "f and s must have one shape"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"num_terms": 2}, "num_terms must be None for sampling='ring'"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"sampling": "circle"}, "sampling must be one of"),
@@ -198,7 +198,7 @@ def test_bad_input(f, s, options, message):
 
 
 def test_channel_refuses_an_unknown_sync():
-    with pytest.raises(ValueError, match="sync must be False, True or 'gather', but is 'ring'"):
+    with pytest.raises(ValueError, match="sync must be False, True or 'gather', got 'ring'"):
         echo_ext.EchoChannel(sync="ring")
 
 

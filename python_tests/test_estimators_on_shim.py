@@ -247,7 +247,7 @@ def test_waiting_is_noticed(device):
 def test_too_large_a_k_names_the_limit(device):
     most = device.native.knn_cuda_max_neighbours(0)
     (x,) = draw(most + 2, 1)
-    with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, but is {most + 1}"):
+    with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, got {most + 1}"):
         device(echo_ext.knn, x, k=most + 1)
 
 

@@ -42,5 +42,5 @@ def test_reversal_lets_every_dimension_see_every_other():
 
 
 def test_bad_steps():
-    with pytest.raises(ValueError, match="flow_steps must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="flow_steps must be at least 1, got 0"):
         ShiftFlow(3, 0)

@@ -225,10 +225,10 @@ def test_recipes_learn_and_keep_their_state(recipe):
 @pytest.mark.parametrize(
     ("model", "data_shape", "settings", "line"),
     [
-        (ConvHVAE, (64,), {}, r"data_shape must be \(channels, height, width\), but is \(64,\)"),
+        (ConvHVAE, (64,), {}, r"data_shape must be \(channels, height, width\), got \(64,\)"),
         (PixelHVAE, (3, 8, 8), {}, r"data_shape must be \(1, height, width\) .* \(3, 8, 8\)"),
         (ConvHVAE, (1, 8, 8), {"latent_dim": 5}, "latent_dim must be even, .* 5"),
-        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be one of 'standard-normal', 'vamp', but is 'maf'"),
+        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be one of 'standard-normal', 'vamp', got 'maf'"),
         (ConvHVAE, (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
     ],
 )

@@ -226,17 +226,17 @@ def test_instruction_sets_agree_bit_for_bit():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (dict(points=np.ones((5, 2)), k=5), ValueError, "k must be less than the number of samples, but is 5 of 5"),
-        (dict(points=np.ones((5, 2)), k=0), ValueError, "k must be at least 1, but is 0"),
+        (dict(points=np.ones((5, 2)), k=5), ValueError, "k must be less than the number of samples, got 5 of 5"),
+        (dict(points=np.ones((5, 2)), k=0), ValueError, "k must be at least 1, got 0"),
         (dict(points=np.ones((5, 2)), k=1.5), TypeError, "k must be an int"),
         (dict(points=np.ones((5, 2)), metric="l1"), ValueError, "metric must be one of 'chebyshev', 'euclidean'"),
-        (dict(points=np.ones((5, 2)), queries=np.ones((5, 3))), ValueError, "one number of columns, but have 2 and 3"),
+        (dict(points=np.ones((5, 2)), queries=np.ones((5, 3))), ValueError, "one number of columns, got 2 and 3"),
         (dict(points=np.ones((5, 2)), queries=np.ones((5, 2)), k=6), ValueError, "at most the number of points, 5"),
         (dict(points=np.ones((5, 2)), queries=np.ones((5, 2), np.float32)), TypeError, "one dtype"),
         (dict(points=np.ones((5, 2)), queries=torch.ones(5, 2)), TypeError, "both tensors or both arrays"),
         (dict(points=np.ones((5, 2)), exclude_within=2, k=1), ValueError, "have only 0 neighbours left"),
         (dict(points=np.ones((5, 0))), ValueError, "points must have at least one column"),
-        (dict(points=np.ones((0, 2))), ValueError, "less than the number of samples, but is 3 of 0"),
+        (dict(points=np.ones((0, 2))), ValueError, "less than the number of samples, got 3 of 0"),
     ],
 )
 def test_bad_input(arguments, error, message):

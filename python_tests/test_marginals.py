@@ -140,7 +140,7 @@ def test_iaf_density_by_change_of_variables():
 
 
 def test_bad_counts():
-    with pytest.raises(ValueError, match="components must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         GaussianMixture(2, 0)
-    with pytest.raises(ValueError, match="pseudo_inputs must be at least 1, but is -3"):
+    with pytest.raises(ValueError, match="pseudo_inputs must be at least 1, got -3"):
         VampPrior(lambda x: (x, x), (3,), -3)

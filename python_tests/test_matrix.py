@@ -164,10 +164,10 @@ def test_double_backward_is_refused():
             torch.zeros(3, 2),
             torch.zeros(3, 2),
             ValueError,
-            r"shapes \(B, d\) and \(B, d, d\), but have \(3, 2\), \(3, 2\)",
+            r"shapes \(B, d\) and \(B, d, d\), got \(3, 2\), \(3, 2\)",
         ),
         (torch.zeros(1, 2), torch.zeros(1, 2, 2), ValueError, "f must have at least 2 rows"),
-        (torch.zeros(3, 65), torch.zeros(3, 65, 65), ValueError, "f must have at most 64 columns, but has 65"),
+        (torch.zeros(3, 65), torch.zeros(3, 65, 65), ValueError, "f must have at most 64 columns, got 65"),
         (torch.zeros(3, 2), torch.zeros(3, 2, 2).double(), TypeError, "f and S must have one dtype"),
         (torch.zeros(3, 2).int(), torch.zeros(3, 2, 2), TypeError, "f must be one of float64"),
     ],
@@ -241,10 +241,10 @@ def test_sample_has_the_law_of_the_latent():
 
 
 def test_channel_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="dim must be between 1 and 64, but is 65"):
+    with pytest.raises(ValueError, match="dim must be between 1 and 64, got 65"):
         EchoMatrixChannel(65)
     channel, f_raw, s_raw = channel_and_input()
-    with pytest.raises(ValueError, match=r"s_raw must have shape \(B, 10\), but has \(40, 9\)"):
+    with pytest.raises(ValueError, match=r"s_raw must have shape \(B, 10\), got \(40, 9\)"):
         channel(f_raw, s_raw[:, 1:])
     with pytest.raises(ValueError, match="f_raw has 5 rows, but num_terms=20 needs 21"):
         channel(f_raw[:5], s_raw[:5])

@@ -187,13 +187,13 @@ def test_what_cannot_be_measured_is_refused():
     model, x = trained_echo()
     with pytest.raises(TypeError, match="Echo has no density"):
         metrics.importance_nll(model, x)
-    with pytest.raises(ValueError, match="samples must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), samples=0)
     with pytest.raises(ValueError, match="x must have at least one row"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(0, 4))
     with pytest.raises(ValueError, match="data must have at least one row"):
         metrics.rate_distortion(model, x[:0])
-    with pytest.raises(ValueError, match="draws must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         metrics.rate_distortion(model, x, draws=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         metrics.rate_distortion(model, x, batch_size=0)
@@ -248,14 +248,14 @@ def test_an_echo_latent_knows_minus_log_s(slope, multiplicative):
 def test_information_needs_a_law_per_latent():
     model = LinearGaussian()
     x = model.draw(10)
-    with pytest.raises(ValueError, match="method must be one of 'formula', 'knn', but is 'ksg'"):
+    with pytest.raises(ValueError, match="method must be one of 'formula', 'knn', got 'ksg'"):
         metrics.latent_information(model, x, method="ksg")
     with pytest.raises(ValueError, match="x must have at least one row"):
         metrics.latent_information(model, x[:0])
     model.posterior = lambda x: DensityOutput(x, x.sum(1))
     with pytest.raises(TypeError, match="LinearGaussian gives DensityOutput"):
         metrics.latent_information(model, x)
-    with pytest.raises(TypeError, match="must have one EchoChannel, but has 0"):
+    with pytest.raises(TypeError, match="must have one EchoChannel, got 0"):
         metrics.rates_and_activations(model, x)
 
 
@@ -272,9 +272,9 @@ def test_gaussian_total_correlation():
     assert metrics.gaussian_total_correlation(points) == math.inf
     assert metrics.gaussian_total_correlation(points[:, 0]) == pytest.approx(0, abs=1e-12)
     points[:, 1] = 0.1
-    with pytest.raises(ValueError, match="samples must vary in every column, but is constant in column 1"):
+    with pytest.raises(ValueError, match="samples must vary in every column, got constant in column 1"):
         metrics.gaussian_total_correlation(points)
-    with pytest.raises(ValueError, match=r"more rows than columns, but have shape \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"more rows than columns, got shape \(3, 3\)"):
         metrics.gaussian_total_correlation(points[:3])
 
 
@@ -343,15 +343,15 @@ def test_mig_refuses_what_has_no_gap():
     factors, codes = grid(4, 5), torch.rand(20, 2)
     with pytest.raises(ValueError, match="at least 2 columns"):
         metrics.mig(codes[:, :1], factors)
-    with pytest.raises(ValueError, match="factors must vary in every column, but is constant in column 1"):
+    with pytest.raises(ValueError, match="factors must vary in every column, got constant in column 1"):
         metrics.mig(codes, factors * torch.tensor([1, 0]))
-    with pytest.raises(TypeError, match="factors must be integers, but are float32"):
+    with pytest.raises(TypeError, match="factors must be integers, got float32"):
         metrics.mig(codes, factors.float())
-    with pytest.raises(ValueError, match="one row for each of the 20 codes, but has 19"):
+    with pytest.raises(ValueError, match="one row for each of the 20 codes, got 19"):
         metrics.mig(codes, factors[1:])
-    with pytest.raises(ValueError, match="estimator must be one of 'bins', 'knn', but is 'tree'"):
+    with pytest.raises(ValueError, match="estimator must be one of 'bins', 'knn', got 'tree'"):
         metrics.mig(codes, factors, estimator="tree")
-    with pytest.raises(ValueError, match="bins must be at least 2, but is 1"):
+    with pytest.raises(ValueError, match="bins must be at least 2, got 1"):
         metrics.mig(codes, factors, bins=1)
     with pytest.raises(ValueError, match="column 0 has 5 equal values, more than k=3"):
         metrics.mig(factors.double(), factors, estimator="knn")
@@ -410,9 +410,9 @@ def test_factor_vae_score_refuses_bad_numbers():
     for name, value in {"train_votes": 0, "test_votes": 0, "batch_size": 1}.items():
         with pytest.raises(ValueError, match=f"{name} must be at least"):
             metrics.factor_vae_score(factors.double(), factors, **{name: value})
-    with pytest.raises(ValueError, match="least_deviation must be 0 or more, but is -1"):
+    with pytest.raises(ValueError, match="least_deviation must be 0 or more, got -1"):
         metrics.factor_vae_score(factors.double(), factors, least_deviation=-1)
-    with pytest.raises(ValueError, match="num_factors must be at least 2, but is 1"):
+    with pytest.raises(ValueError, match="num_factors must be at least 2, got 1"):
         metrics.factor_vae_score(factors.double(), factors[:, :1])
 
 
@@ -437,13 +437,13 @@ def test_knn_accuracy_ties_and_strangers():
     assert metrics.knn_accuracy(train, labels, train[:2], torch.tensor([2, 2]), k=4) == 1  # the smaller label
     assert metrics.knn_accuracy(train, labels, torch.tensor([[1.5]]), torch.tensor([2]), k=1) == 1  # the earlier row
     assert metrics.knn_accuracy(train, labels, train, torch.tensor([7, 9, 9, 2]), k=1) == 0.5  # a label never seen
-    with pytest.raises(ValueError, match="k must be at most the number of training rows, 4, but is 5"):
+    with pytest.raises(ValueError, match="k must be at most the number of training rows, 4, got 5"):
         metrics.knn_accuracy(train, labels, train, labels)
-    with pytest.raises(ValueError, match="must have the 1 columns of train_codes, but have 2"):
+    with pytest.raises(ValueError, match="must have the 1 columns of train_codes, got 2"):
         metrics.knn_accuracy(train, labels, torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), k=1)
-    with pytest.raises(ValueError, match="train_labels must have one row for each of the 4 codes, but has 3"):
+    with pytest.raises(ValueError, match="train_labels must have one row for each of the 4 codes, got 3"):
         metrics.knn_accuracy(train, labels[:3], train, labels)
-    with pytest.raises(TypeError, match="test_labels must be integers, but have dtype <U1"):
+    with pytest.raises(TypeError, match="test_labels must be integers, got dtype <U1"):
         metrics.knn_accuracy(train, labels, train, ["a"] * 4, k=1)
 
 
@@ -459,7 +459,7 @@ def test_marginal_statistics_know_a_normal_law_from_another():
     assert found.p_value[0] > 1e-7
     assert (found.p_value[1:] < 1e-20).all()
     assert found.statistic.argmin() == 0
-    with pytest.raises(ValueError, match="at least 20 rows, but has 19"):
+    with pytest.raises(ValueError, match="at least 20 rows, got 19"):
         metrics.marginal_statistics(codes[:19])
     with pytest.raises(ValueError, match="constant in column 0"):
         metrics.marginal_statistics(torch.ones(30, 2))
@@ -483,7 +483,7 @@ def test_tsne_keeps_apart_what_is_apart():
     assert placed.shape == (90, 2)
     assert metrics.knn_accuracy(placed, labels, placed, labels, k=5) == 1
     assert torch.equal(placed, metrics.tsne(codes, perplexity=10, seed=3))
-    with pytest.raises(ValueError, match="perplexity must be above 0 and below the number of rows, 90, but is 90"):
+    with pytest.raises(ValueError, match="perplexity must be above 0 and below the number of rows, 90, got 90"):
         metrics.tsne(codes, perplexity=90)
 
 

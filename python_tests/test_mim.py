@@ -256,8 +256,8 @@ def test_binary_images_learn_through_the_score_function():
     ("settings", "line"),
     [
         ({"objective": "mimm"}, "objective must be one of 'vae', .*'mimm'"),
-        ({"prior": "vamp"}, "prior must be one of 'standard-normal', 'mixture', but is 'vamp'"),
-        ({"marginal": "flow"}, "marginal must be one of 'importance', 'mixture', but is 'flow'"),
+        ({"prior": "vamp"}, "prior must be one of 'standard-normal', 'mixture', got 'vamp'"),
+        ({"marginal": "flow"}, "marginal must be one of 'importance', 'mixture', got 'flow'"),
         ({"objective": "cross-entropy"}, "marginal must be 'mixture' for objective 'cross-entropy'"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
         ({"activation": "step"}, "activation must be one of .*'step'"),

@@ -271,33 +271,33 @@ def test_defaults_of_the_papers():
 @pytest.mark.parametrize(
     ("name", "shape", "overrides", "message"),
     [
-        ("ecko", SHAPE, {}, "there is no recipe 'ecko'; the nearest are echo"),
+        ("ecko", SHAPE, {}, "there is no recipe 'ecko'; the most similar are echo"),
         ("vae", SHAPE, {"betta": 1}, "recipe 'vae' has no argument 'betta'; it has channel, marginal"),
-        ("vae", SHAPE, {"beta": -1.0}, r"beta must be at least 0 and finite, but is -1\.0"),
-        ("vae", SHAPE, {"beta": math.nan}, "beta must be at least 0 and finite, but is nan"),
-        ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be a positive integer, but is 0"),
-        ("vae", (0,), {}, r"data_shape must be positive integers.*but is \(0,\)"),
-        ("vae", SHAPE, {"channel": "ecko"}, "channel must be one of 'echo', 'gaussian', 'iaf', but is 'ecko'"),
-        ("vae", SHAPE, {"marginal": "wamp"}, "marginal must be one of 'standard-normal', 'vamp', .*, but is 'wamp'"),
+        ("vae", SHAPE, {"beta": -1.0}, r"beta must be a finite number of at least 0, got -1\.0"),
+        ("vae", SHAPE, {"beta": math.nan}, "beta must be a finite number of at least 0, got nan"),
+        ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be a positive integer, got 0"),
+        ("vae", (0,), {}, r"data_shape must be positive integers.*got \(0,\)"),
+        ("vae", SHAPE, {"channel": "ecko"}, "channel must be one of 'echo', 'gaussian', 'iaf', got 'ecko'"),
+        ("vae", SHAPE, {"marginal": "wamp"}, "marginal must be one of 'standard-normal', 'vamp', .*, got 'wamp'"),
         (
             "echo",
             SHAPE,
             {"marginal": "vamp"},
-            "marginal must be None for channel 'echo', which has its own, but is 'vamp'",
+            "marginal must be None for channel 'echo', which has its own, got 'vamp'",
         ),
         (
             "vae",
             SHAPE,
             {"likelihood": "poisson"},
-            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', but is 'poisson'",
+            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', got 'poisson'",
         ),
         ("vae", SHAPE, {"architecture": "conv28"}, r"'conv28' takes images of 28 x 28, but data_shape is \(1, 6, 6\)"),
-        ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, but is 2"),
-        ("echo", SHAPE, {"sample_from": "aggregate"}, "sample_from must be 'marginal' for channel 'echo', but is"),
-        ("vae", SHAPE, {"hidden": 512}, r"hidden must be positive integers, as \(512, 512\), but is 512"),
-        ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be positive integers, .*but is \(8, 0\)"),
-        ("infovae", SHAPE, {"mmd_weight": -1.0}, r"mmd_weight must be at least 0 and finite, but is -1\.0"),
-        ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, but is 3"),
+        ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, got 2"),
+        ("echo", SHAPE, {"sample_from": "aggregate"}, "sample_from must be 'marginal' for channel 'echo', got"),
+        ("vae", SHAPE, {"hidden": 512}, r"hidden must be positive integers, as \(512, 512\), got 512"),
+        ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be positive integers, .*got \(8, 0\)"),
+        ("infovae", SHAPE, {"mmd_weight": -1.0}, r"mmd_weight must be a finite number of at least 0, got -1\.0"),
+        ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, got 3"),
     ],
 )
 def test_bad_settings(name, shape, overrides, message):
@@ -306,7 +306,7 @@ def test_bad_settings(name, shape, overrides, message):
 
 
 def test_data_of_another_shape():
-    with pytest.raises(ValueError, match=r"x must be \(B, 1, 6, 6\), but is \(4, 1, 5, 6\)"):
+    with pytest.raises(ValueError, match=r"x must be \(B, 1, 6, 6\), got \(4, 1, 5, 6\)"):
         small("vae").loss(torch.rand(4, 1, 5, 6))
 
 

@@ -145,10 +145,10 @@ def test_the_recipe_learns_and_keeps_its_state():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"information": -1.0}, "information must be at least 0 and finite, but is -1.0"),
-        ({"penalty": math.inf}, "penalty must be at least 0 and finite, but is inf"),
-        ({"inverse": "none"}, "inverse must be one of 'tied', 'beside', but is 'none'"),
-        ({"draws": 0}, "draws must be a positive integer or None, but is 0"),
+        ({"information": -1.0}, "information must be a finite number of at least 0, got -1.0"),
+        ({"penalty": math.inf}, "penalty must be a finite number of at least 0, got inf"),
+        ({"inverse": "none"}, "inverse must be one of 'tied', 'beside', got 'none'"),
+        ({"draws": 0}, "draws must be a positive integer or None, got 0"),
     ],
 )
 def test_bad_input_is_named(settings, line):

@@ -343,37 +343,37 @@ def spoiled(where, value):
         (
             dict(x=spoiled((4, 1), np.nan)),
             ValueError,
-            r"x must be finite, but has 1 NaN or infinite .* first at \[4, 1\]",
+            r"x must be finite, got 1 NaN or infinite .* first at \[4, 1\]",
         ),
-        (dict(x=spoiled(slice(7, None), np.inf)), ValueError, r"has 6 NaN or infinite values, the first at \[7, 0\]"),
+        (dict(x=spoiled(slice(7, None), np.inf)), ValueError, r"got 6 NaN or infinite values, the first at \[7, 0\]"),
         (dict(y=np.array([1.0] * 9 + [np.nan])), ValueError, r"y must be finite, .* the first at \[9\]"),
-        (dict(k=10), ValueError, "k must be less than the number of samples, but is 10 of 10"),
-        (dict(k=[3, 0]), ValueError, "k must be at least 1, but is 0"),
+        (dict(k=10), ValueError, "k must be less than the number of samples, got 10 of 10"),
+        (dict(k=[3, 0]), ValueError, "k must be at least 1, got 0"),
         (dict(k=[]), TypeError, "k must be an int or a sequence of ints"),
-        (dict(k=True), TypeError, "k must be an int or a sequence of ints, but is True"),
-        (dict(k="3"), TypeError, "k must be an int or a sequence of ints, but is '3'"),
-        (dict(y=np.ones(9)), ValueError, "x and y must have one number of samples, but have 10 and 9"),
-        (dict(x=np.ones((10, 0))), ValueError, r"x must have at least one column, but has shape \(10, 0\)"),
+        (dict(k=True), TypeError, "k must be an int or a sequence of ints, got True"),
+        (dict(k="3"), TypeError, "k must be an int or a sequence of ints, got '3'"),
+        (dict(y=np.ones(9)), ValueError, "x and y must have one number of samples, got 10 and 9"),
+        (dict(x=np.ones((10, 0))), ValueError, r"x must have at least one column, got shape \(10, 0\)"),
         (dict(x=np.float64(3)), ValueError, "x must have shape"),
         (
             dict(x=np.ones((2, 10, 1)), y=np.ones((3, 10, 1))),
             ValueError,
-            r"must broadcast, but are: x \(2,\), y \(3,\)",
+            r"must broadcast, got x \(2,\), y \(3,\)",
         ),
-        (dict(y=np.ones(10, np.float32)), TypeError, "one dtype, but have float64 and float32"),
+        (dict(y=np.ones(10, np.float32)), TypeError, "one dtype, got float64 and float32"),
         (dict(y=torch.ones(10)), TypeError, "x and y must be both tensors or both arrays"),
-        (dict(x=torch.ones(10), y=torch.ones(10).half()), TypeError, "y must be float64 or float32, but is float16"),
+        (dict(x=torch.ones(10), y=torch.ones(10).half()), TypeError, "y must be float64 or float32, got float16"),
         (dict(x=np.array(["a"] * 10)), TypeError, "x must be numeric .* dtype <U1"),
         (dict(x=np.array([None] * 10)), TypeError, "x must be numeric .* dtype object"),
-        (dict(method="ksg3"), ValueError, "method must be one of 'ksg1', 'ksg2', 'bi-ksg', 'mixed', but is 'ksg3'"),
-        (dict(unit="dits"), ValueError, "unit must be one of 'nats', 'bits', but is 'dits'"),
-        (dict(exclude_within=-1), ValueError, "exclude_within must be at least 0, but is -1"),
+        (dict(method="ksg3"), ValueError, "method must be one of 'ksg1', 'ksg2', 'bi-ksg', 'mixed', got 'ksg3'"),
+        (dict(unit="dits"), ValueError, "unit must be one of 'nats', 'bits', got 'dits'"),
+        (dict(exclude_within=-1), ValueError, "exclude_within must be at least 0, got -1"),
         (
             dict(exclude_within=4, k=3),
             ValueError,
             "with exclude_within=4 some of the 10 samples have only 1 neighbours",
         ),
-        (dict(boundary_width=0), ValueError, "boundary_width must be at least 1, but is 0"),
+        (dict(boundary_width=0), ValueError, "boundary_width must be at least 1, got 0"),
     ],
 )
 def test_bad_input(arguments, error, message):
@@ -389,7 +389,7 @@ def test_bad_groups(groups):
 
 @pytest.mark.parametrize("groups", [3, "ab", [[0.5], [1]], [0, 1]])
 def test_groups_that_are_not_column_numbers(groups):
-    with pytest.raises(TypeError, match="groups must be sequences of column numbers, but are"):
+    with pytest.raises(TypeError, match="groups must be sequences of column numbers, got"):
         echo_ext.total_correlation(np.ones((10, 3)), groups=groups)
 
 

@@ -75,8 +75,8 @@ def test_batches_broadcast():
         (np.arange(10), ValueError, "labels must repeat, but every one of them occurs once"),
         (np.linspace(0, 1, 10), ValueError, "labels must be discrete, but 8 are not whole numbers, the first 0.111111"),
         (np.array([0.0] * 9 + [np.nan]), ValueError, r"labels must be finite, .* first at \[9\]"),
-        (np.zeros(9), ValueError, "x and labels must have one number of samples, but have 10 and 9"),
-        (np.array([object()] * 10), TypeError, "labels must be integers, booleans or strings, but have dtype object"),
+        (np.zeros(9), ValueError, "x and labels must have one number of samples, got 10 and 9"),
+        (np.array([object()] * 10), TypeError, "labels must be integers, booleans or strings, got dtype object"),
         (np.array(1), ValueError, "labels must have shape"),
     ],
 )

@@ -75,7 +75,7 @@ def test_mlp_layers():
     [
         (("conv28", (1, 64, 64), 8), r"'conv28' takes images of 28 x 28, but data_shape is \(1, 64, 64\).*'mlp'"),
         (("conv64", (10,), 8), r"'conv64' takes images of 64 x 64, but data_shape is \(10,\)"),
-        (("conv", (1, 28, 28), 8), "architecture must be one of 'conv28', 'conv64', 'mlp', but is 'conv'"),
+        (("conv", (1, 28, 28), 8), "architecture must be one of 'conv28', 'conv64', 'mlp', got 'conv'"),
     ],
 )
 def test_bad_shapes(arguments, message):
@@ -86,9 +86,9 @@ def test_bad_shapes(arguments, message):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match=r"activation must be one of .*'relu'.*, but is 'rely'"):
+    with pytest.raises(ValueError, match=r"activation must be one of .*'relu'.*, got 'rely'"):
         encoder("mlp", (3,), 2, activation="rely")
-    with pytest.raises(ValueError, match=r"hidden must be positive integers, as \(512, 512\), but is \(4, 0\)"):
+    with pytest.raises(ValueError, match=r"hidden must be positive integers, as \(512, 512\), got \(4, 0\)"):
         encoder("mlp", (3,), 2, hidden=(4, 0))
     with pytest.raises(ValueError, match=r"hidden is for architecture 'mlp'.*'conv28' and hidden \(4,\)"):
         encoder("conv28", (1, 28, 28), 2, hidden=(4,))

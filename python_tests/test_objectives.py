@@ -20,9 +20,9 @@ def test_rate_distortion_by_hand():
 def test_anchor_weights():
     assert anchor_weights(7, 5, 0.5).tolist() == [0.5] * 5 + [1, 1]
     assert anchor_weights(3, 0, 0.9).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="anchored must be from 0 to latent_dim, which is 3, but is 5"):
+    with pytest.raises(ValueError, match="anchored must be from 0 to latent_dim, which is 3, got 5"):
         anchor_weights(3, 5, 0.5)
-    with pytest.raises(ValueError, match=r"anchor_strength must be from 0 to 1, but is 1\.5"):
+    with pytest.raises(ValueError, match=r"anchor_strength must be from 0 to 1, got 1\.5"):
         anchor_weights(3, 2, 1.5)
 
 

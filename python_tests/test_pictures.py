@@ -136,9 +136,9 @@ def test_an_embedding_has_a_colour_for_each_label():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [str(label) for label in range(12)]
     for label, group in enumerate(axes.collections):
         np.testing.assert_allclose(group.get_offsets(), points[labels == label], rtol=1e-6)
-    with pytest.raises(ValueError, match=r"points must have shape \(N, 2\), but have \(50, 3\)"):
+    with pytest.raises(ValueError, match=r"points must have shape \(N, 2\), got \(50, 3\)"):
         pictures.embedding(torch.randn(50, 3))
-    with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one for each point, but have \(49,\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one for each point, got \(49,\)"):
         pictures.embedding(points, labels[1:])
 
 

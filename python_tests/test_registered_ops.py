@@ -53,8 +53,8 @@ DRAWS = [
     (dict(rows=-1), ValueError, "rows must be at least 0"),
     (dict(num_terms=6), ValueError, "num_terms is 6, but there are only 5"),
     (dict(num_terms=0), ValueError, "num_terms must be at least 1"),
-    (dict(sampling=77), ValueError, "sampling must be between 0 and 2, but is 77"),
-    (dict(sampling=-1), ValueError, "sampling must be between 0 and 2, but is -1"),
+    (dict(sampling=77), ValueError, "sampling must be between 0 and 2, got 77"),
+    (dict(sampling=-1), ValueError, "sampling must be between 0 and 2, got -1"),
     (dict(seed=SEED[None][:0]), ValueError, "seed must be an int64 tensor of one element"),
     (dict(seed=SEED.double()), ValueError, "seed must be an int64 tensor of one element"),
 ]
@@ -63,12 +63,12 @@ BANKS = [
     (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have one dtype"),
     (dict(bank_f=F[:0], bank_s=S[:0]), ValueError, "at least 2 rows"),
     (dict(bank_f=F.long(), bank_s=S.long()), TypeError, "bank_f must be one of float64"),
-    (dict(rows=5, sampling=2), ValueError, "rows must be all 6 rows of the batch for the ring, but is 5"),
-    (dict(s=S[:5]), ValueError, "s must have 6 rows, but has 5"),
+    (dict(rows=5, sampling=2), ValueError, "rows must be all 6 rows of the batch for the ring, got 5"),
+    (dict(s=S[:5]), ValueError, "s must have 6 rows, got 5"),
     (dict(s=S[:, :2]), ValueError, "s must have rows of bank_f's shape"),
     (dict(s=S.double()), TypeError, "s must have bank_f's dtype"),
-    (dict(s=S.to("meta")), ValueError, "s must be on bank_f's device cpu, but is on meta"),
-    (dict(seed=SEED.to("meta")), ValueError, "device cpu, but is on meta"),
+    (dict(s=S.to("meta")), ValueError, "s must be on bank_f's device cpu, got meta"),
+    (dict(seed=SEED.to("meta")), ValueError, "device cpu, got meta"),
 ]
 
 
@@ -94,7 +94,7 @@ def test_wrong_draws_are_refused(changes, error, message, inference):
 
 
 def test_a_bank_of_no_rows_is_refused():
-    with pytest.raises(ValueError, match="must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
         indices(bank_rows=0, exclude_self=False)
 
 
@@ -103,8 +103,8 @@ def test_a_bank_of_no_rows_is_refused():
     ("call", "changes", "error", "message"),
     [
         (echo, dict(f=None), ValueError, "f and s must both be tensors or both be None"),
-        (echo, dict(f=F[:5]), ValueError, "f must have 6 rows, but has 5"),
-        (echo_backward, dict(grad=F[:5]), ValueError, "grad must have 6 rows, but has 5"),
+        (echo, dict(f=F[:5]), ValueError, "f must have 6 rows, got 5"),
+        (echo_backward, dict(grad=F[:5]), ValueError, "grad must have 6 rows, got 5"),
         (echo_backward, dict(grad=F.double()), TypeError, "grad must have bank_f's dtype"),
         (matrix, dict(s=MATRICES[:5]), ValueError, r"f and s must have shapes \(B, d\) and \(B, d, d\)"),
         (matrix, dict(f=F.half(), s=MATRICES.half()), TypeError, "f must be float64 or float32"),

@@ -40,7 +40,7 @@ def test_mmd_of_a_shifted_normal_in_closed_form():
 def test_bandwidths_agree_at_32_dimensions():
     x, y = torch.randn(9, 32), torch.randn(9, 32)
     torch.testing.assert_close(mmd(x, y), mmd(x, y, bandwidth=32 / math.sqrt(2)))
-    with pytest.raises(ValueError, match=r"bandwidth must be positive, but is -1\.0"):
+    with pytest.raises(ValueError, match=r"bandwidth must be positive, got -1\.0"):
         mmd(x, y, bandwidth=-1.0)
 
 

@@ -46,7 +46,7 @@ def test_every_experiment_says_what_it_is_and_where_it_is_from():
 
 
 def test_an_unknown_name_lists_the_nearest():
-    with pytest.raises(ValueError, match=r"no experiment 'mim-mixtures'; the nearest are mim-mixture"):
+    with pytest.raises(ValueError, match=r"no experiment 'mim-mixtures'; the most similar are mim-mixture"):
         reproduce.find("mim-mixtures")
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_name_lists_the_nearest():
     ("arguments", "words"),
     [
         (["noise"], "there is no experiment 'noise'"),
-        (["mim-mixture", "--seeds", "0"], "--seeds must be at least 1, but is 0"),
+        (["mim-mixture", "--seeds", "0"], "--seeds must be at least 1, got 0"),
     ],
 )
 def test_bad_usage_is_one_line(arguments, words, capsys, tmp_path):
@@ -191,7 +191,7 @@ def test_an_anchor_is_what_decoder_samples_start_from():
     assert near[0].mean().item() == pytest.approx(0.5, abs=0.08)
     with pytest.raises(ValueError, match="anchor must be rows of 2 numbers"):
         build("mim", (1,), latent_dim=2, **anchored)
-    with pytest.raises(ValueError, match="anchor_deviation must be above 0, but is 0"):
+    with pytest.raises(ValueError, match="anchor_deviation must be above 0, got 0"):
         build("mim", (1,), latent_dim=1, anchor=[[0.0]], anchor_deviation=0)
 
 

@@ -193,7 +193,7 @@ def broken_results(result):
     yield "{}", "it has no 'recipe'"
     yield "[]", "it is not a mapping"
     yield json.dumps({**result, "beta": 7.0}), "it is of another run, with beta 7.0, not 1.0"
-    yield json.dumps({**result, "rate": "much"}), "its 'rate' must be a number, but is 'much'"
+    yield json.dumps({**result, "rate": "much"}), "its 'rate' must be a number, got 'much'"
     yield json.dumps({name: value for name, value in result.items() if name != "neg_elbo"}), "'neg_elbo' must be"
     yield json.dumps({**result, "rows": 5}), "it does not say how many rows were measured"
     yield "[" * 200_000, "it is nested too deeply"
@@ -361,17 +361,17 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("recipe: echo\ndata: digits\nseed: " + "[" * 50_000, "more than 16 levels"),
         ("recipe: echo\ndata: digits\nseed: " + "{a: " * 10_000, "more than 16 levels"),
         ("recipe: echo\ndata: digits\n" + "#" * 2**20, "it has more than 65536 bytes"),
-        ("recipe: [echo]\ndata: digits\n", "recipe must be a name, but is ['echo']"),
-        ("recipe: echo\ndata: 5\n", "data must be a name, but is 5"),
-        ("recipe: echo\ndata: digits\nepochs: many\n", "epochs must be an integer, at least 1, but is 'many'"),
+        ("recipe: [echo]\ndata: digits\n", "recipe must be a name, got ['echo']"),
+        ("recipe: echo\ndata: 5\n", "data must be a name, got 5"),
+        ("recipe: echo\ndata: digits\nepochs: many\n", "epochs must be an integer, at least 1, got 'many'"),
         ("recipe: echo\ndata: digits\nseed: !!timestamp x\n", "it is not YAML"),
         ("recipe: echo\ndata: digits\nseed: 0x" + "f" * 60_000, "seed must be an integer"),
-        ("recipe: echo\ndata: digits\nseed: [" + "a," * 30_000 + "]", "seed must be an integer, 0 to 4294967295, but"),
+        ("recipe: echo\ndata: digits\nseed: [" + "a," * 30_000 + "]", "seed must be an integer, 0 to 4294967295, got"),
         ("recipe: " + "e" * 60_000 + "\ndata: digits\n", "there is no recipe 'eeee"),
         ("recipe: echo\ndata: digits\n" + "s" * 900 + ": 1\n", "there is no setting 'ssss"),
         ("recipe: echo\ndata: digits\nmodel: !!python/object/apply:os.system [exit]\n", "it is not YAML"),
         ("\x00", "is not the configuration of a run"),
-        ("- 1", "a configuration must be a mapping, but is [1]"),
+        ("- 1", "a configuration must be a mapping, got [1]"),
     ],
 )
 def test_hostile_configurations_end_in_one_line(run, capsys, text, complaint):
@@ -414,6 +414,6 @@ def test_a_part_without_rows_is_refused_by_name(tmp_path, monkeypatch, part):
         return {**parts, part: parts[part].select(slice(0))}
 
     monkeypatch.setattr(running, "load_data", without)
-    with pytest.raises(ValueError, match=f"data 'digits' must have at least 1 {part} rows, but has 0"):
+    with pytest.raises(ValueError, match=f"data 'digits' must have at least 1 {part} rows, got 0"):
         training.train(CONFIGURATION, tmp_path / "run")
     assert not (tmp_path / "run").exists()

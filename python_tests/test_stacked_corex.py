@@ -126,8 +126,8 @@ def test_the_recipe_learns_and_keeps_its_state():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"states": 0}, "states must be a positive integer, but is 0"),
-        ({"beta": -1.0}, "beta must be at least 0 and finite, but is -1.0"),
+        ({"states": 0}, "states must be a positive integer, got 0"),
+        ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
     ],
 )

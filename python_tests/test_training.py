@@ -62,7 +62,7 @@ def test_the_learning_rate_is_constant_for_half_of_the_epochs_and_then_falls_to_
     assert factors[:101] == [1.0] * 101
     assert factors[100:] == pytest.approx([(200 - epoch) / 100 for epoch in range(100, 201)])
     assert schedules.learning_rate_factor("constant", 199, 200) == 1
-    with pytest.raises(ValueError, match="schedule must be one of 'constant-then-linear', 'constant', but is 'cosine'"):
+    with pytest.raises(ValueError, match="schedule must be one of 'constant-then-linear', 'constant', got 'cosine'"):
         schedules.learning_rate_factor("cosine", 0, 1)
 
 
@@ -128,16 +128,16 @@ def test_a_configuration_is_the_recipes_where_nothing_else_is_given():
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"recipe": "ecko"}, "there is no recipe 'ecko'; the nearest are echo"),
-        ({"beta": -0.5}, "beta must be at least 0, but is -0.5"),
-        ({"beta": math.nan}, "beta must be at least 0, but is nan"),
-        ({"latent_dim": 0}, "latent_dim must be an integer, at least 1, but is 0"),
-        ({"epochs": 0}, "epochs must be an integer, at least 1, but is 0"),
-        ({"limit": 0}, "limit must be an integer, at least 1, but is 0"),
-        ({"seed": -1}, "seed must be an integer, 0 to 4294967295, but is -1"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, but is 0.0"),
-        ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', but is '8'"),
-        ({"binarisation": "odd"}, "binarisation must be one of 'none', 'static', 'dynamic', but is 'odd'"),
+        ({"recipe": "ecko"}, "there is no recipe 'ecko'; the most similar are echo"),
+        ({"beta": -0.5}, "beta must be at least 0, got -0.5"),
+        ({"beta": math.nan}, "beta must be at least 0, got nan"),
+        ({"latent_dim": 0}, "latent_dim must be an integer, at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be an integer, at least 1, got 0"),
+        ({"limit": 0}, "limit must be an integer, at least 1, got 0"),
+        ({"seed": -1}, "seed must be an integer, 0 to 4294967295, got -1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
+        ({"binarisation": "odd"}, "binarisation must be one of 'none', 'static', 'dynamic', got 'odd'"),
         ({"model": {"beta": 2}}, "beta must not be among the model's further arguments"),
         ({"precision": "16-mixed", "normalise_gradients": True}, "does not go with precision '16-mixed'"),
     ],

@@ -66,14 +66,14 @@ def test_batches_and_local_values():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (dict(history=0), ValueError, "history must be at least 1, but is 0"),
-        (dict(lag=1.0), TypeError, "lag must be an int, but is 1.0"),
+        (dict(history=0), ValueError, "history must be at least 1, got 0"),
+        (dict(lag=1.0), TypeError, "lag must be an int, got 1.0"),
         (
             dict(source_history=19),
             ValueError,
             "source_history=19 and lag=1 need 19 rows and two more, but there are 20 rows",
         ),
-        (dict(history=16, k=4), ValueError, "k must be less than the number of samples, but is 4 of 4"),
+        (dict(history=16, k=4), ValueError, "k must be less than the number of samples, got 4 of 4"),
     ],
 )
 def test_bad_input(options, error, message):

@@ -65,9 +65,9 @@ def test_batches_broadcast():
 
 def test_bad_input():
     x, y = np.arange(40.0), np.arange(40.0)
-    with pytest.raises(ValueError, match="n must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         permutation_test(x, y, 0)
     with pytest.raises(ValueError, match="parts=20 leaves 2 samples in a part: k must be less than"):
         mutual_information_error(x, y, parts=20)
-    with pytest.raises(ValueError, match="parts must be at least 2, but is 1"):
+    with pytest.raises(ValueError, match="parts must be at least 2, got 1"):
         mutual_information_error(x, y, parts=1)

@@ -112,11 +112,11 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     if arguments.data not in SETTINGS:
         raise ValueError(f"--data: there is no data set {arguments.data!r}; there are {', '.join(SETTINGS)}")
     if arguments.epochs is not None and arguments.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, but is {arguments.epochs}")
+        raise ValueError(f"--epochs must be at least 1, got {arguments.epochs}")
     if not (arguments.beta >= 0 and math.isfinite(arguments.beta)):
-        raise ValueError(f"--beta must be 0 or more, but is {arguments.beta}")
+        raise ValueError(f"--beta must be 0 or more, got {arguments.beta}")
     if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed must be between 0 and 2**63 - 1, but is {arguments.seed}")
+        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
 
 
 def _check_writable(out: Path) -> None:

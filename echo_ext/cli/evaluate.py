@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("draws", "importance_samples", "importance_rows"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, but is {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     check_installed(*PACKAGES, "sklearn", "scipy", command="evaluate", extra="train")
     from echo_ext import training
     from echo_ext.training.evaluation import EVALUATION

@@ -26,7 +26,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, but is {name!r}")
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
         if (refusal := torch_refusal() or cuda_refusal()) is not None:
             raise ValueError(f"--device is {name!r}, but {refusal}")

@@ -119,7 +119,7 @@ def _lags(args: argparse.Namespace, table: Table) -> None:
     names = {"x": table.find(args.x), "y": table.find(args.y)}
     x, y = (table.numbers(columns) for columns in names.values())
     if args.lag >= len(x):
-        raise ValueError(f"--lag must be less than the number of rows, {len(x)}, but is {args.lag}")
+        raise ValueError(f"--lag must be less than the number of rows, {len(x)}, got {args.lag}")
     lags = list(range(args.lag + 1))
     values = [float(np.asarray(mutual_information(x[: len(x) - lag], y[lag:], **_options(args)))) for lag in lags]
     best = int(np.argmax(values))

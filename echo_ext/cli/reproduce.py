@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = reproduce.find(arguments.name)
     seeds = experiment.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
-        raise ValueError(f"--seeds must be at least 1, but is {seeds}")
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
     check_installed(*PACKAGES, command="reproduce", extra="train")
     from echo_ext.reproduce.experiment import TABLE, Bench
 

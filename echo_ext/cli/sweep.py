@@ -90,7 +90,7 @@ def _list(option: str, text: str, kind: Callable[[str], Value]) -> Sequence[Valu
     try:
         return list(dict.fromkeys(kind(word) for word in text.split(",")))
     except ValueError:
-        raise ValueError(f"{option} must be numbers separated by commas, but is {text!r}") from None
+        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
 
 
 def _seconds(text: str) -> float:

@@ -47,7 +47,7 @@ class Table:
         self._columns: dict[str, Any] = {}
         for name, values in columns:
             if name in self._columns:
-                raise Refused(f"{path} must name every column differently, but has two columns {name!r}")
+                raise Refused(f"{path} must name every column differently, got two columns {name!r}")
             self._columns[name] = values
         if not self._columns:
             raise Refused(f"{path} has no columns")
@@ -89,7 +89,7 @@ class Table:
     def _numbers(self, name: str) -> Column:
         values = np.asarray(self._columns[name])
         if values.ndim != 1:
-            raise ValueError(f"{self.path}: column {name!r} must have one value per row, but has shape {values.shape}")
+            raise ValueError(f"{self.path}: column {name!r} must have one value per row, got shape {values.shape}")
         if values.dtype.kind not in "biuf":
             for row, value in enumerate(values):
                 if not _is_number(value):
@@ -383,8 +383,8 @@ def _read_npz(path: Path) -> Table:
 
 def _columns(path: Path, what: str, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     if array.ndim not in (1, 2):
-        raise Refused(f"{path}: {what} must have rows and columns, but has shape {array.shape}")
+        raise Refused(f"{path}: {what} must have rows and columns, got shape {array.shape}")
     # An array without values may announce any number of columns.
     if not array.size or not array.itemsize:
-        raise Refused(f"{path}: {what} must hold values, but is {array.dtype} of {array.shape}")
+        raise Refused(f"{path}: {what} must hold values, got {array.dtype} of {array.shape}")
     return [array] if array.ndim == 1 else list(array.T)

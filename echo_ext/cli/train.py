@@ -138,7 +138,7 @@ def _model_arguments(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not (name and equals):
-            raise ValueError(f"--set must be NAME=VALUE, but is {brief(assignment)}")
+            raise ValueError(f"--set must be NAME=VALUE, got {brief(assignment)}")
         try:
             values[name] = parse_yaml(value)
         except ValueError:

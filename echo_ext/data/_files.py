@@ -205,7 +205,7 @@ def check_published(path: Path, published: Published, remedy: str) -> None:
             digest.update(block)
     if digest.hexdigest() != checksum:
         raise ValueError(
-            f"{path} must be the published {published.name} ({published.checksum}), but is {algorithm}:"
+            f"{path} must be the published {published.name} ({published.checksum}), got {algorithm}:"
             f"{digest.hexdigest()}; {remedy}"
         )
 
@@ -281,9 +281,9 @@ class Archive:
         fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
         if dtype.kind not in kind or not fits:
             wanted = " x ".join("rows" if size is None else str(size) for size in shape)
-            raise Refused(f"{self.path}: {name!r} should be numbers of {wanted}, but is {dtype} of {have}")
+            raise Refused(f"{self.path}: {name!r} should be numbers of {wanted}, got {dtype} of {have}")
         if most is not None and have[0] > most:
-            raise Refused(f"{self.path}: {name!r} must have at most {most} rows, but has {have[0]}")
+            raise Refused(f"{self.path}: {name!r} must have at most {most} rows, got {have[0]}")
 
 
 def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
@@ -291,10 +291,10 @@ def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
-        raise ValueError(f"its NPY version must be 1.0 or 2.0, but is {'.'.join(map(str, version))}")
+        raise ValueError(f"its NPY version must be 1.0 or 2.0, got {'.'.join(map(str, version))}")
     shape, fortran, dtype = readers[version](file)
     if any(size < 0 for size in shape):
-        raise ValueError(f"its shape must not be negative, but is {shape}")
+        raise ValueError(f"its shape must not be negative, got {shape}")
     return shape, fortran, dtype
 
 

@@ -85,7 +85,7 @@ def _read_idx(path: Path, dimensions: int, name: str, known: Mapping[int, str]) 
     with unpacked(path) as file:
         header = file.read(size)
         if header[:4] != magic:
-            raise Refused(f"{path} is not an idx file: it should begin with {magic.hex()}, but has {header[:4].hex()}")
+            raise Refused(f"{path} is not an idx file: it should begin with {magic.hex()}, got {header[:4].hex()}")
         if len(header) < size:
             raise Refused(f"{path} is truncated: its header has {size} bytes, but the file only {len(header)}")
         shape = [int(length) for length in np.frombuffer(header, dtype=">u4", offset=4)]

@@ -101,7 +101,7 @@ def send(
     code = _checks.sampling_code(sampling)
     if num_terms is not None:
         if sampling == "ring":
-            raise ValueError(f"num_terms must be None for sampling='ring' across ranks, but is {num_terms}")
+            raise ValueError(f"num_terms must be None for sampling='ring' across ranks, got {num_terms}")
         num_terms = _checks.row_count("num_terms", num_terms, least=1)
     seed = rank_seed(_checks.seed_tensor(seed, f.device), ranks.rank)
     agreed = {
@@ -162,7 +162,7 @@ class _GlobalRing(torch.autograd.Function):
         composition = Composition(order, flat_f, flat_s)
         sizes, maps = ranks.exchange(f.shape[0], agreed, composition.total)
         if sum(sizes) < 2 and not is_capturing(f.device):
-            raise ValueError(f"f must have at least 2 rows on all ranks together, but has {sum(sizes)}")
+            raise ValueError(f"f must have at least 2 rows on all ranks together, got {sum(sizes)}")
         constants, scales = maps.view(ranks.size, 2, -1).unbind(1)
         # What follows this rank's last row: the whole turn from the next rank on.
         entry = periodic(constants.roll(-1 - ranks.rank, 0), scales.roll(-1 - ranks.rank, 0))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from echo_ext import _checks
 from echo_ext.distributed._ranks import CALL, Ranks
 from echo_ext.distributed._rows import gather_rows
 from echo_ext.estimators import _gradient
@@ -16,7 +17,6 @@ from echo_ext.estimators._samples import (
     ArrayLike,
     Estimate,
     Neighbours,
-    choose,
     read_options,
     read_samples,
 )
@@ -58,7 +58,7 @@ def mutual_information(
     ranks = Ranks(group)
     with ranks.guard(x, y):
         samples = read_samples(x=x, y=y)
-        choose("method", method, METHODS)
+        _checks.choice("method", method, METHODS)
         # What this rank can check alone; the number of all ranks' samples is known after the exchange.
         given = read_options(MAX_SAMPLES, k=k, unit=unit, local=local, exclude_within=exclude_within)
         agreed: dict[str, object] = {
@@ -78,7 +78,7 @@ def mutual_information(
         parts, sizes = gather_rows(torch.cat(flat, 1), ranks, agreed)
     total, first = sum(sizes), sum(sizes[: ranks.rank])
     if total > MAX_SAMPLES:
-        raise ValueError(f"x must have at most {MAX_SAMPLES} samples on all ranks together, but has {total}")
+        raise ValueError(f"x must have at most {MAX_SAMPLES} samples on all ranks together, got {total}")
     options = read_options(
         total, k=k, unit=unit, local=local, exclude_within=exclude_within, part=slice(first, first + samples.count)
     )

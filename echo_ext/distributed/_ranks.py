@@ -38,7 +38,7 @@ class _Header(NamedTuple):
     def encode(self) -> bytes:
         text = self.text.encode()
         if len(text) > _TEXT_BYTES:
-            raise ValueError(f"the description of a call must have at most {_TEXT_BYTES} bytes, but has {len(text)}")
+            raise ValueError(f"the description of a call must have at most {_TEXT_BYTES} bytes, got {len(text)}")
         prefix = _PREFIX.pack(_MARK, self.status, self.rows, self.number, len(text))
         return (prefix + text).ljust(HEADER_BYTES, b"\0")
 
@@ -137,7 +137,7 @@ class Ranks:
         """Every rank's block (size, BLOCK_BYTES)."""
         device = numbers.device
         if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
-            raise ValueError("tensors must be on a CUDA device in a process group with NCCL, but are on the CPU")
+            raise ValueError("tensors must be on a CUDA device in a process group with NCCL, got the CPU")
         payload = _bytes(numbers)[: BLOCK_BYTES - HEADER_BYTES]
         padding = payload.new_zeros(BLOCK_BYTES - HEADER_BYTES - len(payload))
         if is_capturing(device):  # a captured copy would read the host's memory again at each replay
@@ -234,7 +234,7 @@ def _disagreement(texts: Sequence[str]) -> Exception:
     found = [f"{value} on {_named(ranks)}" for value, ranks in places.items()]
     listed = ", ".join(found[:-1]) + f" and {found[-1]}"
     kind = TypeError if "dtype" in name else ValueError
-    return kind(f"{name} must be the same on all ranks, but is {listed}")
+    return kind(f"{name} must be the same on all ranks, got {listed}")
 
 
 def _places(values: Sequence[str], ranks: Sequence[int]) -> dict[str, list[int]]:

@@ -252,4 +252,4 @@ def _check_k(k: int, device: int) -> None:
     if k > 32:
         most = _C.knn_cuda_max_neighbours(device)
         if k > most:
-            raise ValueError(f"k must be at most {most} on this CUDA device, but is {k}; on the CPU it may be larger")
+            raise ValueError(f"k must be at most {most} on this CUDA device, got {k}; on the CPU it may be larger")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from echo_ext._checks import brief, check_layout
+from echo_ext import _checks
 
 from ._neighbours import ALL, all_finite, mean
 
@@ -64,12 +63,12 @@ def read_samples(**given: object) -> Samples:
         if isinstance(given[name], Tensor) != isinstance(given[names[0]], Tensor):
             raise TypeError(f"{names[0]} and {name} must be both tensors or both arrays")
         if tensor.dtype != first.dtype:
-            raise TypeError(f"{names[0]} and {name} must have one dtype, but have {_name(first)} and {_name(tensor)}")
+            raise TypeError(f"{names[0]} and {name} must have one dtype, got {_name(first)} and {_name(tensor)}")
         if tensor.device != first.device:
-            raise ValueError(f"{names[0]} and {name} must be on one device, but are on {first.device}, {tensor.device}")
+            raise ValueError(f"{names[0]} and {name} must be on one device, got {first.device}, {tensor.device}")
         if tensor.shape[-2] != first.shape[-2]:
             raise ValueError(
-                f"{names[0]} and {name} must have one number of samples, but have {first.shape[-2]} and "
+                f"{names[0]} and {name} must have one number of samples, got {first.shape[-2]} and "
                 f"{tensor.shape[-2]} (shapes {_shape(given[names[0]])} and {_shape(given[name])})"
             )
     broadcast_batches(**{name: tensor.shape[:-2] for name, tensor in zip(names, tensors, strict=True)})
@@ -87,7 +86,7 @@ def broadcast_batches(**batches: Sequence[int]) -> torch.Size:
         return broadcast(*batches.values())
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(batch)}" for name, batch in batches.items())
-        raise ValueError(f"the leading dimensions must broadcast, but are: {shapes}") from None
+        raise ValueError(f"the leading dimensions must broadcast, got {shapes}") from None
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -101,18 +100,18 @@ def _name(tensor: Tensor) -> str:
 def _read(name: str, value: object) -> Tensor:
     tensor = value if isinstance(value, Tensor) else _from_array(name, value)
     if tensor.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{name} must be on the CPU or on a CUDA device, but is on {tensor.device}")
+        raise ValueError(f"{name} must be on the CPU or on a CUDA device, got {tensor.device}")
     if tensor.dtype not in (torch.float64, torch.float32):
-        raise TypeError(f"{name} must be float64 or float32, but is {_name(tensor)}")
+        raise TypeError(f"{name} must be float64 or float32, got {_name(tensor)}")
     tensor = plain(name, tensor)
     if tensor.ndim == 0:
-        raise ValueError(f"{name} must have shape (..., N, d) or (N,), but is a single number")
+        raise ValueError(f"{name} must have shape (..., N, d) or (N,), got a single number")
     if tensor.ndim == 1:
         tensor = tensor.unsqueeze(-1)
     if tensor.shape[-1] == 0:
-        raise ValueError(f"{name} must have at least one column, but has shape {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(tensor.shape)}")
     if tensor.shape[-2] > MAX_SAMPLES:
-        raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, but has {tensor.shape[-2]}")
+        raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, got {tensor.shape[-2]}")
     check_finite(name, tensor, _shape(value))
     return tensor
 
@@ -123,18 +122,16 @@ def _from_array(name: str, value: object) -> Tensor:
         check_exact(name, array)
         array = array.astype(np.float64)
     if array.dtype.kind != "f":
-        raise TypeError(f"{name} must be numeric (float64 or float32), but has dtype {array.dtype}")
+        raise TypeError(f"{name} must be numeric (float64 or float32), got dtype {array.dtype}")
     if array.dtype not in (np.float64, np.float32):
-        raise TypeError(f"{name} must be float64 or float32, but is {array.dtype}")
+        raise TypeError(f"{name} must be float64 or float32, got {array.dtype}")
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def read_array(name: str, value: object) -> npt.NDArray[Any]:
     """A contiguous array in the machine's byte order; a mask may not hide anything, since only the values are read."""
     if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())) > 0:
-        raise ValueError(
-            f"{name} must have no masked values, but has {masked}; leave those samples out or fill them in"
-        )
+        raise ValueError(f"{name} must have no masked values, got {masked}; leave those samples out or fill them in")
     try:
         array = np.asarray(value)
     except ValueError:
@@ -147,15 +144,15 @@ def check_exact(name: str, values: npt.NDArray[Any]) -> None:
     beyond = (values > EXACT) | (values < -EXACT) if values.dtype.itemsize > 4 else np.zeros(0, bool)
     if beyond.any():
         raise ValueError(
-            f"{name} must hold integers of at most 2**53, which float64 represents exactly, but has {values[beyond][0]}"
+            f"{name} must hold integers of at most 2**53, which float64 represents exactly, got {values[beyond][0]}"
         )
 
 
 def plain(name: str, tensor: Tensor) -> Tensor:
     """A dense tensor whose memory holds its values: without the negative bit, and not a zero tensor."""
-    check_layout(name, tensor)
+    _checks.check_layout(name, tensor)
     if tensor.is_quantized:
-        raise TypeError(f"{name} must be a dense tensor, but is quantized")
+        raise TypeError(f"{name} must be a dense tensor, got quantized")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         raise NotImplementedError(f"{name} has a forward-mode derivative, but the estimators have none")
     return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
@@ -168,7 +165,7 @@ def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
         count = int(bad.sum())
         place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), shape)
         where = ", ".join(str(int(i)) for i in place)
-        raise ValueError(f"{name} must be finite, but has {count} NaN or infinite values, the first at [{where}]")
+        raise ValueError(f"{name} must be finite, got {count} NaN or infinite values, the first at [{where}]")
 
 
 @dataclass(frozen=True)
@@ -210,33 +207,16 @@ def read_options(
     """Check the common keywords against the number of samples."""
     several = isinstance(k, Sequence | np.ndarray) and np.ndim(k) == 1 and len(k) > 0
     each_k = k if isinstance(k, Sequence | np.ndarray) and several else [k]
-    ks = tuple(read_int("k", each, 1, what="an int or a sequence of ints") for each in each_k)
-    choose("unit", unit, UNITS)
-    options = Options(ks, not several, unit, bool(local), read_int("exclude_within", exclude_within, 0), n, part)
+    ks = tuple(_checks.whole("k", each, minimum=1, what="an int or a sequence of ints") for each in each_k)
+    _checks.choice("unit", unit, UNITS)
+    window = _checks.whole("exclude_within", exclude_within, minimum=0)
+    options = Options(ks, not several, unit, bool(local), window, n, part)
     fewest = max(n - 1 - 2 * options.exclude_within, 0)  # of a sample in the middle
     if max(ks) > fewest:
         raise ValueError(
-            f"k must be less than the number of samples, but is {max(ks)} of {n}"
+            f"k must be less than the number of samples, got {max(ks)} of {n}"
             if exclude_within == 0
             else f"k is {max(ks)}, but with exclude_within={exclude_within} some of the {n} samples have only "
             f"{fewest} neighbours left"
         )
     return options
-
-
-def read_int(name: str, value: object, least: int, most: int | None = None, *, what: str = "an int") -> int:
-    """An integer within its bounds."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be {what}, but is {brief(value)}")
-    number = int(value)
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, but is {number}")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most}, but is {number}")
-    return number
-
-
-def choose(name: str, value: object, allowed: Sequence[str] | dict[str, float]) -> None:
-    """Refuse what is not one of the allowed words."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, but is {brief(value)}")

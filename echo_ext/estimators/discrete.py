@@ -59,7 +59,7 @@ def mutual_information_discrete(
     codes = _read_labels(labels)
     n = samples.count
     if codes.shape[-1] != n:
-        raise ValueError(f"x and labels must have one number of samples, but have {n} and {codes.shape[-1]}")
+        raise ValueError(f"x and labels must have one number of samples, got {n} and {codes.shape[-1]}")
     batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
     each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
     each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
@@ -79,12 +79,12 @@ def _read_labels(labels: object) -> Tensor:
     else:
         array = read_array("labels", labels)
         if array.dtype.kind not in "biufUS" or array.dtype == np.longdouble:
-            raise TypeError(f"labels must be integers, booleans or strings, but have dtype {array.dtype}")
+            raise TypeError(f"labels must be integers, booleans or strings, got dtype {array.dtype}")
         if array.dtype.kind in "US":
             array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.ndim == 0:
-        raise ValueError("labels must have shape (..., N), but are a single one")
+        raise ValueError("labels must have shape (..., N), got a single one")
     if tensor.is_floating_point():
         tensor = tensor.double()
         check_finite("labels", tensor, tuple(tensor.shape))
@@ -96,7 +96,7 @@ def _read_labels(labels: object) -> Tensor:
             )
         tensor = torch.unique(tensor, return_inverse=True)[1]  # codes, since int64 does not hold every float
     elif tensor.is_complex():
-        raise TypeError(f"labels must be integers, booleans or strings, but are {tensor.dtype}")
+        raise TypeError(f"labels must be integers, booleans or strings, got {tensor.dtype}")
     return tensor.to(torch.int64)  # unsigned labels beyond int64 wrap around, and stay different
 
 

@@ -7,9 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
+
 from . import _gradient
 from ._neighbours import constants, search
-from ._samples import ArrayLike, Estimate, Neighbours, choose, read_options, read_samples
+from ._samples import ArrayLike, Estimate, Neighbours, read_options, read_samples
 
 METRICS = ("chebyshev", "euclidean")
 
@@ -47,7 +49,7 @@ def entropy(
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    choose("metric", metric, METRICS)
+    _checks.choice("metric", metric, METRICS)
     euclidean = metric == "euclidean"
     (points,) = samples.variables
     n, dim = points.shape[-2:]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from echo_ext import _checks
+
 from . import _gradient
 from ._neighbours import search
-from ._samples import Array, ArrayLike, broadcast_batches, choose, read_int, read_options, read_samples
+from ._samples import Array, ArrayLike, broadcast_batches, read_options, read_samples
 from .entropy import METRICS
 
 
@@ -36,10 +38,10 @@ def knn(
         TypeError: Not float64 or float32, or not one dtype.
         ValueError: Values that are not finite, different numbers of columns, too large a k.
     """
-    choose("metric", metric, METRICS)
+    _checks.choice("metric", metric, METRICS)
     samples = read_samples(points=points)
     (base,) = samples.variables
-    k = read_int("k", k, 1)
+    k = _checks.whole("k", k, minimum=1)
     if queries is None:
         read_options(samples.count, k=k, exclude_within=exclude_within)
         sought = None
@@ -49,17 +51,17 @@ def knn(
         if asked.are_arrays != samples.are_arrays:
             raise TypeError("points and queries must be both tensors or both arrays")
         if sought.dtype != base.dtype:
-            raise TypeError(f"points and queries must have one dtype, but have {base.dtype} and {sought.dtype}")
+            raise TypeError(f"points and queries must have one dtype, got {base.dtype} and {sought.dtype}")
         if sought.device != base.device:
-            raise ValueError(f"points and queries must be on one device, but are on {base.device}, {sought.device}")
+            raise ValueError(f"points and queries must be on one device, got {base.device}, {sought.device}")
         if sought.shape[-1] != base.shape[-1]:
             raise ValueError(
-                f"points and queries must have one number of columns, but have {base.shape[-1]} and {sought.shape[-1]}"
+                f"points and queries must have one number of columns, got {base.shape[-1]} and {sought.shape[-1]}"
             )
         if exclude_within != 0:
-            raise ValueError(f"exclude_within must be 0 where there are queries, but is {exclude_within}")
+            raise ValueError(f"exclude_within must be 0 where there are queries, got {exclude_within}")
         if k > samples.count:
-            raise ValueError(f"k must be at most the number of points, {samples.count}, but is {k}")
+            raise ValueError(f"k must be at most the number of points, {samples.count}, got {k}")
         batch = broadcast_batches(points=base.shape[:-2], queries=sought.shape[:-2])
         base, sought = base.expand(*batch, *base.shape[-2:]), sought.expand(*batch, *sought.shape[-2:])
     euclidean = metric == "euclidean"

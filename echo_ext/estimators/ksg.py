@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from echo_ext._checks import brief
+from echo_ext import _checks
 
 from . import _gradient
 from ._neighbours import (
@@ -27,7 +27,7 @@ from ._neighbours import (
     search,
     spread,
 )
-from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, choose, read_int, read_options, read_samples
+from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, read_options, read_samples
 from .entropy import log_unit_ball
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
@@ -90,8 +90,8 @@ def mutual_information(
     """
     samples = read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    choose("method", method, METHODS)
-    boundary_width = read_int("boundary_width", boundary_width, 1)
+    _checks.choice("method", method, METHODS)
+    boundary_width = _checks.whole("boundary_width", boundary_width, minimum=1)
     variables = list(samples.variables)
     if method == "ksg1" and _gradient.wanted(*variables):
         values = _ksg1_with_gradient(variables, options, boundary_width)
@@ -128,7 +128,7 @@ def total_correlation(
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    choose("method", method, KSG_METHODS)
+    _checks.choice("method", method, KSG_METHODS)
     (points,) = samples.variables
     variables = [points[..., list(group)] for group in _read_groups(groups, points.shape[-1])]
     values = _ksg1(variables, options) if method == "ksg1" else _ksg2(variables, options)
@@ -167,7 +167,7 @@ def conditional_mutual_information(
     """
     samples = read_samples(x=x, y=y, z=z)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    choose("method", method, KSG_METHODS)
+    _checks.choice("method", method, KSG_METHODS)
     variables = list(samples.variables)
     values = _conditional(variables, options) if method == "ksg1" else _conditional_by_rectangles(variables, options)
     return options.finish(samples, _gradient.attach_none(values, "conditional_mutual_information", *variables))
@@ -177,12 +177,12 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
     try:
         read = [[c] for c in range(dim)] if groups is None else [[operator.index(c) for c in group] for group in groups]
     except TypeError:
-        raise TypeError(f"groups must be sequences of column numbers, but are {brief(groups)}") from None
+        raise TypeError(f"groups must be sequences of column numbers, got {_checks.brief(groups)}") from None
     columns = [c % dim if -dim <= c < dim else dim for group in read for c in group]
     if any(c == dim for c in columns):
-        raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, but are {brief(groups)}")
+        raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, got {_checks.brief(groups)}")
     if len(read) < 2 or not all(read) or len(set(columns)) != len(columns):
-        given = f"are {brief(groups)}" if groups is not None else f"x has {dim} column"
+        given = f"are {_checks.brief(groups)}" if groups is not None else f"x has {dim} column"
         raise ValueError(f"groups must be two or more disjoint sets of columns, but {given}")
     return read
 

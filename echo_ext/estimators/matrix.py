@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
+
 from . import _gradient, _neighbours_cuda
 from ._neighbours import Cloud, mean, on_cuda
-from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, choose, read_options, read_samples
+from ._samples import UNITS, ArrayLike, Estimate, Neighbours, Options, read_options, read_samples
 from .ksg import ESTIMATES, METHODS
 
 # Numbers held for the joint spaces of the pairs that are estimated together; twice as many where each block costs
@@ -40,7 +42,7 @@ def mutual_information_matrix(
     """
     samples = read_samples(x=x) if y is None else read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
-    choose("method", method, METHODS)
+    _checks.choice("method", method, METHODS)
     left, right = samples.variables[0], samples.variables[-1]
     columns_x, columns_y = (  # (*batch, p, N) and (*batch, q, N)
         v.detach().expand(*samples.batch, *v.shape[-2:]).transpose(-1, -2) for v in (left, right)

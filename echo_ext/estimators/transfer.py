@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
+
 from . import _gradient
-from ._samples import ArrayLike, Estimate, Neighbours, read_int, read_options, read_samples
+from ._samples import ArrayLike, Estimate, Neighbours, read_options, read_samples
 from .ksg import _conditional
 
 
@@ -44,7 +46,7 @@ def transfer_entropy(
     """
     samples = read_samples(source=source, target=target)
     for name, value in (("history", history), ("source_history", source_history), ("lag", lag)):
-        read_int(name, value, 1)
+        _checks.whole(name, value, minimum=1)
     first = max(history, lag + source_history - 1)
     if samples.count - first < 2:
         raise ValueError(

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from echo_ext._checks import INT64
+from echo_ext import _checks
 
-from ._samples import Array, ArrayLike, Estimate, Samples, read_int, read_options, read_samples
+from ._samples import Array, ArrayLike, Estimate, Samples, read_options, read_samples
 from .ksg import mutual_information
 
 # Numbers held for the permuted copies that are estimated together.
@@ -65,9 +65,9 @@ def mutual_information_error(
     """
     samples = read_samples(x=x, y=y)
     n = samples.count
-    parts, repeats = read_int("parts", parts, 2), read_int("repeats", repeats, 1)
+    parts, repeats = _checks.whole("parts", parts, minimum=2), _checks.whole("repeats", repeats, minimum=1)
     size = n // parts
-    k = read_int("k", k, 1)
+    k = _checks.whole("k", k, minimum=1)
     generator = _generator(seed)
     try:
         read_options(size, k=k, unit=unit, exclude_within=exclude_within)
@@ -123,9 +123,9 @@ def permutation_test(
         TypeError, ValueError: As in `mutual_information`; n is less than 1.
     """
     samples = read_samples(x=x, y=y)
-    k = read_int("k", k, 1)
+    k = _checks.whole("k", k, minimum=1)
     read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
-    n = read_int("n", n, 1)
+    n = _checks.whole("n", n, minimum=1)
     generator = _generator(seed)
     left, right = _aligned(samples)
 
@@ -159,5 +159,7 @@ def _aligned(samples: Samples) -> list[Tensor]:
 
 def _generator(seed: int | None) -> torch.Generator:
     if seed is None:
-        seed = int(torch.randint(INT64[1], (), device="cpu"))
-    return torch.Generator().manual_seed(read_int("seed", seed, INT64[0], INT64[1]))
+        seed = int(torch.randint(_checks.INT64[1], (), device="cpu"))
+    return torch.Generator().manual_seed(
+        _checks.whole("seed", seed, minimum=_checks.INT64[0], maximum=_checks.INT64[1])
+    )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from echo_ext.estimators._samples import ArrayLike, plain, read_array, read_int, read_samples
+from echo_ext import _checks
+from echo_ext.estimators._samples import ArrayLike, plain, read_array, read_samples
 
 Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
 
@@ -20,9 +21,9 @@ def read_codes(name: str, values: ArrayLike, *, least: int = 1) -> Tensor:
     """Finite numbers (N, d), detached; (N,) is one column."""
     codes = read_samples(**{name: values}).variables[0].detach()
     if codes.ndim != 2:
-        raise ValueError(f"{name} must have shape (N, d), but has {tuple(codes.shape)}")
+        raise ValueError(f"{name} must have shape (N, d), got {tuple(codes.shape)}")
     if len(codes) < least:
-        raise ValueError(f"{name} must have at least {least} rows, but has {len(codes)}")
+        raise ValueError(f"{name} must have at least {least} rows, got {len(codes)}")
     return codes
 
 
@@ -30,11 +31,11 @@ def read_integers(name: str, values: ArrayLike, *, rows: int, columns: bool = Fa
     """Integers (N,), or with ``columns`` (N, F), one row for each of ``rows``."""
     numbers = plain(name, values.detach()) if isinstance(values, Tensor) else _integer_array(name, values)
     if numbers.is_floating_point() or numbers.is_complex():
-        raise TypeError(f"{name} must be integers, but are {str(numbers.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name} must be integers, got {str(numbers.dtype).removeprefix('torch.')}")
     if numbers.ndim != (2 if columns else 1) or numbers.shape[-1] == 0:
-        raise ValueError(f"{name} must have shape {'(N, F)' if columns else '(N,)'}, but has {tuple(numbers.shape)}")
+        raise ValueError(f"{name} must have shape {'(N, F)' if columns else '(N,)'}, got {tuple(numbers.shape)}")
     if len(numbers) != rows:
-        raise ValueError(f"{name} must have one row for each of the {rows} codes, but has {len(numbers)}")
+        raise ValueError(f"{name} must have one row for each of the {rows} codes, got {len(numbers)}")
     integers = numbers.to(torch.int64)
     if numbers.dtype == torch.uint64 and bool((integers < 0).any()):
         raise ValueError(f"{name} must be below 2**63, but {int((integers < 0).sum())} of them are not")
@@ -44,7 +45,7 @@ def read_integers(name: str, values: ArrayLike, *, rows: int, columns: bool = Fa
 def _integer_array(name: str, values: object) -> Tensor:
     array = read_array(name, values)
     if array.dtype.kind not in "biu":
-        raise TypeError(f"{name} must be integers, but have dtype {array.dtype}")
+        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
     return torch.from_numpy(array.copy())
 
 
@@ -57,7 +58,7 @@ def refuse_constant_columns(name: str, values: Tensor) -> None:
     """A ValueError that names the columns of (N, d) that do not vary."""
     constant = constant_columns(values).nonzero().flatten().tolist()
     if constant:
-        raise ValueError(f"{name} must vary in every column, but is constant in column {', '.join(map(str, constant))}")
+        raise ValueError(f"{name} must vary in every column, got constant in column {', '.join(map(str, constant))}")
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
     """The x of a data set on the model's device, batch by batch."""
-    size = read_int("batch_size", batch_size, 1)
+    size = _checks.whole("batch_size", batch_size, minimum=1)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     parts: Iterable[Any]
     if isinstance(data, Tensor):

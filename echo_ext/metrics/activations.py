@@ -72,7 +72,7 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
             rates.append(signal.rate.sum(1))
             norms.append(signal.f.norm(dim=1))
     if not rates:
-        raise ValueError("x must have at least one row, but has none")
+        raise ValueError("x must have at least one row, got none")
     return torch.cat(rates), torch.cat(norms)
 
 
@@ -95,7 +95,7 @@ def tsne(codes: ArrayLike, *, perplexity: float = 30.0, seed: int = 0) -> Tensor
         raise ModuleNotFoundError("t-SNE is scikit-learn's: pip install 'echo-ext[demo]'") from missing
     points = read_codes("codes", codes, least=2)
     if not 0 < perplexity < len(points):
-        raise ValueError(f"perplexity must be above 0 and below the number of rows, {len(points)}, but is {perplexity}")
+        raise ValueError(f"perplexity must be above 0 and below the number of rows, {len(points)}, got {perplexity}")
     # Starting along the main axes keeps the large distances meaningful; that needs two of them.
     start = "pca" if points.shape[1] > 1 else "random"
     embedding = TSNE(perplexity=perplexity, init=start, random_state=seed).fit_transform(points.cpu().numpy())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from echo_ext import _checks
 from echo_ext.estimators import knn
-from echo_ext.estimators._samples import ArrayLike, read_int
+from echo_ext.estimators._samples import ArrayLike
 from echo_ext.metrics._inputs import read_codes, read_integers
 
 __all__ = ["knn_accuracy"]
@@ -38,11 +39,11 @@ def knn_accuracy(
     train, test = read_codes("train_codes", train_codes), read_codes("test_codes", test_codes)
     known = read_integers("train_labels", train_labels, rows=len(train)).to(train.device)
     wanted = read_integers("test_labels", test_labels, rows=len(test)).to(train.device)
-    k = read_int("k", k, 1)
+    k = _checks.whole("k", k, minimum=1)
     if k > len(train):
-        raise ValueError(f"k must be at most the number of training rows, {len(train)}, but is {k}")
+        raise ValueError(f"k must be at most the number of training rows, {len(train)}, got {k}")
     if test.shape[1] != train.shape[1]:
-        raise ValueError(f"test_codes must have the {train.shape[1]} columns of train_codes, but have {test.shape[1]}")
+        raise ValueError(f"test_codes must have the {train.shape[1]} columns of train_codes, got {test.shape[1]}")
     nearest = knn(train, test, k, metric="euclidean")[1]
     assert isinstance(nearest, torch.Tensor)
     labels, codes = torch.unique(known, return_inverse=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from echo_ext import _checks
 from echo_ext.estimators import mutual_information_discrete
-from echo_ext.estimators._samples import ArrayLike, choose, read_int
+from echo_ext.estimators._samples import ArrayLike
 from echo_ext.metrics._inputs import constant_columns, read_codes, read_integers, refuse_constant_columns
 
 __all__ = ["factor_information", "factor_vae_score", "factor_vae_score_from", "mig"]
@@ -35,7 +36,7 @@ def mig(codes: ArrayLike, factors: ArrayLike, *, estimator: str = "bins", bins: 
     """
     points, labels = _read(codes, factors)
     if points.shape[1] < 2:
-        raise ValueError("codes must have at least 2 columns, since the gap is between two latents, but have 1")
+        raise ValueError("codes must have at least 2 columns, since the gap is between two latents, got 1")
     refuse_constant_columns("factors", labels)
     information = factor_information(points, labels, estimator=estimator, bins=bins, k=k)
     entropies = torch.stack([_entropy(torch.unique(factor, return_counts=True)[1]) for factor in labels.T])
@@ -64,18 +65,18 @@ def factor_information(
         ValueError: values that are not finite, different numbers of rows, an unknown estimator, bins below 2, a k out
             of range; "knn" and a latent with more than k equal values.
     """
-    choose("estimator", estimator, ESTIMATORS)
+    _checks.choice("estimator", estimator, ESTIMATORS)
     points, labels = _read(codes, factors)
     varying = ~constant_columns(points)
     information = torch.zeros(labels.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
-    read_int("bins", bins, 2)
+    _checks.whole("bins", bins, minimum=2)
     if not bool(varying.any()):
         return information
     if estimator == "bins":
         binned = _binned(points[:, varying].double(), bins)
         values = [torch.stack([_information_of_counts(bin_, factor) for bin_ in binned.T]) for factor in labels.T]
     else:
-        _refuse_ties(points, varying, read_int("k", k, 1))
+        _refuse_ties(points, varying, _checks.whole("k", k, minimum=1))
         latents = points[:, varying].double().T.unsqueeze(-1)
         values = [_discrete(latents, factor, k) for factor in labels.T]
     information[:, varying] = torch.stack(values)
@@ -204,12 +205,12 @@ def factor_vae_score_from(
     Raises:
         ValueError: a number out of range.
     """
-    read_int("num_factors", num_factors, 2)
-    read_int("train_votes", train_votes, 1)
-    read_int("test_votes", test_votes, 1)
-    read_int("batch_size", batch_size, 2)
+    _checks.whole("num_factors", num_factors, minimum=2)
+    _checks.whole("train_votes", train_votes, minimum=1)
+    _checks.whole("test_votes", test_votes, minimum=1)
+    _checks.whole("batch_size", batch_size, minimum=2)
     if not (least_deviation >= 0 and math.isfinite(least_deviation)):
-        raise ValueError(f"least_deviation must be 0 or more, but is {least_deviation}")
+        raise ValueError(f"least_deviation must be 0 or more, got {least_deviation}")
     deviation = draw(None, 10_000).double().std(0)
     active = ((deviation >= least_deviation) & (deviation > 0)).nonzero().flatten()
     if len(active) == 0:

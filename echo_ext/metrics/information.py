@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext.channel import ChannelOutput, EchoChannel
 from echo_ext.estimators import mutual_information
-from echo_ext.estimators._samples import ArrayLike, choose
+from echo_ext.estimators._samples import ArrayLike
 from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
 from echo_ext.models.base import Model
 from echo_ext.models.channels import GaussianOutput
@@ -34,7 +35,7 @@ def gaussian_total_correlation(samples: ArrayLike) -> float:
     """
     points = read_codes("samples", samples).double()
     if len(points) <= points.shape[1]:
-        raise ValueError(f"samples must have more rows than columns, but have shape {tuple(points.shape)}")
+        raise ValueError(f"samples must have more rows than columns, got shape {tuple(points.shape)}")
     refuse_constant_columns("samples", points)
     centred = points - points.mean(0)
     standard = centred / centred.norm(dim=0)
@@ -66,13 +67,13 @@ def latent_information(model: Model, x: Data, *, method: str = "formula", k: int
         TypeError: a model without such a posterior.
         ValueError: an unknown method, no rows, or no more than k of them.
     """
-    choose("method", method, METHODS)
+    _checks.choice("method", method, METHODS)
     sent: list[tuple[Tensor, ...]] = []
     with evaluating(model):
         for batch in batches(model, x, batch_size):
             sent.append(_statistics(model, batch, method))
     if not sent:
-        raise ValueError("x must have at least one row, but has none")
+        raise ValueError("x must have at least one row, got none")
     if len(sent[0]) == 1:
         return torch.cat([rate for (rate,) in sent]).double().mean(0)
     z, mean, deviation = (torch.cat(parts) for parts in zip(*sent, strict=True))
@@ -128,7 +129,7 @@ def echo_signal(model: Model, x: Tensor) -> EchoSignal:
     """
     channels = _echo_channels(model)
     if len(channels) != 1:
-        raise TypeError(f"{type(model).__name__} must have one EchoChannel, but has {len(channels)}")
+        raise TypeError(f"{type(model).__name__} must have one EchoChannel, got {len(channels)}")
     seen: list[EchoSignal] = []
 
     def look(channel: EchoChannel, inputs: tuple[Tensor, Tensor], output: ChannelOutput) -> None:

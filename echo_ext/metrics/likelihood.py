@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from echo_ext.estimators._samples import read_int
+from echo_ext import _checks
 from echo_ext.metrics._inputs import Data, batches, evaluating
 from echo_ext.models.base import Model
 
@@ -57,7 +57,7 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
         TypeError: a model that does not report them.
         ValueError: no rows, draws or batch_size below 1.
     """
-    read_int("draws", draws, 1)
+    _checks.whole("draws", draws, minimum=1)
     rates, distortions = (torch.zeros(draws, dtype=torch.float64, device="cpu") for _ in range(2))
     rows, exact = 0, False
     with evaluating(model):
@@ -70,7 +70,7 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
                 totals += len(x) * torch.stack([term[name] for term in terms]).double().cpu()
             rows += len(x)
     if rows == 0:
-        raise ValueError("data must have at least one row, but has none")
+        raise ValueError("data must have at least one row, got none")
     rates, distortions = rates / rows, distortions / rows
     errors = [
         float(each.std()) / math.sqrt(draws) if draws > 1 else math.nan
@@ -95,9 +95,9 @@ def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, b
         TypeError: a model without the density q(z|x), such as Echo.
         ValueError: no rows, samples or batch_size below 1.
     """
-    read_int("samples", samples, 1)
+    _checks.whole("samples", samples, minimum=1)
     if len(x) == 0:
-        raise ValueError("x must have at least one row, but has none")
+        raise ValueError("x must have at least one row, got none")
     with evaluating(model):
         return torch.cat([_log_mean_weight(model, rows, samples, batch_size) for rows in batches(model, x, batch_size)])
 

@@ -25,7 +25,7 @@ from echo_ext.models.marginals import (
     random_rows,
 )
 from echo_ext.models.networks import architecture_for, decoder, encoder
-from echo_ext.models.objectives import anchor_weights, non_negative, rate_distortion
+from echo_ext.models.objectives import anchor_weights, rate_distortion
 from echo_ext.models.regularisers import TCDiscriminator, mmd_to_standard_normal
 
 __all__ = ["Autoencoder"]
@@ -112,27 +112,27 @@ class Autoencoder(Model):
             architecture = architecture_for(self.data_shape)
         if channel != "echo" and marginal is None:
             marginal = "standard-normal"
-        _checks.one_of("channel", channel, _CHANNELS)
-        _checks.one_of("sample_from", sample_from, ("marginal", "aggregate"))
+        _checks.choice("channel", channel, _CHANNELS)
+        _checks.choice("sample_from", sample_from, ("marginal", "aggregate"))
         if channel != "echo":
-            _checks.one_of("marginal", marginal, _MARGINALS)
+            _checks.choice("marginal", marginal, _MARGINALS)
         elif marginal is not None:
-            raise ValueError(f"marginal must be None for channel 'echo', which has its own, but is {marginal!r}")
+            raise ValueError(f"marginal must be None for channel 'echo', which has its own, got {marginal!r}")
         if sample_from == "aggregate" and channel != "gaussian":
-            raise ValueError(f"sample_from must be 'marginal' for channel {channel!r}, but is 'aggregate'")
+            raise ValueError(f"sample_from must be 'marginal' for channel {channel!r}, got 'aggregate'")
         if anchored and (channel == "iaf" or marginal not in (None, "standard-normal")):
             raise ValueError(
-                f"anchored must be 0 where the rate is not a sum over latents, but is {anchored} "
+                f"anchored must be 0 where the rate is not a sum over latents, got {anchored} "
                 f"with channel {channel!r} and marginal {marginal!r}"
             )
-        self.beta = non_negative("beta", beta)
-        self.mmd_weight = non_negative("mmd_weight", mmd_weight)
+        self.beta = _checks.number("beta", beta, minimum=0)
+        self.mmd_weight = _checks.number("mmd_weight", mmd_weight, minimum=0)
         self.mmd_bandwidth = mmd_bandwidth
-        self.tc_weight = non_negative("tc_weight", tc_weight)
+        self.tc_weight = _checks.number("tc_weight", tc_weight, minimum=0)
         if latent_scale is None:
             latent_scale = 64.0 if channel == "echo" else 1.0
         if not (latent_scale > 0 and math.isfinite(latent_scale)):
-            raise ValueError(f"latent_scale must be positive and finite, but is {latent_scale}")
+            raise ValueError(f"latent_scale must be positive and finite, got {latent_scale}")
         self.latent_scale = latent_scale
         weights = anchor_weights(latent_dim, anchored, anchor_strength)
         self.register_buffer("weights", weights if anchored else None, persistent=False)

@@ -29,9 +29,9 @@ class Model(nn.Module, abc.ABC):
         super().__init__()
         shape = tuple(data_shape)
         if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-            raise ValueError(f"data_shape must be positive integers, as (1, 28, 28) or (2,), but is {shape}")
+            raise ValueError(f"data_shape must be positive integers, as (1, 28, 28) or (2,), got {shape}")
         if not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"latent_dim must be a positive integer, but is {latent_dim}")
+            raise ValueError(f"latent_dim must be a positive integer, got {latent_dim}")
         self.data_shape = shape
         self.latent_dim = latent_dim
         self.warmth = 1.0
@@ -39,7 +39,7 @@ class Model(nn.Module, abc.ABC):
     def checked(self, x: Tensor) -> Tensor:
         """A batch x, or a ValueError where it is not (B, *data_shape)."""
         if x.shape[1:] != self.data_shape:
-            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), but is {tuple(x.shape)}")
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}")
         return x
 
     @abc.abstractmethod

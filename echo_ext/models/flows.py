@@ -70,7 +70,7 @@ class ShiftFlow(nn.Module):
     def __init__(self, dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
         super().__init__()
         if steps < 1:
-            raise ValueError(f"flow_steps must be at least 1, but is {steps}")
+            raise ValueError(f"flow_steps must be at least 1, got {steps}")
         hidden = positive_widths("flow_hidden", hidden)
         self.steps = nn.ModuleList(MADE(dim, hidden) for _ in range(steps))
 

@@ -81,12 +81,12 @@ class TwoLevelModel(JointModel):
     ) -> None:
         super().__init__(data_shape, latent_dim)
         if len(self.data_shape) != 3:
-            raise ValueError(f"data_shape must be (channels, height, width), but is {self.data_shape}")
+            raise ValueError(f"data_shape must be (channels, height, width), got {self.data_shape}")
         if latent_dim % 2:
-            raise ValueError(f"latent_dim must be even, half for each level, but is {latent_dim}")
+            raise ValueError(f"latent_dim must be even, half for each level, got {latent_dim}")
         known = [name for name in OBJECTIVES if name != "cross-entropy"]
-        _checks.one_of("objective", objective, known)
-        _checks.one_of("prior", prior, ("standard-normal", "vamp"))
+        _checks.choice("objective", objective, known)
+        _checks.choice("prior", prior, ("standard-normal", "vamp"))
         self.objective = objective
         self.likelihood = Bernoulli()
         level = latent_dim // 2
@@ -205,9 +205,7 @@ class PixelHVAE(TwoLevelModel):
 
     def _make_decoder(self, level: int) -> None:
         if self.data_shape[0] != 1:
-            raise ValueError(
-                f"data_shape must be (1, height, width) to be drawn pixel by pixel, but is {self.data_shape}"
-            )
+            raise ValueError(f"data_shape must be (1, height, width) to be drawn pixel by pixel, got {self.data_shape}")
         shape = self.data_shape[1:]
         self.from_z1 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))
         self.from_z2 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))

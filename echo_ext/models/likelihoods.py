@@ -127,7 +127,7 @@ def likelihood_for(name: str | None, data_shape: Sequence[int], *, min_log_varia
     """
     if name is None:
         name = "bernoulli" if len(data_shape) == 3 else "gaussian"
-    _checks.one_of("likelihood", name, LIKELIHOODS)
+    _checks.choice("likelihood", name, LIKELIHOODS)
     if name == "categorical" and len(data_shape) != 1:
         raise ValueError(
             f"likelihood 'categorical' takes one-hot rows (states,), but data_shape is {tuple(data_shape)}"

@@ -56,7 +56,7 @@ class GaussianMixture(Marginal):
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__()
         if components < 1:
-            raise ValueError(f"components must be at least 1, but is {components}")
+            raise ValueError(f"components must be at least 1, got {components}")
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, latent_dim))
         self.log_variances = nn.Parameter(torch.zeros(components, latent_dim))
@@ -126,7 +126,7 @@ class VampPrior(Marginal):
     ) -> None:
         super().__init__()
         if pseudo_inputs < 1:
-            raise ValueError(f"pseudo_inputs must be at least 1, but is {pseudo_inputs}")
+            raise ValueError(f"pseudo_inputs must be at least 1, got {pseudo_inputs}")
         self.moments = moments
         self.limits = limits
         self.pseudo_inputs = nn.Parameter(torch.rand(pseudo_inputs, *data_shape))

@@ -146,11 +146,11 @@ class MIM(GaussianJointModel):
         activation: str = "tanh",
         min_log_variance: float = -27.6,
     ) -> None:
-        _checks.one_of("objective", objective, OBJECTIVES)
-        _checks.one_of("prior", prior, ("standard-normal", "mixture"))
-        _checks.one_of("marginal", marginal, ("importance", "mixture"))
+        _checks.choice("objective", objective, OBJECTIVES)
+        _checks.choice("prior", prior, ("standard-normal", "mixture"))
+        _checks.choice("marginal", marginal, ("importance", "mixture"))
         if objective == "cross-entropy" and marginal == "importance":
-            raise ValueError("marginal must be 'mixture' for objective 'cross-entropy', but is 'importance'")
+            raise ValueError("marginal must be 'mixture' for objective 'cross-entropy', got 'importance'")
         super().__init__(
             data_shape,
             latent_dim,
@@ -166,9 +166,9 @@ class MIM(GaussianJointModel):
         if anchor is not None:
             means = torch.tensor(anchor, dtype=torch.get_default_dtype())
             if means.ndim != 2 or means.shape[1] != latent_dim:
-                raise ValueError(f"anchor must be rows of {latent_dim} numbers, one for each latent, but is {anchor}")
+                raise ValueError(f"anchor must be rows of {latent_dim} numbers, one for each latent, got {anchor}")
             if not anchor_deviation > 0:
-                raise ValueError(f"anchor_deviation must be above 0, but is {anchor_deviation}")
+                raise ValueError(f"anchor_deviation must be above 0, got {anchor_deviation}")
             self.anchor = GaussianMixture.fixed(means, anchor_deviation)
         self.marginal = None
         if marginal == "mixture":

@@ -13,7 +13,6 @@ from echo_ext.models.joint import DiagonalGaussian, GaussianJointModel, score_fu
 from echo_ext.models.marginals import StandardNormal
 from echo_ext.models.mim import joint_losses
 from echo_ext.models.networks import encoder
-from echo_ext.models.objectives import non_negative
 
 __all__ = ["MutualAutoencoder"]
 
@@ -71,11 +70,11 @@ class MutualAutoencoder(GaussianJointModel):
             activation=activation,
             min_log_variance=min_log_variance,
         )
-        _checks.one_of("inverse", inverse, ("tied", "beside"))
-        self.information = non_negative("information", information)
-        self.penalty = non_negative("penalty", penalty)
+        _checks.choice("inverse", inverse, ("tied", "beside"))
+        self.information = _checks.number("information", information, minimum=0)
+        self.penalty = _checks.number("penalty", penalty, minimum=0)
         if draws is not None and (not isinstance(draws, int) or draws < 1):
-            raise ValueError(f"draws must be a positive integer or None, but is {draws}")
+            raise ValueError(f"draws must be a positive integer or None, got {draws}")
         self.draws = draws
         if inverse == "tied":
             self.inverse = None

@@ -148,7 +148,7 @@ def glorot(network: nn.Sequential) -> nn.Sequential:
 def positive_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
     """Widths of layers as a tuple, or a ValueError that names the argument."""
     if not isinstance(widths, list | tuple) or any(not isinstance(width, int) or width < 1 for width in widths):
-        raise ValueError(f"{name} must be positive integers, as (512, 512), but is {widths!r}")
+        raise ValueError(f"{name} must be positive integers, as (512, 512), got {widths!r}")
     return tuple(widths)
 
 
@@ -164,9 +164,9 @@ def _checked(
 ) -> tuple[Sequence[int], Callable[[], nn.Module]]:
     """An MLP's widths and the activation, or a line on what does not fit."""
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(map(repr, ARCHITECTURES))}, but is {architecture!r}")
+        raise ValueError(f"architecture must be one of {', '.join(map(repr, ARCHITECTURES))}, got {architecture!r}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, but is {activation!r}")
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     side = _IMAGE_SIDES.get(architecture)
     if side is None:
         return positive_widths("hidden", (512, 512) if hidden is None else hidden), ACTIVATIONS[activation]

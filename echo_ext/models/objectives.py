@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-__all__ = ["anchor_weights", "non_negative", "rate_distortion", "total_correlation_bound"]
+__all__ = ["anchor_weights", "rate_distortion", "total_correlation_bound"]
 
 
 def rate_distortion(
@@ -34,9 +32,9 @@ def anchor_weights(latent_dim: int, anchored: int, strength: float) -> Tensor:
     Latents whose information is cheaper come to hold the most of it (Gao et al. 2019, AnchorVAE).
     """
     if not isinstance(anchored, int) or not 0 <= anchored <= latent_dim:
-        raise ValueError(f"anchored must be from 0 to latent_dim, which is {latent_dim}, but is {anchored}")
+        raise ValueError(f"anchored must be from 0 to latent_dim, which is {latent_dim}, got {anchored}")
     if not 0 <= strength <= 1:
-        raise ValueError(f"anchor_strength must be from 0 to 1, but is {strength}")
+        raise ValueError(f"anchor_strength must be from 0 to 1, got {strength}")
     weights = torch.ones(latent_dim)
     weights[:anchored] = 1 - strength
     return weights
@@ -55,10 +53,3 @@ def total_correlation_bound(entropies: Tensor, distortion: Tensor, rate: Tensor)
         rate: mean of sum_j KL(q(z_j|x) | r(z_j)), 0-d.
     """
     return entropies.sum() - distortion - rate
-
-
-def non_negative(name: str, value: float) -> float:
-    """A weight of a loss: finite and not negative."""
-    if not (value >= 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be at least 0 and finite, but is {value}")
-    return value

@@ -29,7 +29,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Tensor:
     if bandwidth is None:
         bandwidth = x.shape[1] / math.sqrt(2)
     elif not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, but is {bandwidth}")
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     scale = 2 * bandwidth**2
     return _mean_kernel(x, x, scale) + _mean_kernel(y, y, scale) - 2 * _mean_kernel(x, y, scale)
 

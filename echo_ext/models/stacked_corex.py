@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext.models.base import Model
 from echo_ext.models.channels import GaussianChannel, GaussianOutput
 from echo_ext.models.densities import log_normal, widened
 from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.networks import decoder, encoder, mlp
-from echo_ext.models.objectives import non_negative
 
 __all__ = ["StackedCorEx"]
 
@@ -62,10 +62,10 @@ class StackedCorEx(Model):
     ) -> None:
         super().__init__(data_shape, latent_dim)
         if not isinstance(states, int) or states < 1:
-            raise ValueError(f"states must be a positive integer, but is {states}")
+            raise ValueError(f"states must be a positive integer, got {states}")
         self.states = states
-        self.beta = non_negative("beta", beta)
-        self.squeeze = non_negative("squeeze", squeeze)
+        self.beta = _checks.number("beta", beta, minimum=0)
+        self.squeeze = _checks.number("squeeze", squeeze, minimum=0)
         self.likelihood = likelihood_for(likelihood, self.data_shape)
         self.channel = GaussianChannel()
         self.encoder = encoder("mlp", self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)

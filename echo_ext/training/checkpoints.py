@@ -159,7 +159,7 @@ def _check_structure(content: Mapping[Any, Any]) -> None:
         _check_row(_mapping("a row of history", row))
     shape = content["data_shape"]
     if len(shape) > _MAX_DIMENSIONS or not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"data_shape must be a few integers, but is {_checks.brief(shape)}")
+        raise ValueError(f"data_shape must be a few integers, got {_checks.brief(shape)}")
     if not content["finished"]:  # what is finished may be without, as in an archive of runs
         _mapping("the state of optimizer", _mapping("optimizer", content.get("optimizer")).get("state"))
     if (unfinished := content.get("unfinished_epoch")) is not None:
@@ -170,7 +170,7 @@ def _check_row(row: Mapping[Any, Any]) -> None:
     for name, value in row.items():
         _check_kind("a column of history", name, str)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"history's {_checks.brief(name)} must be a number, but is of type {type(value).__name__}")
+            raise ValueError(f"history's {_checks.brief(name)} must be a number, got type {type(value).__name__}")
     for name in _COLUMNS:
         if name not in row:
             raise ValueError(f"history has no {name!r}")
@@ -196,7 +196,7 @@ def _mapping(name: str, value: object) -> Mapping[Any, Any]:
 
 def _check_kind(name: str, value: object, kind: type) -> None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} must be of type {kind.__name__}, but is of type {type(value).__name__}")
+        raise ValueError(f"{name} must be of type {kind.__name__}, got type {type(value).__name__}")
 
 
 def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:

@@ -67,13 +67,13 @@ class Configuration:
     def __post_init__(self) -> None:
         for name in ("recipe", "data"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a name, but is {_checks.brief(getattr(self, name))}")
+                raise ValueError(f"{name} must be a name, got {_checks.brief(getattr(self, name))}")
         find(self.recipe)
         _check_number("beta", self.beta, least=0)
         _check_whole("seed", self.seed, least=0, below=2**32)
         _check_whole("latent_dim", self.latent_dim, least=1)
         if not isinstance(self.model, Mapping):
-            raise ValueError(f"model must map arguments of the model to values, but is {_checks.brief(self.model)}")
+            raise ValueError(f"model must map arguments of the model to values, got {_checks.brief(self.model)}")
         for taken in ("beta", "latent_dim", "data_shape"):
             if taken in self.model:
                 raise ValueError(f"{taken} must not be among the model's further arguments: it has a place of its own")
@@ -87,12 +87,12 @@ class Configuration:
             _check_number("gradient_clip", self.gradient_clip, least=0, strictly=True)
         if not isinstance(self.normalise_gradients, bool):
             raise ValueError(
-                f"normalise_gradients must be true or false, but is {_checks.brief(self.normalise_gradients)}"
+                f"normalise_gradients must be true or false, got {_checks.brief(self.normalise_gradients)}"
             )
         for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarisation", BINARISATIONS)):
             if getattr(self, name) not in choices:
                 shown = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {shown}, but is {_checks.brief(getattr(self, name))}")
+                raise ValueError(f"{name} must be one of {shown}, got {_checks.brief(getattr(self, name))}")
         if self.normalise_gradients and self.precision == "16-mixed":
             raise ValueError("normalise_gradients does not go with precision '16-mixed', which scales the gradients")
 
@@ -117,7 +117,7 @@ class Configuration:
     def from_mapping(cls, content: object) -> Configuration:
         """The inverse of :meth:`as_mapping`; ValueError where something is missing or unknown."""
         if not isinstance(content, Mapping):
-            raise ValueError(f"a configuration must be a mapping, but is {_checks.brief(content)}")
+            raise ValueError(f"a configuration must be a mapping, got {_checks.brief(content)}")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = [str(name) for name in content if name not in fields]
         if unknown:
@@ -167,10 +167,10 @@ def _check_whole(name: str, value: object, *, least: int, below: int | None = No
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < least or (below is not None and value >= below):  # type: ignore[operator]
         limits = f"at least {least}" if below is None else f"{least} to {below - 1}"
-        raise ValueError(f"{name} must be an integer, {limits}, but is {_checks.brief(value)}")
+        raise ValueError(f"{name} must be an integer, {limits}, got {_checks.brief(value)}")
 
 
 def _check_number(name: str, value: object, *, least: float, strictly: bool = False) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < least or (strictly and value == least):  # type: ignore[arg-type, operator]
-        raise ValueError(f"{name} must be {'above' if strictly else 'at least'} {least}, but is {_checks.brief(value)}")
+        raise ValueError(f"{name} must be {'above' if strictly else 'at least'} {least}, got {_checks.brief(value)}")

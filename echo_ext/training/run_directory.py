@@ -284,7 +284,7 @@ def _check_result(content: object, configuration: Configuration) -> None:
     rate = next((name for name in RATES if name in content), "rate")
     for name in (rate, "distortion", "neg_elbo", "epochs", "seconds"):
         if not _is_number(content.get(name)):
-            raise ValueError(f"its {name!r} must be a number, but is {_checks.brief(content.get(name))}")
+            raise ValueError(f"its {name!r} must be a number, got {_checks.brief(content.get(name))}")
     rows = content.get("rows")
     if not isinstance(rows, dict) or not _is_number(rows.get("test")):
         raise ValueError("it does not say how many rows were measured")

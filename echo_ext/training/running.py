@@ -171,7 +171,7 @@ def _check_rows(parts: Mapping[str, LabelledDataset], configuration: Configurati
         if len(parts[name]) < least:
             each = ", one for each process" if least > 1 else ""
             raise ValueError(
-                f"data {configuration.data!r} must have at least {least} {name} rows{each}, but has {len(parts[name])}"
+                f"data {configuration.data!r} must have at least {least} {name} rows{each}, got {len(parts[name])}"
             )
 
 

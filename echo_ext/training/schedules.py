@@ -44,7 +44,7 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
         return 1.0
     if schedule == "constant-then-linear":
         return min(1.0, 2 * (1 - epoch / epochs))
-    raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, but is {schedule!r}")
+    raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
 
 
 def warmth(epoch: int, warm_up_epochs: int) -> float:

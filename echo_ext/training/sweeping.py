@@ -94,7 +94,7 @@ def sweep(
     if not configurations:
         raise ValueError("configurations must be at least one, but there is none")
     if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, but is {jobs}")
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
     deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
     runs = {_name(configuration): configuration for configuration in configurations}

@@ -142,7 +142,7 @@ def check_echo(case, answers, numbers):
     f, s, weights = numbers
     total, sizes = sum(case["sizes"]), case["sizes"]
     if total < 2:
-        return assert_same_error(answers, "ValueError", f"at least 2 rows.*but has {total}")
+        return assert_same_error(answers, "ValueError", f"at least 2 rows.*got {total}")
     if case["num_terms"] is not None and case["num_terms"] >= total:
         return assert_same_error(
             answers, "ValueError", f"num_terms is {case['num_terms']}, but there are only {total - 1}"
