@@ -1,40 +1,32 @@
-"""Echo noise against the pure-PyTorch reference, in one run.
+"""Time and memory of Echo noise next to the pure-PyTorch reference, in turn in one run.
 
-    pytest benchmarks/bench_echo.py --benchmark-json=benchmarks/results/echo_cpu.json
-    python benchmarks/report_echo.py benchmarks/results/echo_cpu.json
+    python benchmarks/bench_echo.py [--device cuda] [--quick] [--out DIR] [--report]
 
-`-k cpu` and `-k cuda` choose a device. Every case notes its peak extra memory; on CUDA also the time on the device
-alone and the bytes that the kernels must at least move.
+Takes a quarter of an hour on a CPU, --quick half a minute. On CUDA the calls are recorded as graphs, so that times are
+those of the device alone, except for the compiled reference. Memory is what one call needs beyond its input, its
+results included. Writes echo_cpu.json, .md and .png (echo_cuda.*).
 """
 
-import subprocess
-import sys
-import time
+import functools
 
-import pytest
 import torch
-from process_memory import peak_bytes
+from memory import in_new_process, peak_bytes
+from reporting import finish, make_parser, markdown_table, parse
+from timing import recorded, time_calls
 
 import echo_ext
 from echo_ext import reference
 
 SHAPES = [(100, 32), (256, 64), (512, 128), (1024, 128), (4096, 256)]
 LARGEST_REFERENCE = 1024  # beyond, the reference's terms alone take 16 GiB and more
-RING_ROWS = [2**10, 2**14, 2**17, 2**20]
 RING_WIDTH = 64
+RING_SHAPES = [*SHAPES[:4], *((rows, RING_WIDTH) for rows in (2**10, 2**14, 2**17, 2**20))]
 SCALES = {
     "decaying": lambda shape: 0.97 * torch.sigmoid(torch.randn(shape)),
     "flat": lambda shape: torch.full(shape, 0.97),  # no row can stop early
 }
 DIRECTIONS = ("forward", "forward+backward")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-
-
-def inputs(rows, width, scale, device):
-    torch.manual_seed(0)
-    f = torch.randn(rows, width).tanh().to(device)
-    s = SCALES[scale]((rows, width)).to(device)
-    return f.requires_grad_(), s.requires_grad_()
+TENSORS = dict(zip(DIRECTIONS, (3, 8), strict=True))  # f, s, z; and again f, s, z's gradient, theirs: read or written
 
 
 def reference_sample(f, s):
@@ -42,17 +34,23 @@ def reference_sample(f, s):
     return reference.echo_sample(f, s, indices)
 
 
+@functools.cache
+def compiled_reference():
+    return torch.compile(reference_sample, dynamic=False)
+
+
 SAMPLES = {
     "echo_ext": echo_ext.echo_sample,
-    "echo_ext ring": lambda f, s: echo_ext.echo_sample(f, s, sampling="ring"),
+    "echo_ext ring": functools.partial(echo_ext.echo_sample, sampling="ring"),
     "reference": reference_sample,
-    "reference compiled": torch.compile(reference_sample, dynamic=False),
 }
 
 
-def step(implementation, direction, f, s):
-    """The call to be timed."""
-    sample = SAMPLES[implementation]
+def make_call(implementation, direction, rows, width, scale, device):
+    """The call to be measured."""
+    sample = SAMPLES.get(implementation) or compiled_reference()
+    torch.manual_seed(0)
+    f, s = (t.to(device).requires_grad_() for t in (torch.randn(rows, width).tanh(), SCALES[scale]((rows, width))))
     if direction == "forward":
         f, s = f.detach(), s.detach()
         return lambda: sample(f, s)
@@ -60,97 +58,149 @@ def step(implementation, direction, f, s):
     return lambda: torch.autograd.grad(sample(f, s), (f, s), grad)
 
 
+def timed_call(implementation, direction, rows, width, scale, device):
+    prepare = functools.partial(make_call, implementation, direction, rows, width, scale, device)
+    return recorded(prepare) if device.type == "cuda" and implementation != "reference compiled" else prepare()
+
+
 def peak_memory(implementation, direction, rows, width, scale, device):
-    """Bytes that one call needs beyond its input, its results included."""
-    if device == "cuda":
-        call = step(implementation, direction, *inputs(rows, width, scale, device))
-        call()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    # On the CPU the operating system's own account (Linux's) of a process that does nothing else.
-    arguments = [implementation, direction, str(rows), str(width), scale]
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    make_call(implementation, direction, 20, width, scale, device)()  # loads what is loaded once
+    return peak_bytes(make_call(implementation, direction, rows, width, scale, device), device)
 
 
-def device_time(call, repeats=20):
-    """Seconds of one call on the device alone, replayed from a CUDA graph so that launching costs nothing."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    start.record()
-    for _ in range(repeats):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
+def measure(options):
+    device, cases = options.device, []
+    peers = ["reference", "reference compiled"] if device.type == "cuda" else ["reference"]
+    sizes = [("permutation", *shape) for shape in SHAPES] + [("ring", *shape) for shape in RING_SHAPES]
+    for sampling, rows, width in sizes[:: 5 if options.quick else 1]:
+        names = ["echo_ext ring"] if sampling == "ring" else ["echo_ext"]
+        names += peers if sampling == "permutation" and rows <= LARGEST_REFERENCE else []
+        for scale in SCALES:
+            for direction in DIRECTIONS:
+                subject = (direction, rows, width, scale, device)
+                times = time_calls({name: timed_call(name, *subject) for name in names}, options.seconds, rounds=3)
+                for name in names:
+                    case = {
+                        "implementation": name,
+                        "direction": direction,
+                        "scale": scale,
+                        "rows": rows,
+                        "width": width,
+                    }
+                    case["seconds"] = times[name].summary()
+                    # On the CPU in a process that does nothing else.
+                    alone = peak_memory if device.type == "cuda" else functools.partial(in_new_process, peak_memory)
+                    case["peak_memory"] = alone(name, *subject)
+                    cases.append(case)
+                    print(f"{name:<18} {direction:<16} {rows} x {width} {scale}: {case['seconds']['median']:.3g} s")
+    return {"cases": cases}
 
 
-def measure(benchmark, implementation, direction, rows, width, scale, device):
-    call = step(implementation, direction, *inputs(rows, width, scale, device))
-    benchmark.extra_info.update(
-        implementation=implementation,
-        direction=direction,
-        rows=rows,
-        width=width,
-        scale=scale,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        # f and s read and the result written, and as much again backward: what a kernel must move.
-        least_bytes=(3 if direction == "forward" else 8) * rows * width * 4,
-        # f and s of every term: what it must read on chip where no row stops early.
-        term_bytes=rows * (rows - 1) * width * 8,
-        peak_memory=peak_memory(implementation, direction, rows, width, scale, device),
-    )
-    timed = call
-    if device == "cuda":
-        if implementation != "reference compiled":
-            benchmark.extra_info["device_time"] = device_time(call)
-
-        def timed():
-            call()
-            torch.cuda.synchronize()
-
-    timed()
-    begin = time.perf_counter()
-    timed()
-    rounds = min(50, max(3, int(1.5 / (time.perf_counter() - begin))))
-    benchmark.pedantic(timed, rounds=rounds, iterations=1)
+# ---- Tables and figure -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["echo_ext", "reference", "reference compiled"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("rows", "width"), SHAPES)
-@pytest.mark.parametrize("device", DEVICES)
-def test_sample(benchmark, device, rows, width, scale, direction, implementation):
-    if implementation != "echo_ext" and rows > LARGEST_REFERENCE:
-        pytest.skip("the reference does not fit")
-    if implementation == "reference compiled" and device == "cpu":
-        pytest.skip("compiled on CUDA only")
-    measure(benchmark, implementation, direction, rows, width, scale, device)
+def by_subject(result):
+    """Median seconds and bytes by (implementation, direction, scale, rows, width)."""
+    keys = ("implementation", "direction", "scale", "rows", "width")
+    return {
+        tuple(case[key] for key in keys): {"time": case["seconds"]["median"], "memory": case["peak_memory"]}
+        for case in result["cases"]
+    }
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("rows", "width"), [*SHAPES[:4], *((rows, RING_WIDTH) for rows in RING_ROWS)])
-@pytest.mark.parametrize("device", DEVICES)
-def test_ring(benchmark, device, rows, width, scale, direction):
-    measure(benchmark, "echo_ext ring", direction, rows, width, scale, device)
+def pair(cases, implementation, scale, rows, width, quantity):
+    """Forward and forward+backward of one measured value."""
+    found = [cases.get((implementation, direction, scale, rows, width)) for direction in DIRECTIONS]
+    return [None if case is None else case[quantity] for case in found]
+
+
+def joined(values, form):
+    return " \\| ".join("-" if value is None else form(value) for value in values)
+
+
+def ratios(numerators, denominators):
+    return [None if None in (a, b) else a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def milliseconds(seconds):
+    return f"{seconds * 1e3:.3g}"
+
+
+def mebibytes(count):
+    return f"{count / 2**20:.3g}"
+
+
+def table(result):
+    cases = by_subject(result)
+    peers = [name for name in ("reference", "reference compiled") if any(key[0] == name for key in cases)]
+    head = ["B x d", "s", "echo_ext, ms", *(cell for name in peers for cell in (f"{name}, ms", "ratio"))]
+    rows_of_table = []
+    for rows, width, scale in sorted({key[3:] + key[2:3] for key in cases if key[0] == "echo_ext"}):
+        ours = pair(cases, "echo_ext", scale, rows, width, "time")
+        cells = [f"{rows} x {width}", scale, joined(ours, milliseconds)]
+        for name in peers:
+            theirs = pair(cases, name, scale, rows, width, "time")
+            cells += [joined(theirs, milliseconds), joined(ratios(theirs, ours), lambda r: f"**{r:.3g}x**")]
+        ours, theirs = (pair(cases, name, scale, rows, width, "memory") for name in ("echo_ext", "reference"))
+        cells += [joined(ours, mebibytes), joined(theirs, mebibytes)]
+        cells.append(joined(ratios(theirs, [max(m, 2**16) for m in ours]), lambda r: f"{r:.3g}x"))
+        rows_of_table.append(cells)
+    ring = []
+    for rows, width, scale in sorted({key[3:] + key[2:3] for key in cases if key[0] == "echo_ext ring"}):
+        times = pair(cases, "echo_ext ring", scale, rows, width, "time")
+        each = [seconds / rows / width for seconds in times]
+        rates = [4 * TENSORS[direction] / seconds for direction, seconds in zip(DIRECTIONS, each, strict=True)]
+        cells = [
+            joined(times, milliseconds),
+            *(joined(v, lambda x: f"{x:.3g}") for v in ([t * 1e9 for t in each], [r / 1e9 for r in rates])),
+        ]
+        ring.append([f"{rows} x {width}", scale, *cells])
+    lines = [
+        f"Device: {result['device']}, {result['threads']} CPU threads, torch {result['versions']['torch']}, float32, "
+        "D = B - 1. Each cell: forward \\| forward+backward; medians.",
+        "",
+        *markdown_table([*head, "extra memory, MiB", "reference's, MiB", "ratio"], rows_of_table),
+        "",
+        *markdown_table(["ring, B x d", "s", "time, ms", "ns per element", "GB/s of least traffic"], ring),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(result):
+    from matplotlib.figure import Figure
+
+    cases = by_subject(result)
+    figure = Figure(figsize=(11, 4.2), layout="constrained", dpi=130)
+    left, right = figure.subplots(1, 2)
+    styles = {"decaying": "-", "flat": "--"}
+    names = sorted({key[0] for key in cases if key[0] != "echo_ext ring"})
+    for name in names:
+        for scale, style in styles.items():
+            draw(left, cases, (name, "forward+backward", scale), f"{name}, s {scale}", style, f"C{names.index(name)}")
+    left.set(xlabel="elements, B x d  (D = B - 1 terms)", ylabel="forward + backward, ms", title="permutation")
+    ring = {key: case for key, case in cases.items() if key[4] == RING_WIDTH}
+    for scale, style in styles.items():
+        for direction, color in zip(DIRECTIONS, ("C0", "C2"), strict=True):
+            label = f"{direction}, s {scale}"
+            draw(right, ring, ("echo_ext ring", direction, scale), label, style, color, size=lambda rows, width: rows)
+    right.set(xlabel="rows B  (d = 64, D = B - 1 terms)", ylabel="ms", title="ring")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"Echo noise on {result['device']}, float32")
+    return figure
+
+
+def draw(axes, cases, subject, label, style, color, size=lambda rows, width: rows * width):
+    points = sorted((size(*key[3:]), case["time"] * 1e3) for key, case in cases.items() if key[:3] == subject)
+    if points:
+        axes.loglog(*zip(*points, strict=True), style, marker="o", color=color, label=label)
+
+
+def main():
+    options = parse(make_parser(__doc__, device=True, seconds=1.5))
+    finish(f"echo_{options.device.type}", options, measure, table, plot)
 
 
 if __name__ == "__main__":
-    _, implementation, direction, rows, width, scale = sys.argv
-    small = step(implementation, direction, *inputs(20, int(width), scale, "cpu"))
-    call = step(implementation, direction, *inputs(int(rows), int(width), scale, "cpu"))
-    small()  # loads what is loaded once
-    print(peak_bytes(call))
+    main()

@@ -1,30 +1,24 @@
-"""Mutual information beside what else there is, in one run: time, growth, speed-up over threads, peak memory.
+"""Time, growth and memory of mutual information next to its peers, in turn in one run, and its speed-up over threads.
 
-    python benchmarks/bench_mutual_information.py [--device cpu] [--out benchmarks/results] [--largest 1000000]
+    python benchmarks/bench_mutual_information.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Peers are measured where they are installed (scikit-learn, SciPy, npeet-plus, ennemi, infomeasure), all of them on one
-CPU thread. With ``--device cuda`` ours is measured there, from tensors on the device to the number on the host, and its
-values are compared with the CPU's. Writes mutual_information.json and .png (mutual_information_cuda.*).
+Takes some minutes, --quick some seconds. Peers are measured where they are installed (scikit-learn, SciPy, npeet-plus,
+ennemi, infomeasure), all of them on one CPU thread. With ``--device cuda`` ours is measured there, from tensors on the
+device to the number on the host, and its values are compared with the CPU's. Writes mutual_information.json and .png
+(mutual_information_cuda.*).
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import math
+import importlib.util
 import os
-import platform
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
+from memory import in_new_process, peak_bytes
+from reporting import finish, make_parser, on_device, parse
+from timing import growth_exponent, make_timer, time_calls, time_in_turn
 
 import echo_ext
-from echo_ext import _C
 
 CASES = [
     (1000, 1, 3),
@@ -35,7 +29,8 @@ CASES = [
     (10_000, 5, 5),
     (100_000, 5, 5),
 ]
-PEER_BUDGET = 5.0  # seconds that a peer's next size may be expected to take
+PEER_SECONDS = 5.0  # how long a peer's next size, ten times larger, may be expected to take
+TOLERANCE = 1e-12  # of CUDA's values relative to the CPU's, in nats
 
 
 def sample(n, d):
@@ -46,7 +41,7 @@ def sample(n, d):
 
 def place(array, device):
     """Arrays are what CPU users have, tensors what CUDA users have."""
-    return array if device == "cpu" else torch.from_numpy(array).to(device)
+    return array if device.type == "cpu" else torch.from_numpy(array).to(device)
 
 
 def ours(x, y, k):
@@ -93,120 +88,118 @@ def infomeasure(x, y, k):
     return float(mutual_information(x, y, approach="ksg", k=k, noise_level=0))
 
 
-PEERS = {
-    "scipy": scipy_script,
-    "sklearn": scikit_learn,
-    "npeet_plus": npeet_plus,
-    "ennemi": ennemi,
-    "infomeasure": infomeasure,
+PEERS = {  # of each package: the call, and whether it takes one column only
+    "scipy": (scipy_script, False),
+    "sklearn": (scikit_learn, True),
+    "npeet_plus": (npeet_plus, False),
+    "ennemi": (ennemi, True),
+    "infomeasure": (infomeasure, False),
 }
-TOLERANCE = 1e-12  # of CUDA's values beside the CPU's, in nats
 
 
-def best_time(call, seconds=0.6, at_least=3):
-    times = []
-    while len(times) < at_least or (sum(times) < seconds and len(times) < 200):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-        if times[-1] > 5:
-            break
-    return min(times)
+def measure(options):
+    device = options.device
+    largest = 1000 if options.quick else 1_000_000
+    return {
+        "threads": 1,
+        "cores": available(),
+        "isa": echo_ext._C.isa(),
+        "cases": measure_sizes(options, largest),
+        "threads_cases": measure_threads(options, largest),
+        "peak_memory": {n: peak_memory(n, device) for n in (100_000, 1_000_000) if n <= 100 * largest},
+    }
 
 
-def measure(largest, device):
-    torch.set_num_threads(1)
-    rows = []
-    slowest = {}
+def measure_sizes(options, largest):
+    device, cases, slowest = options.device, [], {}
     for n, d, k in CASES:
         if n > largest:
             continue
         x, y = sample(n, d)
         placed = place(x, device), place(y, device)
-        row = {"n": n, "d": d, "k": k, "value": ours(*placed, k), "echo_ext": best_time(partial(ours, *placed, k))}
-        if device != "cpu":
-            row["cpu_value"] = ours(x, y, k)
-            if abs(row["value"] - row["cpu_value"]) > TOLERANCE:
-                raise SystemExit(f"{device} gives {row['value']}, the CPU {row['cpu_value']}: N={n} {d}+{d} k={k}")
-        for name, peer in PEERS.items():
-            if (name in ("sklearn", "ennemi") and d > 1) or slowest.get((name, d), 0.0) * 12 > PEER_BUDGET:
-                continue
-            try:
-                row[name] = slowest[name, d] = best_time(partial(peer, x, y, k), at_least=2)
-            except ImportError:
-                continue
-        rows.append(row)
-        print(line(row), flush=True)
-    return rows
+        case = {"n": n, "d": d, "k": k, "value": ours(*placed, k)}
+        if device.type != "cpu":
+            case["cpu_value"] = ours(x, y, k)
+            if abs(case["value"] - case["cpu_value"]) > TOLERANCE:
+                raise SystemExit(f"{device} gives {case['value']}, the CPU {case['cpu_value']}: N={n} {d}+{d} k={k}")
+        calls = {"echo_ext": partial(ours, *placed, k)}
+        for name, (peer, takes_one_column) in PEERS.items():
+            installed = importlib.util.find_spec(name) is not None
+            if installed and not (takes_one_column and d > 1) and slowest.get((name, d), 0.0) * 12 < PEER_SECONDS:
+                calls[name] = partial(peer, x, y, k)
+        times = time_calls(calls, options.seconds, threads=1, rounds=3)
+        case["seconds"] = {name: found.summary() for name, found in times.items()}
+        slowest.update({(name, d): case["seconds"][name]["minimum"] for name in calls})
+        cases.append(case)
+        print(line(case), flush=True)
+    for d in (1, 5):
+        points = [(case["n"], case["seconds"]["echo_ext"]["minimum"]) for case in cases if case["d"] == d]
+        print(
+            f"growth at {d}+{d}: N to the power of {growth_exponent([point for point in points if point[0] >= 10_000])}"
+        )
+    return cases
 
 
-def line(row):
-    peers = {name: row[name] for name in PEERS if name in row}
-    text = f"N={row['n']:>8} {row['d']}+{row['d']} k={row['k']}  echo_ext {1e3 * row['echo_ext']:9.2f} ms"
-    for name, seconds in peers.items():
-        text += f"   {name} {1e3 * seconds:9.1f} ms ({seconds / row['echo_ext']:.1f}x)"
-    return text
+def line(case):
+    seconds = {name: summary["minimum"] for name, summary in case["seconds"].items()}
+    text = [f"N={case['n']:>8} {case['d']}+{case['d']} k={case['k']}  echo_ext {1e3 * seconds['echo_ext']:9.2f} ms"]
+    text += [
+        f"{name} {1e3 * each:9.1f} ms ({each / seconds['echo_ext']:.1f}x)"
+        for name, each in seconds.items()
+        if name != "echo_ext"
+    ]
+    return "   ".join(text)
 
 
-def growth(rows, d):
-    points = [(math.log(r["n"]), math.log(r["echo_ext"])) for r in rows if r["d"] == d and r["n"] >= 10_000]
-    return float(np.polyfit(*zip(*points, strict=True), 1)[0]) if len(points) > 1 else None
-
-
-def matrix_and_threads(device):
-    result = {}
-    x = place(np.random.default_rng(1).standard_normal((2000, 100)), device)
-    large = [place(v, device) for v in sample(200_000, 1)]
-    counts = {1, *(2**i for i in range(1, 8) if 2**i < available()), available()} if device == "cpu" else {1}
-    for threads in sorted(counts):
-        torch.set_num_threads(threads)
-        result[threads] = {
-            "matrix_100x100_n2000": best_time(lambda: our_matrix(x), at_least=2),
-            "n200000_1+1": best_time(lambda: ours(*large, 3)),
-        }
-        print(f"{threads} threads: " + "  ".join(f"{name} {1e3 * s:.1f} ms" for name, s in result[threads].items()))
-    torch.set_num_threads(1)
-    return result
+def measure_threads(options, largest):
+    device = options.device
+    columns, n = 10 if options.quick else 100, largest // 5
+    x = place(np.random.default_rng(1).standard_normal((2000, columns)), device)
+    large = [place(v, device) for v in sample(n, 1)]
+    calls = {f"matrix_{columns}x{columns}_n2000": partial(our_matrix, x), f"n{n}_1+1": partial(ours, *large, 3)}
+    most = available() if device.type == "cpu" else 1
+    counts = sorted({2**i for i in range(8) if 2**i < most} | {most})
+    found = {count: {} for count in counts}
+    for name, call in calls.items():
+        times = time_in_turn({count: make_timer(call, count) for count in counts}, options.seconds, rounds=2)
+        for count in counts:
+            found[count][name] = times[count].summary()
+    for count, summaries in found.items():
+        text = "  ".join(f"{name} {1e3 * each['minimum']:.1f} ms" for name, each in summaries.items())
+        print(f"{count} threads: {text}")
+    return found
 
 
 def available():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-PEAK = """
-import re, sys, numpy as np, echo_ext
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
-n = int(sys.argv[1])
-rng = np.random.default_rng(0)
-x, y = rng.standard_normal(n), rng.standard_normal(n)
-echo_ext.mutual_information(x[:1000], y[:1000])
-before = peak()
-echo_ext.mutual_information(x, y)
-print(peak() - before)
-"""
-
-
 def peak_memory(n, device):
-    """MiB that an estimate of n points adds to the peak: the process's (Linux), or torch's on the device."""
-    if device == "cpu":
-        run = subprocess.run([sys.executable, "-c", PEAK, str(n)], capture_output=True, text=True, check=True)
-        return int(run.stdout) / 1024
+    """Bytes that an estimate of n points adds to the peak."""
+    found = in_new_process(peak_of_estimate, n, device) if device.type == "cpu" else peak_of_estimate(n, device)
+    print(f"peak memory of {n} points: {found / 2**20:.1f} MiB")
+    return found
+
+
+def peak_of_estimate(n, device):
+    torch.set_num_threads(1)
     placed = [place(v, device) for v in sample(n, 1)]
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    ours(*placed, 3)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ours(*(v[:1000] for v in placed), 3)  # loads what is loaded once
+    return peak_bytes(partial(ours, *placed, 3), device)
 
 
-def plot(rows, path, device):
+def plot(result):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    where = "one thread" if device == "cpu" else "GPU (ours), one thread"
+    figure = Figure(figsize=(9, 3.8), layout="constrained", dpi=150)
+    where = "one thread" if result["device_type"] == "cpu" else "GPU (ours), one thread"
     for axes, d in zip(figure.subplots(1, 2), (1, 5), strict=True):
         for name in ("echo_ext", *PEERS):
-            points = [(r["n"], 1e3 * r[name]) for r in rows if r["d"] == d and name in r]
+            points = [
+                (case["n"], 1e3 * case["seconds"][name]["minimum"])
+                for case in result["cases"]
+                if case["d"] == d and name in case["seconds"]
+            ]
             if points:
                 style = {"linewidth": 2.5, "color": "black"} if name == "echo_ext" else {"linewidth": 1.2}
                 axes.loglog(*zip(*points, strict=True), marker="o", label=name, **style)
@@ -215,38 +208,12 @@ def plot(rows, path, device):
         axes.set_ylabel("milliseconds")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--largest", type=int, default=1_000_000)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where ours is measured")
-    args = parser.parse_args()
-    on_cpu = args.device == "cpu"
-    if not on_cpu and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
-    rows = measure(args.largest, args.device)
-    result = {
-        "machine": platform.processor() or platform.machine(),
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name(),
-        "cores": available(),
-        "isa": _C.isa(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cases": rows,
-        "growth_exponent_1+1": growth(rows, 1),
-        "growth_exponent_5+5": growth(rows, 5),
-        "threads": matrix_and_threads(args.device),
-        "peak_memory_mib": {n: peak_memory(n, args.device) for n in (100_000, 1_000_000) if n <= args.largest},
-    }
-    print(f"growth exponent at 1+1: {result['growth_exponent_1+1']}; peak memory MiB: {result['peak_memory_mib']}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / ("mutual_information.json" if on_cpu else "mutual_information_cuda.json")
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    plot(rows, path.with_suffix(".png"), args.device)
-    print(f"wrote {path} and .png")
+    options = parse(make_parser(__doc__, device=True, seconds=0.6))
+    finish(on_device("mutual_information", options.device), options, measure, plot=plot)
 
 
 if __name__ == "__main__":

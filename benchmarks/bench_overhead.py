@@ -1,32 +1,24 @@
-"""What a call costs beside its kernel, and a training step of the Echo autoencoder beside the Gaussian one's.
+"""What a call costs above its kernel, and a training step of the Echo autoencoder relative to the Gaussian one's.
 
-    python benchmarks/bench_overhead.py [--out benchmarks/results] [--repeats 300] [--rounds 30]
+    python benchmarks/bench_overhead.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Calls are timed on rows so few that the kernel takes next to nothing: the public function, a bare autograd.Function over
-the same native call, and the native call alone. All take turns within each repeat, on one thread; medians. Bars: the
-function at most 8 us above its kernel, and with its backward pass at most 2.5 times the bare autograd.Function. The
-training step is that of the paper's convolutional pair (100 images, 32 latents), where the bar is 5 %; the ratio is the
-median over rounds of neighbouring steps. Writes overhead.json and overhead.md.
+Takes a minute, --quick some seconds. Calls are timed on the CPU, on one thread and on rows so few that the kernel takes
+next to nothing: the public function, a bare autograd.Function over the same native call, and the native call alone, all
+in turn; medians. Bounds: the function at most 8 us above its kernel, and with its backward pass at most 2.5 times the
+bare autograd.Function. The training step is that of the paper's convolutional pair (100 images, 32 latents) on the
+device, where the bound is 5 %; the ratio is the median over rounds. Writes overhead.json and .md (overhead_cuda.*).
 """
 
-from __future__ import annotations
-
-import argparse
-import json
-import platform
-import statistics
-import time
-from pathlib import Path
-
 import torch
+from reporting import finish, make_parser, markdown_table, on_device, parse
+from timing import time_calls
 
 import echo_ext
 from echo_ext import _C
 from echo_ext.training import Configuration
 
-ROWS, WIDTH, BATCH, LATENTS = 4, 8, 100, 32
-CALLS = 20  # between two looks at the clock
-LEAST_MICROSECONDS, LEAST_RATIO, LEAST_STEP_RATIO = 8.0, 2.5, 1.05
+ROWS, WIDTH, BATCH = 4, 8, 100
+MAXIMUM_MICROSECONDS, MAXIMUM_RATIO, MAXIMUM_STEP_RATIO = 8.0, 2.5, 1.05
 
 
 def native_calls():
@@ -49,7 +41,7 @@ def native_calls():
 
 
 class Bare(torch.autograd.Function):
-    """The least that an autograd.Function over the same native calls can be: no check, no choice, a given seed."""
+    """The minimum that an autograd.Function over the same native calls can be: no check, no choice, a given seed."""
 
     problem = _C.EchoProblem(ROWS, ROWS, WIDTH, ROWS - 1, True, 0, 1)
 
@@ -71,7 +63,7 @@ class Bare(torch.autograd.Function):
         return grad_f, grad_s, None
 
 
-def calls():
+def make_calls():
     f, s = torch.rand(ROWS, WIDTH, requires_grad=True), torch.rand(ROWS, WIDTH, requires_grad=True)
     seed, grad = torch.tensor(1), torch.ones(ROWS, WIDTH)
     plain_f, plain_s = f.detach(), s.detach()
@@ -95,20 +87,6 @@ def calls():
     }
 
 
-def microseconds(repeats):
-    """Medians by name."""
-    subjects = calls()
-    times = {name: [] for name in subjects}
-    for repeat in range(repeats + 3):
-        for name, call in subjects.items():
-            begin = time.perf_counter()
-            for _ in range(CALLS):
-                call()
-            if repeat >= 3:  # the first warm up
-                times[name].append((time.perf_counter() - begin) / CALLS * 1e6)
-    return {name: statistics.median(each) for name, each in times.items()}
-
-
 def training_step(recipe, device, images):
     """A step of the recipe's own model, as a call that ends when the device has."""
     torch.manual_seed(0)
@@ -127,68 +105,49 @@ def training_step(recipe, device, images):
     return step
 
 
-def step_ratio(device, rounds):
-    """Milliseconds of a step of each, and the median ratio of neighbours; who goes first alternates."""
-    images = torch.rand(BATCH, 1, 28, 28, device=device)
-    steps = {recipe: training_step(recipe, device, images) for recipe in ("echo", "vae")}
-    times = {recipe: [] for recipe in steps}
-    for round_ in range(rounds + 2):
-        for recipe in sorted(steps, reverse=round_ % 2 == 1):
-            begin = time.perf_counter()
-            steps[recipe]()
-            if round_ >= 2:
-                times[recipe].append((time.perf_counter() - begin) * 1e3)
-    ratio = statistics.median(echo / vae for echo, vae in zip(times["echo"], times["vae"], strict=True))
-    return {**{f"{recipe}_ms": statistics.median(each) for recipe, each in times.items()}, "ratio": ratio}
+def measure(options):
+    times = time_calls(make_calls(), options.seconds, threads=1, rounds=2 if options.quick else 20)
+    images = torch.rand(BATCH, 1, 28, 28, device=options.device)
+    steps = {recipe: training_step(recipe, options.device, images) for recipe in ("echo", "vae")}
+    step_times = time_calls(steps, 0.0, rounds=1 if options.quick else 30)  # a step in each round
+    return {
+        "calls": {name: found.summary() for name, found in times.items()},
+        "steps": {recipe: found.summary() for recipe, found in step_times.items()},
+        "step_ratio": step_times["echo"].ratio(step_times["vae"]),
+    }
 
 
-def report(result):
-    times, step = result["microseconds"], result["step"]
+def table(result):
+    us = {name: 1e6 * summary["median"] for name, summary in result["calls"].items()}
+    echo, vae = (1e3 * result["steps"][recipe]["median"] for recipe in ("echo", "vae"))
+    overhead, fresh = (
+        us[name] - us["native forward"] for name in ("echo_sample forward", "echo_sample forward, fresh seed")
+    )
+    ratio = us["echo_sample forward+backward"] / us["autograd.Function forward+backward"]
+    bounds = [
+        ("forward above the kernel, us", f"{overhead:.1f}", MAXIMUM_MICROSECONDS),
+        ("forward, fresh seed, above the kernel, us", f"{fresh:.1f}", MAXIMUM_MICROSECONDS),
+        ("forward+backward over autograd.Function", f"{ratio:.2f}", MAXIMUM_RATIO),
+        (
+            f"Echo training step over the Gaussian's ({echo:.1f} and {vae:.1f} ms)",
+            f"{result['step_ratio']:.3f}",
+            MAXIMUM_STEP_RATIO,
+        ),
+    ]
     lines = [
-        f"{result['device']}, torch {result['torch']}; calls on {ROWS} x {WIDTH} rows, one thread, medians.",
+        f"{result['device']}, torch {result['versions']['torch']}; calls on {ROWS} x {WIDTH} rows, one thread, "
+        "medians.",
         "",
-        "| call | us |",
-        "|---|---|",
-        *(f"| {name} | {value:.1f} |" for name, value in times.items()),
+        *markdown_table(["call", "us"], [(name, f"{value:.1f}") for name, value in us.items()]),
         "",
-        "| bar | measured | at most |",
-        "|---|---|---|",
-        f"| forward above the kernel, us | {result['forward_overhead_us']:.1f} | {LEAST_MICROSECONDS:g} |",
-        f"| forward, fresh seed, above the kernel, us | {result['fresh_overhead_us']:.1f} | {LEAST_MICROSECONDS:g} |",
-        f"| forward+backward over autograd.Function | {result['both_ratio']:.2f} | {LEAST_RATIO:g} |",
-        f"| Echo training step over the Gaussian's ({step['echo_ms']:.1f} and {step['vae_ms']:.1f} ms) "
-        f"| {step['ratio']:.3f} | {LEAST_STEP_RATIO:g} |",
+        *markdown_table(["bar", "measured", "at most"], [(name, value, f"{bound:g}") for name, value, bound in bounds]),
     ]
     return "\n".join(lines) + "\n"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="of the training step; calls are timed on the CPU")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--repeats", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=30)
-    options = parser.parse_args()
-    device, threads = torch.device(options.device), torch.get_num_threads()
-    torch.set_num_threads(1)
-    times = microseconds(options.repeats)
-    torch.set_num_threads(threads)
-    result = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "torch": torch.__version__,
-        "threads_of_the_step": threads,
-        "microseconds": times,
-        "forward_overhead_us": times["echo_sample forward"] - times["native forward"],
-        "fresh_overhead_us": times["echo_sample forward, fresh seed"] - times["native forward"],
-        "both_ratio": times["echo_sample forward+backward"] / times["autograd.Function forward+backward"],
-        "step": step_ratio(device, options.rounds),
-    }
-    table = report(result)
-    print(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    suffix = "" if device.type == "cpu" else f"_{device.type}"
-    (options.out / f"overhead{suffix}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.out / f"overhead{suffix}.md").write_text(table)
+    options = parse(make_parser(__doc__, device=True, seconds=2.0))
+    finish(on_device("overhead", options.device), options, measure, table)
 
 
 if __name__ == "__main__":
