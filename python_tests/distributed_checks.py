@@ -16,7 +16,8 @@ from torch import nn
 
 import echo_ext
 from echo_ext import distributed, reference
-from echo_ext.distributed._ranks import BLOCK_BYTES, HEADER_BYTES, Ranks
+from echo_ext.distributed._collectives import BLOCK_BYTES, HEADER_BYTES, Ranks
+from echo_ext.distributed.echo import rank_seed
 
 EXACT = 1e-10  # float64, of the largest value
 
@@ -68,7 +69,7 @@ def check_gathered(group, world):
         losses, mine = [], None
         for r in range(world):
             order = torch.cat([rows[r], *(rows[other] for other in range(world) if other != r)])
-            seed = distributed._echo.rank_seed(torch.tensor(9), r)
+            seed = rank_seed(torch.tensor(9), r)
             drawn = torch.ops.echo_ext.echo_indices(seed, sizes[r], total, total - 1, code, True)
             indices = order[drawn]
             assert (indices != rows[r].unsqueeze(1)).all()
@@ -239,7 +240,7 @@ def disagreements(group, world):
         ("two functions, gathered", ValueError, differ(call, "echo_sample", "mutual_information"),
          lambda: estimate(x, y) if odd else send(f, s, sampling="permutation")),
         ("no tensor", TypeError, "f must be a torch.Tensor, got int", lambda: send(3 if odd else f, s)),
-        ("f and s", ValueError, "f and s must have one shape, got (6, 3) and (6, 2)",
+        ("f and s", ValueError, "f and s must have the same shape, got (6, 3) and (6, 2)",
          lambda: send(f, s[:, :2] if odd else s)),
         ("rows", ValueError, differ(rows, "(3,)", "(4,)"), lambda: send(*2 * [0.5 * torch.ones(3, 4 if odd else 3)])),
         ("wide rows", ValueError, differ(rows, "(3,)", "(900,)"),
@@ -268,7 +269,7 @@ def disagreements(group, world):
         # The same on all ranks, found after the exchange.
         ("k of all", ValueError, f"k must be less than the number of samples, got 99 of {9 * world}",
          lambda: estimate(x, y, k=99)),
-        ("terms of all", ValueError, f"num_terms is 99, but there are only {6 * world - 1} other rows in the batch",
+        ("terms of all", ValueError, f"num_terms must be at most {6 * world - 1}, the number of other rows in the batch",
          lambda: send(f, s, sampling="permutation", num_terms=99)),
         ("no samples", ValueError, "k must be less than the number of samples, got 3 of 0",
          lambda: estimate(x[:0], y[:0])),

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "parallel.h"
+#include "common/parallel.h"
 
 using namespace echo_ext;
 

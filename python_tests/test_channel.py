@@ -171,7 +171,7 @@ def test_a_drop_in_for_the_gaussian():
 
 
 def test_a_first_batch_that_is_too_small_says_what_to_do():
-    with pytest.raises(ValueError, match=r"10 rows, but num_terms=20 needs 21 and the bank is still empty"):
+    with pytest.raises(ValueError, match=r"at least 21 rows for num_terms=20 while the bank is still empty, got 10"):
         EchoChannel(num_terms=20)(torch.randn(10, 2), torch.randn(10, 2))
 
 
@@ -183,9 +183,9 @@ def test_eval_and_sample_before_training_say_what_to_do():
 
 
 def test_another_width_than_in_training():
-    with pytest.raises(ValueError, match=r"rows of shape \(4,\), as in training, but they have \(5,\)"):
+    with pytest.raises(ValueError, match=r"rows of the shape seen in training, \(4,\), got \(5,\)"):
         trained().eval()(torch.randn(1, 5), torch.randn(1, 5))
-    with pytest.raises(ValueError, match=r"rows of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"shape seen in training, \(4,\)"):
         trained()(torch.randn(30, 5), torch.randn(30, 5))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from echo_ext import _C, _cuda, cli
+from echo_ext import _C, _cuda, _native, cli
 
 ROOT = Path(__file__).parent.parent
 REBUILD_WITH_CUDA_12 = (
@@ -80,7 +80,7 @@ def test_the_first_cuda_call_says_what_is_missing(pretend_driver, driver, refusa
     pretend_driver(*driver)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=re.escape(f"f is a CUDA tensor, but {refusal}")) as caught:
-            _cuda.device_and_stream("f", torch.device("cuda"))
+            _native.device_and_stream("f", torch.device("cuda"))
         assert "\n" not in str(caught.value)
 
 

@@ -15,8 +15,8 @@ from scipy import stats
 
 import echo_ext
 from echo_ext import distributed, reference
-from echo_ext.distributed._ranks import HEADER_BYTES, Ranks, _describe, _Header, invalid_unless_equal
-from echo_ext.distributed._scan import CHUNK_ROWS, Composition, scan, scan_backward
+from echo_ext.distributed._collectives import HEADER_BYTES, Ranks, _describe, _Header, invalid_unless_equal
+from echo_ext.echo.scan import CHUNK_ROWS, Composition, scan, scan_backward
 
 HERE = Path(__file__).parent
 TIMEOUT = 120
@@ -186,10 +186,15 @@ def test_numbers_of_ranks_that_disagree_are_invalid_on_a_gpu():
     ("f", "s", "options", "message"),
     [
         (torch.zeros(1, 2), torch.zeros(1, 2), {}, "f must have at least 2 rows on all ranks together, got 1"),
-        (torch.zeros(3, 2), torch.zeros(3, 1), {}, "f and s must have one shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 1), {}, "f and s must have the same shape"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"num_terms": 2}, "num_terms must be None for sampling='ring'"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"sampling": "circle"}, "sampling must be one of"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"sampling": "permutation", "num_terms": 3}, "only 2 other rows"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2),
+            {"sampling": "permutation", "num_terms": 3},
+            "at most 2, the number of other rows",
+        ),
     ],
 )
 def test_bad_input(f, s, options, message):
@@ -198,7 +203,7 @@ def test_bad_input(f, s, options, message):
 
 
 def test_channel_refuses_an_unknown_sync():
-    with pytest.raises(ValueError, match="sync must be False, True or 'gather', got 'ring'"):
+    with pytest.raises(ValueError, match="sync must be one of False, True, 'gather', got 'ring'"):
         echo_ext.EchoChannel(sync="ring")
 
 

@@ -18,8 +18,8 @@ import echo_ext
 from echo_ext.estimators import _neighbours, _neighbours_cuda, _samples, discrete, ksg, matrix
 
 SOURCES = [
-    *sorted(CSRC.glob("knn_*.cu")),
-    CSRC / "knn_cuda_bindings.cpp",
+    *sorted(CSRC.glob("knn/*.cu")),
+    CSRC / "bindings" / "knn_cuda.cpp",
     *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
 ]
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
@@ -71,7 +71,7 @@ class Device:
 
     def pretend(self, patch):
         patch.setattr(_neighbours_cuda, "_C", self.native)
-        patch.setattr(_neighbours_cuda, "device_and_stream", lambda name, device: (0, 0))
+        patch.setattr(_neighbours_cuda, "device_and_stream", lambda name, device: {"device": 0, "stream": 0})
         for module in (_neighbours, ksg, matrix):
             patch.setattr(module, "on_cuda", lambda tensor: True)
 
@@ -254,7 +254,7 @@ def test_too_large_a_k_names_the_limit(device):
 def test_a_cloud_follows_the_current_stream(native, monkeypatch):
     recorder, streams = Recorder(native), []
     Device(recorder).pretend(monkeypatch)
-    monkeypatch.setattr(_neighbours_cuda, "device_and_stream", lambda *_: (0, streams[-1]))
+    monkeypatch.setattr(_neighbours_cuda, "device_and_stream", lambda *_: {"device": 0, "stream": streams[-1]})
     (points,) = draw(70, 2)
     cloud = _neighbours.Cloud(points)
     radii = torch.ones(1, 70, dtype=torch.float64)

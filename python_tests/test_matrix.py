@@ -30,7 +30,8 @@ def circle(rows, seed):
 @pytest.mark.parametrize(("rows", "dim"), [(2, 1), (2, 3), (7, 5), (40, 33), (20, 64), (513, 4), (1030, 3)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_values_and_gradients(rows, dim, dtype):
-    f, S = signal_and_matrix(rows, dim, dtype)
+    # Around a circle of two rows a rounding returns every second step: it must have decayed by then.
+    f, S = signal_and_matrix(rows, dim, dtype, norm=0.5 if rows == 2 else 0.9)
     seed = int(torch.randint(2**62, ()))
     weights = torch.randn(rows, dim, dtype=torch.float64).to(dtype).double()
     z = echo_sample_matrix(f, S, seed=seed)
@@ -164,11 +165,11 @@ def test_double_backward_is_refused():
             torch.zeros(3, 2),
             torch.zeros(3, 2),
             ValueError,
-            r"shapes \(B, d\) and \(B, d, d\), got \(3, 2\), \(3, 2\)",
+            r"shapes \(B, d\) and \(B, d, d\), got \(3, 2\) and \(3, 2\)",
         ),
         (torch.zeros(1, 2), torch.zeros(1, 2, 2), ValueError, "f must have at least 2 rows"),
         (torch.zeros(3, 65), torch.zeros(3, 65, 65), ValueError, "f must have at most 64 columns, got 65"),
-        (torch.zeros(3, 2), torch.zeros(3, 2, 2).double(), TypeError, "f and S must have one dtype"),
+        (torch.zeros(3, 2), torch.zeros(3, 2, 2).double(), TypeError, "f and S must have the same dtype"),
         (torch.zeros(3, 2).int(), torch.zeros(3, 2, 2), TypeError, "f must be one of float64"),
     ],
 )
@@ -241,12 +242,12 @@ def test_sample_has_the_law_of_the_latent():
 
 
 def test_channel_refuses_what_it_cannot_do():
-    with pytest.raises(ValueError, match="dim must be between 1 and 64, got 65"):
+    with pytest.raises(ValueError, match="dim must be at most 64, got 65"):
         EchoMatrixChannel(65)
     channel, f_raw, s_raw = channel_and_input()
     with pytest.raises(ValueError, match=r"s_raw must have shape \(B, 10\), got \(40, 9\)"):
         channel(f_raw, s_raw[:, 1:])
-    with pytest.raises(ValueError, match="f_raw has 5 rows, but num_terms=20 needs 21"):
+    with pytest.raises(ValueError, match="at least 21 rows for num_terms=20 while the bank is still empty, got 5"):
         channel(f_raw[:5], s_raw[:5])
     with pytest.raises(ValueError, match="train a batch first"):
         channel.eval()(f_raw, s_raw)

@@ -188,7 +188,7 @@ def test_the_pool_carries_exceptions_to_the_caller(tmp_path):
     if compiler is None:
         pytest.skip("the pool's own checks need g++")
     program = tmp_path / "pool_driver"
-    sources = [CSRC / "parallel.cpp", HERE / "pool_driver.cpp"]
+    sources = [CSRC / "common" / "parallel.cpp", HERE / "pool_driver.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CSRC}"]
     subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)

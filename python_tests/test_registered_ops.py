@@ -49,9 +49,9 @@ def test_right_arguments_give_what_the_functions_give():
 
 
 DRAWS = [
-    (dict(rows=7), ValueError, "rows must be at most the 6 rows of the bank|f must have 7 rows"),
+    (dict(rows=7), ValueError, "rows must be at most 6, the number of rows of the bank|f must have 7 rows"),
     (dict(rows=-1), ValueError, "rows must be at least 0"),
-    (dict(num_terms=6), ValueError, "num_terms is 6, but there are only 5"),
+    (dict(num_terms=6), ValueError, "num_terms must be at most 5, the number of other rows in the batch, got 6"),
     (dict(num_terms=0), ValueError, "num_terms must be at least 1"),
     (dict(sampling=77), ValueError, "sampling must be between 0 and 2, got 77"),
     (dict(sampling=-1), ValueError, "sampling must be between 0 and 2, got -1"),
@@ -59,16 +59,16 @@ DRAWS = [
     (dict(seed=SEED.double()), ValueError, "seed must be an int64 tensor of one element"),
 ]
 BANKS = [
-    (dict(bank_s=S[:5]), ValueError, "bank_f and bank_s must have one shape"),
-    (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have one dtype"),
+    (dict(bank_s=S[:5]), ValueError, "bank_f and bank_s must have the same shape"),
+    (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have the same dtype"),
     (dict(bank_f=F[:0], bank_s=S[:0]), ValueError, "at least 2 rows"),
     (dict(bank_f=F.long(), bank_s=S.long()), TypeError, "bank_f must be one of float64"),
-    (dict(rows=5, sampling=2), ValueError, "rows must be all 6 rows of the batch for the ring, got 5"),
+    (dict(rows=5, sampling=2), ValueError, "rows must be 6 for the ring, all rows of the batch, got 5"),
     (dict(s=S[:5]), ValueError, "s must have 6 rows, got 5"),
-    (dict(s=S[:, :2]), ValueError, "s must have rows of bank_f's shape"),
-    (dict(s=S.double()), TypeError, "s must have bank_f's dtype"),
-    (dict(s=S.to("meta")), ValueError, "s must be on bank_f's device cpu, got meta"),
-    (dict(seed=SEED.to("meta")), ValueError, "device cpu, got meta"),
+    (dict(s=S[:, :2]), ValueError, "s must have rows of the shape of bank_f's rows"),
+    (dict(s=S.double()), TypeError, "s and bank_f must have the same dtype"),
+    (dict(s=S.to("meta")), ValueError, "s and bank_f must be on the same device, got meta and cpu"),
+    (dict(seed=SEED.to("meta")), ValueError, "device.*, got meta"),
 ]
 
 
@@ -105,15 +105,15 @@ def test_a_bank_of_no_rows_is_refused():
         (echo, dict(f=None), ValueError, "f and s must both be tensors or both be None"),
         (echo, dict(f=F[:5]), ValueError, "f must have 6 rows, got 5"),
         (echo_backward, dict(grad=F[:5]), ValueError, "grad must have 6 rows, got 5"),
-        (echo_backward, dict(grad=F.double()), TypeError, "grad must have bank_f's dtype"),
+        (echo_backward, dict(grad=F.double()), TypeError, "grad and bank_f must have the same dtype"),
         (matrix, dict(s=MATRICES[:5]), ValueError, r"f and s must have shapes \(B, d\) and \(B, d, d\)"),
         (matrix, dict(f=F.half(), s=MATRICES.half()), TypeError, "f must be float64 or float32"),
         (matrix, dict(f=F[:1], s=MATRICES[:1]), ValueError, "f must have at least 2 rows"),
         (matrix, dict(f=torch.zeros(2, 65), s=torch.zeros(2, 65, 65)), ValueError, "f must have at most 64 columns"),
         (matrix, dict(seed=torch.zeros(2, dtype=torch.int64)), ValueError, "seed must be an int64 tensor of one"),
-        (matrix_backward, dict(grad=F[:5]), ValueError, "grad and z must have one shape"),
+        (matrix_backward, dict(grad=F[:5]), ValueError, "grad and z must have the same shape"),
         (matrix_backward, dict(z=F[:5], grad=F[:5]), ValueError, "must have shapes"),
-        (matrix_backward, dict(grad=F.double()), TypeError, "grad and z must have one dtype"),
+        (matrix_backward, dict(grad=F.double()), TypeError, "grad and z must have the same dtype"),
     ],
 )
 def test_wrong_tensors_are_refused(call, changes, error, message, inference):

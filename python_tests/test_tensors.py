@@ -28,7 +28,7 @@ from echo_ext import (
     total_correlation,
     transfer_entropy,
 )
-from echo_ext.ops import FEW_ROWS
+from echo_ext.echo.ops import FEW_ROWS
 
 F, S = torch.randn(6, 3), 0.9 * torch.rand(6, 3)
 MATRICES = 0.3 * torch.rand(6, 3, 3)

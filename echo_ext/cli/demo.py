@@ -17,10 +17,10 @@ import torch
 
 from echo_ext import data
 from echo_ext._versions import versions
-from echo_ext.channel import EchoChannel
 from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.demo import training
 from echo_ext.demo.training import MODELS, SETTINGS
+from echo_ext.echo.channel import EchoChannel
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from echo_ext import models
-from echo_ext.channel import EchoChannel
 from echo_ext.data import LabelledDataset
+from echo_ext.echo.channel import EchoChannel
 from echo_ext.metrics import gaussian_total_correlation
 from echo_ext.models.autoencoder import Autoencoder
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from echo_ext import _checks
-from echo_ext.distributed._ranks import CALL, Ranks
+from echo_ext.distributed._collectives import CALL, Ranks
 from echo_ext.distributed._rows import gather_rows
 from echo_ext.estimators import _gradient
 from echo_ext.estimators._samples import (

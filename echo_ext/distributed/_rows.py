@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from echo_ext.distributed._ranks import Ranks
+from echo_ext.distributed._collectives import Ranks
 
 
 def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> tuple[list[Tensor], list[int]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C
+from echo_ext._native import dtype_code
 
 from . import _neighbours_cuda
 
@@ -88,7 +89,7 @@ def search(
         )
         return distances, found
     _C.knn_search(
-        single=points.dtype == torch.float32,
+        dtype=dtype_code(points.dtype),
         points=points.data_ptr(),
         queries=0 if queries is None else sought.data_ptr(),
         rows=0 if rows is None else rows.data_ptr(),
@@ -182,7 +183,7 @@ def count(
         )
         return counts.permute(*back, len(to_front))
     _C.knn_count(
-        single=points.dtype == torch.float32,
+        dtype=dtype_code(points.dtype),
         points=points.data_ptr(),
         radii=ordered.data_ptr(),
         groups=columns.data_ptr(),
@@ -214,7 +215,7 @@ def boundary(points: Tensor | Cloud, radii: Tensor, skip: Tensor, *, width: int,
         _neighbours_cuda.boundary(cloud.tree, radii, skip, width=width, exclude_within=exclude_within, indices=found)
         return found
     _C.knn_boundary(
-        single=points.dtype == torch.float32,
+        dtype=dtype_code(points.dtype),
         points=points.data_ptr(),
         radii=radii.data_ptr(),
         skip=skip.data_ptr(),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C
-from echo_ext._cuda import device_and_stream
+from echo_ext._native import device_and_stream, dtype_code
 
 SAMPLE = 1024  # points whose values divide each column into parts of equal size, for the spatial order
 TILE = 32  # as in csrc
@@ -29,24 +29,21 @@ class Tree:
     keys: Tensor | None  # sorted
     sample: Tensor | None
 
-    @property
-    def single(self) -> bool:
-        return self.points.dtype == torch.float32
-
     def part(self, items: slice) -> Tree:
         """The tree of some of the items."""
         points = self.points[items]
-        native = self.native.part(self.single, items.indices(len(self.points))[0], len(points))
+        native = self.native.part(items.indices(len(self.points))[0], len(points))
         return replace(self, native=native, points=points, order=self.order[items])
 
     def device_and_stream(self) -> tuple[int, int]:
         """The stream is the one that is current now, on which results are expected; it may not be the tree's first."""
-        return device_and_stream("x", self.points.device)
+        where = device_and_stream("x", self.points.device)
+        return where["device"], where["stream"]
 
 
 def build(points: Tensor, like: Tree | None = None) -> Tree:
     """The tree of points (B, N, d); with the order of another tree, where these are its queries."""
-    device, stream = device_and_stream("x", points.device)
+    device, stream = device_and_stream("x", points.device).values()
     keys = sample = None
     batch, n, dim = points.shape
     if dim == 1 and like is None:
@@ -54,10 +51,16 @@ def build(points: Tensor, like: Tree | None = None) -> Tree:
     else:
         sample = _sample(points) if like is None else like.sample
         keys, order = torch.sort(_keys(points, _sample(points) if sample is None else sample, device, stream), -1)
-    native = _C.KnnTree(points=points.data_ptr(), order=order.data_ptr(), batch=batch, num_points=n, dim=dim)
-    single = points.dtype == torch.float32
-    memory = torch.empty(native.bytes(single), dtype=torch.uint8, device=points.device)
-    _C.knn_cuda_build(single=single, tree=native, memory=memory.data_ptr(), device=device, stream=stream)
+    native = _C.KnnTree(
+        dtype=dtype_code(points.dtype),
+        points=points.data_ptr(),
+        order=order.data_ptr(),
+        batch=batch,
+        num_points=n,
+        dim=dim,
+    )
+    memory = torch.empty(native.bytes(), dtype=torch.uint8, device=points.device)
+    _C.knn_cuda_build(tree=native, memory=memory.data_ptr(), device=device, stream=stream)
     return Tree(native, points, order, memory, keys, sample)
 
 
@@ -80,7 +83,6 @@ def search(
         sought = build(queries, tree)
         start = _start(tree, sought)
     _C.knn_cuda_search(
-        single=tree.single,
         points=tree.native,
         queries=None if sought is None else sought.native,
         rows=0 if rows is None else rows.data_ptr(),
@@ -111,7 +113,6 @@ def count(
     """As the CPU's count, with the batch flattened, into ``counts``."""
     device, stream = tree.device_and_stream()
     _C.knn_cuda_count(
-        single=tree.single,
         points=tree.native,
         radii=radii.data_ptr(),
         groups=groups.data_ptr(),
@@ -132,7 +133,6 @@ def boundary(tree: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_wit
     device, stream = tree.device_and_stream()
     _check_k(width + 1, device)
     _C.knn_cuda_boundary(
-        single=tree.single,
         points=tree.native,
         radii=radii.data_ptr(),
         skip=skip.data_ptr(),
@@ -170,9 +170,9 @@ class Columns:
 
 def pairs_fit(n: int, k: int, points: Tensor) -> bool:
     """Whether `pairs` takes pairs of columns of n rows like the points, and as many neighbours."""
-    device, _ = device_and_stream("x", points.device)
-    single = points.dtype == torch.float32
-    return k <= _C.knn_cuda_pairs_max_neighbours and n <= _C.knn_cuda_pairs_max_points(single, device)
+    device = device_and_stream("x", points.device)["device"]
+    most = _C.knn_cuda_pairs_max_points(dtype=dtype_code(points.dtype), device=device)
+    return k <= _C.knn_cuda_pairs_max_neighbors and n <= most
 
 
 def pairs(x: Columns, y: Columns, k: int) -> Tensor:
@@ -180,7 +180,7 @@ def pairs(x: Columns, y: Columns, k: int) -> Tensor:
 
     Where y is x, only pairs on and above the diagonal; the others are 0.
     """
-    device, stream = device_and_stream("x", x.values.device)
+    device, stream = device_and_stream("x", x.values.device).values()
     batch, p, n = x.values.shape
     psi = torch.digamma(torch.arange(1, n + 1, dtype=torch.float64, device=x.values.device))
     estimates = psi.new_zeros((batch, p, y.values.shape[1]))
@@ -197,7 +197,7 @@ def pairs(x: Columns, y: Columns, k: int) -> Tensor:
         for columns, of_columns in ((x, gaps[0]), (y, gaps[-1]))
     )
     _C.knn_cuda_pairs(
-        single=x.values.dtype == torch.float32,
+        dtype=dtype_code(x.values.dtype),
         x=native_x,
         y=native_y,
         symmetric=y is x,
@@ -222,7 +222,7 @@ def _keys(points: Tensor, sample: Tensor, device: int, stream: int) -> Tensor:
     batch, n, dim = points.shape
     keys = torch.empty((batch, n), dtype=torch.int64, device=points.device)
     _C.knn_cuda_keys(
-        single=points.dtype == torch.float32,
+        dtype=dtype_code(points.dtype),
         points=points.data_ptr(),
         sample=sample.data_ptr(),
         batch=batch,
@@ -250,6 +250,6 @@ def _start(tree: Tree, queries: Tree) -> Tensor | None:
 
 def _check_k(k: int, device: int) -> None:
     if k > 32:
-        most = _C.knn_cuda_max_neighbours(device)
+        most = _C.knn_cuda_max_neighbors(device)
         if k > most:
             raise ValueError(f"k must be at most {most} on this CUDA device, got {k}; on the CPU it may be larger")

@@ -150,7 +150,7 @@ def check_exact(name: str, values: npt.NDArray[Any]) -> None:
 
 def plain(name: str, tensor: Tensor) -> Tensor:
     """A dense tensor whose memory holds its values: without the negative bit, and not a zero tensor."""
-    _checks.check_layout(name, tensor)
+    _checks.dense_layout(name, tensor)
     if tensor.is_quantized:
         raise TypeError(f"{name} must be a dense tensor, got quantized")
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from echo_ext import _checks
-from echo_ext.estimators import knn
 from echo_ext.estimators._samples import ArrayLike
+from echo_ext.estimators.knn import knn
 from echo_ext.metrics._inputs import read_codes, read_integers
 
 __all__ = ["knn_accuracy"]

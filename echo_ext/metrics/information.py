@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext.channel import ChannelOutput, EchoChannel
+from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.estimators import mutual_information
 from echo_ext.estimators._samples import ArrayLike
 from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns

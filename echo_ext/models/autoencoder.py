@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext.channel import ChannelOutput, EchoChannel
+from echo_ext.echo._arguments import Sampling
+from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianChannel, GaussianOutput, IAFChannel
 from echo_ext.models.densities import kl_to_standard_normal, widened
@@ -97,7 +98,7 @@ class Autoencoder(Model):
         hidden: Sequence[int] | None = None,
         activation: str = "relu",
         num_terms: int | None = None,
-        sampling: str = "permutation",
+        sampling: Sampling = "permutation",
         activation_scale: float = 16.0,
         bank_size: int | None = None,
         latent_scale: float | None = None,

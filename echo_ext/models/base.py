@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from echo_ext.channel import ChannelOutput
+from echo_ext.echo.channel import ChannelOutput
 from echo_ext.models.channels import DensityOutput, GaussianOutput
 
 __all__ = ["Model"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from echo_ext import metrics
-from echo_ext.channel import EchoChannel
 from echo_ext.data import LabelledDataset
+from echo_ext.echo.channel import EchoChannel
 from echo_ext.models import Model
 from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
 

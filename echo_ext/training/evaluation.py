@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from echo_ext import metrics
-from echo_ext.channel import ChannelOutput, EchoChannel
 from echo_ext.data import DSprites, LabelledDataset
+from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.metrics import RateDistortion
 from echo_ext.models import Model
 from echo_ext.models.channels import GaussianOutput

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import digamma
 
 import echo_ext
-from echo_ext.distributed._echo import SEED_STEP
+from echo_ext.distributed.echo import SEED_STEP
 
 
 def own_seed(seed, rank):

@@ -1,0 +1,196 @@
+// What every CUDA file needs: checked calls, a device guard, launches, elements of any dtype.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <tuple>
+
+#include "common/dtype.h"
+#include "common/workspace.h"
+
+// A block's dynamic shared memory.
+extern __shared__ float4 dynamic_shared_memory[];
+
+// Returns the text of an error from the calling function.
+#define ECHO_EXT_CUDA_CHECK(call)                                   \
+  do {                                                              \
+    const cudaError_t status_ = (call);                             \
+    if (status_ != cudaSuccess) return cudaGetErrorString(status_); \
+  } while (false)
+
+namespace echo_ext {
+
+using ECHO_EXT_ISA::Workspace;
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+// Makes a device current, and the former one again in the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : status_(cudaGetDevice(&former_)) {
+    if (status_ == cudaSuccess && former_ != device) {
+      status_ = cudaSetDevice(device);
+      changed_ = status_ == cudaSuccess;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(former_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  cudaError_t status() const { return status_; }
+
+ private:
+  int former_ = 0;
+  cudaError_t status_;
+  bool changed_ = false;
+};
+
+struct DeviceLimits {
+  int multiprocessors;
+  int shared_bytes;  // of one block
+};
+
+// Asks the driver once for each device and thread.
+inline cudaError_t device_limits(int device, DeviceLimits* limits) {
+  thread_local std::map<int, DeviceLimits> known;
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    *limits = found->second;
+    return cudaSuccess;
+  }
+  cudaError_t status = cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&limits->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) known[device] = *limits;
+  return status;
+}
+
+constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
+
+// Has a kernel accept this much dynamic shared memory.
+template <typename... Parameters>
+cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+}
+
+// How many blocks of a kernel one multiprocessor of the current device runs at once, by its registers, threads and
+// shared memory. The driver is asked once for each kernel, shape of block and thread; no operation of a stream, so that
+// it may be asked while a graph is captured.
+template <typename... Parameters>
+cudaError_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes, int* blocks) {
+  thread_local std::map<std::tuple<int, const void*, int, size_t>, int> known;
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  const auto key = std::make_tuple(device, reinterpret_cast<const void*>(kernel), threads, shared_bytes);
+  const auto found = known.find(key);
+  if (found != known.end()) {
+    *blocks = found->second;
+    return cudaSuccess;
+  }
+  status = allow_shared_bytes(kernel, shared_bytes);
+  if (status == cudaSuccess)
+    status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+  if (status == cudaSuccess) known[key] = *blocks;
+  return status;
+}
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  const cudaError_t status = allow_shared_bytes(kernel, shared_bytes);
+  if (status != cudaSuccess) return status;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// ---- Memory --------------------------------------------------------------------------------------------------------
+
+// Starts to copy 4, 8 or 16 aligned bytes from global to shared memory; the thread goes on, where the device can.
+// Committed copies form a group, and wait_for_copies<n> returns when all but the last n groups of this thread are
+// there. What other threads have copied takes a barrier as well.
+template <int kBytes = 16>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#if defined(CUDA_SHIM)
+  cuda_shim::copy_async(shared, global, kBytes);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(global), "n"(kBytes) : "memory");
+#else
+  if constexpr (kBytes == 16)
+    *static_cast<float4*>(shared) = *static_cast<const float4*>(global);
+  else if constexpr (kBytes == 8)
+    *static_cast<float2*>(shared) = *static_cast<const float2*>(global);
+  else
+    *static_cast<float*>(shared) = *static_cast<const float*>(global);
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#if defined(CUDA_SHIM)
+  cuda_shim::commit_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kMostPending>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(CUDA_SHIM)
+  cuda_shim::wait_for_copies(kMostPending);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+#endif
+}
+
+// One instruction from compute capability 9.0 on.
+__device__ __forceinline__ void atomic_add(float4* at, float4 value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  atomicAdd(at, value);
+#else
+  atomicAdd(&at->x, value.x);
+  atomicAdd(&at->y, value.y);
+  atomicAdd(&at->z, value.z);
+  atomicAdd(&at->w, value.w);
+#endif
+}
+
+// ---- Elements whose dtype is known at run time: for the edges of a kernel, where memory is what takes time ---------
+
+template <typename T>
+__device__ T load_element(DType dtype, const void* from, int64_t index);
+template <>
+__device__ __forceinline__ double load_element<double>(DType, const void* from, int64_t index) {
+  return static_cast<const double*>(from)[index];
+}
+template <>
+__device__ __forceinline__ float load_element<float>(DType dtype, const void* from, int64_t index) {
+  if (dtype == DType::float32) return static_cast<const float*>(from)[index];
+  if (dtype == DType::bfloat16) return to_compute(static_cast<const BFloat16*>(from)[index]);
+  return to_compute(static_cast<const Float16*>(from)[index]);
+}
+
+__device__ __forceinline__ void store_element(DType, void* to, int64_t index, double value) {
+  static_cast<double*>(to)[index] = value;
+}
+__device__ __forceinline__ void store_element(DType dtype, void* to, int64_t index, float value) {
+  if (dtype == DType::float32)
+    static_cast<float*>(to)[index] = value;
+  else if (dtype == DType::bfloat16)
+    static_cast<BFloat16*>(to)[index] = from_compute<BFloat16>(value);
+  else
+    static_cast<Float16*>(to)[index] = from_compute<Float16>(value);
+}
+
+}  // namespace echo_ext

@@ -1,0 +1,141 @@
+// Comparisons of vectors: what a search needs beside arithmetic.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "common/simd.h"
+#include "knn/distance.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+
+// A lane of integers for each lane of T; what a comparison yields (-1 where it holds).
+template <typename T>
+using Mask = typename VectorOf<T>::mask;
+template <typename T>
+using LaneInt = std::conditional_t<sizeof(T) == 4, int32_t, long long>;
+
+template <typename T>
+inline Vector<T> fabs_lanes(Vector<T> v) {
+  constexpr LaneInt<T> kNoSign = sizeof(T) == 4 ? LaneInt<T>(0x7fffffff) : LaneInt<T>(0x7fffffffffffffffLL);
+  return reinterpret_cast<Vector<T>>(reinterpret_cast<Mask<T>>(v) & kNoSign);
+}
+
+// As a > b ? a : b, in one instruction (the second where either is not a number). The masked forms are the plain ones
+// to the compiler, without GCC 12's false warning about uninitialised values in them.
+template <typename T>
+inline Vector<T> larger(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+  else
+    return (Vector<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
+  else
+    return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm_max_pd((__m128d)a, (__m128d)b);
+  else
+    return (Vector<T>)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+template <typename T>
+inline Vector<T> smaller(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
+  else
+    return (Vector<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
+  else
+    return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm_min_pd((__m128d)a, (__m128d)b);
+  else
+    return (Vector<T>)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+template <typename T>
+inline bool any(Mask<T> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8)
+    return _mm512_movepi64_mask((__m512i)mask) != 0;
+  else
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  LaneInt<T> gathered = 0;
+  for (int lane = 0; lane < kLanes<T>; ++lane) gathered |= mask[lane];
+  return gathered != 0;
+#endif
+}
+
+// extend_distance for each lane, where no difference is NaN.
+template <Metric M, typename T>
+inline Vector<T> extend_lanes(Vector<T> so_far, Vector<T> difference) {
+  if constexpr (M == Metric::euclidean) return so_far + difference * difference;
+#if defined(__AVX512DQ__)
+  constexpr int kLargerMagnitude = 0b1011;
+  if constexpr (sizeof(T) == 8)
+    return (Vector<T>)_mm512_maskz_range_pd(0xff, (__m512d)so_far, (__m512d)difference, kLargerMagnitude);
+  else
+    return (Vector<T>)_mm512_maskz_range_ps(0xffff, (__m512)so_far, (__m512)difference, kLargerMagnitude);
+#else
+  return larger<T>(so_far, fabs_lanes<T>(difference));
+#endif
+}
+
+template <bool kInclusive, typename T>
+inline Mask<T> within_lanes(Vector<T> distance, Vector<T> radius) {
+  if constexpr (kInclusive)
+    return distance <= radius;
+  else
+    return distance < radius;
+}
+
+template <typename T>
+inline Mask<T> load_ints(const LaneInt<T>* from) {
+  Mask<T> v;
+  std::memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+// values[place] for each lane.
+template <typename T>
+inline Vector<T> gather(const T* values, Mask<T> places) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 8) {
+    return (Vector<T>)_mm512_mask_i64gather_pd(_mm512_setzero_pd(), 0xff, (__m512i)places, values, 8);
+  } else {
+    return (Vector<T>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)places, values, 4);
+  }
+#else
+  Vector<T> v = Vector<T>{};
+  for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = values[places[lane]];
+  return v;
+#endif
+}
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,193 @@
+// The draws of many rows at once in vector registers: the same numbers as draw() makes one by one.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "common/simd.h"
+#include "echo/draws.h"
+#include "echo/kernels_cpu.h"
+#include "echo/small_order_cpu.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+
+// Makes one problem's draws, in tables of consecutive rows: the first terms of all rows together, further terms of a
+// row when it comes to need them.
+class DrawMaker {
+ public:
+  DrawMaker(const EchoProblem& problem, int64_t seed)
+      : draws_(draws_of(problem, seed)), order_(num_candidates(draws_)), num_terms_(problem.num_terms) {}
+
+  int64_t num_terms() const { return num_terms_; }
+
+  // The first draws of `count` rows from the table's `begin` on.
+  void start(const DrawTable& table, int64_t begin, int64_t count) const {
+    const int64_t terms = std::min(first_draws(num_terms_), whole_vectors(num_terms_));
+    const int64_t rows_at_once = kMostAtOnce / terms;
+    for (int64_t done = 0; done < count; done += rows_at_once)
+      make(table, begin + done, std::min(begin + done + rows_at_once, begin + count), 0, terms);
+  }
+
+  // More draws of one row.
+  void extend(const DrawTable& table, int64_t index) const {
+    const int64_t first = table.counts[index];
+    make(table, index, index + 1, first, std::min(kMoreDraws, whole_vectors(num_terms_ - first)));
+  }
+
+ private:
+  using V = Vector<uint32_t>;
+  static constexpr int64_t kUnit = kLanes<uint32_t>;
+  static constexpr int64_t kMostAtOnce = 1024;
+  static int64_t whole_vectors(int64_t terms) { return ceil_div(terms, kUnit) * kUnit; }
+  static_assert(kFirstDraws % kUnit == 0 && kMoreDraws % kUnit == 0, "draws come in whole vectors");
+
+  // Vectors of draws: whose keys, which terms, and where they go. Where fewer are wanted, the last is repeated.
+  struct Group {
+    Words start, step, term;
+    DrawKey key[kWordVectors];
+    int32_t* to[kWordVectors];
+  };
+
+  // Values that the bijection has left outside of the candidates walk on along their cycles, all rows' together.
+  struct Outside {
+    int64_t count = 0;
+    uint32_t value[kMostAtOnce + kWordLanes], start[kMostAtOnce + kWordLanes], step[kMostAtOnce + kWordLanes];
+    int32_t* to[kMostAtOnce + kWordLanes];
+
+    void add(uint32_t value_, DrawKey key, int32_t* to_) {
+      value[count] = value_;
+      start[count] = key.start;
+      step[count] = key.step;
+      to[count++] = to_;
+    }
+  };
+
+  // `count` draws, from term `first` on, of each of the rows [begin, end).
+  void make(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
+    if (draws_.sampling == Sampling::permutation && SmallOrder::fits(order_))
+      make_small(table, begin, end, first, count);
+    else
+      make_any(table, begin, end, first, count);
+    for (int64_t index = begin; index < end; ++index) {
+      if (draws_.exclude_self) skip_self(table.row(index) + first, count, table.first_row + index);
+      table.counts[index] = static_cast<int32_t>(first + count);
+    }
+  }
+
+  void make_small(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
+    const SmallOrder order(order_);
+    for (int64_t index = begin; index < end; ++index)
+      order.draw(key_of(table, index), static_cast<uint32_t>(first), static_cast<int>(count), table.row(index) + first);
+  }
+
+  void make_any(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
+    const int64_t parts = (end - begin) * (count / kUnit);
+    Outside outside;
+    int64_t index = begin, done = 0;  // of that row
+    DrawKey key = key_of(table, index);
+    for (int64_t part = 0; part < parts; part += kWordVectors) {
+      Group group;
+      for (int v = 0; v < kWordVectors; ++v) {
+        group.key[v] = key;
+        group.start.part[v] = broadcast<uint32_t>(key.start);
+        group.step.part[v] = broadcast<uint32_t>(key.step);
+        group.term.part[v] = ascending<uint32_t>(static_cast<uint32_t>(first + done));
+        group.to[v] = table.row(index) + first + done;
+        if (part + v + 1 >= parts) continue;
+        done += kUnit;
+        if (done == count) key = key_of(table, ++index), done = 0;
+      }
+      const int used = static_cast<int>(std::min<int64_t>(kWordVectors, parts - part));
+      if (draws_.sampling == Sampling::replacement)
+        hash(group);
+      else
+        order(group, used, outside);
+    }
+    bring_inside(outside);
+  }
+
+  DrawKey key_of(const DrawTable& table, int64_t index) const {
+    return draw_key(draws_.seed, static_cast<uint64_t>(table.first_row + index));
+  }
+
+  void hash(const Group& group) const {
+    Words product;
+    for (int v = 0; v < kWordVectors; ++v) product.part[v] = group.step.part[v] * group.term.part[v];
+    write(group, scale_hash(mix32(mix32(group.start + product) ^ group.step), order_.size));
+  }
+
+  void order(const Group& group, int used, Outside& outside) const {
+    Words value = group.term;
+    for (V& part : value.part) part = part < order_.size ? part : broadcast<uint32_t>(order_.size - 1);
+    value = order_.step<Bijection::kHalfRounds>(group.start, group.step, value);
+    write(group, value);
+    for (int v = 0; v < used; ++v)
+      for (uint32_t lanes = lanes_of(value.part[v] >= order_.size); lanes != 0; lanes &= lanes - 1) {
+        int32_t* to = group.to[v] + __builtin_ctz(lanes);
+        outside.add(static_cast<uint32_t>(*to), group.key[v], to);
+      }
+  }
+
+  void bring_inside(Outside& outside) const {
+    while (outside.count > 0) {
+      const int64_t count = std::exchange(outside.count, 0);
+      for (int64_t first = 0; first < count; first += kWordLanes) {
+        // Lanes beyond the last hold anything.
+        const Words start = Words::loaded(outside.start + first), step = Words::loaded(outside.step + first);
+        uint32_t value[kWordLanes];
+        order_.step<Bijection::kHalfRounds>(start, step, Words::loaded(outside.value + first)).store_to(value);
+        for (int64_t i = first; i < std::min<int64_t>(first + kWordLanes, count); ++i) {
+          *outside.to[i] = static_cast<int32_t>(value[i - first]);
+          if (value[i - first] >= order_.size)
+            outside.add(value[i - first], {outside.start[i], outside.step[i]}, outside.to[i]);
+        }
+      }
+    }
+  }
+
+  static void write(const Group& group, const Words& value) {
+    for (int v = 0; v < kWordVectors; ++v) store(reinterpret_cast<uint32_t*>(group.to[v]), value.part[v]);
+  }
+
+  static void skip_self(int32_t* drawn, int64_t count, int64_t row) {
+    for (int64_t t = 0; t < count; ++t) drawn[t] += drawn[t] >= row ? 1 : 0;
+  }
+
+  // A bit for each lane where the comparison holds.
+  template <typename Mask>
+  static uint32_t lanes_of(const Mask& mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
+#else
+    uint32_t lanes = 0;
+    for (uint32_t lane = 0; lane < kUnit; ++lane)
+      if (mask[lane] != 0) lanes |= 1u << lane;
+    return lanes;
+#endif
+  }
+
+  const Draws draws_;
+  const Bijection order_;
+  const int64_t num_terms_;
+};
+
+// One row's draws, made as they are needed.
+struct RowDraws {
+  const DrawMaker& maker;
+  const DrawTable& table;
+  int64_t index;
+
+  const int32_t* rows() const { return table.row(index); }
+  // How many there are; more than `used`, which is less than num_terms.
+  int64_t beyond(int64_t used) const {
+    if (table.counts[index] <= used) maker.extend(table, index);
+    return std::min<int64_t>(table.counts[index], maker.num_terms());
+  }
+};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,448 @@
+// Ring: all rows' noises from one scan around a keyed circle of the bank.
+#include "echo/ring_cpu.h"
+
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "common/huge_pages.h"
+#include "common/parallel.h"
+#include "echo/columns_cpu.h"
+#include "echo/kernels_cpu.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+namespace {
+
+// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, since every segment
+// looks as far ahead; short enough that a segment's scratch stays in a cache, that threads find some segments to share,
+// and that many terms are left behind a segment for its windows to forget in.
+int64_t segment_length(const EchoProblem& problem) {
+  constexpr int64_t kLeastRows = 4096, kMostRows = 32768, kMostSegments = 32;
+  const int64_t windows = std::min(problem.rows, problem.bank_rows);
+  const int64_t most = std::max(kLeastRows, std::min(problem.num_terms / 2, kMostRows));
+  const int64_t length = std::max(kLeastRows, std::min(windows / kMostSegments, most));
+  // A window's last s is no factor of anything, not even where it is NaN: it must lie behind the segment.
+  return std::min(std::max<int64_t>(problem.num_terms - 1, 1), length);
+}
+
+constexpr int64_t kCircleTask = 4096;
+
+// Which bank row lies at each position of a circle.
+void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
+  const Bijection order(static_cast<uint32_t>(draws.bank_rows));
+  const DrawKey key = circle_key(draws.seed, circle);
+  const int64_t tasks = ceil_div(draws.bank_rows, kCircleTask);
+  parallel_for(tasks, num_threads, [&](int64_t task, int) {
+    const int64_t end = std::min((task + 1) * kCircleTask, draws.bank_rows);
+    for (int64_t position = task * kCircleTask; position < end; ++position)
+      rows[position] = static_cast<int32_t>(order(key, static_cast<uint32_t>(position)));
+  });
+}
+
+// A circle of bank rows, and the rows whose windows start on it.
+struct Circle {
+  const int32_t* rows;
+  int64_t size, first_row;
+  bool exclude_self;
+
+  int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
+  // Of a position near the circle's end or start too.
+  int64_t bank_row_around(int64_t position) const {
+    return rows[position < 0 ? 0 : position < size ? position : std::min(position - size, size - 1)];
+  }
+  int64_t noise_row(int64_t start) const {
+    return exclude_self ? rows[start == 0 ? size - 1 : start - 1] : first_row + start;
+  }
+};
+
+// What either pass reads: Io is EchoForward or EchoBackward.
+template <typename Io, typename Storage, typename P>
+struct CircleTerms {
+  const Io& io;
+  const Circle& circle;
+  const Columns<Storage, P>& columns;
+
+  __attribute__((always_inline)) void term(int64_t position, P& f, P& s) const {
+    const int64_t row = circle.bank_row(position);
+    f = columns.read(io.bank_f, row);
+    s = columns.read(io.bank_s, row);
+  }
+  __attribute__((always_inline)) void prefetch(int64_t position) const {
+    const int64_t row = circle.bank_row_around(position);
+    columns.prefetch(io.bank_f, row);
+    columns.prefetch(io.bank_s, row);
+  }
+  void pause() const { poll_interrupt(); }
+};
+
+template <typename Storage, typename P>
+struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
+  using CircleTerms<EchoForward, Storage, P>::io, CircleTerms<EchoForward, Storage, P>::circle,
+      CircleTerms<EchoForward, Storage, P>::columns;
+
+  // A result that waits for its row to be fetched holds up the reads behind it.
+  __attribute__((always_inline)) void prefetch_result(int64_t position) const {
+    this->prefetch(position);
+    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_around(position)
+                                                 : circle.first_row + std::max<int64_t>(position, 0));
+  }
+  __attribute__((always_inline)) void emit(int64_t start, const P& noise) const {
+    const int64_t row = circle.noise_row(start);
+    columns.write(io.out, row, io.f == nullptr ? noise : columns.read(io.f, row) + columns.read(io.s, row) * noise);
+  }
+};
+
+// What a chunk of a circle adds to positions behind its own, and to the row before them, waits here until all chunks
+// are done: nobody else has them meanwhile.
+template <typename P>
+struct Spill {
+  P *f, *s;        // of the positions from the chunk's end on
+  int64_t used;    // of them
+  P row_f, row_s;  // of the row whose window starts the chunk
+};
+
+// How a circle is shared among threads, which depends on the shape alone, and so do the results. Each chunk looks as
+// far ahead as its windows reach, and must be long compared with that.
+struct Chunks {
+  static constexpr int64_t kMostTasks = 16, kLeastRows = 1 << 14;
+  int64_t count, rows;  // rows: whole segments
+  int64_t most_spilled;
+
+  Chunks(const EchoProblem& problem, int64_t tiles) {
+    const int64_t windows = std::max<int64_t>(std::min(problem.rows, problem.bank_rows), 1);
+    const int64_t segment = std::max<int64_t>(segment_length(problem), 1);
+    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMostTasks, tiles), windows / kLeastRows), 1);
+    rows = ceil_div(ceil_div(windows, segment), wanted) * segment;
+    count = ceil_div(windows, rows);
+    most_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
+  }
+
+  // Of one segment's terms behind itself, those that can be needed.
+  int64_t most_weights(const EchoProblem& problem) const {
+    return count > 1 ? std::min(problem.num_terms, most_spilled + rows) : problem.num_terms;
+  }
+};
+
+template <typename Storage, typename P>
+struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
+  using CircleTerms<EchoBackward, Storage, P>::io, CircleTerms<EchoBackward, Storage, P>::circle,
+      CircleTerms<EchoBackward, Storage, P>::columns;
+  using T = Compute<Storage>;
+  const Columns<T, P>& sums;  // where gradients add up, in the computing type
+  T *sum_f, *sum_s;
+  int64_t fresh_begin, fresh_end;  // positions whose sums nothing has been written to
+  Spill<P>* spill;                 // null: everything goes to the sums
+  int64_t chunk_begin, chunk_end, most_spilled;
+
+  int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + most_spilled; }
+  void begin_behind(int64_t position) const {
+    if (spill == nullptr) return;
+    for (; spill->used < position - chunk_end; ++spill->used)
+      spill->f[spill->used] = spill->s[spill->used] = P::filled(0);
+  }
+  __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
+    const int64_t row = circle.bank_row_around(position);
+    this->prefetch(position);
+    columns.prefetch(io.grad, row);
+    sums.prefetch(sum_f, row);
+    sums.prefetch(sum_s, row);
+  }
+  __attribute__((always_inline)) P noise_gradient(int64_t start, const P& noise) const {
+    const int64_t row = circle.noise_row(start);
+    const P grad = columns.read(io.grad, row);
+    if (io.s == nullptr) return grad;
+    if (!circle.exclude_self) {
+      columns.write(io.grad_s, row, grad * noise);
+    } else if (spill != nullptr && start == chunk_begin) {
+      spill->row_f = grad;
+      spill->row_s = grad * noise;
+    } else {
+      add(row, grad, grad * noise);
+    }
+    return grad * columns.read(io.s, row);
+  }
+  __attribute__((always_inline)) void add(int64_t row, const P& df, const P& ds) const {
+    sums.write(sum_f, row, sums.read(sum_f, row) + df);
+    sums.write(sum_s, row, sums.read(sum_s, row) + ds);
+  }
+  __attribute__((always_inline)) void add_gradient(int64_t position, const P& df, const P& ds) const {
+    if (spill != nullptr && position >= chunk_end) {
+      spill->f[position - chunk_end] = spill->f[position - chunk_end] + df;
+      spill->s[position - chunk_end] = spill->s[position - chunk_end] + ds;
+      return;
+    }
+    const int64_t row = circle.bank_row(position);
+    if (position < fresh_begin || position >= fresh_end) return add(row, df, ds);
+    sums.write(sum_f, row, df);
+    sums.write(sum_s, row, ds);
+  }
+  void clear(int64_t begin, int64_t end) const {
+    in_pieces(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
+      for (int64_t position = from; position < to; ++position) {
+        sums.write(sum_f, circle.rows[position], P::filled(0));
+        sums.write(sum_s, circle.rows[position], P::filled(0));
+      }
+    });
+  }
+};
+
+template <typename P>
+struct ForwardLayout {
+  int64_t tiles, segments;
+  int32_t* rows;
+  P* prefixes;  // a segment's for each thread
+  int64_t prefix_size;
+
+  ForwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
+      : tiles(ceil_div(problem.width, P::kColumns)),
+        rows(workspace.take<int32_t>(problem.bank_rows)),
+        prefixes(nullptr),
+        prefix_size(segment_length(problem)) {
+    prefixes = workspace.take<P>(num_threads * prefix_size);
+  }
+};
+
+template <typename P>
+RingScratch<P> scratch_at(P* first, int64_t segment_size) {
+  return {first, first + segment_size, first + 2 * segment_size, first + 3 * segment_size, first + 4 * segment_size};
+}
+
+template <typename Storage, typename P>
+struct BackwardLayout {
+  using T = Compute<Storage>;
+  static constexpr bool kSumsAreOutputs = sizeof(Storage) == sizeof(T);
+  int64_t tiles;
+  Chunks chunks;
+  int32_t* rows;
+  T *sum_f = nullptr, *sum_s = nullptr;
+  P* scratch;  // for each thread
+  P* spilled;  // [tile][chunk][f, s]
+  int64_t segment_size, scratch_size;
+
+  BackwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
+      : tiles(ceil_div(problem.width, P::kColumns)),
+        chunks(problem, tiles),
+        rows(workspace.take<int32_t>(problem.bank_rows)),
+        segment_size(segment_length(problem)),
+        scratch_size(4 * segment_size + chunks.most_weights(problem)) {
+    scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles * chunks.count) * scratch_size);
+    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.most_spilled);
+    if (kSumsAreOutputs) return;
+    sum_f = workspace.take<T>(problem.bank_rows * problem.width);
+    sum_s = workspace.take<T>(problem.bank_rows * problem.width);
+  }
+
+  RingScratch<P> slot_scratch(int slot) const { return scratch_at(scratch + slot * scratch_size, segment_size); }
+
+  Spill<P> empty_spill(int64_t task) const {
+    P* f = spilled + task * 2 * chunks.most_spilled;
+    return {f, f + chunks.most_spilled, 0, P::filled(0), P::filled(0)};
+  }
+};
+
+struct Forward {
+  const EchoProblem& problem;
+  const EchoForward& io;
+  int num_threads;
+
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace workspace(io.workspace);
+    const ForwardLayout<P> layout(problem, num_threads, workspace);
+    prefer_huge_pages(io.out, problem.rows * problem.width * int64_t{sizeof(Storage)});
+    const Draws draws = draws_of(problem, *io.seed);
+    for (int64_t c = 0; c < num_circles(draws, problem.rows); ++c) {
+      if (c > 0) poll_interrupt();
+      fill_circle(draws, c, layout.rows, num_threads);
+      const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
+      const int64_t windows = num_windows(draws, problem.rows, c), length = layout.prefix_size;
+      parallel_for(layout.tiles * ceil_div(windows, length), num_threads, [&](int64_t task, int slot) {
+        const Columns<Storage, P> columns(problem.width, task % layout.tiles);
+        const int64_t begin = task / layout.tiles * length;
+        const RingSegment segment{begin, std::min(begin + length, windows), problem.num_terms};
+        ring_forward(segment, layout.prefixes + slot * layout.prefix_size,
+                     ForwardIo<Storage, P>{{io, circle, columns}});
+      });
+    }
+  }
+};
+
+struct Backward {
+  const EchoProblem& problem;
+  const EchoBackward& io;
+  int num_threads;
+
+  // A segment that reaches further than a chunk may: nothing of it is done yet.
+  template <typename P>
+  struct Deferred {
+    RingSegment segment;
+    P carry;
+  };
+  template <typename P>
+  struct Chunk {
+    Spill<P> spill;
+    std::vector<Deferred<P>> deferred;
+  };
+
+  template <typename Storage, typename P>
+  void run() const {
+    using T = Compute<Storage>;
+    Workspace workspace(io.workspace);
+    const BackwardLayout<Storage, P> layout(problem, num_threads, workspace);
+    T* sum_f = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_f) : layout.sum_f;
+    T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
+    for (T* sums : {sum_f, sum_s}) prefer_huge_pages(sums, problem.bank_rows * problem.width * int64_t{sizeof(T)});
+    const Draws draws = draws_of(problem, *io.seed);
+    // At least one, which clears the gradients of a bank that nothing was drawn from.
+    const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
+    const bool is_shared = layout.chunks.count > 1;
+    std::vector<Chunk<P>> chunks(static_cast<size_t>(is_shared ? layout.tiles * layout.chunks.count : 0));
+    for (int64_t c = 0; c < circles; ++c) {
+      if (c > 0) poll_interrupt();
+      fill_circle(draws, c, layout.rows, num_threads);
+      const Circle circle{layout.rows, problem.bank_rows, c * problem.bank_rows, problem.exclude_self};
+      const int64_t windows = num_windows(draws, problem.rows, c);
+      parallel_for(layout.tiles * layout.chunks.count, num_threads, [&](int64_t task, int slot) {
+        const int64_t t = task % layout.tiles, begin = task / layout.tiles * layout.chunks.rows;
+        const bool is_last = begin + layout.chunks.rows >= std::max<int64_t>(windows, 1);
+        if (begin > 0 && begin >= windows) return;  // a last circle may be short
+        const Columns<Storage, P> columns(problem.width, t);
+        const Columns<T, P> sums(problem.width, t);
+        const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
+        BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums,    sum_f, sum_s, begin,
+                                       c == 0 ? end : begin,  nullptr, begin, end,   layout.chunks.most_spilled};
+        if (is_shared) {
+          Chunk<P>& chunk = chunks[static_cast<size_t>(task)];
+          chunk.spill = layout.empty_spill(task);
+          chunk.deferred.clear();
+          tile_io.spill = &chunk.spill;
+          return run_chunk(tile_io, std::min(end, windows), layout.segment_size, layout.slot_scratch(slot), &chunk);
+        }
+        if (c == 0) {  // the last position's row comes early, by the window from position 0
+          tile_io.clear(circle.size - 1, circle.size);
+          tile_io.fresh_end = circle.size - 1;
+        }
+        run_chunk<Storage, P>(tile_io, windows, layout.segment_size, layout.slot_scratch(slot), nullptr);
+        if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
+      });
+      if (!is_shared) continue;
+      parallel_for(layout.tiles, num_threads, [&](int64_t t, int) {
+        const Columns<Storage, P> columns(problem.width, t);
+        const Columns<T, P> sums(problem.width, t);
+        const BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums, sum_f, sum_s, 0, 0, nullptr, 0, 0, 0};
+        for (int64_t begin = 0; begin < std::max<int64_t>(windows, 1); begin += layout.chunks.rows) {
+          const bool is_last = begin + layout.chunks.rows >= windows;
+          const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
+          add_up(tile_io, chunks[static_cast<size_t>(begin / layout.chunks.rows * layout.tiles + t)], begin, end,
+                 layout.segment_size);
+        }
+        if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
+      });
+    }
+  }
+
+  // The segments from tile_io.chunk_begin on. A row's sums begin with a store, not with an addition to zeros written
+  // beforehand, which would be a sweep more over the memory: segments reach the first circle's positions in order.
+  template <typename Storage, typename P>
+  void run_chunk(BackwardIo<Storage, P>& tile_io, int64_t end, int64_t segment_size, const RingScratch<P>& scratch,
+                 Chunk<P>* chunk) const {
+    P carry = P::filled(0);
+    for (int64_t begin = tile_io.chunk_begin; begin < end; begin += segment_size) {
+      poll_interrupt();
+      const RingSegment segment{begin, std::min(begin + segment_size, end), problem.num_terms};
+      const P entering = carry;
+      int64_t reached = ring_backward(segment, segment.end == end, scratch, carry, tile_io);
+      if (reached < 0) {
+        chunk->deferred.push_back({segment, entering});
+        carry = P::filled(0);
+        reached = segment.end;
+        tile_io.clear(std::max(segment.begin, tile_io.fresh_begin), std::min(segment.end, tile_io.fresh_end));
+      }
+      tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
+    }
+    tile_io.clear(tile_io.fresh_begin, tile_io.fresh_end);
+  }
+
+  // What has waited for all chunks to be done; those of one tile in their order.
+  template <typename Storage, typename P>
+  void add_up(const BackwardIo<Storage, P>& tile_io, const Chunk<P>& chunk, int64_t begin, int64_t end,
+              int64_t segment_size) const {
+    const int64_t size = tile_io.circle.size;
+    if (problem.exclude_self && io.s != nullptr)
+      tile_io.add(tile_io.circle.noise_row(begin), chunk.spill.row_f, chunk.spill.row_s);
+    in_pieces(0, chunk.spill.used, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i)
+        tile_io.add(tile_io.circle.bank_row((end + i) % size), chunk.spill.f[i], chunk.spill.s[i]);
+    });
+    if (chunk.deferred.empty()) return;
+    const auto memory = allocate_workspace((4 * segment_size + problem.num_terms) * int64_t{sizeof(P)});
+    const RingScratch<P> scratch = scratch_at(reinterpret_cast<P*>(memory.get()), segment_size);
+    for (const Deferred<P>& one : chunk.deferred) {
+      P carry = one.carry;
+      ring_backward(one.segment, true, scratch, carry, tile_io);
+    }
+  }
+
+  template <typename Storage, typename P>
+  void write_sums(const Columns<Storage, P>& columns, const Columns<Compute<Storage>, P>& sums,
+                  const Compute<Storage>* sum_f, const Compute<Storage>* sum_s) const {
+    in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
+        columns.write(io.grad_bank_s, row, sums.read(sum_s, row));
+      }
+    });
+  }
+};
+
+void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable*, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, num_threads});
+}
+
+void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable*, int num_threads) {
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, num_threads});
+}
+
+struct ForwardSize {
+  const EchoProblem& problem;
+  int num_threads;
+  int64_t& bytes;
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace sizes(nullptr);
+    ForwardLayout<P>(problem, num_threads, sizes);
+    bytes = sizes.bytes();
+  }
+};
+
+struct BackwardSize {
+  const EchoProblem& problem;
+  int num_threads;
+  int64_t& bytes;
+  template <typename Storage, typename P>
+  void run() const {
+    Workspace sizes(nullptr);
+    BackwardLayout<Storage, P>(problem, num_threads, sizes);
+    bytes = sizes.bytes();
+  }
+};
+
+int64_t forward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  int64_t bytes = 0;
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, ForwardSize{problem, num_threads, bytes});
+  return bytes;
+}
+
+int64_t backward_workspace_bytes(const EchoProblem& problem, int num_threads) {
+  int64_t bytes = 0;
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, BackwardSize{problem, num_threads, bytes});
+  return bytes;
+}
+
+}  // namespace
+
+const EchoKernels echo_ring_kernels = {forward_workspace_bytes, backward_workspace_bytes, forward, backward};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

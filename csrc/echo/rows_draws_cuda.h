@@ -1,0 +1,156 @@
+// The bank rows that each row draws, written down once for the walks of all tiles (echo_rows_cuda.cu). Most rows stop
+// long before their last term where |s| is well below one, so a sample of s tells how many terms are worth writing
+// down; a walk that goes on behind them draws for itself.
+#pragma once
+
+#include <type_traits>
+
+#include "common/cuda_support.h"
+#include "echo/echo.h"
+
+namespace echo_ext {
+
+// Terms come in steps, the last of a row padded with bank row 0; after each step a row may stop.
+constexpr int kStep = 16;
+
+// A bank in shared memory has fewer than 2^16 rows.
+template <bool kStaged>
+using Index = std::conditional_t<kStaged, uint16_t, int32_t>;
+
+struct DrawnRows {
+  void* rows;        // [row][room], of an Index
+  uint32_t* prefix;  // how many terms of each row are written, whole steps; chosen on the device
+  int64_t room;
+};
+
+// The bank rows of one row's step, in registers.
+template <bool kStaged>
+struct StepRows {
+  static constexpr int kWords = kStep * static_cast<int>(sizeof(Index<kStaged>)) / 4;
+  uint32_t word[kWords];
+
+  __device__ __forceinline__ void load(const Index<kStaged>* from) {
+#pragma unroll
+    for (int i = 0; i < kWords / 4; ++i) {
+      const uint4 four = __ldg(reinterpret_cast<const uint4*>(from) + i);
+      word[4 * i] = four.x;
+      word[4 * i + 1] = four.y;
+      word[4 * i + 2] = four.z;
+      word[4 * i + 3] = four.w;
+    }
+  }
+  __device__ __forceinline__ int32_t get(int k) const {
+    if (!kStaged) return static_cast<int32_t>(word[k]);
+    return static_cast<int32_t>(__byte_perm(word[k / 2], 0, k % 2 == 0 ? 0x4410 : 0x4432));
+  }
+  __device__ __forceinline__ void set(int k, int32_t bank_row) {
+    const auto bits = static_cast<uint32_t>(bank_row);
+    if (!kStaged)
+      word[k] = bits;
+    else
+      word[k / 2] = k % 2 == 0 ? (word[k / 2] & 0xffff0000u) | bits : (word[k / 2] & 0xffffu) | bits << 16;
+  }
+};
+
+// Calls work with an element of the type that a dtype has in memory, so that loops over elements do not ask.
+template <typename T, typename Work>
+__device__ __forceinline__ void with_element_of(DType dtype, const Work& work) {
+  if constexpr (std::is_same_v<T, double>) {
+    work(double{});
+  } else {
+    if (dtype == DType::float32)
+      work(float{});
+    else if (dtype == DType::bfloat16)
+      work(BFloat16{});
+    else
+      work(Float16{});
+  }
+}
+
+constexpr int kDrawThreads = 256;
+constexpr int kSampleRows = 16;
+
+// About how many terms it takes until the weights of each column have lost kBits bits, which they do at the mean of
+// -log2 |s|. All threads of the block together; the same in every block.
+template <typename T>
+__device__ __forceinline__ uint32_t guess_terms(const EchoProblem& problem, const void* s, uint32_t room) {
+  constexpr float kBits = std::is_same_v<T, double> ? 66 : 36;  // until negligible, and what the bounds take
+  constexpr float kMargin = 1.25f;
+  constexpr float kLeast = 0x1p-7f;  // so that the product of a sample is a normal number
+  auto* most = reinterpret_cast<uint32_t*>(dynamic_shared_memory);
+  if (threadIdx.x == 0) *most = kStep;
+  __syncthreads();
+  const int64_t columns = problem.width < kDrawThreads ? problem.width : kDrawThreads;
+  if (threadIdx.x < columns) {
+    const int64_t column = threadIdx.x * problem.width / columns;
+    const int64_t stride = problem.bank_rows / kSampleRows * problem.width;
+    float product = 1;
+    with_element_of<T>(problem.dtype, [&](auto element) {
+      using Element = decltype(element);
+      const Element* values = static_cast<const Element*>(s) + column;
+      Element sample[kSampleRows];
+#pragma unroll
+      for (int k = 0; k < kSampleRows; ++k) sample[k] = values[k * stride];
+#pragma unroll
+      for (int k = 0; k < kSampleRows; ++k) {
+        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kLeast);  // 1 where it is NaN
+      }
+    });
+    const float wanted = kMargin * kBits * kSampleRows / -log2f(product) + kStep;
+    atomicMax(most, wanted < static_cast<float>(room) ? static_cast<uint32_t>(wanted) / kStep * kStep : room);
+  }
+  __syncthreads();
+  return *most;
+}
+
+// Each row is drawn by a warp in each of blockIdx.y.
+template <typename T, bool kStaged>
+__global__ void __launch_bounds__(kDrawThreads)
+    draws_kernel(EchoProblem problem, const int64_t* seed, const void* s, DrawnRows drawn) {
+  const uint32_t prefix = guess_terms<T>(problem, s, static_cast<uint32_t>(drawn.room));
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *drawn.prefix = prefix;
+  const Draws draws = draws_of(problem, *seed);
+  const Bijection order(num_candidates(draws));
+  const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
+  const uint32_t first_term = blockIdx.y * kWarp + threadIdx.x % kWarp;
+  constexpr int64_t kRows = kDrawThreads / kWarp;
+  for (int64_t row = blockIdx.x * kRows + threadIdx.x / kWarp; row < problem.rows; row += gridDim.x * kRows) {
+    const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
+    auto* to = static_cast<Index<kStaged>*>(drawn.rows) + row * drawn.room;
+    for (uint32_t term = first_term; term < prefix; term += gridDim.y * kWarp)
+      to[term] = static_cast<Index<kStaged>>(term < num_terms ? draw(draws, order, key, row, term) : 0);
+  }
+}
+
+// As much memory as the rows' own f and s may go into draws, or this much where that is less.
+constexpr int64_t kLeastDrawBytes = int64_t{32} << 20;
+
+inline DrawnRows take_draws(Workspace& workspace, const EchoProblem& problem, bool staged) {
+  const int64_t index_bytes = staged ? sizeof(Index<true>) : sizeof(Index<false>);
+  const int64_t element_bytes = problem.dtype == DType::float64 ? 8 : 4;
+  const int64_t own_bytes = 2 * problem.rows * problem.width * element_bytes;
+  const int64_t bytes = own_bytes > kLeastDrawBytes ? own_bytes : kLeastDrawBytes;
+  const int64_t fitting = bytes / (index_bytes * kStep * (problem.rows > 0 ? problem.rows : 1));
+  const int64_t steps = problem.num_terms > 0 ? ceil_div(problem.num_terms, kStep) : 1;
+  DrawnRows drawn{};
+  drawn.room = (steps <= fitting ? steps : fitting > 0 ? fitting : 1) * kStep;
+  drawn.rows = workspace.take<char>(problem.rows * drawn.room * index_bytes);
+  drawn.prefix = workspace.take<uint32_t>(1);
+  return drawn;
+}
+
+template <typename T, bool kStaged>
+cudaError_t write_draws(const EchoProblem& problem, const int64_t* seed, const void* s, const DrawnRows& drawn,
+                        const DeviceLimits& limits, cudaStream_t stream) {
+  constexpr size_t kSharedBytes = sizeof(float4);
+  int resident = 0;
+  const cudaError_t status = resident_blocks(draws_kernel<T, kStaged>, kDrawThreads, kSharedBytes, &resident);
+  if (status != cudaSuccess) return status;
+  const int64_t most = static_cast<int64_t>(resident) * limits.multiprocessors;
+  const int64_t blocks = ceil_div(problem.rows, kDrawThreads / kWarp), x = blocks < most ? blocks : most;
+  const int64_t parts = ceil_div(drawn.room, kWarp), y = parts < most / x ? parts : most / x;
+  const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>(y));
+  return launch(draws_kernel<T, kStaged>, grid, kDrawThreads, kSharedBytes, stream, problem, seed, s, drawn);
+}
+
+}  // namespace echo_ext

@@ -1,0 +1,217 @@
+// The hashes and orderings of echo_draws.h for many draws at once, in vector registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "common/simd.h"
+#include "echo/draws.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+
+// first, first + 1, ... in the lanes.
+template <typename T>
+Vector<T> ascending(T first) {
+  Vector<T> v;
+  for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = static_cast<T>(first + lane);
+  return v;
+}
+
+// Vectors side by side hide how long each takes to multiply.
+constexpr int kWordVectors = 4;
+constexpr int kWordLanes = kWordVectors * kLanes<uint32_t>;
+
+// The Word of echo_draws.h in vector registers.
+struct Words {
+  using V = Vector<uint32_t>;
+  V part[kWordVectors];
+
+  template <typename Operation>
+  static inline Words each(const Operation& operation) {
+    Words result;
+    for (int v = 0; v < kWordVectors; ++v) result.part[v] = operation(v);
+    return result;
+  }
+  static inline Words loaded(const uint32_t* from) {
+    return each([&](int v) { return load(from + v * kLanes<uint32_t>); });
+  }
+  inline void store_to(uint32_t* to) const {
+    for (int v = 0; v < kWordVectors; ++v) store(to + v * kLanes<uint32_t>, part[v]);
+  }
+  // The last byte of each.
+  inline void store_bytes_to(uint8_t* to) const {
+    for (int v = 0; v < kWordVectors; ++v, to += kLanes<uint32_t>) {
+#if defined(__AVX512F__)
+      const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(part[v]));
+      std::memcpy(to, &bytes, sizeof(bytes));
+#else
+      uint32_t words[kLanes<uint32_t>];
+      store(words, part[v]);
+      for (int lane = 0; lane < kLanes<uint32_t>; ++lane) to[lane] = static_cast<uint8_t>(words[lane]);
+#endif
+    }
+  }
+  friend inline Words operator+(const Words& a, const Words& b) {
+    return each([&](int v) { return a.part[v] + b.part[v]; });
+  }
+  friend inline Words operator^(const Words& a, const Words& b) {
+    return each([&](int v) { return a.part[v] ^ b.part[v]; });
+  }
+  friend inline Words operator|(const Words& a, const Words& b) {
+    return each([&](int v) { return a.part[v] | b.part[v]; });
+  }
+  friend inline Words operator&(const Words& a, uint32_t b) {
+    return each([&](int v) { return a.part[v] & b; });
+  }
+  friend inline Words operator*(const Words& a, uint32_t b) {
+    return each([&](int v) { return a.part[v] * b; });
+  }
+  friend inline Words operator>>(const Words& a, uint32_t bits) {
+    return each([&](int v) { return a.part[v] >> bits; });
+  }
+  friend inline Words operator<<(const Words& a, uint32_t bits) {
+    return each([&](int v) { return a.part[v] << bits; });
+  }
+  friend inline Words modulo_size(const Words& a, uint32_t size) {
+    return each([&](int v) {
+      const V less = a.part[v] - size;  // above everything where it wraps around
+      return less < a.part[v] ? less : a.part[v];
+    });
+  }
+  friend inline Words scale_hash(const Words& hash, uint32_t size) {
+    return each([&](int v) { return high_product(hash.part[v], size); });
+  }
+
+ private:
+  // The upper halves of the products.
+  static inline V high_product(V a, uint32_t b) {
+#if defined(__AVX512F__)
+    const __m512i factor = reinterpret_cast<__m512i>(a), by = _mm512_set1_epi32(static_cast<int>(b));
+    const auto odd_lanes = [](__m512i of) { return _mm512_maskz_shuffle_epi32(0xffff, of, _MM_PERM_DDBB); };
+    const auto product = [&](__m512i lanes) { return _mm512_maskz_mul_epu32(0xff, lanes, by); };
+    const __m512i even = odd_lanes(product(factor)), odd = product(odd_lanes(factor));
+    return reinterpret_cast<V>(_mm512_mask_blend_epi32(0xaaaa, even, odd));
+#elif defined(__AVX2__)
+    const __m256i factor = reinterpret_cast<__m256i>(a), by = _mm256_set1_epi32(static_cast<int>(b));
+    const __m256i even = _mm256_shuffle_epi32(_mm256_mul_epu32(factor, by), 0xf5);
+    const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(factor, 0xf5), by);
+    return reinterpret_cast<V>(_mm256_blend_epi32(even, odd, 0xaa));
+#else
+    for (int lane = 0; lane < kLanes<uint32_t>; ++lane) a[lane] = static_cast<uint32_t>(uint64_t{a[lane]} * b >> 32);
+    return a;
+#endif
+  }
+};
+
+// An ordering of at most 256 candidates. Both halves of its Feistel network have at most 16 values, so that a row's
+// hashes are made once for all its draws, and a round is a look-up among 16 bytes.
+class SmallOrder {
+ public:
+  static bool fits(const Bijection& order) { return order.size <= 256; }
+
+  explicit SmallOrder(const Bijection& order) : order_(order) {}
+
+  // Writes `count` draws of one row, from term `first` on. `count` is a multiple of kLanes<uint32_t>.
+  void draw(DrawKey key, uint32_t first, int count, int32_t* to) const {
+    if (order_.is_small())
+      draw_in_rounds<Bijection::kHalfRoundsWhenSmall>(key, first, count, to);
+    else
+      draw_in_rounds<Bijection::kHalfRounds>(key, first, count, to);
+  }
+
+ private:
+  using Bytes = Vector<uint8_t>;
+  static constexpr int kValues = 16;  // of a half
+
+  // What each round adds to one half, by the value of the other.
+  template <int kRounds>
+  struct Tables {
+    static constexpr int kEntries = kRounds / 2 * kValues;
+    static_assert(kEntries % kWordLanes == 0, "hashes come in whole words");
+    alignas(64) uint8_t to_high[kEntries], to_low[kEntries];
+
+    Tables(const Bijection& order, DrawKey key) {
+      const uint32_t low_mask = (1u << order.low_bits) - 1;
+      for (int first = 0; first < kEntries; first += kWordLanes) {
+        const Words entry = Words::each(
+            [&](int v) { return ascending<uint32_t>(static_cast<uint32_t>(first + v * kLanes<uint32_t>)); });
+        const Words value = Words::each([&](int v) {
+          return (entry.part[v] & (kValues - 1)) + key.start + (entry.part[v] / kValues) * (2 * key.step);
+        });
+        const Words next = Words::each([&](int v) { return value.part[v] + key.step; });
+        scale_hash(mix32(value), order.high_size).store_bytes_to(to_high + first);
+        (mix32(next) & low_mask).store_bytes_to(to_low + first);
+      }
+    }
+  };
+
+  template <int kRounds>
+  void draw_in_rounds(DrawKey key, uint32_t first, int count, int32_t* to) const {
+    const Tables<kRounds> tables(order_, key);
+    const Bytes last = broadcast(static_cast<uint8_t>(order_.size - 1));
+    for (int done = 0; done < count; done += kLanes<uint8_t>) {
+      // Terms beyond the last get draws too, which nobody reads.
+      Bytes value = step(tables, smaller(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
+      while (any_above(value, last)) value = value > last ? step(tables, value) : value;
+      uint8_t drawn[kLanes<uint8_t>];
+      store(drawn, value);
+      for (int i = 0; i < std::min(kLanes<uint8_t>, count - done); i += kLanes<uint32_t>)
+        widen(drawn + i, to + done + i);
+    }
+  }
+
+  template <int kRounds>
+  Bytes step(const Tables<kRounds>& tables, Bytes x) const {
+    const uint8_t low_mask = static_cast<uint8_t>((1u << order_.low_bits) - 1);
+    const uint8_t high_size = static_cast<uint8_t>(order_.high_size);
+    Bytes high = x >> static_cast<uint8_t>(order_.low_bits), low = x & low_mask;
+    for (int round = 0; round < kRounds / 2; ++round) {
+      high = high + look_up(tables.to_high + round * kValues, low);
+      high = smaller(high, high - high_size);  // which is above everything where it wraps around
+      low = (low + look_up(tables.to_low + round * kValues, high)) & low_mask;
+    }
+    return (high << static_cast<uint8_t>(order_.low_bits)) | low;
+  }
+
+  static Bytes look_up(const uint8_t* table, Bytes index) {
+#if defined(__AVX512BW__)
+    const __m512i entries = _mm512_maskz_broadcast_i32x4(0xffff, load_entries(table));
+    return reinterpret_cast<Bytes>(_mm512_shuffle_epi8(entries, reinterpret_cast<__m512i>(index)));
+#elif defined(__AVX2__)
+    const __m256i entries = _mm256_broadcastsi128_si256(load_entries(table));
+    return reinterpret_cast<Bytes>(_mm256_shuffle_epi8(entries, reinterpret_cast<__m256i>(index)));
+#else
+    for (int lane = 0; lane < kLanes<uint8_t>; ++lane) index[lane] = table[index[lane]];
+    return index;
+#endif
+  }
+
+#if defined(__AVX2__)
+  static __m128i load_entries(const uint8_t* table) { return _mm_load_si128(reinterpret_cast<const __m128i*>(table)); }
+#endif
+
+  static Bytes smaller(Bytes a, Bytes b) { return a < b ? a : b; }
+
+  static bool any_above(Bytes a, Bytes b) {
+#if defined(__AVX512BW__)
+    return _mm512_cmpgt_epu8_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)) != 0;
+#elif defined(__AVX2__)
+    return _mm256_movemask_epi8(reinterpret_cast<__m256i>(a > b)) != 0;
+#else
+    const auto above = a > b;
+    int64_t parts[sizeof(Bytes) / sizeof(int64_t)], any = 0;
+    std::memcpy(parts, &above, sizeof(parts));
+    for (const int64_t part : parts) any |= part;
+    return any != 0;
+#endif
+  }
+
+  static void widen(const uint8_t* from, int32_t* to) { std::copy_n(from, kLanes<uint32_t>, to); }
+
+  const Bijection order_;
+};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext

@@ -1,0 +1,317 @@
+// The k nearest neighbors of a vector of queries at a time: lanes are queries that lie close together in the tree, and
+// a leaf's points are broadcast to them.
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "common/parallel.h"
+#include "common/simd_order.h"
+#include "knn/batch.h"
+#include "knn/kdtree.h"
+#include "knn/knn.h"
+
+namespace echo_ext {
+namespace ECHO_EXT_ISA {
+namespace {
+
+constexpr int64_t kLeavesPerTask = 16;
+constexpr int kMaxDepth = 40;
+constexpr int kTogether = 4;  // points of a leaf, whose distances are independent work
+constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
+
+template <typename T>
+struct SearchJob {
+  const KdTree<T>& points;
+  const KdTree<T>& queries;  // the same tree when the points search among themselves
+  const LaneInt<T>* rows;    // of the points, in the tree's order
+  int k;
+  int64_t exclude_within;
+  T* distances;
+  int64_t* indices;
+  bool among_themselves() const { return &points == &queries; }
+};
+
+// What one task's groups share: memory, where sizes are not known to the compiler, and whether the tree is of use. The
+// first group measures that; where it visits most leaves anyway, the others take all leaves, one after another.
+template <typename T>
+struct SearchSpace {
+  bool tree_pays = true;
+  std::vector<T> query;
+  std::vector<T> nearest;
+  std::vector<LaneInt<T>> nearest_rows;
+};
+
+// Storage of `kSize` vectors: registers where the size is known, else a thread's memory.
+template <typename V, typename Scalar, int kSize>
+struct Vectors {
+  V values[kSize] = {};
+  explicit Vectors(Scalar*) {}
+  V get(int i) const { return values[i]; }
+  void set(int i, V v) { values[i] = v; }
+};
+template <typename V, typename Scalar>
+struct Vectors<V, Scalar, 0> {
+  Scalar* values;
+  explicit Vectors(Scalar* memory) : values(memory) {}
+  V get(int i) const {
+    V v;
+    std::memcpy(&v, values + i * static_cast<int>(sizeof(V) / sizeof(Scalar)), sizeof(V));
+    return v;
+  }
+  void set(int i, V v) { std::memcpy(values + i * static_cast<int>(sizeof(V) / sizeof(Scalar)), &v, sizeof(V)); }
+};
+
+// kDim, kSlots: the number of columns and of neighbors kept (at least k), or 0 where only known at run time.
+template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
+class GroupSearch {
+  using V = Vector<T>;
+  using I = Mask<T>;
+  static constexpr int kLeafSize = KdTree<T>::kLeafSize;
+
+ public:
+  GroupSearch(const SearchJob<T>& job, SearchSpace<T>& space)
+      : job_(job),
+        tree_(job.points),
+        space_(space),
+        query_(space.query.data()),
+        nearest_(space.nearest.data()),
+        rows_(space.nearest_rows.data()) {}
+
+  // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it. Returns how many leaves of
+  // the points' tree were visited.
+  int64_t run(int64_t place, int64_t leaf) {
+    const T* own = job_.queries.leaf(leaf) + place % kLeafSize;
+    for (int c = 0; c < dim(); ++c) query_.set(c, load(own + c * kLeafSize));
+    for (int r = 0; r < slots(); ++r) {
+      nearest_.set(r, broadcast<T>(std::numeric_limits<T>::infinity()));
+      if constexpr (kIndices) rows_.set(r, I{} + kNoRow);
+    }
+    const bool self = job_.among_themselves();
+    exclude_ = self ? job_.exclude_within : -1;
+    if (self) own_rows_ = load_ints<T>(job_.rows + place);
+
+    // From the root towards the nearest leaf, then back up: what is near in the tree comes first and shrinks the bound.
+    int64_t siblings[kMaxDepth];
+    int depth = 0;
+    int64_t node = 0;
+    while (!tree_.is_leaf(node)) {
+      const int64_t left = node + 1;
+      const int64_t right = tree_.second_child(node);
+      const bool go_left = self ? leaf < tree_.first_leaf(right) : nearer(left, right);
+      siblings[depth++] = go_left ? right : left;
+      node = go_left ? left : right;
+    }
+    if (self)
+      scan<true>(tree_.first_leaf(node));
+    else
+      scan<false>(tree_.first_leaf(node));
+    while (depth > 0) search_subtree(siblings[--depth]);
+    space_.tree_pays = tree_.pays(leaves_visited_);
+    write(place);
+    return leaves_visited_;
+  }
+
+ private:
+  int dim() const { return kDim ? kDim : tree_.dim(); }
+  int slots() const { return kSlots ? kSlots : job_.k; }
+  V bound() const { return nearest_.get(job_.k - 1); }
+
+  V box_distance(int64_t node) const {
+    const T* low = tree_.low(node);
+    const T* high = tree_.high(node);
+    V distance = V{};
+    for (int c = 0; c < dim(); ++c) {
+      const V q = query_.get(c);
+      const V outside = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
+      if constexpr (M == Metric::chebyshev)
+        distance = larger<T>(distance, outside);
+      else
+        distance += outside * outside;
+    }
+    return distance;
+  }
+
+  // Where to look first; any answer gives the same neighbors.
+  bool nearer(int64_t left, int64_t right) const { return box_distance(left)[0] <= box_distance(right)[0]; }
+
+  // With indices, a point as far as the k-th replaces it if its row is lower.
+  bool may_hold_nearer(int64_t node) const {
+    const V distance = box_distance(node);
+    I may = distance < bound();
+    if constexpr (kIndices) may |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
+    return any<T>(may);
+  }
+
+  void search_subtree(int64_t node) {
+    const int64_t end = tree_.after_subtree(node);
+    while (node < end) {
+      if (space_.tree_pays && !may_hold_nearer(node)) {
+        node = tree_.after_subtree(node);
+      } else {
+        if (tree_.is_leaf(node)) {
+          ++leaves_visited_;
+          if (exclude_ > 0)
+            scan<true>(tree_.first_leaf(node));
+          else
+            scan<false>(tree_.first_leaf(node));
+        }
+        ++node;
+      }
+    }
+  }
+
+  template <bool kExclude>
+  void scan(int64_t leaf) {
+    // Copies, so that the compiler may keep them in registers from point to point.
+    const auto query = query_;
+    auto nearest = nearest_;
+    auto rows = rows_;
+    const T* points = tree_.leaf(leaf);
+    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
+      V distances[kTogether] = {};
+      for (int c = 0; c < dim(); ++c)
+        for (int e = 0; e < kTogether; ++e)
+          distances[e] = extend_lanes<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
+      for (int e = 0; e < kTogether; ++e) {
+        if (kDim == 0 && !any<T>(within_lanes<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
+        const int64_t place = leaf * kLeafSize + first + e;
+        V distance = distances[e];
+        I row = I{} + tree_.order()[place];
+        if constexpr (kExclude) {
+          const I apart = job_.rows[place] - own_rows_;
+          const I close = (apart <= static_cast<LaneInt<T>>(exclude_)) & (apart >= static_cast<LaneInt<T>>(-exclude_));
+          distance = close ? broadcast<T>(std::numeric_limits<T>::infinity()) : distance;
+          row = close ? I{} + kNoRow : row;
+        }
+        if (!kIndices || tree_.order()[place] < tree_.num_points()) insert(distance, row, nearest, rows);
+      }
+    }
+    nearest_ = nearest;
+    rows_ = rows;
+  }
+
+  template <typename Nearest, typename Rows>
+  void insert(V distance, I row, Nearest& nearest, Rows& rows) const {
+    for (int r = 0; r < slots(); ++r) {
+      const V kept = nearest.get(r);
+      if constexpr (kIndices) {
+        const I kept_row = rows.get(r);
+        const I first = (distance < kept) | ((distance == kept) & (row < kept_row));
+        nearest.set(r, first ? distance : kept);
+        rows.set(r, first ? row : kept_row);
+        distance = first ? kept : distance;
+        row = first ? kept_row : row;
+      } else {
+        nearest.set(r, smaller<T>(kept, distance));
+        distance = larger<T>(kept, distance);
+      }
+    }
+  }
+
+  void write(int64_t place) const {
+    for (int64_t lane = 0; lane < kLanes<T> && place + lane < job_.queries.num_points(); ++lane) {
+      const int64_t row = job_.queries.order()[place + lane];
+      for (int r = 0; r < slots() && r < job_.k; ++r) {
+        job_.distances[row * job_.k + r] = nearest_.get(r)[lane];
+        if constexpr (kIndices) job_.indices[row * job_.k + r] = rows_.get(r)[lane];
+      }
+    }
+  }
+
+  const SearchJob<T>& job_;
+  const KdTree<T>& tree_;
+  SearchSpace<T>& space_;
+  int64_t leaves_visited_ = 0;
+  Vectors<V, T, kDim> query_;
+  Vectors<V, T, kSlots> nearest_;
+  Vectors<I, LaneInt<T>, kIndices ? kSlots : 1> rows_;
+  I own_rows_ = I{};
+  int64_t exclude_ = -1;
+};
+
+template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
+void search_all(const SearchJob<T>& job, int num_threads) {
+  const int64_t leaves = job.queries.num_leaves();
+  parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
+    SearchSpace<T> space;
+    if (kDim == 0) space.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
+    if (kSlots == 0) space.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
+    if (kSlots == 0 && kIndices) space.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
+    Pulse pulse;
+    for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf) {
+      const int64_t begin = leaf * KdTree<T>::kLeafSize;
+      const int64_t end = std::min(begin + KdTree<T>::kLeafSize, job.queries.num_points());
+      for (int64_t place = begin; place < end; place += kLanes<T>)
+        pulse.after(GroupSearch<T, M, kDim, kSlots, kIndices>(job, space).run(place, leaf) * job.points.dim());
+    }
+  });
+}
+
+template <typename T, int kDim>
+void search_chebyshev_distances(const SearchJob<T>& job, int num_threads) {
+  constexpr Metric kM = Metric::chebyshev;
+  if (job.k == 1) return search_all<T, kM, kDim, 1, false>(job, num_threads);
+  if (job.k <= 3) return search_all<T, kM, kDim, 3, false>(job, num_threads);
+  if (job.k <= 5) return search_all<T, kM, kDim, 5, false>(job, num_threads);
+  return search_all<T, kM, kDim, 0, false>(job, num_threads);
+}
+
+template <typename T, Metric M>
+void search_any(const SearchJob<T>& job, int num_threads) {
+  if (job.indices != nullptr) return search_all<T, M, 0, 0, true>(job, num_threads);
+  if constexpr (M == Metric::chebyshev) {
+    switch (job.points.dim()) {
+      case 1: return search_chebyshev_distances<T, 1>(job, num_threads);
+      case 2: return search_chebyshev_distances<T, 2>(job, num_threads);
+      case 3: return search_chebyshev_distances<T, 3>(job, num_threads);
+      default: return search_chebyshev_distances<T, 0>(job, num_threads);
+    }
+  } else {
+    return search_all<T, M, 0, 0, false>(job, num_threads);
+  }
+}
+
+template <typename T>
+void search_one(const KnnSearch& p, int64_t item, int num_threads) {
+  const auto* points = static_cast<const T*>(p.points) + item * p.num_points * p.dim;
+  const KdTree<T> tree(points, p.num_points, p.dim, num_threads);
+  const auto search = [&](const KdTree<T>& queries, const LaneInt<T>* rows) {
+    const int64_t offset = item * p.num_queries * p.k;
+    const SearchJob<T> job{tree,
+                           queries,
+                           rows,
+                           p.k,
+                           p.exclude_within,
+                           static_cast<T*>(p.distances) + offset,
+                           p.indices == nullptr ? nullptr : p.indices + offset};
+    if (p.metric == Metric::chebyshev)
+      search_any<T, Metric::chebyshev>(job, num_threads);
+    else
+      search_any<T, Metric::euclidean>(job, num_threads);
+  };
+  if (p.queries != nullptr) {
+    const auto* queries = static_cast<const T*>(p.queries) + item * p.num_queries * p.dim;
+    search(KdTree<T>(queries, p.num_queries, p.dim, num_threads), nullptr);
+    return;
+  }
+  std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.stride()));
+  for (int64_t place = 0; place < tree.stride(); ++place) {
+    const int64_t row = tree.order()[place];
+    rows[place] = static_cast<LaneInt<T>>(p.rows != nullptr && row < p.num_points ? p.rows[row] : row);
+  }
+  search(tree, rows.data());
+}
+
+template <typename T>
+void run_search(const KnnSearch& p) {
+  for_each_item(p.batch, p.num_threads, [&](int64_t item, int threads) { search_one<T>(p, item, threads); });
+}
+
+}  // namespace
+
+const KnnSearchKernel knn_search = [](const KnnSearch& p) {
+  with_real(p.dtype, [&](auto zero) { run_search<decltype(zero)>(p); });
+};
+
+}  // namespace ECHO_EXT_ISA
+}  // namespace echo_ext
