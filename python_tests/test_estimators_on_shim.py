@@ -245,7 +245,7 @@ def test_waiting_is_noticed(device):
 
 
 def test_too_large_a_k_names_the_limit(device):
-    most = device.native.knn_cuda_max_neighbours(0)
+    most = device.native.knn_cuda_max_neighbors(0)
     (x,) = draw(most + 2, 1)
     with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, got {most + 1}"):
         device(echo_ext.knn, x, k=most + 1)
@@ -283,10 +283,10 @@ def test_constants_are_not_copied_from_the_host():
 
 def test_which_matrices_one_kernel_estimates(native):
     x, y = draw(50, 3, 2, kind="ties")
-    most = native.knn_cuda_pairs_max_points(False, 0)
+    most = native.knn_cuda_pairs_max_points(dtype=0, device=0)
 
     def kernels(*arguments, max_points=most, **options):
-        recorder = Recorder(native, knn_cuda_pairs_max_points=lambda *_: max_points)
+        recorder = Recorder(native, knn_cuda_pairs_max_points=lambda **_: max_points)
         Device(recorder).check(echo_ext.mutual_information_matrix, *arguments, **options)
         return [name for name, _ in recorder.calls if name != "knn_cuda_pairs_max_points"]
 
