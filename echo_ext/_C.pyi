@@ -29,11 +29,10 @@ class EchoProblem:
     ) -> None: ...
 
 def echo_cpu_forward(
-    problem: EchoProblem, *, seed: int, bank_f: int, bank_s: int, f: int, s: int, out: int, num_threads: int
+    problem: EchoProblem, seed: int, bank_f: int, bank_s: int, f: int, s: int, out: int, num_threads: int
 ) -> None: ...
 def echo_cpu_backward(
     problem: EchoProblem,
-    *,
     seed: int,
     bank_f: int,
     bank_s: int,
@@ -51,7 +50,6 @@ def echo_cuda_forward_workspace_bytes(problem: EchoProblem, *, device: int) -> i
 def echo_cuda_backward_workspace_bytes(problem: EchoProblem, *, deterministic: bool, device: int) -> int: ...
 def echo_cuda_forward(
     problem: EchoProblem,
-    *,
     seed: int,
     bank_f: int,
     bank_s: int,
@@ -64,7 +62,6 @@ def echo_cuda_forward(
 ) -> None: ...
 def echo_cuda_backward(
     problem: EchoProblem,
-    *,
     seed: int,
     bank_f: int,
     bank_s: int,
@@ -94,7 +91,6 @@ def echo_matrix_cpu_outer(
 def echo_matrix_cuda_workspace_bytes(problem: EchoMatrixProblem) -> int: ...
 def echo_matrix_cuda_scan(
     problem: EchoMatrixProblem,
-    *,
     order: int,
     source: int,
     matrices: int,

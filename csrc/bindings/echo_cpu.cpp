@@ -14,8 +14,8 @@ void bind_echo_cpu(py::module_& m) {
         echo_cpu_forward(problem, {at<int64_t>(seed), at<>(bank_f), at<>(bank_s), at<>(f), at<>(s), at<>(out)},
                          num_threads);
       },
-      NoGil(), py::arg("problem"), py::kw_only(), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("f"),
-      py::arg("s"), py::arg("out"), py::arg("num_threads"));
+      NoGil(), py::arg("problem"), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("f"), py::arg("s"),
+      py::arg("out"), py::arg("num_threads"));
   m.def(
       "echo_cpu_backward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t s, uintptr_t grad,
@@ -25,8 +25,8 @@ void bind_echo_cpu(py::module_& m) {
                            at<>(grad_bank_f), at<>(grad_bank_s)},
                           num_threads);
       },
-      NoGil(), py::arg("problem"), py::kw_only(), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("s"),
-      py::arg("grad"), py::arg("grad_s"), py::arg("grad_bank_f"), py::arg("grad_bank_s"), py::arg("num_threads"));
+      NoGil(), py::arg("problem"), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("s"), py::arg("grad"),
+      py::arg("grad_s"), py::arg("grad_bank_f"), py::arg("grad_bank_s"), py::arg("num_threads"));
   m.def(
       "echo_cpu_indices",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t indices, int num_threads) {

@@ -27,8 +27,8 @@ void bind_echo_cuda(py::module_& m) {
             problem, {at<int64_t>(seed), at<>(bank_f), at<>(bank_s), at<>(f), at<>(s), at<>(out), at<>(workspace)},
             device, at<>(stream)));
       },
-      NoGil(), py::arg("problem"), py::kw_only(), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("f"),
-      py::arg("s"), py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
+      NoGil(), py::arg("problem"), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("f"), py::arg("s"),
+      py::arg("out"), py::arg("workspace"), py::arg("device"), py::arg("stream"));
   m.def(
       "echo_cuda_backward",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t bank_f, uintptr_t bank_s, uintptr_t s, uintptr_t grad,
@@ -39,9 +39,9 @@ void bind_echo_cuda(py::module_& m) {
                                        at<>(grad_bank_f), at<>(grad_bank_s), at<>(workspace)},
                                       deterministic, device, at<>(stream)));
       },
-      NoGil(), py::arg("problem"), py::kw_only(), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("s"),
-      py::arg("grad"), py::arg("grad_s"), py::arg("grad_bank_f"), py::arg("grad_bank_s"), py::arg("workspace"),
-      py::arg("deterministic"), py::arg("device"), py::arg("stream"));
+      NoGil(), py::arg("problem"), py::arg("seed"), py::arg("bank_f"), py::arg("bank_s"), py::arg("s"), py::arg("grad"),
+      py::arg("grad_s"), py::arg("grad_bank_f"), py::arg("grad_bank_s"), py::arg("workspace"), py::arg("deterministic"),
+      py::arg("device"), py::arg("stream"));
   m.def(
       "echo_cuda_indices",
       [](const EchoProblem& problem, uintptr_t seed, uintptr_t indices, int device, uintptr_t stream) {

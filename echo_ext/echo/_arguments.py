@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C, _checks
-from echo_ext._native import dense, dtype_code
+from echo_ext._native import dtype_code
 
 Sampling: TypeAlias = Literal["permutation", "replacement", "ring"]
 # The native core knows a sampling by its place here.
 SAMPLINGS: tuple[Sampling, ...] = ("permutation", "replacement", "ring")
-RING = SAMPLINGS.index("ring")
+_SAMPLING_CODES: dict[object, int] = {sampling: code for code, sampling in enumerate(SAMPLINGS)}
+RING = _SAMPLING_CODES["ring"]
 
 
 class EchoCall(NamedTuple):
@@ -53,19 +54,6 @@ class EchoCall(NamedTuple):
         dtype = dtype_code(self.bank_f.dtype)
         return _C.EchoProblem(self.rows, bank_rows, width, self.num_terms, self.exclude_self, self.sampling, dtype)
 
-    def dense(self) -> EchoCall:
-        """The same call on dense tensors; rows that are the bank's own are made dense once."""
-        f, s, bank_f, bank_s, seed = self[:5]
-        dense_f, dense_s = dense(bank_f), dense(bank_s)
-        return EchoCall(
-            f if f is None else dense_f if f is bank_f else dense(f),
-            s if s is None else dense_s if s is bank_s else dense(s),
-            dense_f,
-            dense_s,
-            dense(seed),
-            *self.settings,
-        )
-
 
 def matching_pair(name_f: str, f: object, name_s: str, s: object) -> tuple[Tensor, Tensor]:
     """Return a signal and its scale, of one shape, dtype and device."""
@@ -100,8 +88,11 @@ def same_rows(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None
 
 def sampling_code(sampling: object) -> int:
     """Return the native core's number for a sampling."""
-    _checks.choice("sampling", sampling, SAMPLINGS)
-    return SAMPLINGS.index(sampling)
+    try:
+        return _SAMPLING_CODES[sampling]
+    except (KeyError, TypeError):  # TypeError: not hashable
+        _checks.choice("sampling", sampling, SAMPLINGS)
+        raise
 
 
 def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:

@@ -34,8 +34,9 @@ def make_noise(call: EchoCall) -> Tensor:
         or (f is not None and f.requires_grad)
         or (s is not None and s.requires_grad)
     ):
-        return _PlainEcho.apply(*rows, bank_f, bank_s, seed, (rows_are_bank, *settings))  # type: ignore[no-untyped-call, no-any-return]
-    return _run(call.problem(), call.dense())
+        others = (rows_are_bank, call.problem(), settings)
+        return _PlainEcho.apply(*rows, bank_f, bank_s, seed, others)  # type: ignore[no-untyped-call, no-any-return]
+    return _run(call.problem(), *_dense_tensors(f, s, bank_f, bank_s, seed))
 
 
 def draw_indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampling: int, exclude_self: bool) -> Tensor:
@@ -55,28 +56,39 @@ def draw_indices(seed: Tensor, rows: int, bank_rows: int, num_terms: int, sampli
 # ---- The kernels -----------------------------------------------------------------------------------------------------
 
 
-def _run(problem: _C.EchoProblem, call: EchoCall) -> Tensor:
-    """The noise of a dense call."""
-    f, s, bank_f, bank_s, seed = call[:5]
+def _dense_tensors(
+    f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, Tensor]:
+    """The tensors of a call, dense; rows that are the bank's own are made dense once."""
+    dense_f, dense_s = dense(bank_f), dense(bank_s)
+    return (
+        f if f is None else dense_f if f is bank_f else dense(f),
+        s if s is None else dense_s if s is bank_s else dense(s),
+        dense_f,
+        dense_s,
+        dense(seed),
+    )
+
+
+# The addresses go by position, in the order of _C.pyi: their names would cost a microsecond, a tenth of a small call.
+
+
+def _run(
+    problem: _C.EchoProblem, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor
+) -> Tensor:
+    """The noise of dense tensors."""
     if problem.rows == problem.bank_rows:
         out = torch.empty_like(bank_f)  # a microsecond faster than new_empty
     else:
         out = bank_f.new_empty(problem.rows, *bank_f.shape[1:])
-    tensors = {
-        "seed": seed.data_ptr(),
-        "bank_f": bank_f.data_ptr(),
-        "bank_s": bank_s.data_ptr(),
-        "f": address(f),
-        "s": address(s),
-        "out": out.data_ptr(),
-    }
+    addresses = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), address(f), address(s), out.data_ptr())
     if bank_f.is_cpu:
-        _C.echo_cpu_forward(problem, **tensors, num_threads=torch.get_num_threads())
+        _C.echo_cpu_forward(problem, *addresses, torch.get_num_threads())
     else:
         where = device_and_stream("f", bank_f.device)
         size = _C.echo_cuda_forward_workspace_bytes(problem, device=where["device"])
         scratch = workspace(size, bank_f.device)
-        _C.echo_cuda_forward(problem, **tensors, workspace=scratch.data_ptr(), **where)
+        _C.echo_cuda_forward(problem, *addresses, scratch.data_ptr(), **where)
     return out
 
 
@@ -86,24 +98,16 @@ def _run_backward(
     """The gradients of s, where the rows have one of their own, and of the bank; all tensors are dense."""
     grad_s = None if s is None or problem.exclude_self else torch.empty_like(grad)
     grad_bank_f, grad_bank_s = torch.empty_like(bank_f), torch.empty_like(bank_f)
-    tensors = {
-        "seed": seed.data_ptr(),
-        "bank_f": bank_f.data_ptr(),
-        "bank_s": bank_s.data_ptr(),
-        "s": address(s),
-        "grad": grad.data_ptr(),
-        "grad_s": address(grad_s),
-        "grad_bank_f": grad_bank_f.data_ptr(),
-        "grad_bank_s": grad_bank_s.data_ptr(),
-    }
+    inputs = (seed.data_ptr(), bank_f.data_ptr(), bank_s.data_ptr(), address(s), grad.data_ptr())
+    outputs = (address(grad_s), grad_bank_f.data_ptr(), grad_bank_s.data_ptr())
     if bank_f.is_cpu:
-        _C.echo_cpu_backward(problem, **tensors, num_threads=torch.get_num_threads())
+        _C.echo_cpu_backward(problem, *inputs, *outputs, torch.get_num_threads())
     else:
         where = device_and_stream("f", bank_f.device)
         deterministic = torch.are_deterministic_algorithms_enabled()
         size = _C.echo_cuda_backward_workspace_bytes(problem, deterministic=deterministic, device=where["device"])
         scratch = workspace(size, bank_f.device)
-        _C.echo_cuda_backward(problem, **tensors, workspace=scratch.data_ptr(), deterministic=deterministic, **where)
+        _C.echo_cuda_backward(problem, *inputs, *outputs, scratch.data_ptr(), deterministic, **where)
     return grad_s, grad_bank_f, grad_bank_s
 
 
@@ -119,17 +123,15 @@ class _PlainEcho(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, settings: Any
+        ctx: Any, f: Tensor | None, s: Tensor | None, bank_f: Tensor, bank_s: Tensor, seed: Tensor, others: Any
     ) -> Tensor:
-        rows_are_bank, *ctx.settings = settings
+        rows_are_bank, ctx.problem, ctx.settings = others
         if rows_are_bank:
             f, s = bank_f, bank_s
-        call = EchoCall(f, s, bank_f, bank_s, seed, *ctx.settings)
-        ctx.problem = problem = call.problem()
-        call = call.dense()
-        ctx.s_is_bank = call.s is call.bank_s
-        ctx.save_for_backward(call.bank_f, call.bank_s, call.seed, None if ctx.s_is_bank else call.s)
-        return _run(problem, call)
+        f, s, bank_f, bank_s, seed = _dense_tensors(f, s, bank_f, bank_s, seed)
+        ctx.s_is_bank = s is bank_s
+        ctx.save_for_backward(bank_f, bank_s, seed, None if ctx.s_is_bank else s)
+        return _run(ctx.problem, f, s, bank_f, bank_s, seed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -267,14 +269,13 @@ def _check_rows(name: str, tensor: Tensor, call: EchoCall, *, all_rows: bool) ->
 
 def _kernel(*inputs: Any) -> Tensor:
     call = EchoCall(*inputs)
-    return _run(call.problem(), call.dense())
+    return _run(call.problem(), *_dense_tensors(*call[:5]))
 
 
 def _backward_kernel(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     call = EchoCall(None, *inputs)
-    problem = call.problem()
-    _, s, bank_f, bank_s, seed, *_ = call.dense()
-    grad_s, grad_bank_f, grad_bank_s = _run_backward(problem, dense(grad), s, bank_f, bank_s, seed)
+    _, s, bank_f, bank_s, seed = _dense_tensors(*call[:5])
+    grad_s, grad_bank_f, grad_bank_s = _run_backward(call.problem(), dense(grad), s, bank_f, bank_s, seed)
     return bank_f.new_empty(0) if grad_s is None else grad_s, grad_bank_f, grad_bank_s
 
 
