@@ -292,7 +292,7 @@ def check_refusal(name, error, text, call, group):
     message = str(caught.value)
     messages = [None] * world
     dist.all_gather_object(messages, (type(caught.value), message), group=group)
-    reasons = [found.removeprefix(f"rank {world - 1} refused the call: ") for _, found in messages]
+    reasons = [found.removeprefix(f"rank {world - 1} rejected the call: ") for _, found in messages]
     kinds = {kind for kind, _ in messages}
     assert len(kinds) == 1, (name, messages)
     if text is not None and reasons[0] != messages[0][1]:  # the last rank found out alone

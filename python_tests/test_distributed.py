@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from echo_cases import TOLERANCE, relative_error, signal_and_scale
+from echo_cases import relative_error, signal_and_scale
 from scipy import stats
 
 import echo_ext
 from echo_ext import distributed, reference
 from echo_ext.distributed._collectives import HEADER_BYTES, Ranks, _describe, _Header, invalid_unless_equal
-from echo_ext.echo.scan import CHUNK_ROWS, Composition, scan, scan_backward
 
 HERE = Path(__file__).parent
 TIMEOUT = 120
@@ -52,64 +51,6 @@ def test_ranks_together_are_one_process(tmp_path):
 
 
 # ---- In this process -------------------------------------------------------------------------------------------------
-
-
-def is_near(actual, expected, tolerance):
-    """Beside values around 1: single sums may cancel."""
-    return (actual.double() - expected).abs().max() <= tolerance * (1 + expected.abs().max())
-
-
-@pytest.mark.parametrize(
-    ("rows", "width"),
-    [
-        *((1, 1), (2, 3), (7, 16), (65, 33), (40, 130)),
-        *((CHUNK_ROWS, 2), (CHUNK_ROWS + 1, 3), (5 * CHUNK_ROWS - 1, 17), (CHUNK_ROWS**2 + 200, 2)),
-    ],
-)
-def test_scan_solves_the_recurrence(rows, width):
-    f, s = (t.detach() for t in signal_and_scale((rows, width), largest_scale=1.5))
-    entry, order = torch.randn(width, dtype=torch.float64), torch.randperm(rows)
-    composition = Composition(order, f, s)
-    z = scan(order, f, s, entry, composition)
-    behind = torch.cat([z[order][1:], entry.unsqueeze(0)])
-    assert relative_error(z[order], f[order] + s[order] * behind) < 1e-13
-    constant, scale = composition.total
-    assert relative_error(constant + scale * entry, z[order[0]]) < 1e-13
-
-
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 3), (7, 16), (65, 33), (3 * CHUNK_ROWS + 7, 5)])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_adjoint_of_the_scan(rows, width, dtype):
-    """Autograd through the recurrence, where the last z is handed on too."""
-    f, s = signal_and_scale((rows, width), dtype, 0.99)
-    order, grad = torch.randperm(rows), torch.randn(rows, width).to(dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    entry, entry_back = torch.randn(2, width).to(wide)
-    leaves = [t.detach().double().requires_grad_() for t in (f, s, entry)]
-    z, rows_of_z = leaves[2], {}
-    for row in order.flip(0).tolist():
-        z = leaves[0][row] + leaves[1][row] * z
-        rows_of_z[row] = z
-    every = torch.stack([rows_of_z[row] for row in range(rows)])
-    ((every * grad).sum() + (z * entry_back).sum()).backward()
-    actual = scan(order, f.detach(), s.detach(), entry, Composition(order, f.detach(), s.detach()))
-    assert is_near(actual, every, TOLERANCE[wide])
-    composition = Composition(order, grad, s.detach(), backward=True)
-    constant, scale = composition.total
-    assert is_near(constant + scale * entry_back, leaves[2].grad, TOLERANCE[wide])
-    gradients = scan_backward(order, s.detach(), grad, actual, entry, entry_back, composition)
-    for ours, theirs in zip(gradients, leaves, strict=False):
-        assert ours.dtype == dtype
-        assert is_near(ours, theirs.grad, TOLERANCE[dtype])
-
-
-def test_no_rows_compose_to_the_identity():
-    empty, order = torch.empty(0, 3), torch.empty(0, dtype=torch.int64)
-    composition = Composition(order, empty, empty)
-    constant, scale = composition.total
-    assert torch.equal(constant, torch.zeros(3))
-    assert torch.equal(scale, torch.ones(3))
-    assert scan(order, empty, empty, torch.ones(3), composition).shape == (0, 3)
 
 
 def test_one_process_is_the_periodic_ring():

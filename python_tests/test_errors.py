@@ -97,9 +97,13 @@ def sample(**changes):
         (
             lambda: reference.echo_noise(F, F, torch.tensor([[0, 5]])),
             ValueError,
-            "indices must lie in [0, 5), the rows there are, but they range from 0 to 5",
+            "indices must be numbers of rows, from 0 to 4, got 0 to 5",
         ),
-        (lambda: reference.echo_noise(F, F, torch.tensor([[-1]])), ValueError, "indices must lie in [0, 5)"),
+        (
+            lambda: reference.echo_noise(F, F, torch.tensor([[-1]])),
+            ValueError,
+            "indices must be numbers of rows, from 0 to 4",
+        ),
     ],
 )
 def test_bad_input(call, error, message):

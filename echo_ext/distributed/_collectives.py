@@ -1,4 +1,4 @@
-"""A group of processes, and the collectives that say who disagrees."""
+"""A group of processes, and the collectives that report which ranks disagree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-# The first all-gather has this size whatever the ranks call and hold: a header that describes the call, then as much of
-# the numbers as there is room for. Ranks that disagree therefore never meet in collectives of different sizes.
+# The first all-gather has this size whatever the ranks call and hold: a header that describes the call, then as many of
+# the numbers as fit. Ranks that disagree therefore never meet in collectives of different sizes.
 BLOCK_BYTES = 4096
 HEADER_BYTES = 1024
 
@@ -22,13 +22,13 @@ _MARK = b"echo-ext"
 _TEXT_BYTES = HEADER_BYTES - _PREFIX.size
 _LONGEST_VALUE = 64  # characters; of a longer value, the beginning and a hash are sent
 _CALLED = 0
-_REFUSALS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)  # status 1, 2 and 3
+_ERRORS: tuple[type[Exception], ...] = (RuntimeError, ValueError, TypeError)  # status 1, 2 and 3
 
 CALL = "the function called"
 
 
 class _Header(NamedTuple):
-    """What a rank says about its call: the rows that it holds, and what the ranks must agree on or its error."""
+    """The description of a rank's call: how many rows it holds, and what the ranks must agree on, or its error."""
 
     status: int
     rows: int
@@ -44,7 +44,7 @@ class _Header(NamedTuple):
 
     @staticmethod
     def decode(data: bytes) -> _Header | None:
-        """The inverse of encode; None for a rank that sent something else."""
+        """Invert encode; None for a rank that sent something else."""
         mark, status, rows, number, size = _PREFIX.unpack_from(data)
         if mark != _MARK:
             return None
@@ -62,13 +62,13 @@ class Ranks:
         if dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
-            raise ValueError("group must contain this process, but does not")
-        self.number = 0  # of this call, by which its backward pass is known; the ranks agree on it in the exchange
+            raise ValueError("group must contain this process, got one that does not")
+        self.number = 0  # identifies the backward pass of this call; the ranks agree on it in the exchange
         self._has_exchanged = False
 
     @contextmanager
     def guard(self, *inputs: object) -> Iterator[None]:
-        """Tell the other ranks about an error that this rank raises before the exchange, so that they do not wait."""
+        """Send an error that this rank raises before the exchange to the other ranks, so that they do not wait."""
         self._has_exchanged = False  # the backward pass of a call has an exchange of its own
         try:
             yield
@@ -78,7 +78,7 @@ class Ranks:
             raise
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Every rank's tensor, of one shape and dtype: (size, *shape)."""
+        """Return the tensors of all ranks, which have one shape and dtype: (size, *shape)."""
         if self.size == 1:
             return tensor.unsqueeze(0)
         gathered = tensor.new_empty((self.size, *tensor.shape))
@@ -86,40 +86,40 @@ class Ranks:
         return gathered
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of every rank's tensor, in place."""
+        """Replace the tensor by the sum of all ranks' tensors."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def exchange(self, rows: int, agreed: Mapping[str, object], numbers: Tensor) -> tuple[list[int], Tensor]:
-        """How many rows every rank holds, and every rank's numbers (size, n).
+        """Return how many rows each rank holds, and the numbers of all ranks (size, n).
 
         Args:
-            rows: how many this rank holds.
-            agreed: what all ranks must agree on, by name; CALL comes first. The size of ``numbers`` follows from it.
-            numbers: what every rank is to have from this one.
+            rows: How many rows this rank holds.
+            agreed: What all ranks must agree on, by name; CALL comes first. It determines the size of ``numbers``.
+            numbers: What this rank sends to all others.
 
         Raises:
-            ValueError, TypeError: the ranks disagree; the same error on all of them.
-            ValueError, TypeError, RuntimeError: a rank refused its arguments.
+            ValueError, TypeError: The ranks disagree; all of them raise the same error.
+            ValueError, TypeError, RuntimeError: A rank rejected its arguments.
         """
         if self.size == 1:
             self._has_exchanged = True
             return [rows], numbers.unsqueeze(0)
         own = _Header(_CALLED, rows, Ranks._latest_number + 1, _describe(agreed))
         blocks = self._all_gather_block(own, numbers)
-        # A stream that is being captured cannot be waited for; the step was checked when it ran before.
+        # Nothing can wait for a stream that is being captured; the step was checked when it ran before the capture.
         everyone = [own] * self.size if is_capturing(numbers.device) else _agree(blocks)
         self.number = Ranks._latest_number = max([header.number for header in everyone])
         return [header.rows for header in everyone], self._rest(blocks, numbers)
 
     def exchange_back(self, name: str, numbers: Tensor) -> Tensor:
-        """Every rank's numbers (size, n) in the backward pass of this call of the function ``name``.
+        """Return the numbers of all ranks (size, n) in the backward pass of this call of the function ``name``.
 
-        A GPU is not waited for where all numbers fit into the block: if ranks disagree there, they are NaN.
+        Where all numbers fit into the block, this does not wait for a GPU; if ranks disagree, the numbers then are NaN.
 
         Raises:
-            ValueError, RuntimeError: another rank is not in this backward pass, or has an error in it.
+            ValueError, RuntimeError: Another rank is not in this backward pass, or has an error in it.
         """
         if self.size == 1:
             self._has_exchanged = True
@@ -134,10 +134,10 @@ class Ranks:
         return self._rest(blocks, numbers)
 
     def _all_gather_block(self, header: _Header, numbers: Tensor) -> Tensor:
-        """Every rank's block (size, BLOCK_BYTES)."""
+        """The blocks of all ranks (size, BLOCK_BYTES)."""
         device = numbers.device
         if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
-            raise ValueError("tensors must be on a CUDA device in a process group with NCCL, got the CPU")
+            raise ValueError("tensors must be on a CUDA device in a process group with NCCL, got tensors on the CPU")
         payload = _bytes(numbers)[: BLOCK_BYTES - HEADER_BYTES]
         padding = payload.new_zeros(BLOCK_BYTES - HEADER_BYTES - len(payload))
         if is_capturing(device):  # a captured copy would read the host's memory again at each replay
@@ -149,7 +149,7 @@ class Ranks:
         return self.all_gather(block)
 
     def _rest(self, blocks: Tensor, numbers: Tensor) -> Tensor:
-        """Every rank's numbers, of which the blocks have the first."""
+        """The numbers of all ranks, of which the blocks hold the first ones."""
         size = _size(numbers)
         if size == 0:
             return numbers.new_empty(self.size, 0)
@@ -159,33 +159,33 @@ class Ranks:
         return torch.cat(parts, 1).view(numbers.dtype)
 
     def _refuse(self, error: Exception, inputs: Sequence[object]) -> None:
-        """Tell the others, who are in an exchange or on their way to it, that this rank raises an error."""
+        """Send the error of this rank to the others, which are in an exchange or will enter one."""
         devices = [each.device for each in inputs if isinstance(each, Tensor) and each.device.type in ("cpu", "cuda")]
         device = devices[0] if devices else torch.device("cpu")
         if self.size == 1 or is_capturing(device):
             return
         if device.type == "cpu" and dist.get_backend(self.group) == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())
-        status = next((i for i, kind in enumerate(_REFUSALS) if i > 0 and isinstance(error, kind)), 0)
-        kind = "" if isinstance(error, _REFUSALS) else f"{type(error).__name__}: "
+        status = next((i for i, kind in enumerate(_ERRORS) if i > 0 and isinstance(error, kind)), 0)
+        kind = "" if isinstance(error, _ERRORS) else f"{type(error).__name__}: "
         text = (kind + (str(error).splitlines() or ["no reason given"])[0]).encode()[:_TEXT_BYTES]
         header = _Header(1 + status, 0, 0, text.decode(errors="ignore"))
-        with suppress(Exception):  # this rank's own error says more than that of a missing rank
+        with suppress(Exception):  # the error of this rank says more than that of a missing rank
             self._all_gather_block(header, torch.empty(0, device=device))
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured there."""
+    """Whether a CUDA graph is being captured on the device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def invalid_unless_equal(headers: Tensor, numbers: Tensor) -> Tensor:
-    """The numbers, or NaN where the ranks' headers (size, n) differ: a check for which no one waits."""
+    """Return the numbers, or NaN where the headers of the ranks (size, n) differ, without waiting for a device."""
     return torch.where((headers == headers[:1]).all(), numbers, torch.nan)
 
 
 def _agree(blocks: Tensor) -> list[_Header]:
-    """Every rank's header, unless one disagrees or refuses the call."""
+    """The headers of all ranks; raises an error if one disagrees or has rejected the call."""
     sent = blocks if blocks.is_cpu else blocks[:, :HEADER_BYTES]
     data, step = bytes(sent.cpu().numpy()), sent.shape[1]
     headers = [_Header.decode(data[i : i + HEADER_BYTES]) for i in range(0, len(data), step)]
@@ -198,8 +198,8 @@ def _agree(blocks: Tensor) -> list[_Header]:
     refused = [(rank, header) for rank, header in enumerate(everyone) if header.status != _CALLED]
     if refused:
         reasons = _places([header.text for _, header in refused], [rank for rank, _ in refused])
-        listed = "; ".join(f"{_named(ranks)} refused the call: {reason}" for reason, ranks in reasons.items())
-        raise _REFUSALS[refused[0][1].status - 1](listed)
+        listed = "; ".join(f"{_named(ranks)} rejected the call: {reason}" for reason, ranks in reasons.items())
+        raise _ERRORS[refused[0][1].status - 1](listed)
     if any(header.text != everyone[0].text for header in everyone):
         raise _disagreement([header.text for header in everyone])
     return everyone
@@ -227,7 +227,7 @@ def _brief(value: object) -> str:
 
 
 def _disagreement(texts: Sequence[str]) -> Exception:
-    """The error that names what ranks do not agree on, and who has which value."""
+    """The error that names what the ranks do not agree on, and which rank has which value."""
     described = [dict(line.split("=", 1) for line in text.split("\n")) for text in texts]
     name = next(name for name in described[0] if len({each.get(name) for each in described}) > 1)
     places = _places([each[name] for each in described], range(len(texts)))

@@ -1,4 +1,4 @@
-"""All ranks' rows on every rank."""
+"""The rows of all ranks on every rank."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from echo_ext.distributed._collectives import Ranks
 
 
 def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> tuple[list[Tensor], list[int]]:
-    """Every rank's rows of a (B, *) tensor, without gradient, and how many each has.
+    """Return each rank's rows of a (B, *) tensor, without gradient, and how many each rank has.
 
-    ``agreed`` is what the ranks must agree on; it decides on the shape and dtype of a row.
+    ``agreed`` is what the ranks must agree on; it determines the shape and dtype of a row.
     """
     tensor = tensor.detach()
     sizes, _ = ranks.exchange(tensor.shape[0], agreed, tensor.new_empty(0))
@@ -23,12 +23,12 @@ def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> t
 
 
 def own_first(parts: Sequence[Tensor], rank: int) -> Tensor:
-    """The ranks' rows joined: those of this rank, then those of the others in their order."""
+    """Join the rows of the ranks: those of this rank, then those of the others in their order."""
     return torch.cat([parts[rank], *parts[:rank], *parts[rank + 1 :]])
 
 
 def in_rank_order(joined: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
-    """The inverse of `own_first`."""
+    """Invert `own_first`."""
     own, rest = joined[: sizes[rank]], joined[sizes[rank] :]
     before = sum(sizes[:rank])
     return torch.cat([rest[:before], own, rest[before:]])

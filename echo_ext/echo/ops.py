@@ -77,9 +77,11 @@ def echo_sample(
     Example:
         >>> f = torch.tensor([[1.0], [2.0], [4.0]])
         >>> s = torch.full_like(f, 0.5)
-        >>> echo_ext.echo_sample(f, s, seed=0)  # row 0 is 1 + 0.5 * (2 + 0.5 * 4), or with 2 and 4 exchanged
+        >>> echo_ext.echo_indices(3, seed=0)[1]  # the noise of row 1 is 1 + 0.5 * 4
+        tensor([0, 2])
+        >>> echo_ext.echo_sample(f, s, seed=0)  # row 1 is 2 + 0.5 * (1 + 0.5 * 4)
         tensor([[3.0000],
-                [4.2500],
+                [3.5000],
                 [5.2500]])
     """
     f, s = _read_pair(f, s)
@@ -160,9 +162,9 @@ def echo_indices(
 
     Example:
         >>> echo_ext.echo_indices(3, seed=0)
-        tensor([[2, 1],
+        tensor([[1, 2],
                 [0, 2],
-                [0, 1]])
+                [1, 0]])
     """
     rows = _checks.row_count("batch_size", batch_size, minimum=1)
     own_bank = bank_size is None

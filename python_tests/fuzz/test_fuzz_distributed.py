@@ -286,7 +286,7 @@ def assert_same_error(answers, kind, pattern):
     kinds, messages = zip(*answers, strict=True)
     assert len(set(kinds)) == 1, answers
     assert kinds[0] == kind or (kind is None and kinds[0] in ("ValueError", "TypeError")), answers
-    reasons = {message.partition(" refused the call: ")[2] or message for message in messages}
+    reasons = {message.partition(" rejected the call: ")[2] or message for message in messages}
     assert len(reasons) == 1, answers
     (reason,) = reasons
     assert re.search(pattern, reason), (pattern, reason)
