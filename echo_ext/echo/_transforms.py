@@ -1,4 +1,4 @@
-"""What the ops' gradients need inside torch.func's transforms."""
+"""The transforms of torch.func (grad, vmap, ...) on the package's ops."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ NO_FORWARD_MODE = "has no forward-mode derivative (jvp): use the reverse mode, a
 
 
 def are_active() -> bool:
-    """Whether torch.func.grad, vmap and the like are at work, eagerly."""
+    """Whether a transform is active, outside of torch.compile."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def autograd_kernel(function: Any) -> Any:
-    """An autograd.Function as the op's kernel for autograd, which a transform reaches only inside torch.compile."""
+    """Return an autograd.Function as an op's kernel for autograd, which transforms reach only inside torch.compile."""
 
     def kernel(*inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
-                "the gradients of torch.func do not go through Echo noise inside torch.compile: transform outside of "
-                "what is compiled, or compile the loss and let autograd differentiate it"
+                "torch.func cannot differentiate Echo noise inside torch.compile: apply the transform outside of the "
+                "compiled function, or compile the loss and let autograd differentiate it"
             )
         return function.apply(*inputs)
 
@@ -31,7 +31,7 @@ def autograd_kernel(function: Any) -> Any:
 
 
 def one_by_one(function: Any, info: Any, in_dims: Sequence[int | None], inputs: Sequence[Any]) -> tuple[Any, Any]:
-    """The vmap rule of an autograd.Function without a better one: every item of the batch for itself."""
+    """Apply an autograd.Function to every item of a batch on its own, the vmap rule where there is no better one."""
     outputs = [
         function.apply(*(x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)))
         for i in range(info.batch_size)
@@ -42,7 +42,7 @@ def one_by_one(function: Any, info: Any, in_dims: Sequence[int | None], inputs: 
 
 
 def batch_last(tensor: Tensor | None, dim: int | None, batch_size: int) -> Tensor | None:
-    """The batch as the last dimension, where an elementwise op takes it for more columns."""
+    """Move the batch to the last dimension, where an elementwise op sees more columns."""
     if tensor is None:
         return None
     return tensor.unsqueeze(-1).expand(*tensor.shape, batch_size) if dim is None else tensor.movedim(dim, -1)
