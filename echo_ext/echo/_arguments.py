@@ -19,7 +19,9 @@ RING = _SAMPLING_CODES["ring"]
 
 
 class EchoCall(NamedTuple):
-    """The arguments of the op ``echo``, in the order of its schema.
+    """The arguments of the op ``echo``.
+
+    A new argument of the op is a new field here, a word in the schema, and a field of the native core's EchoProblem.
 
     Attributes:
         f, s: The rows that noise is added to, or None for the noise alone.
@@ -41,6 +43,11 @@ class EchoCall(NamedTuple):
     num_terms: int
     sampling: int
     exclude_self: bool
+
+    SCHEMA = (
+        "Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, "
+        "SymInt rows, SymInt num_terms, int sampling, bool exclude_self"
+    )
 
     @property
     def settings(self) -> tuple[int, int, int, bool]:

@@ -306,16 +306,15 @@ def _indices_shape(
 
 
 register(
-    "echo(Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
-    "int sampling, bool exclude_self) -> Tensor",
+    f"echo({EchoCall.SCHEMA}) -> Tensor",
     check=_check,
     kernel=_kernel,
     shape=_shape,
     gradient=_DispatchedEcho,
 )
 register(
-    "echo_backward(Tensor grad, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, SymInt rows, SymInt num_terms, "
-    "int sampling, bool exclude_self) -> (Tensor grad_s, Tensor grad_bank_f, Tensor grad_bank_s)",
+    f"echo_backward(Tensor grad, {EchoCall.SCHEMA.removeprefix('Tensor? f, ')}) "
+    "-> (Tensor grad_s, Tensor grad_bank_f, Tensor grad_bank_s)",
     check=_check_backward,
     kernel=_backward_kernel,
     shape=_backward_shape,
