@@ -44,11 +44,6 @@ class EchoCall(NamedTuple):
     sampling: int
     exclude_self: bool
 
-    SCHEMA = (
-        "Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, "
-        "SymInt rows, SymInt num_terms, int sampling, bool exclude_self"
-    )
-
     @property
     def settings(self) -> tuple[int, int, int, bool]:
         """The arguments that are not tensors."""
@@ -60,6 +55,12 @@ class EchoCall(NamedTuple):
         width = self.bank_f.numel() // bank_rows
         dtype = dtype_code(self.bank_f.dtype)
         return _C.EchoProblem(self.rows, bank_rows, width, self.num_terms, self.exclude_self, self.sampling, dtype)
+
+
+ECHO_SCHEMA = (
+    "Tensor? f, Tensor? s, Tensor bank_f, Tensor bank_s, Tensor seed, "
+    "SymInt rows, SymInt num_terms, int sampling, bool exclude_self"
+)
 
 
 def matching_pair(name_f: str, f: object, name_s: str, s: object) -> tuple[Tensor, Tensor]:

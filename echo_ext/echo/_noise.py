@@ -15,7 +15,7 @@ from torch import Tensor
 from echo_ext import _C, _checks
 from echo_ext._native import address, dense, device_and_stream, dtype_code, workspace
 from echo_ext.echo import _transforms
-from echo_ext.echo._arguments import RING, EchoCall, check_draws, matching_pair, same_rows
+from echo_ext.echo._arguments import ECHO_SCHEMA, RING, EchoCall, check_draws, matching_pair, same_rows
 from echo_ext.echo._op import below_autograd, is_plain, register, without_double_backward
 
 
@@ -306,14 +306,14 @@ def _indices_shape(
 
 
 register(
-    f"echo({EchoCall.SCHEMA}) -> Tensor",
+    f"echo({ECHO_SCHEMA}) -> Tensor",
     check=_check,
     kernel=_kernel,
     shape=_shape,
     gradient=_DispatchedEcho,
 )
 register(
-    f"echo_backward(Tensor grad, {EchoCall.SCHEMA.removeprefix('Tensor? f, ')}) "
+    f"echo_backward(Tensor grad, {ECHO_SCHEMA.removeprefix('Tensor? f, ')}) "
     "-> (Tensor grad_s, Tensor grad_bank_f, Tensor grad_bank_s)",
     check=_check_backward,
     kernel=_backward_kernel,
