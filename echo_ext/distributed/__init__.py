@@ -8,7 +8,7 @@ an error of the same kind that names this rank and gives its reason. The group c
 dies or makes no call ends in the process group's own error on the others, after its time-out.
 """
 
-from echo_ext.distributed._information import mutual_information
 from echo_ext.distributed.echo import echo_sample, ring_order
+from echo_ext.distributed.information import mutual_information
 
 __all__ = ["echo_sample", "mutual_information", "ring_order"]
