@@ -264,7 +264,7 @@ def disagreements(group, world):
          lambda: estimate(x.double(), y.double()) if odd else estimate(x, y)),
         ("NaN", ValueError, "y must be finite, got 9 NaN or infinite values, the first at [0, 0]",
          lambda: estimate(x, y * float("nan") if odd else y)),
-        ("samples", ValueError, "x and y must have one number of samples, got 9 and 8 (shapes (9, 1) and (8, 1))",
+        ("samples", ValueError, "x and y must have the same number of samples, got 9 and 8 (shapes (9, 1) and (8, 1))",
          lambda: estimate(x, y[: 8 if odd else 9])),
         # The same on all ranks, found after the exchange.
         ("k of all", ValueError, f"k must be less than the number of samples, got 99 of {9 * world}",

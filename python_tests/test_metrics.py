@@ -383,7 +383,7 @@ def test_latents_that_are_switched_off_take_no_part():
     still = torch.cat([torch.full((60, 2), 0.1), 1e-3 * factors[:, :1], factors], 1).double()
     assert metrics.factor_vae_score(still, factors, **VOTES) == 1
     assert metrics.factor_vae_score(still[:, :3], factors, **VOTES) == 0
-    assert metrics.factor_vae_score(still[:, 1:], factors, least_deviation=0.0, **VOTES) == 1
+    assert metrics.factor_vae_score(still[:, 1:], factors, min_std=0.0, **VOTES) == 1
 
 
 def test_both_forms_of_the_factor_vae_score_are_one():
@@ -410,8 +410,8 @@ def test_factor_vae_score_refuses_bad_numbers():
     for name, value in {"train_votes": 0, "test_votes": 0, "batch_size": 1}.items():
         with pytest.raises(ValueError, match=f"{name} must be at least"):
             metrics.factor_vae_score(factors.double(), factors, **{name: value})
-    with pytest.raises(ValueError, match="least_deviation must be 0 or more, got -1"):
-        metrics.factor_vae_score(factors.double(), factors, least_deviation=-1)
+    with pytest.raises(ValueError, match="min_std must be a finite number of at least 0, got -1"):
+        metrics.factor_vae_score(factors.double(), factors, min_std=-1)
     with pytest.raises(ValueError, match="num_factors must be at least 2, got 1"):
         metrics.factor_vae_score(factors.double(), factors[:, :1])
 

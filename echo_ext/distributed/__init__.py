@@ -8,8 +8,8 @@ raise an error of the same type that names this rank and gives its reason. The g
 rank dies or makes no call, the others end with the process group's own error, after its timeout.
 """
 
-from echo_ext.distributed._information import mutual_information
 from echo_ext.distributed.echo import echo_sample, ring_order
+from echo_ext.distributed.information import mutual_information
 
 __all__ = ["echo_sample", "mutual_information", "ring_order"]
 

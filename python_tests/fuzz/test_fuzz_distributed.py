@@ -242,7 +242,7 @@ def disagreement(case, requests):
         if second.shape[axis] == 0 or second.size == 0:
             return None  # there is nothing to repeat
         odd["arrays"] = [first, np.concatenate([second, second], axis)]
-        named = "must have one"
+        named = "must have the same"
     elif name == "function":
         odd.clear()
         odd |= OTHER[case["function"]]

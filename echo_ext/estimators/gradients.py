@@ -1,43 +1,43 @@
-"""Derivatives of estimates, which autograd cannot see through sorting and counting."""
+"""Gradients of estimates, which autograd cannot derive through sorting and counting."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# From the gradient at the values to the gradient at each input.
-Backward = Callable[[Tensor], tuple[Tensor, ...]]
+# From the gradient with respect to the values to the gradient with respect to each input.
+Backward: TypeAlias = Callable[[Tensor], tuple[Tensor, ...]]
 
 WITH_GRADIENT = "entropy and mutual_information(method='ksg1')"
 
 
-def wanted(*inputs: Tensor) -> bool:
-    """Whether autograd is recording any of the inputs."""
+def is_recording(*inputs: Tensor) -> bool:
+    """Return whether autograd is recording any of the inputs."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-def attach(values: Tensor, backward: Backward, *inputs: Tensor) -> Tensor:
-    """The values, with ``backward`` as their derivative with respect to the inputs."""
-    result: Tensor = _Attached.apply(values, backward, *inputs)  # type: ignore[no-untyped-call]
+def with_gradient(values: Tensor, backward: Backward, *inputs: Tensor) -> Tensor:
+    """Return the values, with ``backward`` as their derivative with respect to the inputs."""
+    result: Tensor = _WithGradient.apply(values, backward, *inputs)  # type: ignore[no-untyped-call]
     return result
 
 
-def attach_none(values: Tensor, what: str, *inputs: Tensor) -> Tensor:
-    """The values; a backward pass through them is an error that names the estimators with a gradient."""
-    if not wanted(*inputs):
+def without_gradient(values: Tensor, name: str, *inputs: Tensor) -> Tensor:
+    """Return the values; a backward pass through them raises an error that names the estimators with a gradient."""
+    if not is_recording(*inputs):
         return values
 
     def refuse(_: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError(f"{what} has no gradient; these have one: {WITH_GRADIENT}")
+        raise NotImplementedError(f"{name} has no gradient; these have one: {WITH_GRADIENT}")
 
-    return attach(values, refuse, *inputs)
+    return with_gradient(values, refuse, *inputs)
 
 
-class _Attached(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, backward: Backward, *inputs: Tensor) -> Tensor:
         ctx.backward_of_values = backward
@@ -49,15 +49,20 @@ class _Attached(torch.autograd.Function):
         return None, None, *ctx.backward_of_values(grad)
 
 
-def pull_back_distances(points: Tensor, neighbours: Tensor, weights: Tensor, *, euclidean: bool = False) -> Tensor:
-    """The gradient at ``points`` of the weighted sum of the distances from each point to some neighbours.
+def pull_back_distances(points: Tensor, neighbors: Tensor, weights: Tensor, *, euclidean: bool = False) -> Tensor:
+    """Return the gradient at ``points`` of the weighted sum of the distances from each point to some neighbors.
 
-    points: (*batch, N, d); neighbours: int64 (*batch, N, J); weights: (*batch, N, J). A Chebyshev distance changes with
-    its largest coordinate alone. A distance of 0 has no derivative and contributes nothing.
+    A Chebyshev distance changes with its largest coordinate alone. A distance of 0 has no derivative and contributes
+    nothing.
+
+    Args:
+        points: (*batch, N, d).
+        neighbors: Their indices, int64 (*batch, N, J).
+        weights: (*batch, N, J).
     """
     n, dim = points.shape[-2:]
     flat = points.detach().reshape(-1, n, dim).contiguous()
-    index = neighbours.reshape(flat.shape[0], n, neighbours.shape[-1])
+    index = neighbors.reshape(flat.shape[0], n, neighbors.shape[-1])
     item = torch.arange(flat.shape[0], device=flat.device).view(-1, 1, 1)
     difference = flat[item, index] - flat.unsqueeze(2)
     gradient = torch.zeros_like(flat)
