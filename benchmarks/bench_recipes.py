@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from echo_ext import models
-from echo_ext.data import catalogue
+from echo_ext.data import catalog
 
 DATA = "fashion-mnist"
-ROWS = catalogue.CATALOGUE[DATA].rows[0]
+ROWS = catalog.CATALOG[DATA].rows[0]
 
 
 def main():
