@@ -86,8 +86,15 @@ def whole(
     return number
 
 
-def number(name: str, value: object, *, above: float | None = None, minimum: float | None = None) -> float:
-    """Return a finite number above one bound, or not below another.
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> float:
+    """Return a finite number above one bound, or not below another, and not above a third.
 
     Raises:
         TypeError: The value is not a number.
@@ -98,13 +105,16 @@ def number(name: str, value: object, *, above: float | None = None, minimum: flo
         limits = f" above {above}"
     elif minimum is not None:
         limits = f" of at least {minimum}"
+    if maximum is not None:
+        limits += f"{' and' if limits else ' of'} at most {maximum}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a finite number{limits}, got {brief(value)}")
     try:
         found = float(value)
     except OverflowError:  # an int beyond all floats
         found = math.inf
-    if not math.isfinite(found) or (above is not None and found <= above) or (minimum is not None and found < minimum):
+    too_small = (above is not None and found <= above) or (minimum is not None and found < minimum)
+    if not math.isfinite(found) or too_small or (maximum is not None and found > maximum):
         raise ValueError(f"{name} must be a finite number{limits}, got {brief(value)}")
     return found
 

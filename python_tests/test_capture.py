@@ -81,7 +81,7 @@ def _as_on_a_gpu(monkeypatch):
             group["lr"] = torch.tensor(float(group["lr"]))
 
     monkeypatch.setattr(fitting, "prepare_optimizer", prepare)
-    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
 
 
 SETTINGS = {
@@ -90,7 +90,7 @@ SETTINGS = {
     "epochs": 6,
     "latent_dim": 4,
     "warm_up_epochs": 2,
-    "binarisation": "dynamic",
+    "binarization": "dynamic",
     "gradient_clip": 30.0,
 }
 
@@ -196,7 +196,7 @@ def test_no_recipe_waits_for_the_device_in_a_step(recipe):
     x = torch.rand(24, 1, 8, 8).round()
     model.prepare(x)
     model.train()
-    model.warmth = 0.5
+    model.warm_up_weight = 0.5
     model.loss(x)["loss"].backward()  # the first batch fills banks
     with Watch() as watch:
         model.loss(x)["loss"].backward()

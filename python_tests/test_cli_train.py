@@ -139,7 +139,7 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
 
 def test_a_run_killed_and_terminated_ends_bit_equal_to_one_left_alone(tmp_path, one_thread):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarise", "dynamic")
+    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarize", "dynamic")
     settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2")
     broken = tmp_path / "broken"
 

@@ -23,7 +23,7 @@ SETTINGS = {
     "epochs": 3,
     "latent_dim": 4,
     "warm_up_epochs": 1,
-    "binarisation": "dynamic",
+    "binarization": "dynamic",
 }
 
 
@@ -33,8 +33,8 @@ def configure(recipe, **more):
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
 
 
 @pytest.fixture

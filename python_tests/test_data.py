@@ -11,7 +11,7 @@ from data_cases import REAL, away_from_all_data, idx, needs_real_files, write_id
 from torch.utils.data import DataLoader
 
 from echo_ext import cli, data
-from echo_ext.data import catalogue, mixtures, principal
+from echo_ext.data import catalog, mixtures, principal
 
 
 @pytest.fixture(autouse=True)
@@ -222,19 +222,19 @@ def test_twenty_axes_have_the_share_of_the_variance_that_the_paper_states():
     assert float(principal.principal_axes(x, 20)[2].sum()) == pytest.approx(0.785, abs=5e-4)
 
 
-# ---- The catalogue ---------------------------------------------------------------------------------------------------
+# ---- The catalog ---------------------------------------------------------------------------------------------------
 
-EMBEDDED = {name for name, entry in catalogue.CATALOGUE.items() if not entry.files}
+EMBEDDED = {name for name, entry in catalog.CATALOG.items() if not entry.files}
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDED))
-def test_the_catalogue_says_what_is_loaded(name):
+def test_the_catalog_says_what_is_loaded(name):
     check_entry(name, data.load(name))
 
 
 @needs_real_files
-@pytest.mark.parametrize("name", sorted(set(catalogue.CATALOGUE) - EMBEDDED))
-def test_the_catalogue_says_what_the_real_files_hold(name):
+@pytest.mark.parametrize("name", sorted(set(catalog.CATALOG) - EMBEDDED))
+def test_the_catalog_says_what_the_real_files_hold(name):
     parts = data.load(name, REAL)
     check_entry(name, parts)
     if "dsprites" in name:
@@ -247,7 +247,7 @@ def test_the_catalogue_says_what_the_real_files_hold(name):
 
 
 def check_entry(name, parts):
-    entry = catalogue.CATALOGUE[name]
+    entry = catalog.CATALOG[name]
     assert tuple(map(len, parts.values())) == entry.rows
     assert list(parts) == ["train", "valid", "test"]
     for part in parts.values():
@@ -271,7 +271,7 @@ def test_the_command_lists_every_data_set_and_where_it_is(tmp_path, capsys):
     entries = dict(zip(data.names(), zip(lines[::3], lines[1::3], lines[2::3], strict=True), strict=True))
     assert "1 x 28 x 28, 50000 / 10000 / 10000 rows" in entries["mnist"][0]
     assert f"here: {tmp_path / 'mnist' / 'train-images-idx3-ubyte.gz'}" in entries["mnist"][2]
-    assert "licence: MIT" in entries["fashion-mnist"][1]
+    assert "license: MIT" in entries["fashion-mnist"][1]
     assert "not here; downloaded when it is loaded: https://github.com/zala" in entries["fashion-mnist"][2]
     assert "not here; drawn when it is loaded" in entries["dsprites"][2]
 

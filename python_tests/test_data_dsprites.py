@@ -33,14 +33,14 @@ def some(count):
 
 
 def moments(pixels):
-    """Area, centre (x, y) and second central moments of a white shape, pixels as unit squares."""
+    """Area, center (x, y) and second central moments of a white shape, pixels as unit squares."""
     y, x = np.nonzero(pixels)
     points = np.stack([x + 0.5, y + 0.5])
     return len(x), points.mean(1), np.cov(points, bias=True)
 
 
 @pytest.mark.parametrize("scale", range(6))
-def test_squares_have_their_area_and_centre(scale):
+def test_squares_have_their_area_and_center(scale):
     side = 2 * 9.599 * sprites.SCALES[scale]
     for orientation in (0, 3, 17, 30):
         shown = frames(SQUARE, scale, orientation)
@@ -49,9 +49,9 @@ def test_squares_have_their_area_and_centre(scale):
         assert areas.mean() == pytest.approx(side**2, rel=0.02)
         assert abs(areas - side**2).max() < 4 * side
         for column, row in ((0, 31), (13, 7)):
-            _, centre, spread = moments(shown[column, row])
+            _, center, spread = moments(shown[column, row])
             wanted = 16 + 32 * sprites.POSITIONS[[column, row]]
-            assert centre == pytest.approx(wanted, abs=0.5)
+            assert center == pytest.approx(wanted, abs=0.5)
             assert np.diag(spread) == pytest.approx(side**2 / 12, rel=0.15)
 
 
@@ -67,7 +67,7 @@ def test_ellipses_have_their_axes_and_turn_against_the_clock():
 
 
 def test_hearts_are_notched_above_and_pointed_below():
-    heart = frames(HEART, 5, 0)[0, 0]  # centred at (16, 16)
+    heart = frames(HEART, 5, 0)[0, 0]  # centered at (16, 16)
     assert np.array_equal(heart[:, :32], heart[:, 31::-1])
     rows = np.flatnonzero(heart.any(1))
     assert heart[rows[0], 15:17].sum() == 0
@@ -99,7 +99,7 @@ def test_shapes_grow_with_their_scale_and_stay_inside(shape):
     orientation = int(torch.randint(40, ()))
     shown = [frames(shape, scale, orientation) for scale in range(6)]
     for smaller, larger in itertools.pairwise(shown):
-        assert not (smaller & ~larger).any()  # all three are star-shaped around their centre
+        assert not (smaller & ~larger).any()  # all three are star-shaped around their center
         assert (larger.sum((2, 3)) > smaller.sum((2, 3))).all()
     edges = shown[-1][..., [0, 63], :].any() or shown[-1][..., :, [0, 63]].any()
     assert not edges

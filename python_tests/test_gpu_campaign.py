@@ -81,7 +81,7 @@ SMALL = {"limit": 100, "latent_dim": 2, "model": {"hidden": [8]}}
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """Two finished runs and one that was stopped in its second epoch."""
-    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
     monkeypatch.setattr("echo_ext.training.running.MINIMUM_SECONDS", -1.0)
     root = tmp_path / "runs"
     for seed in (0, 1):

@@ -183,7 +183,7 @@ def test_a_fixed_mixture_is_the_law_that_it_says_and_is_not_trained():
 
 
 def test_an_anchor_is_what_decoder_samples_start_from():
-    anchored = {"anchor": [[-3.0], [5.0]], "anchor_deviation": 0.01}
+    anchored = {"anchor": [[-3.0], [5.0]], "anchor_std": 0.01}
     model = build("mim", (1,), latent_dim=1, hidden=[3], **anchored)
     z = model.draw_anchor(2000)
     near = torch.stack([(z + 3).abs() < 0.1, (z - 5).abs() < 0.1]).double()
@@ -191,15 +191,15 @@ def test_an_anchor_is_what_decoder_samples_start_from():
     assert near[0].mean().item() == pytest.approx(0.5, abs=0.08)
     with pytest.raises(ValueError, match="anchor must be rows of 2 numbers"):
         build("mim", (1,), latent_dim=2, **anchored)
-    with pytest.raises(ValueError, match="anchor_deviation must be above 0, got 0"):
-        build("mim", (1,), latent_dim=1, anchor=[[0.0]], anchor_deviation=0)
+    with pytest.raises(ValueError, match="anchor_std must be a finite number above 0, got 0"):
+        build("mim", (1,), latent_dim=1, anchor=[[0.0]], anchor_std=0)
 
 
 def test_joint_laws_that_agree_have_no_gap(bench):
     """z = x = N(0, 1) with the noise of both conditionals such that q(x) q(z|x) = p(z) p(x|z)."""
     model = build(
         "mim", (1,), latent_dim=1, prior="mixture", marginal="mixture", components=1, hidden=[], anchor=[[0.0]],
-        anchor_deviation=1.0,
+        anchor_std=1.0,
     )  # fmt: skip
     with torch.no_grad():
         for network in (model.encoder, model.decoder):

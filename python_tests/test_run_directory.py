@@ -28,8 +28,8 @@ CONFIGURATION = Configuration.of("echo", "digits", **SETTINGS)
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
     """The files of a finished run, by name."""
     path = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(running.results, "write_pictures", lambda *_: None)
+        patched.setattr(running.results, "write_figures", lambda *_: None)
         training.train(CONFIGURATION, path)
     return {file.name: file.read_bytes() for file in path.iterdir()}
 

@@ -31,14 +31,14 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
 def test_a_run_stopped_at_any_step_ends_bit_equal(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     model = {"num_terms": 20} if recipe.startswith("echo") else {"hidden": [16]}
     configuration = Configuration.of(
         recipe,
         "digits",
         **{"limit": 230, "batch_size": 50, "epochs": 6, "latent_dim": 3, "warm_up_epochs": 2, "model": model},
-        binarisation="dynamic",
+        binarization="dynamic",
     )
     alone = training.train(configuration, tmp_path / "alone")
     stops, result = 0, None
@@ -84,7 +84,7 @@ def test_several_processes_cannot_share_a_deadline(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     configuration = Configuration.of("vae", "digits", limit=100, epochs=1, latent_dim=2, model={"hidden": [8]})
     RunDirectory(tmp_path).begin(configuration)
     (tmp_path / ".part-abc").mkdir()
@@ -168,7 +168,7 @@ def test_processes_share_the_threads_and_none_starts_too_late():
 # ---- Sweeps from the shell -------------------------------------------------------------------------------------------
 
 GRID = ("sweep", "--recipe", "echo", "vae", "--data", "digits", "--beta", "1", "--seeds", "0,1", "--limit", "400")
-GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarise", "dynamic")
+GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarize", "dynamic")
 RUNS = [f"{recipe}-beta1-seed{seed}" for seed in (0, 1) for recipe in ("echo", "vae")]
 
 

@@ -36,8 +36,8 @@ def _cases(monkeypatch):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_the_learning_rate_is_constant_for_half_of_the_epochs_and_then_falls_to_
         schedules.learning_rate_factor("cosine", 0, 1)
 
 
-def test_warmth_rises_from_zero_to_one():
-    assert [schedules.warmth(epoch, 4) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert schedules.warmth(0, 0) == 1
+def test_warm_up_weight_rises_from_zero_to_one():
+    assert [schedules.warm_up_weight(epoch, 4) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert schedules.warm_up_weight(0, 0) == 1
 
 
 def test_patience_counts_from_the_best_epoch_after_the_warm_up():
@@ -137,9 +137,9 @@ def test_a_configuration_is_the_recipes_where_nothing_else_is_given():
         ({"seed": -1}, "seed must be an integer, 0 to 4294967295, got -1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
         ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
-        ({"binarisation": "odd"}, "binarisation must be one of 'none', 'static', 'dynamic', got 'odd'"),
+        ({"binarization": "odd"}, "binarization must be one of 'none', 'static', 'dynamic', got 'odd'"),
         ({"model": {"beta": 2}}, "beta must not be among the model's further arguments"),
-        ({"precision": "16-mixed", "normalise_gradients": True}, "does not go with precision '16-mixed'"),
+        ({"precision": "16-mixed", "normalize_gradients": True}, "does not go with precision '16-mixed'"),
     ],
 )
 def test_bad_settings_are_refused_by_name(given, complaint):
@@ -202,7 +202,7 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
 # ---- The loop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_is_the_same_as_a_bare_loop(tmp_path):
     configuration = Configuration.of("vae", "digits", seed=3, batch_size=50, **{**SMALL, "epochs": 2})
     training.train(configuration, tmp_path)
@@ -222,12 +222,12 @@ def test_a_run_is_the_same_as_a_bare_loop(tmp_path):
     assert same(dict(model.state_dict()), checkpoint(tmp_path)["state_dict"])
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", pytest.param("factor-vae", marks=pytest.mark.slow)])
 def test_a_run_that_died_and_was_resumed_ends_bit_equal(tmp_path, monkeypatch, recipe):
     model = ECHO["model"] if recipe == "echo" else {"hidden": [16]}
     configuration = Configuration.of(
-        recipe, "digits", **{**SMALL, "limit": 800, "model": model, "binarisation": "dynamic", "epochs": 3}
+        recipe, "digits", **{**SMALL, "limit": 800, "model": model, "binarization": "dynamic", "epochs": 3}
     )
     alone = training.train(configuration, tmp_path / "alone")
 
@@ -262,7 +262,7 @@ def test_a_run_that_died_and_was_resumed_ends_bit_equal(tmp_path, monkeypatch, r
     assert training.train(configuration, broken, resume=True) == resumed
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_killed_between_training_and_results_is_refreshed_once(tmp_path, monkeypatch, models):
     configuration = Configuration.of("pixelwise", "digits", limit=100)
     measure = running.results.measure
@@ -274,33 +274,33 @@ def test_a_run_killed_between_training_and_results_is_refreshed_once(tmp_path, m
     assert [(model.prepared, model.refreshed) for model in models] == [(1, 1), (0, 0)]
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_warmth_learning_rate_and_modes_are_as_the_configuration_says(tmp_path, models):
+@pytest.mark.usefixtures("no_figures")
+def test_warm_up_weight_learning_rate_and_modes_are_as_the_configuration_says(tmp_path, models):
     configuration = Configuration.of(
         "pixelwise", "digits", limit=200, epochs=6, warm_up_epochs=4, learning_rate=0.5, batch_size=100
     )
     training.train(configuration, tmp_path)
     seen = models[0].seen
-    assert [warmth for warmth, is_training, _ in seen if is_training] == [
-        warmth for warmth in (0, 0.25, 0.5, 0.75, 1, 1) for _ in range(2)
+    assert [warm_up_weight for warm_up_weight, is_training, _ in seen if is_training] == [
+        warm_up_weight for warm_up_weight in (0, 0.25, 0.5, 0.75, 1, 1) for _ in range(2)
     ]
-    assert {warmth for warmth, is_training, _ in seen if not is_training} == {1}
+    assert {warm_up_weight for warm_up_weight, is_training, _ in seen if not is_training} == {1}
     rows = table(tmp_path / "metrics.csv")
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.5, 0.5, 0.5, 0.5, 1 / 3, 1 / 6])
     assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_training_stops_where_patience_runs_out(tmp_path):
     result = training.train(Configuration.of("stands", "digits", limit=100, epochs=50, patience=3), tmp_path)
     assert result["epochs"] == 4
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_gradients_are_normalised_per_tensor_and_clipped_together(tmp_path, models):
+@pytest.mark.usefixtures("no_figures")
+def test_gradients_are_normalized_per_tensor_and_clipped_together(tmp_path, models):
     common = {**SMALL, "epochs": 1, "batch_size": 230}
-    training.train(Configuration.of("vae", "digits", normalise_gradients=True, **common), tmp_path / "normalised")
+    training.train(Configuration.of("vae", "digits", normalize_gradients=True, **common), tmp_path / "normalized")
     norms = torch.stack([parameter.grad.norm() for parameter in models[0].parameters()])
     torch.testing.assert_close(norms, torch.ones_like(norms))
     training.train(Configuration.of("vae", "digits", gradient_clip=0.01, **common), tmp_path / "clipped")
@@ -308,7 +308,7 @@ def test_gradients_are_normalised_per_tensor_and_clipped_together(tmp_path, mode
     torch.testing.assert_close(total, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_mixed_precision_trains_in_half_and_keeps_weights_and_data_whole(tmp_path):
     parts = data.load("digits")
     whole, mixed = (
@@ -324,7 +324,7 @@ def test_mixed_precision_trains_in_half_and_keeps_weights_and_data_whole(tmp_pat
     assert not (tmp_path / "half").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_loss_that_is_no_number_stops_the_run_by_step_and_term_and_keeps_the_last_epoch(tmp_path):
     configuration = Configuration.of("breaks-down", "digits", limit=200, epochs=9)
     with pytest.raises(
@@ -336,7 +336,7 @@ def test_a_loss_that_is_no_number_stops_the_run_by_step_and_term_and_keeps_the_l
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_run_that_cannot_begin_leaves_no_trace(tmp_path):
     with pytest.raises(ValueError, match="num_terms=99 needs 100"):
         training.train(Configuration.of("echo", "digits", limit=50), tmp_path / "echo")
@@ -347,7 +347,7 @@ def test_a_run_that_cannot_begin_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_disk_that_fills_up_keeps_the_checkpoint_before_and_the_run_can_go_on(tmp_path, monkeypatch):
     configuration = Configuration.of("vae", "digits", **SMALL)
     training.train(configuration, tmp_path / "alone")
@@ -436,7 +436,7 @@ def test_evaluation_agrees_with_the_result_and_adds_what_applies(echo_run):
         training.evaluate(path, importance_samples=2)
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_the_importance_sampled_likelihood_is_below_the_bound(tmp_path):
     training.train(Configuration.of("vae", "digits", **SMALL), tmp_path)
     found = training.evaluate(tmp_path, importance_samples=30, importance_rows=300)
@@ -448,7 +448,7 @@ def test_the_importance_sampled_likelihood_is_below_the_bound(tmp_path):
 
 
 def test_a_sweep_averages_over_seeds_goes_on_where_it_stopped_and_survives_a_broken_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     grid = [
         Configuration.of("vae", "digits", beta=beta, seed=seed, **{**SMALL, "epochs": 2})
         for beta in (0.5, 2.0)
@@ -554,7 +554,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path, mode
     assert alone.abs().max() > 0.05
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 def test_all_processes_hear_whether_the_folder_is_theirs(tmp_path):
     settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model": {}}
     training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "run")

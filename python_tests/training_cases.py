@@ -17,11 +17,11 @@ class Pixelwise(Model):
         super().__init__(data_shape, latent_dim)
         self.beta = beta
         self.logits = nn.Parameter(torch.zeros(math.prod(data_shape)))
-        self.seen = []  # (warmth, training, rows) of each call
+        self.seen = []  # (warm_up_weight, training, rows) of each call
         self.prepared = self.refreshed = 0
 
     def loss(self, x):
-        self.seen.append((self.warmth, self.training, len(x)))
+        self.seen.append((self.warm_up_weight, self.training, len(x)))
         logits = self.logits.expand(len(x), -1)
         distortion = nn.functional.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="none").sum(1)
         return {"loss": distortion.mean(), "rate": 0 * self.logits.sum(), "distortion": distortion.mean()}

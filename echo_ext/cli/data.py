@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from echo_ext.data.catalogue import CATALOGUE, Entry
+from echo_ext.data.catalog import CATALOG, Entry
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "list the data sets: shape, rows, source, licence, and where they are on this machine"
+HELP = "list the data sets: shape, rows, source, license, and where they are on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print three lines for each data set."""
-    for name, entry in CATALOGUE.items():
+    for name, entry in CATALOG.items():
         shape = " x ".join(map(str, entry.data_shape))
         train, valid, test = entry.rows
         print(f"{name:<18}  {shape}, {train} / {valid} / {test} rows")
-        print(f"{'':<18}  {entry.source}; licence: {entry.licence}")
+        print(f"{'':<18}  {entry.source}; license: {entry.license}")
         print(f"{'':<18}  {_where(entry, arguments.data_dir)}")
 
 

@@ -190,7 +190,7 @@ def _draw(
     rate_floor: float,
     device: torch.device,
 ) -> dict[str, Writer]:
-    from echo_ext.demo import pictures
+    from echo_ext.demo import plots
 
     images = test[:12][0].to(device)
     reconstructed, drawn = {}, {}
@@ -199,9 +199,9 @@ def _draw(
         reconstructed[kind] = model.reconstruct(images)
         drawn[kind] = model.sample(64)
     figures = (
-        pictures.reconstructions(images, reconstructed),
-        pictures.samples(drawn),
-        pictures.curves(history, tested, rate_floor=rate_floor),
+        plots.reconstructions(images, reconstructed),
+        plots.samples(drawn),
+        plots.curves(history, tested, rate_floor=rate_floor),
     )
     return dict(zip(PICTURES, (figure.savefig for figure in figures), strict=True))
 

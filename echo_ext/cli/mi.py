@@ -25,7 +25,7 @@ from echo_ext.estimators.ksg import METHODS
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "mutual information of columns of a CSV, NPY, NPZ or Parquet file, by nearest neighbours"
+HELP = "mutual information of columns of a CSV, NPY, NPZ or Parquet file, by nearest neighbors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--x", metavar="COLS", help="columns of the first variable")
     parser.add_argument("--y", metavar="COLS", help="columns of the second variable")
     parser.add_argument("--given", metavar="COLS", help="columns of a third, on which to condition")
-    parser.add_argument("--k", type=int, default=3, help="number of neighbours (default 3)")
+    parser.add_argument("--k", type=int, default=3, help="number of neighbors (default 3)")
     parser.add_argument("--method", default="ksg1", choices=METHODS, help="estimator (default ksg1)")
     parser.add_argument("--unit", default="nats", choices=("nats", "bits"), help="unit of the result (default nats)")
     parser.add_argument("--exclude-within", type=int, default=0, metavar="ROWS", help="Theiler window of a time series")

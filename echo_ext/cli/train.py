@@ -19,7 +19,7 @@ HELP = "train a recipe on a data set; writes a folder with the model, its measur
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
 SETTINGS = (
     *("epochs", "limit", "latent_dim", "batch_size", "learning_rate", "schedule", "warm_up_epochs", "patience"),
-    *("gradient_clip", "normalise_gradients", "binarisation", "precision"),
+    *("gradient_clip", "normalize_gradients", "binarization", "precision"),
 )
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", metavar="NAME", help="what to train; echo-ext recipes lists them")
     parser.add_argument("--data", metavar="NAME", help="on what; echo-ext data lists it")
     parser.add_argument("--beta", type=float, help="the price of a nat of rate; default: the recipe's, mostly 1")
-    parser.add_argument("--seed", type=int, help="of weights, order, noise and binarisation; default: 0")
+    parser.add_argument("--seed", type=int, help="of weights, order, noise and binarization; default: 0")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the folder of the run; default: runs/RECIPE-DATA-betaBETA-seedSEED"
     )
@@ -46,7 +46,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", **whole, help="rows of a step, in each process")  # type: ignore[arg-type]
     parser.add_argument("--learning-rate", type=float, metavar="RATE", help="Adam's")
     parser.add_argument("--schedule", help="of the learning rate: constant-then-linear or constant")
-    parser.add_argument("--warm-up-epochs", **whole, help="over which the model's warmth rises")  # type: ignore[arg-type]
+    parser.add_argument("--warm-up-epochs", **whole, help="over which the model's warm_up_weight rises")  # type: ignore[arg-type]
     parser.add_argument(
         "--early-stopping",
         dest="patience",
@@ -55,11 +55,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--gradient-clip", type=float, metavar="NORM", help="largest norm of all gradients together")
     parser.add_argument(
-        "--normalise-gradients", action="store_const", const=True, help="bring each tensor's gradient to norm 1"
+        "--normalize-gradients", action="store_const", const=True, help="bring each tensor's gradient to norm 1"
     )
     parser.add_argument(
-        "--binarise",
-        dest="binarisation",
+        "--binarize",
+        dest="binarization",
         metavar="HOW",
         help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)",
     )

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from echo_ext.data import catalogue
+from echo_ext.data import catalog
 from echo_ext.data._files import StrPath
 from echo_ext.data.datasets import (
-    BINARISATIONS,
+    BINARIZATIONS,
     BinaryImages,
     ImageDataset,
     LabelledDataset,
     VectorDataset,
-    binarise,
+    binarize,
 )
 from echo_ext.data.dsprites import DSprites
 
 __all__ = [
-    "BINARISATIONS",
+    "BINARIZATIONS",
     "BinaryImages",
     "DSprites",
     "ImageDataset",
     "LabelledDataset",
     "VectorDataset",
-    "binarise",
+    "binarize",
     "load",
     "names",
 ]
@@ -29,11 +29,11 @@ __all__ = [
 
 def names() -> list[str]:
     """What :func:`load` knows; ``echo-ext data`` says more."""
-    return list(catalogue.CATALOGUE)
+    return list(catalog.CATALOG)
 
 
 def load(
-    name: str, root: StrPath | None = None, *, binarisation: str = "none", seed: int = 0
+    name: str, root: StrPath | None = None, *, binarization: str = "none", seed: int = 0
 ) -> dict[str, LabelledDataset]:
     """Load a data set: ``{"train": ..., "valid": ..., "test": ...}``, the same disjoint parts on every call.
 
@@ -46,27 +46,27 @@ def load(
     Args:
         name: one of :func:`names`.
         root: the folder. None for the environment variable ECHO_EXT_DATA.
-        binarisation: ``"none"``: grey levels stay (the Echo paper's Omniglot and Fashion-MNIST). ``"static"``: every
+        binarization: ``"none"``: gray levels stay (the Echo paper's Omniglot and Fashion-MNIST). ``"static"``: every
             pixel is drawn once. ``"dynamic"``: training pixels anew in each epoch that ``set_epoch`` announces, the
             other parts once (the two-level models). Images that are zeros and ones stay as they are.
-        seed: of the binarisation.
+        seed: of the binarization.
 
     Raises:
-        ValueError: an unknown name or binarisation; a file is not what it should be.
-        TypeError: a binarisation of vectors.
+        ValueError: an unknown name or binarization; a file is not what it should be.
+        TypeError: a binarization of vectors.
         FileNotFoundError: the folder is not there; a file is nowhere and cannot be downloaded.
         ModuleNotFoundError: ``"digits"`` without scikit-learn, chardata.mat without SciPy.
     """
-    entry = catalogue.find(name)
-    if binarisation not in BINARISATIONS:
-        raise ValueError(f"binarisation must be one of {', '.join(BINARISATIONS)}, not {binarisation!r}")
+    entry = catalog.find(name)
+    if binarization not in BINARIZATIONS:
+        raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}, not {binarization!r}")
     parts = entry.load(entry.shelf(root))
     for part, dataset in parts.items():
         if not len(dataset):
             raise ValueError(f"the {part} part of {name} must have rows, but its files are too small for any")
-    held_out = "none" if binarisation == "none" else "static"
-    # Neighbouring seeds for the parts, so that no two draw the same numbers.
+    held_out = "none" if binarization == "none" else "static"
+    # Neighboring seeds for the parts, so that no two draw the same numbers.
     return {
-        part: binarise(dataset, binarisation if part == "train" else held_out, seed=3 * seed + index)
+        part: binarize(dataset, binarization if part == "train" else held_out, seed=3 * seed + index)
         for index, (part, dataset) in enumerate(parts.items())
     }

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["BINARISATIONS", "BinaryImages", "ImageDataset", "LabelledDataset", "Rows", "VectorDataset", "binarise"]
+__all__ = ["BINARIZATIONS", "BinaryImages", "ImageDataset", "LabelledDataset", "Rows", "VectorDataset", "binarize"]
 
 Rows: TypeAlias = int | slice | Tensor  # one row, or a batch of them
 
-BINARISATIONS = ("none", "static", "dynamic")
+BINARIZATIONS = ("none", "static", "dynamic")
 
 
 class LabelledDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -128,7 +128,7 @@ class VectorDataset(LabelledDataset):
 
 
 class BinaryImages(LabelledDataset):
-    """Images whose pixels are drawn: 1 with the probability that is their grey level, independently.
+    """Images whose pixels are drawn: 1 with the probability that is their gray level, independently.
 
     A draw depends on the seed, the epoch, the row and the pixel alone: it is the same in any order of rows, in any
     process and on any device.
@@ -186,12 +186,12 @@ class BinaryImages(LabelledDataset):
         return other
 
 
-def binarise(dataset: LabelledDataset, how: str, *, seed: int = 0) -> LabelledDataset:
-    """Make grey levels zeros and ones.
+def binarize(dataset: LabelledDataset, how: str, *, seed: int = 0) -> LabelledDataset:
+    """Make gray levels zeros and ones.
 
     Args:
         dataset: images; those that are zeros and ones already come back as they are.
-        how: ``"none"``: leave them grey. ``"static"``: draw every pixel once, 1 with the probability that is its level.
+        how: ``"none"``: leave them gray. ``"static"``: draw every pixel once, 1 with the probability that is its level.
             ``"dynamic"``: draw anew in each epoch that ``set_epoch`` announces.
         seed: any int; the draws are the same for the same seed and epoch.
 
@@ -199,12 +199,12 @@ def binarise(dataset: LabelledDataset, how: str, *, seed: int = 0) -> LabelledDa
         ValueError: ``how`` is not one of these.
         TypeError: the rows are not images.
     """
-    if how not in BINARISATIONS:
-        raise ValueError(f"binarisation must be one of {', '.join(BINARISATIONS)}, not {how!r}")
+    if how not in BINARIZATIONS:
+        raise ValueError(f"binarization must be one of {', '.join(BINARIZATIONS)}, not {how!r}")
     if how == "none" or dataset.binary:
         return dataset
     if not isinstance(dataset, ImageDataset):
-        raise TypeError(f"only grey images can be made binary, not the rows of a {type(dataset).__name__}")
+        raise TypeError(f"only gray images can be made binary, not the rows of a {type(dataset).__name__}")
     return BinaryImages(dataset, seed=seed, fresh=how == "dynamic")
 
 

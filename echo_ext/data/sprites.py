@@ -1,6 +1,6 @@
 """The geometry of dSprites: every frame of the data set from a few numbers.
 
-A 64 x 64 frame shows one white shape. A pixel is white where its centre lies in the shape, which is scaled, turned
+A 64 x 64 frame shows one white shape. A pixel is white where its center lies in the shape, which is scaled, turned
 against the clock and moved: Matthey et al., "dSprites: Disentanglement testing Sprites dataset" (2017). The numbers
 were fitted to the original: of 363 of its frames 325 come out exactly, and none differs in more than 5 pixels.
 """
@@ -22,11 +22,11 @@ POSITIONS = np.linspace(0, 1, 32)
 
 _SQUARE_HALF = 9.599
 _ELLIPSE_AXES = (12.77, 7.21)
-_REACH = 14.0  # no shape of scale 1 reaches further from its centre
+_REACH = 14.0  # no shape of scale 1 reaches further from its center
 
-# The right half of the heart in polar coordinates around a point 2 above the centre: the radius at equal steps of the
+# The right half of the heart in polar coordinates around a point 2 above the center: the radius at equal steps of the
 # angle from straight up to straight down, and a natural cubic spline between them.
-_HEART_CENTRE = -2.0
+_HEART_CENTER = -2.0
 _HEART_RADII = np.array(
     (
         *(2.9236411714518273, 3.9374391071581782, 4.876163537759159, 5.712260809880995, 6.473370884677814),
@@ -53,10 +53,10 @@ def render(shape: int, scale: int, orientation: int) -> npt.NDArray[np.uint8]:
     """
     size = float(SCALES[scale])
     angle = float(ORIENTATIONS[orientation])
-    # Only a box around the centre is looked at; along x and y it is cut in the same way.
-    centres = 16 + 32 * POSITIONS
-    pixels = np.floor(centres - _REACH * size).astype(np.intp)[:, None] + np.arange(2 * math.ceil(_REACH * size) + 1)
-    offsets = (pixels + 0.5 - centres[:, None]) / size  # (positions, box)
+    # Only a box around the center is looked at; along x and y it is cut in the same way.
+    centers = 16 + 32 * POSITIONS
+    pixels = np.floor(centers - _REACH * size).astype(np.intp)[:, None] + np.arange(2 * math.ceil(_REACH * size) + 1)
+    offsets = (pixels + 0.5 - centers[:, None]) / size  # (positions, box)
     x, y = offsets[:, None, None, :], offsets[None, :, :, None]
     cosine, sine = math.cos(angle), math.sin(angle)
     white = _CONTAINS[shape](cosine * x - sine * y, sine * x + cosine * y)
@@ -78,7 +78,7 @@ def _in_ellipse(x: Array, y: Array) -> Mask:
 
 
 def _in_heart(x: Array, y: Array) -> Mask:
-    across, down = np.abs(x), y - _HEART_CENTRE
+    across, down = np.abs(x), y - _HEART_CENTER
     step = np.pi / (len(_HEART_RADII) - 1)
     position = (np.arctan2(down, across) + np.pi / 2) / step
     piece = np.minimum(position.astype(np.intp), len(_HEART_RADII) - 2)

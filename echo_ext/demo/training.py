@@ -95,7 +95,7 @@ def build(kind: str, data: LabelledDataset, setting: Setting, *, beta: float, se
 def train(
     model: Autoencoder, parts: dict[str, LabelledDataset], setting: Setting, *, seed: int, device: torch.device
 ) -> Iterator[tuple[Measured, Measured]]:
-    """Minimise the loss on ``parts["train"]``; after each epoch yield what it measured in training and what
+    """Minimize the loss on ``parts["train"]``; after each epoch yield what it measured in training and what
     ``parts["valid"]`` measures.
 
     Adam, its learning rate constant for half of the epochs and then linear to 0. With one seed every model sees the

@@ -80,19 +80,19 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
 
 
 def _latents(models: Mapping[str, Model], x: Tensor) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     told = {
         method: {name: latent_information(model, x, method=method) for name, model in models.items()}
         for method in ("formula", "knn")
     }
-    return pictures.bars(told["formula"], highlighted={"AnchorVAE": ANCHORED}, marks=told["knn"], mark="k-NN")
+    return plots.bars(told["formula"], highlighted={"AnchorVAE": ANCHORED}, marks=told["knn"], mark="k-NN")
 
 
 @torch.no_grad()
 def _samples(models: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     drawn = {}
@@ -100,7 +100,7 @@ def _samples(models: Mapping[str, Model]) -> Figure:
         assert isinstance(model, Autoencoder)
         drawn[f"{name}, z from prod_j q(z_j)"] = model.sample(SAMPLES)
         drawn[f"{name}, z from N(0, I)"] = model.decode(torch.randn(SAMPLES, LATENTS))
-    return pictures.rows(drawn)
+    return plots.rows(drawn)
 
 
 EXPERIMENT = Experiment(

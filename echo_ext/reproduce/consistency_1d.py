@@ -32,7 +32,7 @@ EPOCHS, WARM_UP = 60, 3
 LEARNING_RATE = 3e-3
 # A standard deviation of 0.05: where x and z can determine each other, MIM has no minimum without a least one.
 MIN_LOG_VARIANCE = 2 * math.log(0.05)
-NEIGHBOURS = 5
+NEIGHBORS = 5
 DRAWN = 2000
 
 
@@ -55,7 +55,7 @@ def run(bench: Bench) -> Outcome:
                     "marginal": "mixture",
                     "components": COMPONENTS,
                     "anchor": ANCHOR,
-                    "anchor_deviation": DEVIATION,
+                    "anchor_std": DEVIATION,
                     "hidden": [HIDDEN],
                     "activation": "swish",
                     "min_log_variance": MIN_LOG_VARIANCE,
@@ -99,7 +99,7 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
         "JSD of the sampled joints, nats": jensen_shannon(*anchored),
         "KL(P(x) ‖ q(x)), nats": (MIXTURES[DATA].log_prob(x) - _marginal(model).log_prob(x)).mean().item(),
         "KL(P(z) ‖ p(z)), nats": (model.anchor.log_prob(drawn_z) - model.log_prior(drawn_z)).mean().item(),
-        "I(x; z), nats": float(mutual_information(x.double(), z.double(), k=NEIGHBOURS)),
+        "I(x; z), nats": float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
     }
 
 
@@ -145,14 +145,14 @@ def _marginal(model: MIM) -> GaussianMixture:
 
 @torch.no_grad()
 def _joints(models: Mapping[str, MIM]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     drawn = {}
     for loss, model in models.items():
         drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, DRAWN), 1)
         drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, DRAWN), 1)
-    return pictures.clouds(drawn, columns=2, axes_names=("x", "z"))
+    return plots.clouds(drawn, columns=2, axes_names=("x", "z"))
 
 
 EXPERIMENT = Experiment(

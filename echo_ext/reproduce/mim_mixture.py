@@ -21,7 +21,7 @@ DATA = "gmm2d"
 WIDTHS = (5, 20, 500)
 MODELS = {"VAE": "vae", "A-MIM": "a-mim", "MIM": "mim", "VAE+H": "vae-h", "MIM-H": "mim-h"}
 EPOCHS, WARM_UP = 30, 3
-NEIGHBOURS = 5
+NEIGHBORS = 5
 # Test rows, and draws of z for each, that the likelihood is estimated by.
 LIKELIHOOD_ROWS, LIKELIHOOD_DRAWS = 1000, 200
 # Test rows in the figure of the codes.
@@ -57,7 +57,7 @@ def compare(bench: Bench, models: Sequence[str]) -> Outcome:
         **stated(
             configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"
         ),
-        INFORMATION: f"KSG with k = {NEIGHBOURS} between the test rows and a draw of z of each",
+        INFORMATION: f"KSG with k = {NEIGHBORS} between the test rows and a draw of z of each",
         ERROR: "root of the mean square error per coordinate of the reconstructed test rows",
         NLL: f"importance sampling, {LIKELIHOOD_DRAWS} draws of z for each of {LIKELIHOOD_ROWS} test rows",
     }
@@ -76,11 +76,11 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
     x = test.values(slice(None))
     z = model.encode(x)
     accuracy = metrics.knn_accuracy(
-        model.encode(train.values(slice(None))), train.labels, z, test.labels, k=min(NEIGHBOURS, len(train))
+        model.encode(train.values(slice(None))), train.labels, z, test.labels, k=min(NEIGHBORS, len(train))
     )
     nll = metrics.importance_nll(model, x[:LIKELIHOOD_ROWS], samples=LIKELIHOOD_DRAWS, batch_size=50_000)
     return {
-        INFORMATION: float(mutual_information(x.double(), z.double(), k=NEIGHBOURS)),
+        INFORMATION: float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
         ERROR: (model.decode(z) - x).square().mean().sqrt().item(),
         ACCURACY: accuracy,
         NLL: nll,
@@ -88,23 +88,23 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
 
 
 def _measures(rows: Sequence[Row], models: Sequence[str]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     def trend(quantity: str, model: str) -> list[tuple[float, float]]:
         return [(row.mean(quantity), row.error(quantity)) for row in rows if row.labels["model"] == model]
 
     measured = {quantity: {model: trend(quantity, model) for model in models} for quantity in rows[0].values}
-    return pictures.trends(measured, places=WIDTHS, across="hidden units")
+    return plots.trends(measured, places=WIDTHS, across="hidden units")
 
 
 @torch.no_grad()
 def _codes(models: Sequence[Model], titles: Sequence[str], *, columns: int) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     x, labels = data.load(DATA)["test"][:DRAWN]
     codes = {title: model.cpu().encode(x) for title, model in zip(titles, models, strict=True)}
-    return pictures.clouds(codes, labels=labels, columns=columns)
+    return plots.clouds(codes, labels=labels, columns=columns)
 
 
 EXPERIMENT = Experiment(

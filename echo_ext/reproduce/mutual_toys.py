@@ -19,7 +19,7 @@ from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from echo_ext.pictures import Line
+    from echo_ext.plots import Line
 
 __all__ = ["EXPERIMENT", "gaussian_ceiling", "measure", "run"]
 
@@ -160,47 +160,47 @@ def _log_density(mean: Tensor, log_variance: Tensor, x: Tensor) -> Tensor:
 
 
 def _information(rows: Sequence[Row]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     def line(toy: str, quantity: str) -> Line:
         of_toy = [row for row in rows if row.labels[TOY] == toy]
         mean, error = (torch.tensor([getattr(row, name)(quantity) for row in of_toy]) for name in ("mean", "error"))
-        return pictures.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
+        return plots.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
 
     ends = torch.tensor([0.0, math.log(10)])
     panels = {
         toy: {
             "I_p(x; z) of the model": line(toy, EXACT),
             "I_hat, which training holds to M": line(toy, BOUND),
-            "M": pictures.Line(ends, ends, reference=True),
+            "M": plots.Line(ends, ends, reference=True),
         }
         for toy in TARGETS
     }
-    return pictures.lines(panels, across="M (nats)", up="information (nats)")
+    return plots.lines(panels, across="M (nats)", up="information (nats)")
 
 
 @torch.no_grad()
 def _states(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     z = torch.linspace(-3, 3, 601)
     panels = {
-        title: {f"x = {state}": pictures.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
+        title: {f"x = {state}": plots.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
         for title, model in trained.items()
     }
-    return pictures.lines(panels, across="z", up="p(x | z)")
+    return plots.lines(panels, across="z", up="p(x | z)")
 
 
 @torch.no_grad()
 def _normal(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     z = torch.linspace(-3, 3, 301)
     panels = {
-        title: {"mean of p(x|z), and a standard deviation to either side": pictures.Line(z, mean, deviation)}
+        title: {"mean of p(x|z), and a standard deviation to either side": plots.Line(z, mean, deviation)}
         for title, (mean, deviation) in _curves(trained, z)
     }
-    return pictures.lines(panels, across="z", up="x")
+    return plots.lines(panels, across="z", up="x")
 
 
 def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -212,18 +212,18 @@ def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tupl
 
 @torch.no_grad()
 def _density(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     x = torch.linspace(-4, 4, 401, dtype=torch.float64)
     z = quantiles(PLACES)
     panels = {
         title: {
-            "p(x)": pictures.Line(x, _log_density(mean, 2 * deviation.log(), x).exp()),
-            "N(0, 1)": pictures.Line(x, log_normal(x).exp(), reference=True),
+            "p(x)": plots.Line(x, _log_density(mean, 2 * deviation.log(), x).exp()),
+            "N(0, 1)": plots.Line(x, log_normal(x).exp(), reference=True),
         }
         for title, (mean, deviation) in _curves(trained, z)
     }
-    return pictures.lines(panels, across="x", up="density")
+    return plots.lines(panels, across="x", up="density")
 
 
 EXPERIMENT = Experiment(

@@ -78,10 +78,10 @@ def _noise(model: Model) -> Tensor:
 
 @torch.no_grad()
 def _correlations(models: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
-    return pictures.correlations({data: _noise(model) for data, model in models.items()})
+    return plots.correlations({data: _noise(model) for data, model in models.items()})
 
 
 EXPERIMENT = Experiment(

@@ -22,7 +22,7 @@ __all__ = ["EXPERIMENT", "matched_accuracy", "measure", "own_terms", "run"]
 
 DATA = "mnist"
 EPOCHS = 9
-NEIGHBOURS = 3
+NEIGHBORS = 3
 # Images of each state in the figure.
 SHOWN = 10
 
@@ -45,7 +45,7 @@ def run(bench: Bench) -> Outcome:
         MAJORITY: "test rows in a state where their digit is the most frequent one",
         LOWER: "sum_i H(x_i) + E log p(x|z) - (E log q(z|x) + sum_j h(z_j)), h(z_j) by k-NN with k = 3",
         UPPER: "sum_j h(z_j) + E log r(z|y) - E KL(q(y|z) | r(y)): at most TC(z)",
-        BOUND: "their sum; pixels are the zeros and ones that grey levels are the probabilities of",
+        BOUND: "their sum; pixels are the zeros and ones that gray levels are the probabilities of",
     }
     model = bench.model(run_name(case[0], bench.seeds[0])).cpu()
     x = load_data(configuration, bench.data_dir)["test"].values(slice(None))
@@ -77,7 +77,7 @@ def own_terms(model: model_of_two_layers.StackedCorEx, x: Tensor) -> dict[str, f
     terms = model.loss(x)
     mean = x.flatten(1).double().mean(0)
     pixels = -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum().item()
-    latents = torch.as_tensor(entropy(sent.z.double().T.unsqueeze(-1), k=NEIGHBOURS)).sum().item()
+    latents = torch.as_tensor(entropy(sent.z.double().T.unsqueeze(-1), k=NEIGHBORS)).sum().item()
     informed = sent.log_density.double().mean().item() + latents
     lower = pixels - terms["distortion"].item() - informed
     upper = informed - terms["rate_bound"].item()
@@ -107,12 +107,12 @@ def _counts(found: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def _states(model: Model, x: Tensor) -> Figure:
     """For each state the first test images in it."""
-    from echo_ext import pictures
+    from echo_ext import plots
 
     assert isinstance(model, model_of_two_layers.StackedCorEx)
     found = model.cluster(x)
     of_each = {f"y = {state}": x[found == state][:SHOWN] for state in range(model.states)}
-    return pictures.rows({name: images for name, images in of_each.items() if len(images)})
+    return plots.rows({name: images for name, images in of_each.items() if len(images)})
 
 
 EXPERIMENT = Experiment(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_ext import _checks, models
-from echo_ext.data import BINARISATIONS, catalogue
+from echo_ext.data import BINARIZATIONS, catalog
 from echo_ext.models.recipes import Recipe, find
 from echo_ext.training.schedules import SCHEDULES
 
@@ -27,18 +27,18 @@ class Configuration:
         recipe: of :func:`echo_ext.models.recipes`.
         data: of :func:`echo_ext.data.names`.
         beta: the price of a nat of rate, where the model has one.
-        seed: of the weights, the order of rows, the noise and the binarisation.
+        seed: of the weights, the order of rows, the noise and the binarization.
         latent_dim: dimensions of z.
         model: further arguments of the model's constructor.
         limit: only the first so many training rows; None for all.
-        binarisation: as of :func:`echo_ext.data.load`.
+        binarization: as of :func:`echo_ext.data.load`.
         epochs: passes over the training rows.
         batch_size: rows of a step, in each process.
         learning_rate: Adam's.
         schedule: of the learning rate, see :func:`~echo_ext.training.schedules.learning_rate_factor`.
-        warm_up_epochs: over which ``Model.warmth`` rises from 0 to 1.
+        warm_up_epochs: over which ``Model.warm_up_weight`` rises from 0 to 1.
         patience: stop after so many epochs without a better validation loss; None for never.
-        normalise_gradients: each tensor's gradient to norm 1.
+        normalize_gradients: each tensor's gradient to norm 1.
         gradient_clip: the largest norm of all gradients together; None for any.
         precision: "32-true", "bf16-mixed" or "16-mixed".
 
@@ -53,14 +53,14 @@ class Configuration:
     latent_dim: int = 32
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limit: int | None = None
-    binarisation: str = "none"
+    binarization: str = "none"
     epochs: int = 200
     batch_size: int = 100
     learning_rate: float = 3e-4
     schedule: str = "constant-then-linear"
     warm_up_epochs: int = 0
     patience: int | None = None
-    normalise_gradients: bool = False
+    normalize_gradients: bool = False
     gradient_clip: float | None = None
     precision: str = "32-true"
 
@@ -85,16 +85,16 @@ class Configuration:
         _check_number("learning_rate", self.learning_rate, least=0, strictly=True)
         if self.gradient_clip is not None:
             _check_number("gradient_clip", self.gradient_clip, least=0, strictly=True)
-        if not isinstance(self.normalise_gradients, bool):
+        if not isinstance(self.normalize_gradients, bool):
             raise ValueError(
-                f"normalise_gradients must be true or false, got {_checks.brief(self.normalise_gradients)}"
+                f"normalize_gradients must be true or false, got {_checks.brief(self.normalize_gradients)}"
             )
-        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarisation", BINARISATIONS)):
+        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarization", BINARIZATIONS)):
             if getattr(self, name) not in choices:
                 shown = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {shown}, got {_checks.brief(getattr(self, name))}")
-        if self.normalise_gradients and self.precision == "16-mixed":
-            raise ValueError("normalise_gradients does not go with precision '16-mixed', which scales the gradients")
+        if self.normalize_gradients and self.precision == "16-mixed":
+            raise ValueError("normalize_gradients does not go with precision '16-mixed', which scales the gradients")
 
     @classmethod
     def of(cls, recipe: str, data: str, **given: Any) -> Configuration:
@@ -105,7 +105,7 @@ class Configuration:
             ValueError: as the class itself.
         """
         chosen = find(recipe)
-        training = chosen.training_for(catalogue.find(data).data_shape)
+        training = chosen.training_for(catalog.find(data).data_shape)
         settings = {
             "beta": chosen.settings.get("beta", 1.0),
             "latent_dim": chosen.latent_dim,

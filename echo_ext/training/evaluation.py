@@ -26,7 +26,7 @@ EVALUATION = "evaluation.json"
 CODES, EMBEDDED = 10_000, 2_000
 GRID_ROWS = 100_000
 NOISE_DRAWS = 100_000
-NEIGHBOURS = 5
+NEIGHBORS = 5
 # Seconds that another evaluation of the same run gets to write its files.
 PATIENCE = 60.0
 
@@ -103,13 +103,13 @@ def evaluate(
     if int(test.labels.min()) >= 0:
         train = parts["train"].select(slice(CODES))
         found["knn_accuracy"] = metrics.knn_accuracy(
-            _codes(model, train), train.labels, codes, test.labels, k=min(NEIGHBOURS, len(train))
+            _codes(model, train), train.labels, codes, test.labels, k=min(NEIGHBORS, len(train))
         )
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
     with directory.owned(patience=PATIENCE):
         has_echo = kind is ChannelOutput
-        _write_pictures(model, x, codes[: len(x)], test.labels, directory, has_echo=has_echo, tsne=embedding)
+        _write_figures(model, x, codes[: len(x)], test.labels, directory, has_echo=has_echo, tsne=embedding)
         directory.write_json(EVALUATION, found)
     return found
 
@@ -163,21 +163,21 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     }
 
 
-def _write_pictures(
+def _write_figures(
     model: Model, x: Tensor, codes: Tensor, labels: Tensor, directory: RunDirectory, *, has_echo: bool, tsne: bool
 ) -> None:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     # A latent that was switched off has no law to draw.
     varied = codes[:, codes.amax(0) > codes.amin(0)].cpu()
-    figures = {"marginal_activations.png": pictures.marginal_activations(varied)} if varied.shape[1] else {}
+    figures = {"marginal_activations.png": plots.marginal_activations(varied)} if varied.shape[1] else {}
     if has_echo:
         rates, norms = metrics.rates_and_activations(model, x)
-        figures["rate_against_activation.png"] = pictures.rate_against_activation(rates.cpu(), norms.cpu())
+        figures["rate_against_activation.png"] = plots.rate_against_activation(rates.cpu(), norms.cpu())
     if tsne:
         few = codes[:EMBEDDED].cpu()
         known = labels[: len(few)].cpu() if int(labels.min()) >= 0 else None
-        figures["embedding.png"] = pictures.embedding(metrics.tsne(few), known)
+        figures["embedding.png"] = plots.embedding(metrics.tsne(few), known)
     for file, figure in figures.items():
         with directory.part(file) as part:
             figure.savefig(part)

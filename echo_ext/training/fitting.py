@@ -162,7 +162,7 @@ def fit(
         factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             set_learning_rate(group, rate * factor)
-        model.warmth = schedules.warmth(epoch, warm_up)
+        model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
         train.set_epoch(epoch)
         batches = schedules.epoch_rows(
             len(train),
@@ -186,7 +186,7 @@ def fit(
             save(epoch, unfinished_epoch={"costs": costs.as_mapping(), "seconds": seconds, **random_state})
             raise TimeLimitReached(f"the time limit was reached in step {len(costs) + 1} of epoch {epoch + 1}")
         trained = _reduced(costs.means(batches), fabric)
-        model.warmth = 1.0
+        model.warm_up_weight = 1.0
         validated = _reduced(_validate(model, valid, fabric), fabric)
         for name, value in validated.items():
             if not math.isfinite(value):

@@ -22,9 +22,9 @@ from echo_ext.training.run_directory import RATES, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
 
 if TYPE_CHECKING:
-    from echo_ext import pictures
+    from echo_ext import plots
 
-__all__ = ["SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_pictures"]
+__all__ = ["SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_figures"]
 
 TEST_DRAWS = 4
 # Rows in the pictures: images are seen one by one, vectors as a cloud.
@@ -71,7 +71,7 @@ def spread(data: LabelledDataset, rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def write_pictures(
+def write_figures(
     model: Model,
     test: LabelledDataset,
     configuration: Configuration,
@@ -80,9 +80,9 @@ def write_pictures(
     result: Mapping[str, Any],
 ) -> None:
     """``reconstructions.png``, ``samples.png`` and ``curves.png``."""
-    from echo_ext import pictures
+    from echo_ext import plots
 
-    torch.manual_seed(derive_seed(configuration.seed, Stream.PICTURES))
+    torch.manual_seed(derive_seed(configuration.seed, Stream.FIGURES))
     model.eval()
     are_images = len(test.data_shape) == 3
     shown, drawn = (SHOWN, DRAWN) if are_images else (SHOWN_VECTORS, SHOWN_VECTORS)
@@ -91,18 +91,18 @@ def write_pictures(
     reconstructed = reconstruct(x.to(next(model.parameters()).device))
     name = configuration.recipe
     figures = {
-        "reconstructions.png": pictures.reconstructions(x, {name: reconstructed.cpu()}),
-        "samples.png": pictures.samples({name: sample(drawn).cpu()}),
-        "curves.png": pictures.curves({name: _course(history, result)}),
+        "reconstructions.png": plots.reconstructions(x, {name: reconstructed.cpu()}),
+        "samples.png": plots.samples({name: sample(drawn).cpu()}),
+        "curves.png": plots.curves({name: _course(history, result)}),
     }
     for file, figure in figures.items():
         with directory.part(file) as part:
             figure.savefig(part)
 
 
-def _course(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -> pictures.Course:
+def _course(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -> plots.Course:
     """The history by quantity, the -ELBO among them."""
-    from echo_ext import pictures
+    from echo_ext import plots
 
     rate = next(name for name in RATES if name in result)
 
@@ -115,4 +115,4 @@ def _course(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -
         }
 
     test = {name: result[name] for name in (rate, "distortion", "neg_elbo")}
-    return pictures.Course(series("train"), series("valid"), test)
+    return plots.Course(series("train"), series("valid"), test)

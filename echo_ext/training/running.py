@@ -118,7 +118,7 @@ def train(
                 raise TimeLimitReached("the time limit was reached after training, before the model was measured")
             _finish(model, parts["train"], configuration, directory)
             result = results.measure(model, parts["test"], configuration, history)
-            results.write_pictures(model, parts["test"], configuration, directory, history, result)
+            results.write_figures(model, parts["test"], configuration, directory, history, result)
             directory.write_json(RESULT, result)  # last: it says that all is there
             return result
     finally:
@@ -245,8 +245,8 @@ def load(path: str | os.PathLike[str]) -> Run:
 def load_data(
     configuration: Configuration, data_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, LabelledDataset]:
-    """The parts of the run's data, limited and binarised as it says; raises as :func:`echo_ext.data.load`."""
-    parts = data.load(configuration.data, data_dir, binarisation=configuration.binarisation, seed=configuration.seed)
+    """The parts of the run's data, limited and binarized as it says; raises as :func:`echo_ext.data.load`."""
+    parts = data.load(configuration.data, data_dir, binarization=configuration.binarization, seed=configuration.seed)
     return {**parts, "train": parts["train"].select(slice(configuration.limit))}
 
 

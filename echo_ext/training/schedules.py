@@ -1,6 +1,7 @@
-"""What changes with the epoch: learning rate, warmth, random streams, the rows of each step. All functions of it alone.
+"""Everything that changes with the epoch: the learning rate, the warm-up weight, random streams, the rows of each step.
 
-Nothing here has a state, so that a run resumed after an epoch goes on exactly as one that never stopped.
+All are functions of the epoch only. Nothing here has a state, so a resumed run continues exactly as if it had not been
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SCHEDULES", "Stream", "derive_seed", "epoch_rows", "has_run_out", "learning_rate_factor", "warmth"]
+__all__ = ["SCHEDULES", "Stream", "derive_seed", "epoch_rows", "has_run_out", "learning_rate_factor", "warm_up_weight"]
 
 SCHEDULES = ("constant-then-linear", "constant")
 
@@ -25,7 +26,7 @@ class Stream(enum.IntEnum):
     NOISE = 2
     REFRESH = 3
     MEASURE = 4
-    PICTURES = 5
+    FIGURES = 5
 
 
 def derive_seed(seed: int, stream: Stream, *counters: int) -> int:
@@ -47,8 +48,8 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
     raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
 
 
-def warmth(epoch: int, warm_up_epochs: int) -> float:
-    """``Model.warmth`` in ``epoch`` (from 0): from 0 linearly to 1 after ``warm_up_epochs``."""
+def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:
+    """``Model.warm_up_weight`` in ``epoch`` (from 0): from 0 linearly to 1 after ``warm_up_epochs``."""
     return min(1.0, epoch / warm_up_epochs) if warm_up_epochs else 1.0
 
 

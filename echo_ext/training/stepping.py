@@ -106,7 +106,9 @@ class Stepper:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.recorder = recorder
         self._names: list[str] = []
-        self._warmth: float | None = None  # of the steps rehearsed or recorded: Python bakes it into a recording
+        self._warm_up_weight: float | None = (
+            None  # of the steps rehearsed or recorded: Python bakes it into a recording
+        )
         self._rehearsed = 0
         self._recorded: RecordedStep | None = None
         self._rows = torch.empty(0)
@@ -145,9 +147,9 @@ class Stepper:
         """One step on these rows, recorded or not; what it cost, (terms,)."""
         if self.recorder is None or len(rows) != self.configuration.batch_size:
             return self._step(rows)
-        warmth = self.objective.model.warmth
-        if warmth != self._warmth:
-            self._warmth, self._rehearsed, self._recorded = warmth, 0, None
+        warm_up_weight = self.objective.model.warm_up_weight
+        if warm_up_weight != self._warm_up_weight:
+            self._warm_up_weight, self._rehearsed, self._recorded = warm_up_weight, 0, None
         if self._recorded is None:
             self._rehearsed += 1
             if self._rehearsed < self.REHEARSALS:
@@ -173,7 +175,7 @@ class Stepper:
         terms: dict[str, Tensor] = self.objective(rows)
         self.optimizer.zero_grad()
         self.fabric.backward(terms["loss"])
-        if self.configuration.normalise_gradients:
+        if self.configuration.normalize_gradients:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     # A gradient of 0 stays 0.

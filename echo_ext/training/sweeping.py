@@ -208,7 +208,7 @@ def _write_curves(
     rows: Sequence[Row], runs: dict[str, Configuration], folder: RunDirectory, data_dir: str | os.PathLike[str] | None
 ) -> None:
     """Distortion against rate, with what the first seed of each recipe and beta makes of the same test images."""
-    from echo_ext import pictures
+    from echo_ext import plots
 
     measured: dict[str, list[RateDistortion]] = {}
     for row in rows:
@@ -234,6 +234,6 @@ def _write_curves(
             if label not in shown and RunDirectory(folder.path / name).has_checkpoint:
                 torch.manual_seed(0)
                 shown[label] = load(folder.path / name).model.reconstruct(x)
-    figure = pictures.rate_distortion(measured, reconstructed=shown)
+    figure = plots.rate_distortion(measured, reconstructed=shown)
     with folder.part(CURVES) as part:
         figure.savefig(part)

@@ -97,7 +97,7 @@ def serve():
     from echo_ext.training import running
 
     data.load("digits")
-    running.results.write_pictures = lambda *_: None  # seconds for each run, and none of it is the matter here
+    running.results.write_figures = lambda *_: None  # seconds for each run, and none of it is the matter here
     for line in sys.stdin:
         question = json.loads(line)
         if question.pop("do") == "start":

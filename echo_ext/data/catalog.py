@@ -14,20 +14,20 @@ from echo_ext.data.digits import load_digits
 from echo_ext.data.mixtures import load_mixture, load_states
 from echo_ext.data.principal import project
 
-__all__ = ["CATALOGUE", "Entry", "find"]
+__all__ = ["CATALOG", "Entry", "find"]
 
 Parts = Mapping[str, LabelledDataset]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A data set in the catalogue.
+    """A data set in the catalog.
 
     Attributes:
         data_shape: of one x.
         rows: of the train, valid and test parts.
         source: what it is and whose, for people.
-        licence: as its source states it.
+        license: as its source states it.
         page: where a person can get the files; empty where none are needed.
         folder: the subfolder in which its files are looked for.
         files: sets of names; each set is a whole copy of the data. Empty where none are needed.
@@ -38,7 +38,7 @@ class Entry:
     data_shape: tuple[int, ...]
     rows: tuple[int, int, int]
     source: str
-    licence: str
+    license: str
     load: Callable[[Shelf], Parts]
     page: str = ""
     folder: str = ""
@@ -47,7 +47,7 @@ class Entry:
 
     def shelf(self, root: StrPath | None) -> Shelf:
         """Where its files are looked for."""
-        return Shelf(self.folder, self.page, root, others=tuple({entry.folder for entry in CATALOGUE.values()}))
+        return Shelf(self.folder, self.page, root, others=tuple({entry.folder for entry in CATALOG.values()}))
 
     def found(self, root: StrPath | None) -> Path | None:
         """A file of a whole copy on this machine."""
@@ -60,9 +60,9 @@ class Entry:
 
 def find(name: str) -> Entry:
     """The entry of this name, or a ValueError that lists the nearest names."""
-    if name not in CATALOGUE:
-        raise _checks.unknown("data set", name, CATALOGUE)
-    return CATALOGUE[name]
+    if name not in CATALOG:
+        raise _checks.unknown("data set", name, CATALOG)
+    return CATALOG[name]
 
 
 def _names(*published: Published) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ _DSPRITES = Entry(
     without="drawn when it is loaded",
 )
 
-CATALOGUE: dict[str, Entry] = {
+CATALOG: dict[str, Entry] = {
     "binary-mnist": Entry(
         (1, 28, 28),
         (50_000, 10_000, 10_000),

@@ -11,9 +11,9 @@ pytest.importorskip("matplotlib")
 import numpy as np
 from matplotlib.image import imread
 
-from echo_ext import metrics, pictures
+from echo_ext import metrics, plots
 from echo_ext.metrics import RateDistortion
-from echo_ext.pictures import Course
+from echo_ext.plots import Course
 
 
 def drawn(figure):
@@ -34,7 +34,7 @@ def shown(axes):
 
 def test_reconstructions_stand_below_the_data():
     x, mean = torch.rand(5, 1, 14, 14), torch.rand(5, 3, 14, 14)
-    figure = pictures.reconstructions(x, {"Echo": mean, "VAE": x})
+    figure = plots.reconstructions(x, {"Echo": mean, "VAE": x})
     drawn(figure)
     assert [axes.get_ylabel() for axes in figure.axes] == ["test image", "Echo", "VAE"]
     for axes, row in zip(figure.axes, (x.mean(1), mean.mean(1), x.mean(1)), strict=True):
@@ -44,7 +44,7 @@ def test_reconstructions_stand_below_the_data():
 
 def test_samples_fill_a_grid_row_by_row():
     x = torch.rand(7, 1, 8, 8)
-    figure = pictures.samples({"first": x, "second": x.flip(0)}, columns=3)
+    figure = plots.samples({"first": x, "second": x.flip(0)}, columns=3)
     drawn(figure)
     assert [axes.get_title() for axes in figure.axes] == ["first", "second"]
     grid = shown(figure.axes[0])
@@ -55,7 +55,7 @@ def test_samples_fill_a_grid_row_by_row():
 
 def test_vectors_are_points_joined_to_what_became_of_them():
     x, mean = torch.randn(30, 4), torch.randn(30, 4)
-    figure = pictures.reconstructions(x, {"MIM": mean})
+    figure = plots.reconstructions(x, {"MIM": mean})
     drawn(figure)
     (axes,) = figure.axes
     data, reconstruction = axes.collections
@@ -63,9 +63,9 @@ def test_vectors_are_points_joined_to_what_became_of_them():
     np.testing.assert_allclose(reconstruction.get_offsets(), mean[:, :2], rtol=1e-6)
     for line, before, after in zip(axes.lines, x, mean, strict=True):
         np.testing.assert_allclose(line.get_xydata(), torch.stack([before[:2], after[:2]]), rtol=1e-6)
-    drawn(pictures.samples({"MIM": x}))
-    drawn(pictures.samples({"MIM": x[:, :1]}))
-    (axes,) = pictures.reconstructions(x[:, :1], {"MIM": mean[:, :1]}).axes
+    drawn(plots.samples({"MIM": x}))
+    drawn(plots.samples({"MIM": x[:, :1]}))
+    (axes,) = plots.reconstructions(x[:, :1], {"MIM": mean[:, :1]}).axes
     area = sum(bar.get_height() * bar.get_width() for bar in axes.patches)
     assert area == pytest.approx(2)  # two densities
 
@@ -77,7 +77,7 @@ def test_curves_show_every_epoch_and_the_test():
         {"rate": 3.2, "distortion": 7.2},
     )
     vae = Course({"rate_bound": [6.0], "distortion": [2.0]})
-    figure = pictures.curves({"echo": echo, "vae": vae}, rate_floor=1.5)
+    figure = plots.curves({"echo": echo, "vae": vae}, rate_floor=1.5)
     drawn(figure)
     rate, distortion = figure.axes
     assert [axes.get_title() for axes in figure.axes] == ["rate", "distortion"]  # a bound beside the rate
@@ -92,7 +92,7 @@ def test_curves_show_every_epoch_and_the_test():
 
 def test_long_curves_are_thinned_to_means():
     values = torch.rand(730).tolist()
-    figure = pictures.curves({"vae": Course(validation={"loss": values})})
+    figure = plots.curves({"vae": Course(validation={"loss": values})})
     (line,) = figure.axes[0].lines
     assert len(line.get_xdata()) <= 100
     assert line.get_xdata()[0] == 4.5  # epochs 1 to 8
@@ -103,7 +103,7 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     echo = [RateDistortion(8.0, 60.0, True, 0.5, 2.0), RateDistortion(2.0, 90.0, True)]
     vae = [RateDistortion(3.0, 95.0, False, 0.1, 0.2)]
     images = torch.rand(4, 1, 8, 8)
-    figure = pictures.rate_distortion({"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images})
+    figure = plots.rate_distortion({"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images})
     drawn(figure)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Echo (exact rate)", "VAE (rate bound)"]
@@ -113,39 +113,39 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     np.testing.assert_allclose(up.get_segments()[1], [(8, 58), (8, 62)])
     np.testing.assert_allclose(up.get_segments()[0], [(2, 90), (2, 90)])  # an error that is not known
     assert [other.get_ylabel() for other in figure.axes[1:]] == ["beta 1", "beta 2"]
-    assert len(pictures.rate_distortion({"VAE": vae}).axes) == 1
+    assert len(plots.rate_distortion({"VAE": vae}).axes) == 1
 
 
 def test_bars_tell_the_anchored_latents_apart():
     values = torch.rand(12)
-    figure = pictures.bars(values, highlighted=5)
+    figure = plots.bars(values, highlighted=5)
     drawn(figure)
     patches = figure.axes[0].patches
     np.testing.assert_allclose([bar.get_height() for bar in patches], values, rtol=1e-6)
-    colours = [bar.get_facecolor() for bar in patches]
-    assert len(set(colours[:5])) == len(set(colours[5:])) == 1
-    assert colours[4] != colours[5]
+    colors = [bar.get_facecolor() for bar in patches]
+    assert len(set(colors[:5])) == len(set(colors[5:])) == 1
+    assert colors[4] != colors[5]
 
 
-def test_an_embedding_has_a_colour_for_each_label():
+def test_an_embedding_has_a_color_for_each_label():
     points, labels = torch.randn(50, 2), torch.arange(50) % 12
-    figure = pictures.embedding(points, labels)
+    figure = plots.embedding(points, labels)
     drawn(figure)
-    drawn(pictures.embedding(points))
+    drawn(plots.embedding(points))
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [str(label) for label in range(12)]
     for label, group in enumerate(axes.collections):
         np.testing.assert_allclose(group.get_offsets(), points[labels == label], rtol=1e-6)
     with pytest.raises(ValueError, match=r"points must have shape \(N, 2\), got \(50, 3\)"):
-        pictures.embedding(torch.randn(50, 3))
+        plots.embedding(torch.randn(50, 3))
     with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one for each point, got \(49,\)"):
-        pictures.embedding(points, labels[1:])
+        plots.embedding(points, labels[1:])
 
 
 def test_marginals_are_beside_the_normal_law_of_their_moments():
     pytest.importorskip("scipy")
     codes = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.1]) + 2
-    figure = pictures.marginal_activations(codes, columns=2)
+    figure = plots.marginal_activations(codes, columns=2)
     drawn(figure)
     found = metrics.marginal_statistics(codes)
     for latent, axes in enumerate(figure.axes[:3]):
@@ -160,7 +160,7 @@ def test_marginals_are_beside_the_normal_law_of_their_moments():
 
 def test_rates_are_drawn_against_activations():
     norms = torch.rand(100)
-    figure = pictures.rate_against_activation(3 - norms, norms)
+    figure = plots.rate_against_activation(3 - norms, norms)
     drawn(figure)
     (axes,) = figure.axes
     assert axes.get_title() == "correlation -1.00"
@@ -172,7 +172,7 @@ def test_trends_show_means_and_errors_at_every_place():
         "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
         "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
     }
-    figure = pictures.trends(measured, places=(5, 500), across="hidden units")
+    figure = plots.trends(measured, places=(5, 500), across="hidden units")
     assert [axes.get_title() for axes in figure.axes] == list(measured)
     for axes, lines in zip(figure.axes, measured.values(), strict=True):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
@@ -180,9 +180,9 @@ def test_trends_show_means_and_errors_at_every_place():
         assert drawn == [[mean for mean, _ in points] for points in lines.values()]
 
 
-def test_clouds_draw_every_point_in_the_colour_of_its_label():
+def test_clouds_draw_every_point_in_the_color_of_its_label():
     points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
-    figure = pictures.clouds(points, labels=labels, columns=2)
+    figure = plots.clouds(points, labels=labels, columns=2)
     shown = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in shown] == list(points)
     for axes, each in zip(shown, points.values(), strict=True):
@@ -193,7 +193,7 @@ def test_clouds_draw_every_point_in_the_colour_of_its_label():
 def test_correlations_are_those_of_the_codes():
     z = torch.randn(500, 2)
     codes = torch.stack([z[:, 0], -2 * z[:, 0], z[:, 1]], 1)
-    (image,) = pictures.correlations({"codes": codes}).axes[0].images
+    (image,) = plots.correlations({"codes": codes}).axes[0].images
     matrix = torch.as_tensor(image.get_array().data)
     torch.testing.assert_close(matrix, torch.corrcoef(codes.double().T))
     assert matrix[0, 1] == pytest.approx(-1)

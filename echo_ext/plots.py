@@ -39,7 +39,7 @@ __all__ = [
     "trends",
 ]
 
-_COLOURS = (
+_COLORS = (
     "#c8553d",
     "#3d6fa5",
     "#5b8c5a",
@@ -52,7 +52,7 @@ _COLOURS = (
     "#2f4858",
 )
 _INK = "#333333"
-_GREY = "#888888"
+_GRAY = "#888888"
 _PALE = "#e6e6e6"
 _DPI = 150
 _Value = TypeVar("_Value")
@@ -73,8 +73,8 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
             if x.shape[1] > 1:
                 joined = torch.stack([x, mean]).detach().cpu()  # a line for each row
                 axes.plot(joined[..., 0], joined[..., 1], color=_PALE, linewidth=0.8, zorder=0)
-            _show_vectors(axes, x, _GREY, label="data")
-            _show_vectors(axes, mean, _COLOURS[0], label="reconstruction")
+            _show_vectors(axes, x, _GRAY, label="data")
+            _show_vectors(axes, mean, _COLORS[0], label="reconstruction")
             _title(axes, name)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
@@ -97,7 +97,7 @@ def samples(drawn: Mapping[str, Tensor], *, columns: int = 8) -> Figure:
         if x.ndim == 4:
             _show_grid(axes, x, columns=columns)
         else:
-            _show_vectors(axes, x, _COLOURS[0])
+            _show_vectors(axes, x, _COLORS[0])
         _title(axes, title)
     return figure
 
@@ -132,7 +132,7 @@ def curves(history: Mapping[str, Course], *, rate_floor: float | None = None) ->
     figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
     for axes, title in zip(figure.subplots(1, len(quantities), squeeze=False).flat, quantities, strict=True):
         settled: list[float] = []
-        for colour, course in zip(_colours(history), history.values(), strict=True):
+        for color, course in zip(_colors(history), history.values(), strict=True):
             for series, look in (
                 (course.training, {"alpha": 0.35, "linewidth": 1}),
                 (course.validation, {"linewidth": 1.8}),
@@ -140,12 +140,12 @@ def curves(history: Mapping[str, Course], *, rate_floor: float | None = None) ->
                 for values in _of(series, title):
                     epochs, means = _thinned(values)
                     alone = "o" if len(means) == 1 else ""  # a line of one epoch would not be seen
-                    axes.plot(epochs, means, color=colour, marker=alone, **look)
+                    axes.plot(epochs, means, color=color, marker=alone, **look)
                     settled += means[min(3, len(means) // 4) :]
             for test in _of(course.test, title):
                 length = max(map(len, (*course.training.values(), *course.validation.values())), default=1)
                 axes.plot(
-                    [length], [test], "o", color=colour, clip_on=False, markersize=6, markeredgecolor="white", zorder=5
+                    [length], [test], "o", color=color, clip_on=False, markersize=6, markeredgecolor="white", zorder=5
                 )
                 settled.append(test)
         if title == "rate":
@@ -178,14 +178,14 @@ def rate_distortion(
     else:
         figure = Figure(figsize=(5.4, 4.0), dpi=_DPI, layout="constrained")
         axes = figure.subplots()
-    for colour, (name, points) in zip(_colours(measured), measured.items(), strict=True):
+    for color, (name, points) in zip(_colors(measured), measured.items(), strict=True):
         ordered = sorted(points, key=lambda point: point.rate)
         axes.errorbar(
             [point.rate for point in ordered],
             [point.distortion for point in ordered],
             xerr=[_known(point.rate_error) for point in ordered],
             yerr=[_known(point.distortion_error) for point in ordered],
-            color=colour,
+            color=color,
             marker="o",
             markersize=4,
             linewidth=1.5,
@@ -207,7 +207,7 @@ def bars(
     title: str = "",
     quantity: str = "I(z_j; x) (nats)",
 ) -> Figure:
-    """One bar for each latent (d,), the first ``highlighted`` of them in colour, as AnchorVAE's anchored ones.
+    """One bar for each latent (d,), the first ``highlighted`` of them in color, as AnchorVAE's anchored ones.
 
     Args:
         values: of one model, or of several by title, in panels on a common scale.
@@ -222,9 +222,9 @@ def bars(
     for place, (axes, (name, each)) in enumerate(
         zip(figure.subplots(1, len(panels), squeeze=False, sharey=True).flat, panels.items(), strict=True)
     ):
-        coloured = highlighted if isinstance(highlighted, int) else highlighted.get(name, 0)
-        colours = [_COLOURS[0] if latent < coloured else _COLOURS[1] for latent in range(len(each))]
-        axes.bar(range(len(each)), _numbers(each), color=colours, width=0.75)
+        colored = highlighted if isinstance(highlighted, int) else highlighted.get(name, 0)
+        colors = [_COLORS[0] if latent < colored else _COLORS[1] for latent in range(len(each))]
+        axes.bar(range(len(each)), _numbers(each), color=colors, width=0.75)
         if marks is not None:
             axes.plot(range(len(each)), _numbers(marks[name]), ".", color=_INK, markersize=4, label=mark)
             axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
@@ -248,9 +248,9 @@ def trends(
     for axes, (quantity, lines) in zip(
         figure.subplots(1, len(measured), squeeze=False).flat, measured.items(), strict=True
     ):
-        for colour, (name, points) in zip(_colours(lines), lines.items(), strict=True):
+        for color, (name, points) in zip(_colors(lines), lines.items(), strict=True):
             means, errors = zip(*points, strict=True)
-            look = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2}
+            look = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.5, "capsize": 2}
             axes.errorbar(positions, means, yerr=list(map(_known, errors)), label=name, **look)
         axes.set_xticks(positions, list(map(str, places)))
         axes.margins(x=0.12)
@@ -268,7 +268,7 @@ class Line:
     y: Tensor
     spread: Tensor | None = None
     marked: bool = False
-    reference: bool = False  # what is known beforehand: dashed and grey
+    reference: bool = False  # what is known beforehand: dashed and gray
 
 
 def lines(
@@ -277,7 +277,7 @@ def lines(
     """Panels of lines, by title and by name, on common scales.
 
     Args:
-        panels: what to draw; a name has the same colour in every panel.
+        panels: what to draw; a name has the same color in every panel.
         across: what x is.
         up: what y is.
         columns: panels side by side.
@@ -288,13 +288,13 @@ def lines(
     figure = Figure(figsize=(2.5 * columns, 1.9 * rows + 0.4 * key), dpi=_DPI, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     names = dict.fromkeys(name for each in panels.values() for name, line in each.items() if not line.reference)
-    colours = dict(zip(names, _colours(names), strict=True))
+    colors = dict(zip(names, _colors(names), strict=True))
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     handles = {}
     for place, (axes, (title, each)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         for name, line in each.items():
-            handles[name] = _line(axes, line, colours.get(name, _GREY))
+            handles[name] = _line(axes, line, colors.get(name, _GRAY))
         lowest = place + columns >= len(panels)
         _dress(axes, title, across if lowest else "", up if place % columns == 0 else "")
         axes.tick_params(labelbottom=lowest)
@@ -315,7 +315,7 @@ def lines(
 
 
 def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") -> Figure:
-    """Points in the plane (N, 2), as of :func:`echo_ext.metrics.tsne`, coloured by their labels (N,).
+    """Points in the plane (N, 2), as of :func:`echo_ext.metrics.tsne`, colored by their labels (N,).
 
     Raises:
         ValueError: the points are not in the plane, or there is not one label for each.
@@ -327,11 +327,11 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
     figure = Figure(figsize=(4.8, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     if labels is None:
-        _scatter(axes, points, _COLOURS[1])
+        _scatter(axes, points, _COLORS[1])
     else:
         values = torch.unique(labels).tolist()
-        for colour, value in zip(_colours(values), values, strict=True):
-            _scatter(axes, points[labels == value], colour, label=str(value))
+        for color, value in zip(_colors(values), values, strict=True):
+            _scatter(axes, points[labels == value], color, label=str(value))
         axes.legend(
             loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
         )
@@ -346,7 +346,7 @@ def clouds(
     columns: int = 4,
     axes_names: tuple[str, str] = ("", ""),
 ) -> Figure:
-    """Panels of points in the plane, (N, 2) each, by title; coloured by the labels (N,) that all panels share.
+    """Panels of points in the plane, (N, 2) each, by title; colored by the labels (N,) that all panels share.
 
     Args:
         points: what to draw.
@@ -364,8 +364,8 @@ def clouds(
     draw = _points if named else _scatter
     for axes, (title, each) in zip(panels, points.items(), strict=False):
         values = [None] if labels is None else torch.unique(labels).tolist()
-        for colour, value in zip(_colours(values), values, strict=True):
-            draw(axes, each if labels is None else each[labels == value], colour)
+        for color, value in zip(_colors(values), values, strict=True):
+            draw(axes, each if labels is None else each[labels == value], color)
         if named:
             _dress(axes, "", *axes_names)
             axes.tick_params(labelsize=8)
@@ -402,10 +402,10 @@ def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
         if latent >= codes.shape[1]:
             continue
         values, mean, deviation = codes[:, latent], found.mean[latent].item(), found.deviation[latent].item()
-        axes.hist(_numbers(values), bins=40, density=True, color=_COLOURS[1], alpha=0.55)
+        axes.hist(_numbers(values), bins=40, density=True, color=_COLORS[1], alpha=0.55)
         place = torch.linspace(mean - 3.5 * deviation, mean + 3.5 * deviation, 100, dtype=torch.float64)
         density = (-0.5 * ((place - mean) / deviation) ** 2).exp() / (deviation * math.sqrt(2 * math.pi))
-        axes.plot(_numbers(place), _numbers(density), color=_COLOURS[0], linewidth=1)
+        axes.plot(_numbers(place), _numbers(density), color=_COLORS[0], linewidth=1)
         axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=_INK, fontsize=7, pad=2)
     return figure
 
@@ -415,7 +415,7 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
     gives them, with their correlation."""
     figure = Figure(figsize=(4.2, 3.6), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    _points(axes, torch.stack([norms, rates], 1), _COLOURS[0])
+    _points(axes, torch.stack([norms, rates], 1), _COLORS[0])
     correlation = torch.corrcoef(torch.stack([norms, rates]).double())[0, 1]
     _dress(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
     return figure
@@ -424,8 +424,8 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
 # ---- Parts -----------------------------------------------------------------------------------------------------------
 
 
-def _colours(names: Iterable[object]) -> list[str]:
-    return [_COLOURS[place % len(_COLOURS)] for place, _ in enumerate(names)]
+def _colors(names: Iterable[object]) -> list[str]:
+    return [_COLORS[place % len(_COLORS)] for place, _ in enumerate(names)]
 
 
 def _numbers(values: Tensor) -> list[float]:
@@ -446,21 +446,21 @@ def _of(series: Mapping[str, _Value], title: str) -> list[_Value]:
 
 
 def _thinned(values: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
-    """At most ``points`` of (mean epoch, mean value) over runs of neighbouring epochs: less jitter, the same curve."""
+    """At most ``points`` of (mean epoch, mean value) over runs of neighboring epochs: less jitter, the same curve."""
     length = -(-len(values) // points)
     runs = [range(start, min(start + length, len(values))) for start in range(0, len(values), length)]
     return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
 
 
-def _line(axes: Axes, line: Line, colour: str) -> Any:
+def _line(axes: Axes, line: Line, color: str) -> Any:
     """Draw one line, and return what stands for it in a key."""
     x, y, spread = (None if each is None else _numbers(each) for each in (line.x, line.y, line.spread))
-    look = {"color": colour, "linewidth": 1.5, "linestyle": "--" if line.reference else "-"}
+    look = {"color": color, "linewidth": 1.5, "linestyle": "--" if line.reference else "-"}
     if line.marked:
         return axes.errorbar(x, y, yerr=spread, marker="o", markersize=4, capsize=2, **look)  # type: ignore[arg-type]
     if line.spread is not None:
         low, high = _numbers(line.y - line.spread), _numbers(line.y + line.spread)
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)  # type: ignore[arg-type]
     return axes.plot(x, y, **look)[0]  # type: ignore[arg-type]
 
 
@@ -492,27 +492,27 @@ def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
     _bare(axes)
 
 
-def _show_vectors(axes: Axes, x: Tensor, colour: str, **look: str) -> None:
+def _show_vectors(axes: Axes, x: Tensor, color: str, **look: str) -> None:
     """The first two columns of (n, d) as points, a single one as a histogram."""
     if x.shape[1] > 1:
-        _scatter(axes, x[:, :2], colour, **look)
+        _scatter(axes, x[:, :2], color, **look)
     else:
-        axes.hist(_numbers(x[:, 0]), bins=60, density=True, color=colour, alpha=0.6, **look)  # type: ignore[arg-type]
+        axes.hist(_numbers(x[:, 0]), bins=60, density=True, color=color, alpha=0.6, **look)  # type: ignore[arg-type]
         _dress(axes, "", "x", "density")
 
 
-def _scatter(axes: Axes, points: Tensor, colour: str, **look: str) -> None:
+def _scatter(axes: Axes, points: Tensor, color: str, **look: str) -> None:
     """Points (n, 2) where only their places to each other matter."""
-    _points(axes, points, colour, **look)
+    _points(axes, points, color, **look)
     axes.set_aspect("equal", adjustable="datalim")
     _bare(axes)
 
 
-def _points(axes: Axes, points: Tensor, colour: str, **look: str) -> None:
+def _points(axes: Axes, points: Tensor, color: str, **look: str) -> None:
     """Points (n, 2), the fainter the more there are."""
     alpha = min(0.9, max(0.15, 40 / math.sqrt(max(len(points), 1)) / 2))
     across, up = map(_numbers, points.T)
-    axes.scatter(across, up, s=6, color=colour, alpha=alpha, linewidths=0, **look)  # type: ignore[arg-type]
+    axes.scatter(across, up, s=6, color=color, alpha=alpha, linewidths=0, **look)  # type: ignore[arg-type]
 
 
 def _bare(axes: Axes) -> None:
@@ -550,7 +550,7 @@ def _dress(axes: Axes, title: str, across: str, up: str) -> None:
 
 
 def _key(history: Mapping[str, Course], has_floor: bool) -> list[Line2D]:
-    key = [Line2D([], [], color=c, linewidth=3, label=name) for c, name in zip(_colours(history), history, strict=True)]
+    key = [Line2D([], [], color=c, linewidth=3, label=name) for c, name in zip(_colors(history), history, strict=True)]
     if has_floor:
         key.append(Line2D([], [], color=_INK, linewidth=1, linestyle=":", label="Echo's least rate"))
     looks = {
@@ -561,5 +561,5 @@ def _key(history: Mapping[str, Course], has_floor: bool) -> list[Line2D]:
     labels = {"test": "test, after training"}
     for part, look in looks.items():
         if any(getattr(course, part) for course in history.values()):
-            key.append(Line2D([], [], color=_GREY, label=labels.get(part, part), **look))  # type: ignore[arg-type]
+            key.append(Line2D([], [], color=_GRAY, label=labels.get(part, part), **look))  # type: ignore[arg-type]
     return key
