@@ -144,7 +144,7 @@ def test_invariances(method):
 
 
 def test_ranks_are_all_that_a_monotone_map_may_keep():
-    # With one neighbour more than ties the counts depend on order alone along a curve: y = g(x) gives psi(N) - psi(k)
+    # With one neighbor more than ties the counts depend on order alone along a curve: y = g(x) gives psi(N) - psi(k)
     # whatever the increasing g, if x and y are then scaled alike.
     x = np.sort(fresh().standard_normal(300))
     for g in (np.exp, np.tanh, np.cbrt):
