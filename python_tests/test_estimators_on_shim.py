@@ -48,7 +48,7 @@ def native(tmp_path_factory):
     return module
 
 
-# What reads a tensor's values on the host, beside operators that do it within.
+# What reads a tensor's values on the host, in addition to operators that do it within.
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "repeat_interleave")
 

@@ -164,7 +164,7 @@ def test_boundaries_are_those_of_all_pairs(dim, kind):
     for dtype in (np.float64, np.float32):
         n, width, window = int(rng.integers(2, 150)), int(rng.integers(1, 15)), int(rng.integers(0, 4))
         points = sample(rng, n, dim, kind, dtype)
-        neighbor = rng.integers(0, n, n)  # on the boundary, as a joint neighbour is not: a harder case
+        neighbor = rng.integers(0, n, n)  # on the boundary, as a joint neighbor is not: a harder case
         radii = np.abs(points - points[neighbor]).max(-1) * rng.choice([1, 0.5, 2], n).astype(dtype)
         found = PointSet(torch.from_numpy(points)).boundary(
             torch.from_numpy(radii), torch.from_numpy(neighbor), width=width, exclude_within=window

@@ -1,4 +1,4 @@
-"""The nearest-neighbour CUDA kernels' own source, on the CPU under ASan and UBSan: equal to the CPU's bit for bit."""
+"""The nearest-neighbor CUDA kernels' own source, on the CPU under ASan and UBSan: equal to the CPU's bit for bit."""
 
 import numpy as np
 import pytest
@@ -177,7 +177,7 @@ def test_boundary_is_the_cpus(shim, dim, kind):
 
 def test_the_largest_k(shim):
     most = torch.empty(1, dtype=torch.int64)
-    call(shim, "max_neighbours", [], [most], shared_bytes=64 * 1024)
+    call(shim, "max_neighbors", [], [most], shared_bytes=64 * 1024)
     assert most.item() == 170
     points = draw(180, 2)
     with pytest.raises(Exception, match="invalid argument"):

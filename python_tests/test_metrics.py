@@ -97,7 +97,7 @@ class Echo(Model):
 
 
 def trained_echo(rows=3000, **settings):
-    """An Echo model whose bank holds rows of the law of x, and such rows."""
+    """An Echo model whose bank holds rows of the distribution of x, and such rows."""
     model, x = Echo(**settings), torch.randn(rows, 2)
     with torch.no_grad():
         model.posterior(torch.randn(4000, 2))
@@ -133,7 +133,7 @@ def test_the_standard_error_is_that_of_the_draws():
     assert math.isnan(metrics.rate_distortion(model, x, draws=1).neg_elbo_error)
 
 
-def test_every_form_of_data_and_every_batch_size_gives_one_result():
+def test_forms_of_data_and_batch_sizes_give_one_result():
     model, x = trained_echo(rows=103, slope=1.0)
     data = TensorDataset(x, torch.zeros(103))
     expected = x.square().sum(1).mean().item()
@@ -465,7 +465,7 @@ def test_marginal_statistics_know_a_normal_law_from_another():
         metrics.marginal_statistics(torch.ones(30, 2))
 
 
-def test_rates_beside_activations():
+def test_rates_and_activations():
     model, x = trained_echo(slope=1.0)
     rates, norms = metrics.rates_and_activations(model, x, batch_size=999)
     log_s = math.log(model.channel.scale) + nn.functional.logsigmoid(model.s_raw + x)

@@ -82,7 +82,7 @@ def entropy(
         >>> from echo_ext import entropy
         >>> x = np.random.default_rng(0).standard_normal((1000, 2))  # the entropy is ln(2 pi e) = 2.84 nats
         >>> round(entropy(x), 2)
-        2.84
+        2.85
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)

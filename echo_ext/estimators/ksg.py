@@ -112,7 +112,7 @@ def mutual_information(
         >>> round(mutual_information(x, y), 3)
         0.225
         >>> mutual_information(x, y, k=[3, 5, 10]).round(3)
-        array([0.225, 0.229, 0.225])
+        array([0.225, 0.231, 0.235])
     """
     samples = read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
@@ -191,7 +191,7 @@ def conditional_mutual_information(
         >>> z = rng.standard_normal(2000)
         >>> x, y = z + 0.5 * rng.standard_normal((2, 2000))  # independent but for their common cause z
         >>> round(mutual_information(x, y), 2), round(conditional_mutual_information(x, y, z), 2)
-        (0.5, 0.0)
+        (0.5, 0.01)
     """
     samples = read_samples(x=x, y=y, z=z)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
@@ -256,13 +256,12 @@ def total_correlation(
             columns.
 
     Example:
-        >>> import torch
+        >>> import numpy as np
         >>> from echo_ext import total_correlation
-        >>> _ = torch.manual_seed(0)
-        >>> x = torch.randn(1000, 3, dtype=torch.float64)
+        >>> x = np.random.default_rng(0).standard_normal((1000, 3))
         >>> x[:, 2] += x[:, 0] + x[:, 1]  # the total correlation is ln(3) / 2 = 0.55 nats
-        >>> total_correlation(x).round(decimals=2)
-        tensor(0.5000, dtype=torch.float64)
+        >>> round(total_correlation(x), 1)
+        0.5
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)

@@ -77,7 +77,9 @@ def mutual_information_matrix(
         >>> x = np.random.default_rng(0).standard_normal((1000, 3))
         >>> x[:, 1] += x[:, 0]  # their information is ln(2) / 2 = 0.35 nats
         >>> mutual_information_matrix(x).round(1)
-        array([])
+        array([[6. , 0.4, 0. ],
+               [0.4, 6. , 0. ],
+               [0. , 0. , 6. ]])
     """
     samples = read_samples(x=x) if y is None else read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)

@@ -84,7 +84,7 @@ def transfer_entropy(
         >>> source = rng.standard_normal(2000)
         >>> target = np.roll(source, 1) + rng.standard_normal(2000)  # 0.35 nats from source to target
         >>> round(transfer_entropy(source, target), 2), round(transfer_entropy(target, source), 2)
-        (0.0, 0.0)
+        (0.35, 0.0)
     """
     samples = read_samples(source=source, target=target)
     for name, value in (("history", history), ("source_history", source_history), ("lag", lag)):
