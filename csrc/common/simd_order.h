@@ -22,58 +22,6 @@ template <typename T>
 using LaneInt = std::conditional_t<sizeof(T) == 4, int32_t, long long>;
 
 template <typename T>
-inline Vector<T> fabs_lanes(Vector<T> v) {
-  constexpr LaneInt<T> kNoSign = sizeof(T) == 4 ? LaneInt<T>(0x7fffffff) : LaneInt<T>(0x7fffffffffffffffLL);
-  return reinterpret_cast<Vector<T>>(reinterpret_cast<Mask<T>>(v) & kNoSign);
-}
-
-// As a > b ? a : b, in one instruction (the second where either is not a number). The masked forms are the plain ones
-// to the compiler, without GCC 12's false warning about uninitialised values in them.
-template <typename T>
-inline Vector<T> larger(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
-  else
-    return (Vector<T>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm256_max_pd((__m256d)a, (__m256d)b);
-  else
-    return (Vector<T>)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm_max_pd((__m128d)a, (__m128d)b);
-  else
-    return (Vector<T>)_mm_max_ps((__m128)a, (__m128)b);
-#else
-  return a > b ? a : b;
-#endif
-}
-
-template <typename T>
-inline Vector<T> smaller(Vector<T> a, Vector<T> b) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b);
-  else
-    return (Vector<T>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm256_min_pd((__m256d)a, (__m256d)b);
-  else
-    return (Vector<T>)_mm256_min_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm_min_pd((__m128d)a, (__m128d)b);
-  else
-    return (Vector<T>)_mm_min_ps((__m128)a, (__m128)b);
-#else
-  return a < b ? a : b;
-#endif
-}
-
-template <typename T>
 inline bool any(Mask<T> mask) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 8)
@@ -91,9 +39,12 @@ inline bool any(Mask<T> mask) {
 #endif
 }
 
-// extend_distance for each lane, where no difference is NaN.
+// The functions of distance.h for each lane. No difference may be NaN.
+using echo_ext::extend_distance;
+using echo_ext::within;
+
 template <Metric M, typename T>
-inline Vector<T> extend_lanes(Vector<T> so_far, Vector<T> difference) {
+inline Vector<T> extend_distance(Vector<T> so_far, Vector<T> difference) {
   if constexpr (M == Metric::euclidean) return so_far + difference * difference;
 #if defined(__AVX512DQ__)
   constexpr int kLargerMagnitude = 0b1011;
@@ -102,12 +53,12 @@ inline Vector<T> extend_lanes(Vector<T> so_far, Vector<T> difference) {
   else
     return (Vector<T>)_mm512_maskz_range_ps(0xffff, (__m512)so_far, (__m512)difference, kLargerMagnitude);
 #else
-  return larger<T>(so_far, fabs_lanes<T>(difference));
+  return maximum(so_far, absolute(difference));
 #endif
 }
 
 template <bool kInclusive, typename T>
-inline Mask<T> within_lanes(Vector<T> distance, Vector<T> radius) {
+inline Mask<T> within(Vector<T> distance, Vector<T> radius) {
   if constexpr (kInclusive)
     return distance <= radius;
   else

@@ -34,7 +34,7 @@ T tail_bound(T largest_f, T largest_s) {
 }
 
 template <typename T>
-T larger_or_nan(T a, T b) {
+T maximum_or_nan(T a, T b) {
   return b > a || b != b ? b : a;
 }
 
@@ -52,8 +52,8 @@ void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_
       columns.read(bank_f, row).store_to(f);
       columns.read(bank_s, row).store_to(s);
       for (int c = 0; c < P::kColumns; ++c) {
-        largest_f[c] = larger_or_nan(largest_f[c], std::abs(f[c]));
-        largest_s[c] = larger_or_nan(largest_s[c], std::abs(s[c]));
+        largest_f[c] = maximum_or_nan(largest_f[c], std::abs(f[c]));
+        largest_s[c] = maximum_or_nan(largest_s[c], std::abs(s[c]));
       }
     }
   });
@@ -159,7 +159,7 @@ struct TiledBank {
       T* of_tile = largest + t * layout.pieces * 2 * layout.columns;
       for (int64_t piece = 1; piece < layout.pieces; ++piece)
         for (int64_t c = 0; c < 2 * layout.columns; ++c)
-          of_tile[c] = larger_or_nan(of_tile[c], of_tile[piece * 2 * layout.columns + c]);
+          of_tile[c] = maximum_or_nan(of_tile[c], of_tile[piece * 2 * layout.columns + c]);
       for (int64_t c = 0; c < layout.columns; ++c)
         bounds[t * layout.columns + c] = tail_bound(of_tile[c], of_tile[layout.columns + c]);
     }

@@ -10,7 +10,7 @@ namespace ECHO_EXT_ISA {
 namespace {
 
 // How far ahead of its use a row, which may lie anywhere, is asked for.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kPrefetchDistance = 12;
 
 // Calls body(tile, chunk) for all of them.
 template <typename P, typename Body>
@@ -25,7 +25,7 @@ void for_each_row(const EchoScanProblem& problem, const int64_t* order, int64_t 
                   const Body& body) {
   in_pieces(problem.first_step(chunk), problem.end_step(chunk), [&](int64_t begin, int64_t end) {
     for (int64_t step = begin; step < end; ++step) {
-      const int64_t ahead = std::min(step + kAhead, problem.rows - 1);
+      const int64_t ahead = std::min(step + kPrefetchDistance, problem.rows - 1);
       body(problem.position(step, backward), order[problem.position(step, backward)],
            order[problem.position(ahead, backward)]);
     }

@@ -153,7 +153,7 @@ class SmallOrder {
     const Bytes last = broadcast(static_cast<uint8_t>(order_.size - 1));
     for (int done = 0; done < count; done += kLanes<uint8_t>) {
       // Terms beyond the last get draws too, which nobody reads.
-      Bytes value = step(tables, smaller(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
+      Bytes value = step(tables, minimum(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
       while (any_above(value, last)) value = value > last ? step(tables, value) : value;
       uint8_t drawn[kLanes<uint8_t>];
       store(drawn, value);
@@ -169,7 +169,7 @@ class SmallOrder {
     Bytes high = x >> static_cast<uint8_t>(order_.low_bits), low = x & low_mask;
     for (int round = 0; round < kRounds / 2; ++round) {
       high = high + look_up(tables.to_high + round * kValues, low);
-      high = smaller(high, high - high_size);  // which is above everything where it wraps around
+      high = minimum(high, high - high_size);  // which is above everything where it wraps around
       low = (low + look_up(tables.to_low + round * kValues, high)) & low_mask;
     }
     return (high << static_cast<uint8_t>(order_.low_bits)) | low;
@@ -192,7 +192,7 @@ class SmallOrder {
   static __m128i load_entries(const uint8_t* table) { return _mm_load_si128(reinterpret_cast<const __m128i*>(table)); }
 #endif
 
-  static Bytes smaller(Bytes a, Bytes b) { return a < b ? a : b; }
+  static Bytes minimum(Bytes a, Bytes b) { return a < b ? a : b; }
 
   static bool any_above(Bytes a, Bytes b) {
 #if defined(__AVX512BW__)

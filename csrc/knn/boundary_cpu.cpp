@@ -261,7 +261,7 @@ class TreeBoundary {
     for (int first = 0; first < kLeafSize; first += kLanes<T>) {
       V distance = V{};
       for (int c = 0; c < tree_.dim(); ++c)
-        distance = extend_lanes<Metric::chebyshev, T>(distance, load(points + c * kLeafSize + first) - query_[c]);
+        distance = extend_distance<Metric::chebyshev, T>(distance, load(points + c * kLeafSize + first) - query_[c]);
       const Mask<T> inside = distance < radius_;
       const Mask<T> may = (inside & (-distance <= inside_.bound())) | (~inside & (distance <= outside_.bound()));
       if (!any<T>(may)) continue;

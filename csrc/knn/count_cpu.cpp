@@ -40,8 +40,8 @@ void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, 
     I place = load_ints<T>(queries.place + v * kLanes<T>) + kDirection * steps;
     place = (kDirection > 0 ? place < end : place > end) ? place : end;
     const Vector<T> difference = gather<T>(column.values(), place) - load(queries.value + v * kLanes<T>);
-    const Vector<T> distance = M == Metric::chebyshev ? fabs_lanes<T>(difference) : difference * difference;
-    return within_lanes<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
+    const Vector<T> distance = M == Metric::chebyshev ? absolute(difference) : difference * difference;
+    return within<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
   };
   LaneInt<T> stride = 16;
   for (I some = ~I{}; any<T>(some);) {
@@ -140,19 +140,19 @@ class GroupCount {
     V farthest = V{};
     for (int c = 0; c < tree_.dim(); ++c) {
       const V q = query(c);
-      const V near = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
-      const V far = larger<T>(high[c] - q, q - low[c]);
+      const V near = maximum(maximum(low[c] - q, q - high[c]), V{});
+      const V far = maximum(high[c] - q, q - low[c]);
       if constexpr (kGrouped) {
-        reaches &= within_lanes<kInclusive, T>(near, radius(job_.groups[c]));
-        holds &= within_lanes<kInclusive, T>(far, radius(job_.groups[c]));
+        reaches &= within<kInclusive, T>(near, radius(job_.groups[c]));
+        holds &= within<kInclusive, T>(far, radius(job_.groups[c]));
       } else {
-        nearest = extend_lanes<M, T>(nearest, near);
-        farthest = extend_lanes<M, T>(farthest, far);
+        nearest = extend_distance<M, T>(nearest, near);
+        farthest = extend_distance<M, T>(farthest, far);
       }
     }
     if constexpr (!kGrouped) {
-      reaches = within_lanes<kInclusive, T>(nearest, radius(0));
-      holds = within_lanes<kInclusive, T>(farthest, radius(0));
+      reaches = within<kInclusive, T>(nearest, radius(0));
+      holds = within<kInclusive, T>(farthest, radius(0));
     }
   }
 
@@ -195,13 +195,13 @@ class GroupCount {
         for (int e = 0; e < kTogether; ++e) {
           const V difference = points[c * kLeafSize + e] - query(c);
           if constexpr (kGrouped)
-            inside[e] &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(job_.groups[c]));
+            inside[e] &= within<kInclusive, T>(absolute(difference), radius(job_.groups[c]));
           else
-            distances[e] = extend_lanes<M, T>(distances[e], difference);
+            distances[e] = extend_distance<M, T>(distances[e], difference);
         }
       }
       for (int e = 0; e < kTogether; ++e)
-        counts -= kGrouped ? inside[e] : within_lanes<kInclusive, T>(distances[e], radius(0));
+        counts -= kGrouped ? inside[e] : within<kInclusive, T>(distances[e], radius(0));
     }
     return counts;
   }

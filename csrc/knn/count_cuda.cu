@@ -8,7 +8,7 @@ namespace {
 
 // The metric is known at run time, the same for all: a branch that does not diverge.
 template <typename T>
-__device__ __forceinline__ T extend(Metric metric, T so_far, T difference) {
+__device__ __forceinline__ T extend_distance(Metric metric, T so_far, T difference) {
   return metric == Metric::euclidean ? extend_distance<Metric::euclidean>(so_far, difference)
                                      : extend_distance<Metric::chebyshev>(so_far, difference);
 }
@@ -28,7 +28,7 @@ __device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t i
     T distance = 0;
     for (int c = 0; c < p.dim; ++c) {
       const T difference = points[other * p.dim + c] - points[row * p.dim + c];
-      distance = extend(p.metric, distance, difference);
+      distance = extend_distance(p.metric, distance, difference);
       if (p.num_groups > 1) {
         if (!(distance <= inclusive_radius(p.inclusive, radii[p.groups[c] * p.num_points + row]))) return false;
         distance = 0;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_points;
   const int64_t row = view.order[own];
   const T value = values[own], radius = inclusive_radius(p.inclusive, radii[row]);
-  const auto inside = [&](int64_t place) { return extend(p.metric, T(0), values[place] - value) <= radius; };
+  const auto inside = [&](int64_t place) { return extend_distance(p.metric, T(0), values[place] - value) <= radius; };
   int64_t first = own, low = 0;  // of the places inside, [first, end)
   while (low < first) {
     const int64_t middle = (low + first) / 2;
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kColumns == 16 ? 5 : 1)
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_groups * p.num_points;
   T largest = 0;
   for (int g = 0; g < p.num_groups; ++g)
-    largest = larger(largest, inclusive_radius(p.inclusive, radii[g * p.num_points + row]));
+    largest = maximum(largest, inclusive_radius(p.inclusive, radii[g * p.num_points + row]));
   CountVisitor<T, M, kColumns, kGrouped> visitor{view,
                                                  {view.tile(tile) + lane, p.dim},
                                                  {p, radii + row},

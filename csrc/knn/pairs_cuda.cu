@@ -72,8 +72,8 @@ __device__ __forceinline__ double psi_of_counts(const Pair<T>& pair, int num_poi
     const bool below = gap_below < nearest.bound(), above = gap_above < nearest.bound();
     if (!below && !above) break;
     // A side that has ended stays where it is: what is there displaces nothing.
-    const T key_below = larger(gap_below, std::fabs(lower.across - own.across));
-    const T key_above = larger(gap_above, std::fabs(higher.across - own.across));
+    const T key_below = maximum(gap_below, std::fabs(lower.across - own.across));
+    const T key_above = maximum(gap_above, std::fabs(higher.across - own.across));
     if (key_below < nearest.bound()) nearest.insert(key_below, 0);
     if (key_above < nearest.bound()) nearest.insert(key_above, 0);
     low -= below;

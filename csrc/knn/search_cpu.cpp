@@ -122,9 +122,9 @@ class GroupSearch {
     V distance = V{};
     for (int c = 0; c < dim(); ++c) {
       const V q = query_.get(c);
-      const V outside = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
+      const V outside = maximum(maximum(low[c] - q, q - high[c]), V{});
       if constexpr (M == Metric::chebyshev)
-        distance = larger<T>(distance, outside);
+        distance = maximum(distance, outside);
       else
         distance += outside * outside;
     }
@@ -171,9 +171,9 @@ class GroupSearch {
       V distances[kTogether] = {};
       for (int c = 0; c < dim(); ++c)
         for (int e = 0; e < kTogether; ++e)
-          distances[e] = extend_lanes<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
+          distances[e] = extend_distance<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
       for (int e = 0; e < kTogether; ++e) {
-        if (kDim == 0 && !any<T>(within_lanes<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
+        if (kDim == 0 && !any<T>(within<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
         const int64_t place = leaf * kLeafSize + first + e;
         V distance = distances[e];
         I row = I{} + tree_.order()[place];
@@ -202,8 +202,8 @@ class GroupSearch {
         distance = first ? kept : distance;
         row = first ? kept_row : row;
       } else {
-        nearest.set(r, smaller<T>(kept, distance));
-        distance = larger<T>(kept, distance);
+        nearest.set(r, minimum(kept, distance));
+        distance = maximum(kept, distance);
       }
     }
   }

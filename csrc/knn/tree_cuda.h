@@ -97,18 +97,18 @@ __device__ __forceinline__ T warp_max(T value) {
 }
 
 template <typename T>
-__device__ __forceinline__ T larger(T a, T b) {
+__device__ __forceinline__ T maximum(T a, T b) {
   return a > b ? a : b;
 }
 
 // How near and how far in one column points of [low, high] can be to points of [query_low, query_high].
 template <typename T>
 __device__ __forceinline__ T nearest_gap(T query_low, T query_high, T low, T high) {
-  return larger(larger(low - query_high, query_low - high), T(0));
+  return maximum(maximum(low - query_high, query_low - high), T(0));
 }
 template <typename T>
 __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T high) {
-  return larger(high - query_low, query_high - low);
+  return maximum(high - query_low, query_high - low);
 }
 
 // ---- What a lane asks for ------------------------------------------------------------------------------------------
