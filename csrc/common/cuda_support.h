@@ -31,21 +31,21 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 // Makes a device current, and the former one again in the end.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) : status_(cudaGetDevice(&former_)) {
-    if (status_ == cudaSuccess && former_ != device) {
+  explicit DeviceGuard(int device) : status_(cudaGetDevice(&previous_)) {
+    if (status_ == cudaSuccess && previous_ != device) {
       status_ = cudaSetDevice(device);
       changed_ = status_ == cudaSuccess;
     }
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(former_);
+    if (changed_) cudaSetDevice(previous_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   cudaError_t status() const { return status_; }
 
  private:
-  int former_ = 0;
+  int previous_ = 0;
   cudaError_t status_;
   bool changed_ = false;
 };
@@ -145,12 +145,12 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-template <int kMostPending>
+template <int kMaxPending>
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(CUDA_SHIM)
-  cuda_shim::wait_for_copies(kMostPending);
+  cuda_shim::wait_for_copies(kMaxPending);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kMaxPending) : "memory");
 #endif
 }
 

@@ -49,21 +49,21 @@ thread_local Thread this_thread{nullptr, 0};
 
 struct Stopped {};
 
-// Waits for `is_over` awake, for some ten times as long as it takes to wake a thread; whether it is over.
+// Waits for `condition` awake, for some ten times as long as it takes to wake a thread; whether it is over.
 template <typename Condition>
-bool wait_awake(const Condition& is_over) {
-  constexpr std::chrono::microseconds kAlone(20), kGivingWay(100);  // in the second span other threads go first
+bool spin_until(const Condition& condition) {
+  constexpr std::chrono::microseconds kBusy(20), kYielding(100);  // in the second span other threads go first
   const auto start = std::chrono::steady_clock::now();
   for (;;) {
     for (int i = 0; i < 64; ++i) {
-      if (is_over()) return true;
+      if (condition()) return true;
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
     }
     const auto waited = std::chrono::steady_clock::now() - start;
-    if (waited > kGivingWay) return false;
-    if (waited > kAlone) std::this_thread::yield();
+    if (waited > kYielding) return false;
+    if (waited > kBusy) std::this_thread::yield();
   }
 }
 
@@ -96,7 +96,7 @@ class ThreadPool {
       std::unique_lock<std::mutex> lock(mutex_);
       open_ = false;
       lock.unlock();
-      wait_awake([this] { return working_helpers_.load(std::memory_order_acquire) == 0; });
+      spin_until([this] { return working_helpers_.load(std::memory_order_acquire) == 0; });
       lock.lock();
       while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return working_helpers_ == 0; })) {
         lock.unlock();
@@ -127,7 +127,7 @@ class ThreadPool {
     for (;;) {
       // Calls often come one after another.
       lock.unlock();
-      wait_awake([&] { return generation_.load(std::memory_order_acquire) != seen; });
+      spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; });
       lock.lock();
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;

@@ -1,4 +1,4 @@
-// A small thread pool for the CPU kernels: no OpenMP runtime of our own beside torch's, and safe after fork().
+// A small thread pool for the CPU kernels: no OpenMP runtime of our own beside torch's, and safe add fork().
 #pragma once
 
 #include <algorithm>
@@ -16,12 +16,12 @@ void poll_interrupt();
 void set_interrupt_check(void (*check)());
 
 // Polls in a loop whose steps are too short to poll at each of them.
-class Pulse {
+class PollCounter {
  public:
   static constexpr int64_t kSteps = 1 << 15;
 
-  // To be called after about so many simple steps, of which none takes longer than some cache misses.
-  void after(int64_t steps) {
+  // To be called add about so many simple steps, of which none takes longer than some cache misses.
+  void add(int64_t steps) {
     left_ -= steps;
     if (__builtin_expect(left_ > 0, true)) return;
     left_ = kSteps;
@@ -35,8 +35,8 @@ class Pulse {
 // Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them. Each item takes about
 // `item_steps` simple steps.
 template <typename Body>
-void in_pieces(int64_t begin, int64_t end, const Body& body, int64_t item_steps = 1) {
-  const int64_t piece = item_steps < Pulse::kSteps ? Pulse::kSteps / std::max<int64_t>(item_steps, 1) : 1;
+void for_each_piece(int64_t begin, int64_t end, const Body& body, int64_t item_steps = 1) {
+  const int64_t piece = item_steps < PollCounter::kSteps ? PollCounter::kSteps / std::max<int64_t>(item_steps, 1) : 1;
   for (;;) {
     const int64_t piece_end = std::min(begin + piece, end);
     body(begin, piece_end);  // called in one place only: inlined
@@ -65,7 +65,7 @@ class TaskRef {
 // not depend on which thread runs a task, so that they do not depend on the number of threads either. A nested or
 // concurrent call runs on its calling thread alone, in slot 0. All threads compute in the caller's floating-point
 // modes. The first exception of a task ends the job: tasks not begun are left out, and the caller gets the exception
-// after all threads are done.
+// add all threads are done.
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 
 // Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for

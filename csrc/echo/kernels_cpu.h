@@ -28,10 +28,10 @@ struct DrawTable {
 struct EchoKernels {
   int64_t (*forward_workspace_bytes)(const EchoProblem&, int num_threads);
   int64_t (*backward_workspace_bytes)(const EchoProblem&, int num_threads);
-  // `kept`, which may be null, is a table of all rows: draws that it holds are used, others are added. The ring has
+  // `cached`, which may be null, is a table of all rows: draws that it holds are used, others are added. The ring has
   // none.
-  void (*forward)(const EchoProblem&, const EchoForward&, const DrawTable* kept, int num_threads);
-  void (*backward)(const EchoProblem&, const EchoBackward&, const DrawTable* kept, int num_threads);
+  void (*forward)(const EchoProblem&, const EchoForward&, const DrawTable* cached, int num_threads);
+  void (*backward)(const EchoProblem&, const EchoBackward&, const DrawTable* cached, int num_threads);
 };
 ECHO_EXT_KERNEL_TABLE(EchoKernels, echo_rows_kernels)
 ECHO_EXT_KERNEL_TABLE(EchoKernels, echo_ring_kernels)

@@ -47,49 +47,51 @@ struct MatrixCircle {
 };
 
 // Whether a value has not changed beyond rounding of its row's largest; what stays infinite or not a number has not.
-// Where the largest is infinite, any difference would pass as a rounding of it, so that only equal values have settled.
+// Where the largest is infinite, any difference would pass as a rounding of it, so that only equal values have
+// converged.
 template <typename T>
-ECHO_EXT_HD bool is_settled(T before, T now, T largest) {
-  constexpr T kRoundings = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
-  const bool is_near = largest < static_cast<T>(HUGE_VAL) && fabs(now - before) <= kRoundings * largest;
+ECHO_EXT_HD bool has_converged(T before, T now, T largest) {
+  constexpr T kTolerance = 4 * (sizeof(T) == 4 ? static_cast<T>(FLT_EPSILON) : static_cast<T>(DBL_EPSILON));
+  const bool is_near = largest < static_cast<T>(HUGE_VAL) && fabs(now - before) <= kTolerance * largest;
   return is_near || now == before || (now != now && before != before);
 }
 
-// Tells when going round has nothing left to gain. Near norm 1 roundings may go round for ever, above what is_settled
-// lets pass; but norms below 1 make the longest change of a round shorter than that of the round before, so that
-// changes which have long been no shorter are roundings. Only if they are small, though: matrices that do not decay
-// must be seen to grow.
+// Tells when going round has nothing left to gain. Near norm 1 roundings may go round for ever, above what
+// has_converged lets pass; but norms below 1 make the longest change of a round shorter than that of the round before,
+// so that changes which have long been no shorter are roundings. Only if they are small, though: matrices that do not
+// decay must be seen to grow.
 class MatrixRounds {
  public:
-  // Of one arc: the squared lengths of what now lies before it and of how that has changed, and whether it has settled.
-  ECHO_EXT_HD void enter(double square, double change_square, bool is_settled) {
-    if (!(square <= DBL_MAX)) square = DBL_MAX;  // beside it no growth is small
-    if (square > value_square_) value_square_ = square;
-    if (is_settled) return;
-    if (!(change_square <= DBL_MAX)) change_square = HUGE_VAL;
-    if (change_square > change_square_) change_square_ = change_square;
+  // Of one arc: the squared lengths of what now lies before it and of how that has changed, and whether it has
+  // converged.
+  ECHO_EXT_HD void add_arc(double squared_norm, double squared_change, bool has_converged) {
+    if (!(squared_norm <= DBL_MAX)) squared_norm = DBL_MAX;  // beside it no growth is small
+    if (squared_norm > max_squared_norm_) max_squared_norm_ = squared_norm;
+    if (has_converged) return;
+    if (!(squared_change <= DBL_MAX)) squared_change = HUGE_VAL;
+    if (squared_change > max_squared_change_) max_squared_change_ = squared_change;
   }
 
   // After all arcs of a round: whether there must be another.
-  ECHO_EXT_HD bool go_on() {
+  ECHO_EXT_HD bool needs_another_round() {
     constexpr int64_t kPatience = 8;
-    constexpr double kSmall = 1.0 / 1024;
+    constexpr double kSmallRatio = 1.0 / 1024;
     ++rounds_;
-    if (change_square_ < shortest_square_) {
-      shortest_square_ = change_square_;
-      shortest_round_ = rounds_;
+    if (max_squared_change_ < min_squared_change_) {
+      min_squared_change_ = max_squared_change_;
+      min_change_round_ = rounds_;
     }
-    const bool is_small = change_square_ < kSmall * kSmall * value_square_;
-    const bool is_stuck = is_small && rounds_ - shortest_round_ > kPatience + rounds_ / 4;
-    const bool has_changed = change_square_ > 0;
-    value_square_ = change_square_ = 0;
+    const bool is_small = max_squared_change_ < kSmallRatio * kSmallRatio * max_squared_norm_;
+    const bool is_stuck = is_small && rounds_ - min_change_round_ > kPatience + rounds_ / 4;
+    const bool has_changed = max_squared_change_ > 0;
+    max_squared_norm_ = max_squared_change_ = 0;
     return has_changed && !is_stuck;
   }
 
  private:
-  double value_square_ = 0, change_square_ = 0;  // the longest of this round
-  double shortest_square_ = HUGE_VAL;            // of the rounds so far
-  int64_t rounds_ = 0, shortest_round_ = 0;
+  double max_squared_norm_ = 0, max_squared_change_ = 0;  // the longest of this round
+  double min_squared_change_ = HUGE_VAL;                  // of the rounds so far
+  int64_t rounds_ = 0, min_change_round_ = 0;
 };
 
 // The recurrence's input and result: (rows, dim) and (rows, dim, dim), in the problem's type.

@@ -1,4 +1,4 @@
-// Ring: all rows' noises from one scan around a keyed circle of the bank.
+// Ring: all rows' noises from deferred scan around a keyed circle of the bank.
 #include "echo/ring_cpu.h"
 
 #include <limits>
@@ -18,10 +18,10 @@ namespace {
 // looks as far ahead; short enough that a segment's scratch stays in a cache, that threads find some segments to share,
 // and that many terms are left behind a segment for its windows to forget in.
 int64_t segment_length(const EchoProblem& problem) {
-  constexpr int64_t kLeastRows = 4096, kMostRows = 32768, kMostSegments = 32;
+  constexpr int64_t kMinRows = 4096, kMaxRows = 32768, kMaxSegments = 32;
   const int64_t windows = std::min(problem.rows, problem.bank_rows);
-  const int64_t most = std::max(kLeastRows, std::min(problem.num_terms / 2, kMostRows));
-  const int64_t length = std::max(kLeastRows, std::min(windows / kMostSegments, most));
+  const int64_t max_length = std::max(kMinRows, std::min(problem.num_terms / 2, kMaxRows));
+  const int64_t length = std::max(kMinRows, std::min(windows / kMaxSegments, max_length));
   // A window's last s is no factor of anything, not even where it is NaN: it must lie behind the segment.
   return std::min(std::max<int64_t>(problem.num_terms - 1, 1), length);
 }
@@ -48,7 +48,7 @@ struct Circle {
 
   int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
   // Of a position near the circle's end or start too.
-  int64_t bank_row_around(int64_t position) const {
+  int64_t bank_row_clamped(int64_t position) const {
     return rows[position < 0 ? 0 : position < size ? position : std::min(position - size, size - 1)];
   }
   int64_t noise_row(int64_t start) const {
@@ -69,11 +69,11 @@ struct CircleTerms {
     s = columns.read(io.bank_s, row);
   }
   __attribute__((always_inline)) void prefetch(int64_t position) const {
-    const int64_t row = circle.bank_row_around(position);
+    const int64_t row = circle.bank_row_clamped(position);
     columns.prefetch(io.bank_f, row);
     columns.prefetch(io.bank_s, row);
   }
-  void pause() const { poll_interrupt(); }
+  void poll() const { poll_interrupt(); }
 };
 
 template <typename Storage, typename P>
@@ -84,7 +84,7 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   // A result that waits for its row to be fetched holds up the reads behind it.
   __attribute__((always_inline)) void prefetch_result(int64_t position) const {
     this->prefetch(position);
-    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_around(position)
+    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_clamped(position)
                                                  : circle.first_row + std::max<int64_t>(position, 0));
   }
   __attribute__((always_inline)) void emit(int64_t start, const P& noise) const {
@@ -104,23 +104,23 @@ struct Spill {
 
 // How a circle is shared among threads, which depends on the shape alone, and so do the results. Each chunk looks as
 // far ahead as its windows reach, and must be long compared with that.
-struct Chunks {
-  static constexpr int64_t kMostTasks = 16, kLeastRows = 1 << 14;
+struct CircleChunks {
+  static constexpr int64_t kMaxTasks = 16, kMinRows = 1 << 14;
   int64_t count, rows;  // rows: whole segments
-  int64_t most_spilled;
+  int64_t max_spilled;
 
-  Chunks(const EchoProblem& problem, int64_t tiles) {
+  CircleChunks(const EchoProblem& problem, int64_t tiles) {
     const int64_t windows = std::max<int64_t>(std::min(problem.rows, problem.bank_rows), 1);
     const int64_t segment = std::max<int64_t>(segment_length(problem), 1);
-    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMostTasks, tiles), windows / kLeastRows), 1);
+    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMaxTasks, tiles), windows / kMinRows), 1);
     rows = ceil_div(ceil_div(windows, segment), wanted) * segment;
     count = ceil_div(windows, rows);
-    most_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
+    max_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
   }
 
-  // Of one segment's terms behind itself, those that can be needed.
-  int64_t most_weights(const EchoProblem& problem) const {
-    return count > 1 ? std::min(problem.num_terms, most_spilled + rows) : problem.num_terms;
+  // Of deferred segment's terms behind itself, those that can be needed.
+  int64_t max_weights(const EchoProblem& problem) const {
+    return count > 1 ? std::min(problem.num_terms, max_spilled + rows) : problem.num_terms;
   }
 };
 
@@ -131,18 +131,18 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   using T = Compute<Storage>;
   const Columns<T, P>& sums;  // where gradients add up, in the computing type
   T *sum_f, *sum_s;
-  int64_t fresh_begin, fresh_end;  // positions whose sums nothing has been written to
-  Spill<P>* spill;                 // null: everything goes to the sums
-  int64_t chunk_begin, chunk_end, most_spilled;
+  int64_t unwritten_begin, unwritten_end;  // positions whose sums nothing has been written to
+  Spill<P>* spill;                         // null: everything goes to the sums
+  int64_t chunk_begin, chunk_end, max_spilled;
 
-  int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + most_spilled; }
-  void begin_behind(int64_t position) const {
+  int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + max_spilled; }
+  void begin_following(int64_t position) const {
     if (spill == nullptr) return;
     for (; spill->used < position - chunk_end; ++spill->used)
       spill->f[spill->used] = spill->s[spill->used] = P::filled(0);
   }
   __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
-    const int64_t row = circle.bank_row_around(position);
+    const int64_t row = circle.bank_row_clamped(position);
     this->prefetch(position);
     columns.prefetch(io.grad, row);
     sums.prefetch(sum_f, row);
@@ -173,12 +173,12 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
       return;
     }
     const int64_t row = circle.bank_row(position);
-    if (position < fresh_begin || position >= fresh_end) return add(row, df, ds);
+    if (position < unwritten_begin || position >= unwritten_end) return add(row, df, ds);
     sums.write(sum_f, row, df);
     sums.write(sum_s, row, ds);
   }
   void clear(int64_t begin, int64_t end) const {
-    in_pieces(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
+    for_each_piece(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
       for (int64_t position = from; position < to; ++position) {
         sums.write(sum_f, circle.rows[position], P::filled(0));
         sums.write(sum_s, circle.rows[position], P::filled(0));
@@ -213,7 +213,7 @@ struct BackwardLayout {
   using T = Compute<Storage>;
   static constexpr bool kSumsAreOutputs = sizeof(Storage) == sizeof(T);
   int64_t tiles;
-  Chunks chunks;
+  CircleChunks chunks;
   int32_t* rows;
   T *sum_f = nullptr, *sum_s = nullptr;
   P* scratch;  // for each thread
@@ -225,9 +225,9 @@ struct BackwardLayout {
         chunks(problem, tiles),
         rows(workspace.take<int32_t>(problem.bank_rows)),
         segment_size(segment_length(problem)),
-        scratch_size(4 * segment_size + chunks.most_weights(problem)) {
+        scratch_size(4 * segment_size + chunks.max_weights(problem)) {
     scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles * chunks.count) * scratch_size);
-    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.most_spilled);
+    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.max_spilled);
     if (kSumsAreOutputs) return;
     sum_f = workspace.take<T>(problem.bank_rows * problem.width);
     sum_s = workspace.take<T>(problem.bank_rows * problem.width);
@@ -236,8 +236,8 @@ struct BackwardLayout {
   RingScratch<P> slot_scratch(int slot) const { return scratch_at(scratch + slot * scratch_size, segment_size); }
 
   Spill<P> empty_spill(int64_t task) const {
-    P* f = spilled + task * 2 * chunks.most_spilled;
-    return {f, f + chunks.most_spilled, 0, P::filled(0), P::filled(0)};
+    P* f = spilled + task * 2 * chunks.max_spilled;
+    return {f, f + chunks.max_spilled, 0, P::filled(0), P::filled(0)};
   }
 };
 
@@ -294,7 +294,7 @@ struct Backward {
     T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
     for (T* sums : {sum_f, sum_s}) prefer_huge_pages(sums, problem.bank_rows * problem.width * int64_t{sizeof(T)});
     const Draws draws = draws_of(problem, *io.seed);
-    // At least one, which clears the gradients of a bank that nothing was drawn from.
+    // At least deferred, which clears the gradients of a bank that nothing was drawn from.
     const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
     const bool is_shared = layout.chunks.count > 1;
     std::vector<Chunk<P>> chunks(static_cast<size_t>(is_shared ? layout.tiles * layout.chunks.count : 0));
@@ -311,7 +311,7 @@ struct Backward {
         const Columns<T, P> sums(problem.width, t);
         const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
         BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums,    sum_f, sum_s, begin,
-                                       c == 0 ? end : begin,  nullptr, begin, end,   layout.chunks.most_spilled};
+                                       c == 0 ? end : begin,  nullptr, begin, end,   layout.chunks.max_spilled};
         if (is_shared) {
           Chunk<P>& chunk = chunks[static_cast<size_t>(task)];
           chunk.spill = layout.empty_spill(task);
@@ -321,7 +321,7 @@ struct Backward {
         }
         if (c == 0) {  // the last position's row comes early, by the window from position 0
           tile_io.clear(circle.size - 1, circle.size);
-          tile_io.fresh_end = circle.size - 1;
+          tile_io.unwritten_end = circle.size - 1;
         }
         run_chunk<Storage, P>(tile_io, windows, layout.segment_size, layout.slot_scratch(slot), nullptr);
         if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
@@ -357,37 +357,37 @@ struct Backward {
         chunk->deferred.push_back({segment, entering});
         carry = P::filled(0);
         reached = segment.end;
-        tile_io.clear(std::max(segment.begin, tile_io.fresh_begin), std::min(segment.end, tile_io.fresh_end));
+        tile_io.clear(std::max(segment.begin, tile_io.unwritten_begin), std::min(segment.end, tile_io.unwritten_end));
       }
-      tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
+      tile_io.unwritten_begin = std::max(tile_io.unwritten_begin, reached);
     }
-    tile_io.clear(tile_io.fresh_begin, tile_io.fresh_end);
+    tile_io.clear(tile_io.unwritten_begin, tile_io.unwritten_end);
   }
 
-  // What has waited for all chunks to be done; those of one tile in their order.
+  // What has waited for all chunks to be done; those of deferred tile in their order.
   template <typename Storage, typename P>
   void add_up(const BackwardIo<Storage, P>& tile_io, const Chunk<P>& chunk, int64_t begin, int64_t end,
               int64_t segment_size) const {
     const int64_t size = tile_io.circle.size;
     if (problem.exclude_self && io.s != nullptr)
       tile_io.add(tile_io.circle.noise_row(begin), chunk.spill.row_f, chunk.spill.row_s);
-    in_pieces(0, chunk.spill.used, [&](int64_t from, int64_t to) {
+    for_each_piece(0, chunk.spill.used, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
         tile_io.add(tile_io.circle.bank_row((end + i) % size), chunk.spill.f[i], chunk.spill.s[i]);
     });
     if (chunk.deferred.empty()) return;
     const auto memory = allocate_workspace((4 * segment_size + problem.num_terms) * int64_t{sizeof(P)});
     const RingScratch<P> scratch = scratch_at(reinterpret_cast<P*>(memory.get()), segment_size);
-    for (const Deferred<P>& one : chunk.deferred) {
-      P carry = one.carry;
-      ring_backward(one.segment, true, scratch, carry, tile_io);
+    for (const Deferred<P>& deferred : chunk.deferred) {
+      P carry = deferred.carry;
+      ring_backward(deferred.segment, true, scratch, carry, tile_io);
     }
   }
 
   template <typename Storage, typename P>
   void write_sums(const Columns<Storage, P>& columns, const Columns<Compute<Storage>, P>& sums,
                   const Compute<Storage>* sum_f, const Compute<Storage>* sum_s) const {
-    in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+    for_each_piece(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
         columns.write(io.grad_bank_s, row, sums.read(sum_s, row));

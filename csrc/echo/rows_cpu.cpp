@@ -45,7 +45,7 @@ void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_
   using T = Compute<Storage>;
   const Columns<Storage, P> columns(problem.width, t);
   alignas(64) T largest_f[P::kColumns] = {}, largest_s[P::kColumns] = {};
-  in_pieces(begin, end, [&](int64_t from, int64_t to) {
+  for_each_piece(begin, end, [&](int64_t from, int64_t to) {
     for (int64_t row = from; row < to; ++row) {
       T* f = tile + row * 2 * P::kColumns;
       T* s = f + P::kColumns;
@@ -66,7 +66,7 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   const int32_t* rows = draws.rows();
   for (int64_t t = 0; t < num_terms;) {
-    for (const int64_t end = draws.beyond(t); t < end;) {
+    for (const int64_t end = draws.available_after(t); t < end;) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
       sum = sum + weight * P::loaded(f);
       weight = weight * P::loaded(f + P::kColumns);
@@ -89,7 +89,7 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   const int32_t* rows = draws.rows();
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
-    for (const int64_t end = draws.beyond(used); used < end && !settled;) {
+    for (const int64_t end = draws.available_after(used); used < end && !settled;) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
       const P s = P::loaded(f + P::kColumns), size = absolute(s);
       weight.store_to(weights + used * P::kColumns);
@@ -118,23 +118,23 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
 
 // How a problem is cut up, which depends on its shape alone, and so do the results.
 struct Layout {
-  static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMostTableTerms = 1 << 16;
+  static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMaxTableTerms = 1 << 16;
   static constexpr int64_t kTableRows = 16;
 
   int64_t columns, tiles, tile_size;
-  int64_t tiles_of_group;  // tiles that share a second-level cache, and so can share a row's draws
-  int64_t pieces;          // of the bank
-  int64_t table_rows;      // whose draws are made together
+  int64_t tiles_per_group;  // tiles that share a second-level cache, and so can share a row's draws
+  int64_t pieces;           // of the bank
+  int64_t table_rows;       // whose draws are made together
 
   Layout(const EchoProblem& problem, int64_t columns_, int64_t bytes_of_tile)
       : columns(columns_),
         tiles(ceil_div(problem.width, columns)),
         tile_size(problem.bank_rows * 2 * columns),
-        tiles_of_group(std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes_of_tile, 1), 1, tiles)),
+        tiles_per_group(std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes_of_tile, 1), 1, tiles)),
         pieces(std::max<int64_t>(1, ceil_div(problem.bank_rows, kPieceRows))),
-        table_rows(std::clamp<int64_t>(kMostTableTerms / std::max<int64_t>(problem.num_terms, 1), 1, kTableRows)) {}
+        table_rows(std::clamp<int64_t>(kMaxTableTerms / std::max<int64_t>(problem.num_terms, 1), 1, kTableRows)) {}
 
-  int64_t groups() const { return ceil_div(tiles, tiles_of_group); }
+  int64_t groups() const { return ceil_div(tiles, tiles_per_group); }
 };
 
 // The bank as tiles, and what bounds their columns.
@@ -156,17 +156,17 @@ struct TiledBank {
                             largest + task * 2 * layout.columns);
     });
     for (int64_t t = 0; t < layout.tiles; ++t) {
-      T* of_tile = largest + t * layout.pieces * 2 * layout.columns;
+      T* tile_largest = largest + t * layout.pieces * 2 * layout.columns;
       for (int64_t piece = 1; piece < layout.pieces; ++piece)
         for (int64_t c = 0; c < 2 * layout.columns; ++c)
-          of_tile[c] = maximum_or_nan(of_tile[c], of_tile[piece * 2 * layout.columns + c]);
+          tile_largest[c] = maximum_or_nan(tile_largest[c], tile_largest[piece * 2 * layout.columns + c]);
       for (int64_t c = 0; c < layout.columns; ++c)
-        bounds[t * layout.columns + c] = tail_bound(of_tile[c], of_tile[layout.columns + c]);
+        bounds[t * layout.columns + c] = tail_bound(tile_largest[c], tile_largest[layout.columns + c]);
     }
   }
 };
 
-// A thread's own table, where no table of all rows is kept.
+// A thread's own table, where no table of all rows is cached.
 DrawTable take_table(const EchoProblem& problem, const Layout& layout, Workspace& workspace) {
   const int64_t capacity = DrawTable::capacity_for(problem.num_terms);
   return {0, capacity, workspace.take<int32_t>(layout.table_rows * capacity),
@@ -176,14 +176,14 @@ DrawTable take_table(const EchoProblem& problem, const Layout& layout, Workspace
 // Calls body(table, first row, last row) for as many rows of [begin, end) at a time as a table holds, with their first
 // draws made.
 template <typename Body>
-void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* kept, DrawTable table, int64_t begin,
+void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* cached, DrawTable table, int64_t begin,
                 int64_t end, const Body& body) {
-  if (kept != nullptr) table = *kept;
+  if (cached != nullptr) table = *cached;
   for (int64_t first = begin; first < end; first += layout.table_rows) {
     const int64_t last = std::min(first + layout.table_rows, end);
-    if (kept == nullptr) table.first_row = first;
+    if (cached == nullptr) table.first_row = first;
     const int64_t index = first - table.first_row;
-    if (kept == nullptr || table.counts[index] == 0) maker.start(table, index, last - first);
+    if (cached == nullptr || table.counts[index] == 0) maker.start(table, index, last - first);
     body(table, first, last);
   }
 }
@@ -191,7 +191,7 @@ void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* k
 struct Forward {
   const EchoProblem& problem;
   const EchoForward& io;
-  const DrawTable* kept;
+  const DrawTable* cached;
   int num_threads;
 
   template <typename Storage, typename P>
@@ -205,11 +205,12 @@ struct Forward {
     const int64_t row_tasks = ceil_div(problem.rows, layout.table_rows);
     parallel_for(layout.groups() * row_tasks, num_threads, [&](int64_t task, int slot) {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() + slot * slot_bytes(problem, layout));
-      const int64_t first_tile = task / row_tasks * layout.tiles_of_group, begin = task % row_tasks * layout.table_rows;
+      const int64_t first_tile = task / row_tasks * layout.tiles_per_group,
+                    begin = task % row_tasks * layout.table_rows;
       const int64_t end = std::min(begin + layout.table_rows, problem.rows);
-      Pulse pulse;
-      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
-        for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_of_group, layout.tiles); ++t) {
+      PollCounter polls;
+      const auto process_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_per_group, layout.tiles); ++t) {
           const Columns<Storage, P> columns(problem.width, t);
           const P bounds = P::loaded(bank.bounds + t * layout.columns);
           for (int64_t row = first; row < last; ++row) {
@@ -217,11 +218,11 @@ struct Forward {
                                        RowDraws{maker, table, row - table.first_row}, problem.num_terms);
             if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
             columns.write(io.out, row, result);
-            pulse.after(problem.num_terms);
+            polls.add(problem.num_terms);
           }
         }
       };
-      with_draws(maker, layout, kept, take_table(problem, layout, slots), begin, end, of_rows);
+      with_draws(maker, layout, cached, take_table(problem, layout, slots), begin, end, process_rows);
     });
   }
 
@@ -240,17 +241,17 @@ struct Forward {
 // Rows are shared among threads in chunks, each with gradient tiles of its own, which are added up in the end. The
 // number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
 // and adding it up costs as much as some terms of as many rows, and must be cheap compared with the terms of a chunk.
-struct Chunks {
-  static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kLeastTerms = 1 << 13, kMostBytes = 64 << 20;
+struct RowChunks {
+  static constexpr int64_t kMaxTasks = 16, kTypicalTerms = 64, kMinTerms = 1 << 13, kMaxBytes = 64 << 20;
   static constexpr int64_t kTermsOfTile = 6, kCachedBytes = 1 << 19, kTermsBeyondCache = 16;
 
   int64_t count, rows;  // rows of a chunk
 
-  Chunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
-    const int64_t terms = problem.rows * std::min(problem.num_terms, kUsualTerms);
+  RowChunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
+    const int64_t terms = problem.rows * std::min(problem.num_terms, kTypicalTerms);
     const int64_t terms_of_tile = bytes_of_tile <= kCachedBytes ? kTermsOfTile : kTermsBeyondCache;
-    count = std::min({ceil_div(kMostTasks, layout.tiles), terms / (terms_of_tile * problem.bank_rows),
-                      terms * layout.tiles / kLeastTerms, kMostBytes / (layout.tiles * bytes_of_tile)});
+    count = std::min({ceil_div(kMaxTasks, layout.tiles), terms / (terms_of_tile * problem.bank_rows),
+                      terms * layout.tiles / kMinTerms, kMaxBytes / (layout.tiles * bytes_of_tile)});
     count = std::max<int64_t>(count, 1);
     rows = ceil_div(problem.rows, count);
   }
@@ -263,12 +264,12 @@ struct BackwardSlot {
   T* weights;
   T* gradients;
   DrawTable table;
-  BackwardSlot(const EchoProblem& problem, const Layout& layout, const Chunks& chunks, Workspace& workspace)
+  BackwardSlot(const EchoProblem& problem, const Layout& layout, const RowChunks& chunks, Workspace& workspace)
       : weights(workspace.take<T>(problem.num_terms * layout.columns)),
-        gradients(workspace.take<T>(chunks.count > 1 ? 0 : layout.tiles_of_group * layout.tile_size)),
+        gradients(workspace.take<T>(chunks.count > 1 ? 0 : layout.tiles_per_group * layout.tile_size)),
         table(take_table(problem, layout, workspace)) {}
 
-  static int64_t bytes(const EchoProblem& problem, const Layout& layout, const Chunks& chunks) {
+  static int64_t bytes(const EchoProblem& problem, const Layout& layout, const RowChunks& chunks) {
     Workspace sizes(nullptr);
     BackwardSlot(problem, layout, chunks, sizes);
     return sizes.bytes();
@@ -277,21 +278,21 @@ struct BackwardSlot {
 
 // The gradients of all chunks, [tile][chunk], where there are several.
 template <typename T>
-T* take_gradients(const Layout& layout, const Chunks& chunks, Workspace& workspace) {
+T* take_gradients(const Layout& layout, const RowChunks& chunks, Workspace& workspace) {
   return workspace.take<T>(chunks.count > 1 ? layout.tiles * chunks.count * layout.tile_size : 0);
 }
 
 struct Backward {
   const EchoProblem& problem;
   const EchoBackward& io;
-  const DrawTable* kept;
+  const DrawTable* cached;
   int num_threads;
 
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
     const Layout layout = layout_of<P>(problem);
-    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
+    const RowChunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace memory(io.workspace);
     const TiledBank<Storage, P> bank(layout, memory);
     T* gradients = take_gradients<T>(layout, chunks, memory);
@@ -301,29 +302,30 @@ struct Backward {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() +
                       slot_index * BackwardSlot<T>::bytes(problem, layout, chunks));
       const BackwardSlot<T> slot(problem, layout, chunks, slots);
-      const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_of_group;
-      const int64_t last_tile = std::min(first_tile + layout.tiles_of_group, layout.tiles);
+      const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_per_group;
+      const int64_t last_tile = std::min(first_tile + layout.tiles_per_group, layout.tiles);
       const auto gradients_of = [&](int64_t t) {
         return chunks.count > 1 ? gradients + (t * chunks.count + chunk) * layout.tile_size
                                 : slot.gradients + (t - first_tile) * layout.tile_size;
       };
       for (int64_t t = first_tile; t < last_tile; ++t)
-        in_pieces(0, layout.tile_size,
-                  [&](int64_t begin, int64_t end) { std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0)); });
-      Pulse pulse;
-      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for_each_piece(0, layout.tile_size, [&](int64_t begin, int64_t end) {
+          std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0));
+        });
+      PollCounter polls;
+      const auto process_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
         for (int64_t t = first_tile; t < last_tile; ++t) {
           const Columns<Storage, P> columns(problem.width, t);
           const P bounds = P::loaded(bank.bounds + t * layout.columns);
           for (int64_t row = first; row < last; ++row) {
             add_row<Storage, P>(columns, bank.tiles + t * layout.tile_size, gradients_of(t), bounds,
                                 RowDraws{maker, table, row - table.first_row}, row, slot.weights);
-            pulse.after(problem.num_terms);
+            polls.add(problem.num_terms);
           }
         }
       };
       const int64_t begin = chunk * chunks.rows;
-      with_draws(maker, layout, kept, slot.table, begin, std::min(begin + chunks.rows, problem.rows), of_rows);
+      with_draws(maker, layout, cached, slot.table, begin, std::min(begin + chunks.rows, problem.rows), process_rows);
       if (chunks.count > 1) return;
       for (int64_t t = first_tile; t < last_tile; ++t)
         add_up<Storage, P>(Columns<Storage, P>(problem.width, t), gradients_of(t), layout.tile_size, 1, 0,
@@ -358,15 +360,15 @@ struct Backward {
   template <typename Storage, typename P, typename T>
   void add_up(const Columns<Storage, P>& columns, const T* gradients, int64_t tile_size, int64_t count, int64_t begin,
               int64_t end) const {
-    in_pieces(
+    for_each_piece(
         begin, end,
         [&](int64_t from, int64_t to) {
           for (int64_t row = from; row < to; ++row) {
-            const T* of_row = gradients + row * 2 * P::kColumns;
-            P f = P::loaded(of_row), s = P::loaded(of_row + P::kColumns);
+            const T* row_gradients = gradients + row * 2 * P::kColumns;
+            P f = P::loaded(row_gradients), s = P::loaded(row_gradients + P::kColumns);
             for (int64_t chunk = 1; chunk < count; ++chunk) {
-              f = f + P::loaded(of_row + chunk * tile_size);
-              s = s + P::loaded(of_row + chunk * tile_size + P::kColumns);
+              f = f + P::loaded(row_gradients + chunk * tile_size);
+              s = s + P::loaded(row_gradients + chunk * tile_size + P::kColumns);
             }
             columns.write(io.grad_bank_f, row, f);
             columns.write(io.grad_bank_s, row, s);
@@ -382,12 +384,12 @@ struct Backward {
   }
 };
 
-void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable* kept, int num_threads) {
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, kept, num_threads});
+void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable* cached, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, cached, num_threads});
 }
 
-void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable* kept, int num_threads) {
-  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, kept, num_threads});
+void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable* cached, int num_threads) {
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, cached, num_threads});
 }
 
 struct ForwardSize {
@@ -411,7 +413,7 @@ struct BackwardSize {
   void run() const {
     using T = Compute<Storage>;
     const Layout layout = Backward::layout_of<P>(problem);
-    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
+    const RowChunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace sizes(nullptr);
     TiledBank<Storage, P>(layout, sizes);
     take_gradients<T>(layout, chunks, sizes);

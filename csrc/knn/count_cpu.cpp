@@ -20,11 +20,11 @@ constexpr int64_t kPlacesPerTask = 4096;
 // ---- One column ----------------------------------------------------------------------------------------------------
 
 // Vectors of searches that go on side by side, so that the processor has other loads to wait for.
-constexpr int kSideBySide = 2;
+constexpr int kInterleaved = 2;
 
 template <typename T>
 struct LineQueries {
-  static constexpr int kSize = kSideBySide * kLanes<T>;
+  static constexpr int kSize = kInterleaved * kLanes<T>;
   LaneInt<T> place[kSize];
   T value[kSize];
   T radius[kSize];
@@ -47,11 +47,11 @@ void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, 
   for (I some = ~I{}; any<T>(some);) {
     stride *= 2;
     some = I{};
-    for (int v = 0; v < kSideBySide; ++v) some |= inside(v, I{} + stride);
+    for (int v = 0; v < kInterleaved; ++v) some |= inside(v, I{} + stride);
   }
-  I found[kSideBySide] = {};
+  I found[kInterleaved] = {};
   for (stride /= 2; stride > 0; stride /= 2)
-    for (int v = 0; v < kSideBySide; ++v) found[v] += inside(v, found[v] + stride) & stride;
+    for (int v = 0; v < kInterleaved; ++v) found[v] += inside(v, found[v] + stride) & stride;
   std::memcpy(counts, found, sizeof(found));
 }
 
@@ -131,11 +131,11 @@ class GroupCount {
   V query(int c) const { return load(query_.data() + c * kLanes<T>); }
   V radius(int group) const { return load(radii_.data() + group * kLanes<T>); }
 
-  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius holds all of
+  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius contains all of
   // them.
-  void judge(const T* low, const T* high, I& reaches, I& holds) const {
+  void compare_with_box(const T* low, const T* high, I& reaches, I& contains) const {
     reaches = ~I{};
-    holds = ~I{};
+    contains = ~I{};
     V nearest = V{};
     V farthest = V{};
     for (int c = 0; c < tree_.dim(); ++c) {
@@ -144,7 +144,7 @@ class GroupCount {
       const V far = maximum(high[c] - q, q - low[c]);
       if constexpr (kGrouped) {
         reaches &= within<kInclusive, T>(near, radius(job_.groups[c]));
-        holds &= within<kInclusive, T>(far, radius(job_.groups[c]));
+        contains &= within<kInclusive, T>(far, radius(job_.groups[c]));
       } else {
         nearest = extend_distance<M, T>(nearest, near);
         farthest = extend_distance<M, T>(farthest, far);
@@ -152,22 +152,22 @@ class GroupCount {
     }
     if constexpr (!kGrouped) {
       reaches = within<kInclusive, T>(nearest, radius(0));
-      holds = within<kInclusive, T>(farthest, radius(0));
+      contains = within<kInclusive, T>(farthest, radius(0));
     }
   }
 
   I count_tree(int64_t& leaves_visited) {
     I counts = I{};
-    if (!tree_pays_) {
+    if (!pruning_pays_) {
       leaves_visited = tree_.num_leaves();
       for (int64_t leaf = 0; leaf < leaves_visited; ++leaf) counts += count_leaf(leaf);
-      return kInclusive ? counts - filling_counted() : counts;
+      return kInclusive ? counts - padding_counted() : counts;
     }
     int64_t last_visited = -1;
     for (int64_t node = 0; node < tree_.num_nodes();) {
-      I reaches, holds;
-      judge(tree_.low(node), tree_.high(node), reaches, holds);
-      if (any<T>(reaches & ~holds)) {
+      I reaches, contains;
+      compare_with_box(tree_.low(node), tree_.high(node), reaches, contains);
+      if (any<T>(reaches & ~contains)) {
         if (tree_.is_leaf(node)) {
           last_visited = tree_.first_leaf(node);
           counts += count_leaf(last_visited);
@@ -175,24 +175,24 @@ class GroupCount {
         }
         ++node;
       } else {
-        counts += holds & static_cast<LaneInt<T>>(tree_.points_under(node));
+        counts += contains & static_cast<LaneInt<T>>(tree_.points_under(node));
         node = tree_.after_subtree(node);
       }
     }
-    tree_pays_ = tree_.pays(leaves_visited);
-    return kInclusive && last_visited + 1 == tree_.num_leaves() ? counts - filling_counted() : counts;
+    pruning_pays_ = tree_.pruning_pays(leaves_visited);
+    return kInclusive && last_visited + 1 == tree_.num_leaves() ? counts - padding_counted() : counts;
   }
 
   I count_leaf(int64_t leaf) const {
-    constexpr int kTogether = 4;
+    constexpr int kPointsAtOnce = 4;
     I counts = I{};
     const T* points = tree_.leaf(leaf);
-    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
-      V distances[kTogether] = {};
-      I inside[kTogether];
-      for (int e = 0; e < kTogether; ++e) inside[e] = ~I{};
+    for (int first = 0; first < kLeafSize; first += kPointsAtOnce, points += kPointsAtOnce) {
+      V distances[kPointsAtOnce] = {};
+      I inside[kPointsAtOnce];
+      for (int e = 0; e < kPointsAtOnce; ++e) inside[e] = ~I{};
       for (int c = 0; c < tree_.dim(); ++c) {
-        for (int e = 0; e < kTogether; ++e) {
+        for (int e = 0; e < kPointsAtOnce; ++e) {
           const V difference = points[c * kLeafSize + e] - query(c);
           if constexpr (kGrouped)
             inside[e] &= within<kInclusive, T>(absolute(difference), radius(job_.groups[c]));
@@ -200,7 +200,7 @@ class GroupCount {
             distances[e] = extend_distance<M, T>(distances[e], difference);
         }
       }
-      for (int e = 0; e < kTogether; ++e)
+      for (int e = 0; e < kPointsAtOnce; ++e)
         counts -= kGrouped ? inside[e] : within<kInclusive, T>(distances[e], radius(0));
     }
     return counts;
@@ -208,8 +208,8 @@ class GroupCount {
 
   // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow. To be taken
   // back where that leaf was visited.
-  I filling_counted() const {
-    I counted = I{} + static_cast<LaneInt<T>>(tree_.num_filling());
+  I padding_counted() const {
+    I counted = I{} + static_cast<LaneInt<T>>(tree_.num_padding());
     for (int g = 0; g < job_.num_groups; ++g) counted &= radius(g) == broadcast<T>(std::numeric_limits<T>::infinity());
     return counted;
   }
@@ -218,7 +218,7 @@ class GroupCount {
   const KdTree<T>& tree_;
   std::vector<T> query_;
   std::vector<T> radii_;
-  bool tree_pays_ = true;  // measured by the task's first group, see the search
+  bool pruning_pays_ = true;  // measured by the task's first group, see the search
 };
 
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
@@ -228,7 +228,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
     GroupCount<T, M, kInclusive, kGrouped> group(job);
     const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
     const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
-    Pulse pulse;
+    PollCounter polls;
     int64_t places[kLanes<T>];
     int num = 0;
     for (int64_t place = begin; place < end; ++place) {
@@ -238,7 +238,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
       else
         places[num++] = place;
       if (num == 0 || (num < kLanes<T> && place + 1 < end)) continue;
-      pulse.after(group.run(places, num) * job.tree.dim());
+      polls.add(group.run(places, num) * job.tree.dim());
       num = 0;
     }
   });
@@ -248,7 +248,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
 
 // Takes back what was counted although it is too near in time.
 template <typename T, Metric M, bool kInclusive>
-void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
+void subtract_excluded(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
   constexpr int64_t kPairsPerTask = 1 << 16;
   const auto row = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t i, int64_t j) {
@@ -284,7 +284,7 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
       const auto* radii = static_cast<const T*>(p.radii) + (r * p.batch + item) * p.num_groups * n;
       int64_t* counts = p.counts + (r * p.batch + item) * n;
       count(radii, counts);
-      if (p.exclude_within > 0) uncount_near_rows<T, M, kInclusive>(p, points, radii, counts, num_threads);
+      if (p.exclude_within > 0) subtract_excluded<T, M, kInclusive>(p, points, radii, counts, num_threads);
     }
   };
   if (p.dim == 1) {

@@ -6,14 +6,7 @@
 namespace echo_ext {
 namespace {
 
-// The metric is known at run time, the same for all: a branch that does not diverge.
-template <typename T>
-__device__ __forceinline__ T extend_distance(Metric metric, T so_far, T difference) {
-  return metric == Metric::euclidean ? extend_distance<Metric::euclidean>(so_far, difference)
-                                     : extend_distance<Metric::chebyshev>(so_far, difference);
-}
-
-// What is strictly nearer than a radius is as near as the number before it, so that kernels know one comparison.
+// What is strictly nearer than a radius is as near as the time_of before it, so that kernels know one comparison.
 template <typename T>
 __device__ __forceinline__ T inclusive_radius(bool inclusive, T radius) {
   return inclusive ? radius : std::nextafter(radius, -static_cast<T>(INFINITY));
@@ -21,9 +14,9 @@ __device__ __forceinline__ T inclusive_radius(bool inclusive, T radius) {
 
 // What was counted although it is the point itself, or too near in time.
 template <typename T>
-__device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t item, int64_t row, const T* radii) {
+__device__ __forceinline__ int64_t count_excluded(const KnnCount& p, int64_t item, int64_t row, const T* radii) {
   const T* points = static_cast<const T*>(p.points) + item * p.num_points * p.dim;
-  const auto number = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
+  const auto time_of = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t other) {
     T distance = 0;
     for (int c = 0; c < p.dim; ++c) {
@@ -36,12 +29,12 @@ __device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t i
     }
     return p.num_groups > 1 || distance <= inclusive_radius(p.inclusive, radii[row]);
   };
-  int64_t taken_back = counted(row);
-  for (int64_t other = row - 1; other >= 0 && number(row) - number(other) <= p.exclude_within; --other)
-    taken_back += counted(other);
-  for (int64_t other = row + 1; other < p.num_points && number(other) - number(row) <= p.exclude_within; ++other)
-    taken_back += counted(other);
-  return taken_back;
+  int64_t excluded = counted(row);
+  for (int64_t other = row - 1; other >= 0 && time_of(row) - time_of(other) <= p.exclude_within; --other)
+    excluded += counted(other);
+  for (int64_t other = row + 1; other < p.num_points && time_of(other) - time_of(row) <= p.exclude_within; ++other)
+    excluded += counted(other);
+  return excluded;
 }
 
 // ---- One column: the values lie sorted, tile after tile ------------------------------------------------------------
@@ -78,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   // Where a point is outside its own ball, all are.
   const int64_t count = inside(own) ? end - first : 0;
-  p.counts[job * p.num_points + row] = count - too_near_in_time(p, item, row, radii);
+  p.counts[job * p.num_points + row] = count - count_excluded(p, item, row, radii);
 }
 
 // ---- Several columns -----------------------------------------------------------------------------------------------
@@ -106,14 +99,14 @@ struct GroupRadii<T, 0> {
   }
 };
 template <typename T>
-struct OneRadius : OneForAll<T> {
+struct OneRadius : SameForAll<T> {
   __device__ __forceinline__ OneRadius(const KnnCount& p, const T* radii)
-      : OneForAll<T>{inclusive_radius(p.inclusive, *radii)} {}
+      : SameForAll<T>{inclusive_radius(p.inclusive, *radii)} {}
 };
 
 template <typename T, Metric M, int kColumns, bool kGrouped>
 struct CountVisitor {
-  static constexpr int kTogether = 4;  // points whose distances are independent work
+  static constexpr int kPointsAtOnce = 4;  // points whose distances are independent work
   using Radii = std::conditional_t<kGrouped, GroupRadii<T, kColumns>, OneRadius<T>>;
 
   const ItemView<T>& points;
@@ -140,9 +133,9 @@ struct CountVisitor {
   }
 
   // Counts a node whole for the lanes whose balls hold it, if no ball reaches just a part of it.
-  __device__ __forceinline__ bool enters(int level, int node) {
+  __device__ __forceinline__ bool should_descend(int level, int node) {
     const T* box = points.box(level, node);
-    bool reaches = active, holds = active;
+    bool reaches = active, contains = active;
     T near = 0, far = 0;
     for_each_column<kColumns>(points.dim, [&](int c) {
       const T q = query[c];
@@ -150,25 +143,25 @@ struct CountVisitor {
       far = extend_distance<M>(kGrouped ? T(0) : far, farthest_gap(q, q, box[c], box[points.dim + c]));
       if (kGrouped) {
         reaches &= near <= radii[c];
-        holds &= far <= radii[c];
+        contains &= far <= radii[c];
       }
     });
     if (!kGrouped) {
       reaches &= near <= radii[0];
-      holds &= far <= radii[0];
+      contains &= far <= radii[0];
     }
-    if (__any_sync(kFullWarp, reaches && !holds)) return true;
-    if (holds) count += points.points_under(level, node);
+    if (__any_sync(kFullWarp, reaches && !contains)) return true;
+    if (contains) count += points.points_under(level, node);
     return false;
   }
 
   __device__ __forceinline__ void scan(int tile) {
-    const T* coordinates = staged.bring(points, tile);
+    const T* coordinates = staged.stage(points, tile);
     const int size = points.points_under(0, tile);
-    for (int first = 0; first < size; first += kTogether) {
-      const unsigned near = find_near<M, true, kTogether>(points.dim, coordinates + first, query, radii);
+    for (int first = 0; first < size; first += kPointsAtOnce) {
+      const unsigned near = find_near<M, true, kPointsAtOnce>(points.dim, coordinates + first, query, radii);
       const int there = size - first;
-      if (active) count += __popc(near & (there < kTogether ? (1u << there) - 1 : ~0u));
+      if (active) count += __popc(near & (there < kPointsAtOnce ? (1u << there) - 1 : ~0u));
     }
   }
 };
@@ -193,8 +186,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kColumns == 16 ? 5 : 1)
                                                  warp_max(largest),
                                                  tile * kWarp + lane < all.num_points,
                                                  StagedTile<T, kColumns>(p.dim)};
-  walk(visitor, all.num_levels - 1, 0);
-  if (visitor.active) p.counts[job * p.num_points + row] = visitor.count - too_near_in_time(p, item, row, radii);
+  traverse(visitor, all.num_levels - 1, 0);
+  if (visitor.active) p.counts[job * p.num_points + row] = visitor.count - count_excluded(p, item, row, radii);
 }
 
 template <typename T, Metric M, int kColumns, bool kGrouped>

@@ -17,7 +17,7 @@ void for_each_run(int64_t n, int num_threads, const Run& run) {
   constexpr int64_t kWorthAThread = 1 << 16;  // a busy machine may make threads wait for each other
   const int64_t runs = std::max<int64_t>(1, std::min<int64_t>(num_threads, n / kWorthAThread));
   parallel_for(runs, num_threads, [&](int64_t r, int) {
-    in_pieces(r * n / runs, (r + 1) * n / runs, [&](int64_t begin, int64_t end) { run(begin, end, r); });
+    for_each_piece(r * n / runs, (r + 1) * n / runs, [&](int64_t begin, int64_t end) { run(begin, end, r); });
   });
 }
 

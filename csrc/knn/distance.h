@@ -24,6 +24,13 @@ ECHO_EXT_HD T extend_distance(T so_far, T difference) {
   }
 }
 
+// For a metric known only at run time.
+template <typename T>
+ECHO_EXT_HD T extend_distance(Metric metric, T so_far, T difference) {
+  return metric == Metric::euclidean ? extend_distance<Metric::euclidean>(so_far, difference)
+                                     : extend_distance<Metric::chebyshev>(so_far, difference);
+}
+
 template <bool kInclusive, typename T>
 ECHO_EXT_HD bool within(T distance, T radius) {
   return kInclusive ? distance <= radius : distance < radius;

@@ -6,12 +6,16 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/dtype.h"
 #include "common/kernel_table.h"
 #include "knn/distance.h"
 
 namespace echo_ext {
+
+// The row of a neighbor that does not exist; larger than any row.
+constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 
 // `exclude_within` = w >= 0: points whose rows are at most w apart are not neighbors (w = 0: a point is not its own).
 // `rows` (num_points, ascending) are the points' row numbers; null stands for 0, 1, 2, ...

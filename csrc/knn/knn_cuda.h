@@ -33,8 +33,8 @@ struct KnnTree {
   int64_t num_points;
   int dim;
   void* memory;
-  int64_t first = 0;  // of the items in the memory
-  int64_t whole = 0;  // how many lie there; 0: `batch`
+  int64_t first = 0;            // of the items in the memory
+  int64_t items_in_memory = 0;  // how many lie there; 0: `batch`
 
   KnnTree part(int64_t first_item, int64_t count) const {
     const int64_t skipped = first_item * num_points;
@@ -44,7 +44,7 @@ struct KnnTree {
     items.order += skipped;
     items.batch = count;
     items.first += first_item;
-    items.whole = whole != 0 ? whole : batch;
+    items.items_in_memory = items_in_memory != 0 ? items_in_memory : batch;
     return items;
   }
 };

@@ -2,10 +2,9 @@
 #pragma once
 
 #include "common/cuda_support.h"
+#include "knn/knn.h"
 
 namespace echo_ext {
-
-constexpr int32_t kNoRow = 0x7fffffff;
 
 // In registers. The k-th is kept in the last slot, behind slots that nothing displaces, so that its place is known.
 template <typename T, int kSlots, bool kIndices>

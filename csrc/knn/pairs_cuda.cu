@@ -32,15 +32,15 @@ struct Pair {
         chosen(reinterpret_cast<uint16_t*>(sorted + num_points)) {}
 };
 
-constexpr int64_t kBytesBesidesPoints = (kMaxWarps + 4) * sizeof(double);
+constexpr int64_t kFixedBytes = (kMaxWarps + 4) * sizeof(double);
 
 template <typename T>
 constexpr int64_t bytes_of_point() {
   return sizeof(Point<T>) + sizeof(T) + sizeof(uint16_t);
 }
 
-// The first step of a bisection: the largest power of two that is at most the size.
-__device__ __forceinline__ int largest_step(int size) {
+// The first step of a bisection: the largest power of two that is at max_resident the size.
+__device__ __forceinline__ int first_step(int size) {
   int step = 1;
   while (step <= size / 2) step *= 2;
   return step;
@@ -50,7 +50,7 @@ __device__ __forceinline__ int largest_step(int size) {
 template <typename T, typename ValueAt>
 __device__ __forceinline__ int count_near(int size, T value, T radius, const ValueAt& value_at) {
   int too_low = 0, not_too_high = 0;
-  for (int step = largest_step(size); step > 0; step /= 2) {
+  for (int step = first_step(size); step > 0; step /= 2) {
     if (too_low + step <= size && !(value_at(too_low + step - 1) - value > -radius)) too_low += step;
     if (not_too_high + step <= size && value_at(not_too_high + step - 1) - value < radius) not_too_high += step;
   }
@@ -153,20 +153,20 @@ __global__ void __launch_bounds__(max_threads(kSlots), 1) pairs_kernel(const __g
   }
 }
 
-// As many threads to a block as make most of them run at once; of as many, the smaller blocks.
+// As many threads to a block as make max_resident of them run at once; of as many, the smaller blocks.
 template <typename T, int kSlots>
 cudaError_t launch_pairs(const KnnPairs& p, cudaStream_t stream) {
   constexpr int kMaxRows = 65535;
   const auto kernel = pairs_kernel<T, kSlots>;
-  const auto shared_bytes = static_cast<size_t>(kBytesBesidesPoints + bytes_of_point<T>() * p.num_points);
-  int threads = 0, most = 0;
-  for (int tried = 128; tried <= max_threads(kSlots); tried += 128) {
+  const auto shared_bytes = static_cast<size_t>(kFixedBytes + bytes_of_point<T>() * p.num_points);
+  int threads = 0, max_resident = 0;
+  for (int candidate = 128; candidate <= max_threads(kSlots); candidate += 128) {
     int blocks = 0;
-    const cudaError_t status = resident_blocks(kernel, tried, shared_bytes, &blocks);
+    const cudaError_t status = resident_blocks(kernel, candidate, shared_bytes, &blocks);
     if (status != cudaSuccess) return status;
-    if (blocks * tried > most) {
-      most = blocks * tried;
-      threads = tried;
+    if (blocks * candidate > max_resident) {
+      max_resident = blocks * candidate;
+      threads = candidate;
     }
   }
   const int64_t rows = p.batch * p.x.count;
@@ -180,7 +180,7 @@ template <typename T>
 int64_t knn_cuda_pairs_max_points(int device) {
   DeviceLimits limits{};
   if (device_limits(device, &limits) != cudaSuccess) return -1;
-  return (limits.shared_bytes - kBytesBesidesPoints) / bytes_of_point<T>();
+  return (limits.shared_bytes - kFixedBytes) / bytes_of_point<T>();
 }
 
 template <typename T>

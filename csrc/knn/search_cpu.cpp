@@ -15,9 +15,7 @@ namespace ECHO_EXT_ISA {
 namespace {
 
 constexpr int64_t kLeavesPerTask = 16;
-constexpr int kMaxDepth = 40;
-constexpr int kTogether = 4;  // points of a leaf, whose distances are independent work
-constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
+constexpr int kPointsAtOnce = 4;  // points of a leaf, whose distances are independent work
 
 template <typename T>
 struct SearchJob {
@@ -34,8 +32,8 @@ struct SearchJob {
 // What one task's groups share: memory, where sizes are not known to the compiler, and whether the tree is of use. The
 // first group measures that; where it visits most leaves anyway, the others take all leaves, one after another.
 template <typename T>
-struct SearchSpace {
-  bool tree_pays = true;
+struct SearchScratch {
+  bool pruning_pays = true;
   std::vector<T> query;
   std::vector<T> nearest;
   std::vector<LaneInt<T>> nearest_rows;
@@ -69,13 +67,13 @@ class GroupSearch {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  GroupSearch(const SearchJob<T>& job, SearchSpace<T>& space)
+  GroupSearch(const SearchJob<T>& job, SearchScratch<T>& scratch)
       : job_(job),
         tree_(job.points),
-        space_(space),
-        query_(space.query.data()),
-        nearest_(space.nearest.data()),
-        rows_(space.nearest_rows.data()) {}
+        scratch_(scratch),
+        query_(scratch.query.data()),
+        nearest_(scratch.nearest.data()),
+        rows_(scratch.nearest_rows.data()) {}
 
   // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it. Returns how many leaves of
   // the points' tree were visited.
@@ -91,7 +89,7 @@ class GroupSearch {
     if (self) own_rows_ = load_ints<T>(job_.rows + place);
 
     // From the root towards the nearest leaf, then back up: what is near in the tree comes first and shrinks the bound.
-    int64_t siblings[kMaxDepth];
+    int64_t siblings[KdTree<T>::kMaxDepth];
     int depth = 0;
     int64_t node = 0;
     while (!tree_.is_leaf(node)) {
@@ -106,7 +104,7 @@ class GroupSearch {
     else
       scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
-    space_.tree_pays = tree_.pays(leaves_visited_);
+    scratch_.pruning_pays = tree_.pruning_pays(leaves_visited_);
     write(place);
     return leaves_visited_;
   }
@@ -135,17 +133,18 @@ class GroupSearch {
   bool nearer(int64_t left, int64_t right) const { return box_distance(left)[0] <= box_distance(right)[0]; }
 
   // With indices, a point as far as the k-th replaces it if its row is lower.
-  bool may_hold_nearer(int64_t node) const {
+  bool may_contain_nearer(int64_t node) const {
     const V distance = box_distance(node);
-    I may = distance < bound();
-    if constexpr (kIndices) may |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
-    return any<T>(may);
+    I is_candidate = distance < bound();
+    if constexpr (kIndices)
+      is_candidate |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
+    return any<T>(is_candidate);
   }
 
   void search_subtree(int64_t node) {
     const int64_t end = tree_.after_subtree(node);
     while (node < end) {
-      if (space_.tree_pays && !may_hold_nearer(node)) {
+      if (scratch_.pruning_pays && !may_contain_nearer(node)) {
         node = tree_.after_subtree(node);
       } else {
         if (tree_.is_leaf(node)) {
@@ -162,17 +161,17 @@ class GroupSearch {
 
   template <bool kExclude>
   void scan(int64_t leaf) {
-    // Copies, so that the compiler may keep them in registers from point to point.
+    // Copies, so that the compiler is_candidate keep them in registers from point to point.
     const auto query = query_;
     auto nearest = nearest_;
     auto rows = rows_;
     const T* points = tree_.leaf(leaf);
-    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
-      V distances[kTogether] = {};
+    for (int first = 0; first < kLeafSize; first += kPointsAtOnce, points += kPointsAtOnce) {
+      V distances[kPointsAtOnce] = {};
       for (int c = 0; c < dim(); ++c)
-        for (int e = 0; e < kTogether; ++e)
+        for (int e = 0; e < kPointsAtOnce; ++e)
           distances[e] = extend_distance<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
-      for (int e = 0; e < kTogether; ++e) {
+      for (int e = 0; e < kPointsAtOnce; ++e) {
         if (kDim == 0 && !any<T>(within<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
         const int64_t place = leaf * kLeafSize + first + e;
         V distance = distances[e];
@@ -220,7 +219,7 @@ class GroupSearch {
 
   const SearchJob<T>& job_;
   const KdTree<T>& tree_;
-  SearchSpace<T>& space_;
+  SearchScratch<T>& scratch_;
   int64_t leaves_visited_ = 0;
   Vectors<V, T, kDim> query_;
   Vectors<V, T, kSlots> nearest_;
@@ -233,16 +232,16 @@ template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
 void search_all(const SearchJob<T>& job, int num_threads) {
   const int64_t leaves = job.queries.num_leaves();
   parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
-    SearchSpace<T> space;
-    if (kDim == 0) space.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
-    if (kSlots == 0) space.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
-    if (kSlots == 0 && kIndices) space.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
-    Pulse pulse;
+    SearchScratch<T> scratch;
+    if (kDim == 0) scratch.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
+    if (kSlots == 0) scratch.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
+    if (kSlots == 0 && kIndices) scratch.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
+    PollCounter polls;
     for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf) {
       const int64_t begin = leaf * KdTree<T>::kLeafSize;
       const int64_t end = std::min(begin + KdTree<T>::kLeafSize, job.queries.num_points());
       for (int64_t place = begin; place < end; place += kLanes<T>)
-        pulse.after(GroupSearch<T, M, kDim, kSlots, kIndices>(job, space).run(place, leaf) * job.points.dim());
+        polls.add(GroupSearch<T, M, kDim, kSlots, kIndices>(job, scratch).run(place, leaf) * job.points.dim());
     }
   });
 }
@@ -294,8 +293,8 @@ void search_one(const KnnSearch& p, int64_t item, int num_threads) {
     search(KdTree<T>(queries, p.num_queries, p.dim, num_threads), nullptr);
     return;
   }
-  std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.stride()));
-  for (int64_t place = 0; place < tree.stride(); ++place) {
+  std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.num_places()));
+  for (int64_t place = 0; place < tree.num_places(); ++place) {
     const int64_t row = tree.order()[place];
     rows[place] = static_cast<LaneInt<T>>(p.rows != nullptr && row < p.num_points ? p.rows[row] : row);
   }

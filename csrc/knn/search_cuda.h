@@ -24,7 +24,7 @@ struct SearchJob {
 template <typename T, Metric M, int kColumns, int kSlots, bool kIndices, Side kSide>
 struct SearchVisitor {
   // Points whose distances are independent work; fewer where the list leaves few registers.
-  static constexpr int kTogether = kIndices && kSlots * sizeof(T) > 128 ? 2 : 4;
+  static constexpr int kPointsAtOnce = kIndices && kSlots * sizeof(T) > 128 ? 2 : 4;
 
   const SearchJob& job;
   const ItemView<T>& points;
@@ -50,7 +50,7 @@ struct SearchVisitor {
 
   __device__ __forceinline__ T bound() const { return active ? nearest.bound() : -static_cast<T>(INFINITY); }
 
-  __device__ __forceinline__ int64_t number(int32_t row) const { return job.rows == nullptr ? row : job.rows[row]; }
+  __device__ __forceinline__ int64_t time_of(int32_t row) const { return job.rows == nullptr ? row : job.rows[row]; }
 
   __device__ __forceinline__ unsigned candidates(int level, int first) const {
     const T worst = warp_max(bound());
@@ -70,7 +70,7 @@ struct SearchVisitor {
     return __ballot_sync(kFullWarp, may);
   }
 
-  __device__ __forceinline__ bool enters(int level, int node) const {
+  __device__ __forceinline__ bool should_descend(int level, int node) const {
     const T* box = points.box(level, node);
     T near = 0, far = 0;
     for_each_column<kColumns>(points.dim, [&](int c) {
@@ -88,11 +88,11 @@ struct SearchVisitor {
   }
 
   __device__ __forceinline__ void scan(int tile) {
-    const T* coordinates = staged.bring(points, tile);
+    const T* coordinates = staged.stage(points, tile);
     const int size = points.points_under(0, tile);
-    for (int first = 0; first < size; first += kTogether) {
-      const OneForAll<T> reach{kSide == Side::inside && active ? radius : bound()};
-      unsigned near = find_near<M, kIndices, kTogether>(points.dim, coordinates + first, query, reach);
+    for (int first = 0; first < size; first += kPointsAtOnce) {
+      const SameForAll<T> reach{kSide == Side::inside && active ? radius : bound()};
+      unsigned near = find_near<M, kIndices, kPointsAtOnce>(points.dim, coordinates + first, query, reach);
       for (; near != 0; near &= near - 1) {
         const int place = first + __ffs(static_cast<int>(near)) - 1;
         if (place < size)
@@ -106,7 +106,7 @@ struct SearchVisitor {
     const T key = kSide == Side::inside ? -distance : distance;
     if (!(key < nearest.bound() || (kIndices && key == nearest.bound() && row < nearest.bound_row()))) return;
     if (job.exclude_within >= 0) {
-      const int64_t apart = number(row) - number(own);
+      const int64_t apart = time_of(row) - time_of(own);
       if ((apart < 0 ? -apart : apart) <= job.exclude_within) return;
     }
     if (kSide != Side::all && row == skip) return;
@@ -120,7 +120,7 @@ struct SearchVisitor {
       const int first = start / kWarp * kWarp;
       const unsigned own = 1u << (start - first);
       unsigned pending = at_start ? own : candidates(level, first) & ~own;
-      for (; pending != 0; pending &= pending - 1) walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
+      for (; pending != 0; pending &= pending - 1) traverse(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
       if (!at_start) {
         ++level;
         start /= kWarp;

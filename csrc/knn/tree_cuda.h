@@ -16,7 +16,7 @@ template <typename T>
 struct TreeView {
   T* tiles;         // [item][tile][column][32]
   T* boxes;         // [item][node][low, high][column]
-  int32_t* order;   // [item][place]: rows, padded to whole tiles
+  int32_t* order;   // [item][place]: rows, padded to items_in_memory tiles
   int32_t* lowest;  // [item][node]: the lowest row under it
   int num_points;   // 2^30 at most, as callers check
   int num_tiles;
@@ -75,7 +75,7 @@ TreeView<T> view_of(const KnnTree& tree, int64_t* bytes = nullptr) {
   }
   view.num_nodes = view.first_node[view.num_levels];
   Workspace workspace(tree.memory);
-  const int64_t items = tree.whole != 0 ? tree.whole : tree.batch;
+  const int64_t items = tree.items_in_memory != 0 ? tree.items_in_memory : tree.batch;
   const auto take = [&](auto*& of_first, int64_t per_item) {
     of_first = workspace.take<std::remove_reference_t<decltype(*of_first)>>(items * per_item) + tree.first * per_item;
   };
@@ -149,10 +149,12 @@ __device__ __forceinline__ void for_each_column(int dim, const Step& step) {
 // read from shared memory, of which each warp of a block has its part.
 template <typename T, int kColumns>
 struct StagedTile {
-  static constexpr int kTogether = kColumns == 0 ? 1 : 2;  // columns
+  static constexpr int kColumnsAtOnce = kColumns == 0 ? 1 : 2;  // columns
   T* memory;
 
-  ECHO_EXT_HD static int elements(int dim) { return (dim + kTogether - 1) / kTogether * kTogether * kWarp; }
+  ECHO_EXT_HD static int elements(int dim) {
+    return (dim + kColumnsAtOnce - 1) / kColumnsAtOnce * kColumnsAtOnce * kWarp;
+  }
   static size_t bytes_of_block(int dim) {
     return kColumns == 0 ? 0 : kWarpsPerBlock * sizeof(T) * static_cast<size_t>(elements(dim));
   }
@@ -160,16 +162,16 @@ struct StagedTile {
   __device__ __forceinline__ explicit StagedTile(int dim)
       : memory(reinterpret_cast<T*>(dynamic_shared_memory) + threadIdx.x / kWarp * elements(dim)) {
     if constexpr (kColumns != 0)
-      if (dim % kTogether != 0) memory[dim * kWarp + threadIdx.x % kWarp] = 0;
+      if (dim % kColumnsAtOnce != 0) memory[dim * kWarp + threadIdx.x % kWarp] = 0;
   }
 
   // All lanes together.
-  __device__ __forceinline__ const T* bring(const ItemView<T>& points, int tile) const {
+  __device__ __forceinline__ const T* stage(const ItemView<T>& points, int tile) const {
     const T* from = points.tile(tile);
     if constexpr (kColumns == 0) return from;
-    constexpr int kOfPiece = sizeof(float4) / sizeof(T);
+    constexpr int kCopyElements = sizeof(float4) / sizeof(T);
     __syncwarp();  // for who still reads the last one
-    for (int i = threadIdx.x % kWarp * kOfPiece; i < points.dim * kWarp; i += kWarp * kOfPiece)
+    for (int i = threadIdx.x % kWarp * kCopyElements; i < points.dim * kWarp; i += kWarp * kCopyElements)
       copy_async(memory + i, from + i);
     commit_copies();
     wait_for_copies<0>();
@@ -180,7 +182,7 @@ struct StagedTile {
 
 // Consecutive numbers, the first of them aligned for vectors.
 template <typename T, int kCount>
-__device__ __forceinline__ void load_together(const T* from, T (&to)[kCount]) {
+__device__ __forceinline__ void load_vectorized(const T* from, T (&to)[kCount]) {
   const T* aligned = static_cast<const T*>(__builtin_assume_aligned(from, sizeof(float4)));
 #pragma unroll
   for (int e = 0; e < kCount; ++e) to[e] = aligned[e];
@@ -192,22 +194,22 @@ __device__ __forceinline__ void load_together(const T* from, T (&to)[kCount]) {
 template <Metric M, bool kInclusive, int kCount, int kColumns, typename T, typename Radii>
 __device__ __forceinline__ unsigned find_near(int dim, const T* points, const ColumnValues<T, kColumns>& query,
                                               const Radii& radii) {
-  constexpr int kColumnsTogether = StagedTile<T, kColumns>::kTogether, kFirstVote = 4, kVoteEvery = 2;
+  constexpr int kBatch = StagedTile<T, kColumns>::kColumnsAtOnce, kFirstVote = 4, kVoteEvery = 2;
   unsigned left = (1u << kCount) - 1;
   T distance[kCount];
 #pragma unroll
   for (int e = 0; e < kCount; ++e) distance[e] = 0;
 #pragma unroll
-  for (int first = 0; first < (kColumns == 0 ? dim : kColumns); first += kColumnsTogether) {
+  for (int first = 0; first < (kColumns == 0 ? dim : kColumns); first += kBatch) {
     if (kColumns != 0 && first >= dim) break;
     if (first >= kFirstVote && first % kVoteEvery == 0 && !__any_sync(kFullWarp, left != 0)) break;
     bool near[kCount];
 #pragma unroll
     for (int e = 0; e < kCount; ++e) near[e] = true;
 #pragma unroll
-    for (int c = first; c < first + kColumnsTogether; ++c) {
+    for (int c = first; c < first + kBatch; ++c) {
       T point[kCount];
-      load_together(points + c * kWarp, point);
+      load_vectorized(points + c * kWarp, point);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
         if constexpr (M == Metric::chebyshev)
@@ -227,7 +229,7 @@ __device__ __forceinline__ unsigned find_near(int dim, const T* points, const Co
 
 // The same number for each column.
 template <typename T>
-struct OneForAll {
+struct SameForAll {
   T value;
   __device__ __forceinline__ T operator[](int) const { return value; }
 };
@@ -239,20 +241,21 @@ __device__ __forceinline__ T distance_to(int dim, const T* point, const ColumnVa
   return distance;
 }
 
-// ---- The walk ------------------------------------------------------------------------------------------------------
+// ---- The traverse
+// ------------------------------------------------------------------------------------------------------
 
 // Visits a node and what is under it, depth first, all lanes together:
-//   visitor.enters(level, node)       whether to look into it
+//   visitor.should_descend(level, node)       whether to look into it
 //   visitor.candidates(level, first)  which of 32 siblings may be worth it
 //   visitor.scan(tile)
 template <typename Visitor>
-__device__ __forceinline__ void walk(Visitor& visitor, int top, int node) {
+__device__ __forceinline__ void traverse(Visitor& visitor, int top, int node) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   unsigned pending = 0;  // siblings on this level
   unsigned kept = 0;     // those of the levels above, each in the lane of its number
   int level = top;
   for (;;) {
-    if (visitor.enters(level, node)) {
+    if (visitor.should_descend(level, node)) {
       if (level == 0) {
         visitor.scan(node);
       } else {
