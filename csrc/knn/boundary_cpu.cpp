@@ -1,15 +1,16 @@
-// The neighbors nearest to the boundary of a ball, on either side of it: on a line by walking from the two ends of an
-// interval, else by a search for each point in a tree, whose leaves are compared with it a vector at a time.
+// The neighbors nearest to the boundary of a ball, on either side of it. With one column, they are found by walking
+// from the two ends of an interval of sorted values. With several columns, each point searches a k-d tree, and is
+// compared with a vector of points of a leaf at a time.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <utility>
 #include <vector>
 
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 #include "knn/sorted_column.h"
 
 namespace echo_ext {
@@ -38,7 +39,8 @@ struct BoundaryJob {
 
 // ---- One column ----------------------------------------------------------------------------------------------------
 
-// How many steps 0, 1, 2, ... of `limit` hold, where those that hold come first.
+// How many of the steps 0, 1, 2, ..., limit - 1 satisfy `holds`, provided that those that do come first. Takes
+// logarithmic time.
 template <typename Holds>
 int64_t run_length(int64_t limit, const Holds& holds) {
   int64_t length = 0;
@@ -52,7 +54,7 @@ int64_t run_length(int64_t limit, const Holds& holds) {
 template <typename T>
 class LineBoundary {
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   LineBoundary(const BoundaryJob<T>& job, const SortedColumn<T>& column)
       : job_(job), values_(column.values()), order_(column.order()), n_(column.size()) {}
 
@@ -71,13 +73,13 @@ class LineBoundary {
 
  private:
   T distance(int64_t place) const { return extend_distance<Metric::chebyshev>(T(0), values_[place] - values_[own_]); }
-  // How many places from `place` on, in a direction, are as far as it is.
+  // The number of consecutive places, starting at `place` and going in `direction`, that are at distance tied_distance.
   int64_t num_tied(int64_t place, int direction, int64_t limit, T tied_distance) const {
     if (limit < 2 || distance(place + direction) != tied_distance) return limit < 1 ? 0 : 1;
     return run_length(limit, [&](int64_t s) { return distance(place + direction * s) == tied_distance; });
   }
 
-  // The farthest of [left, right) first.
+  // Appends neighbors from the places [left, right), the farthest first.
   void search_inwards(int64_t left, int64_t right) {
     for (remaining_ = job_.width; remaining_ > 0 && left < right;) {
       const int64_t on_left = std::max<int64_t>(0, own_ + 1 - left);
@@ -92,10 +94,10 @@ class LineBoundary {
     }
   }
 
-  // The nearest beyond [left, right) first.
+  // Appends neighbors from outside the places [left, right), the nearest first.
   void search_outwards(int64_t left, int64_t right) {
     for (remaining_ = job_.width + 1; remaining_ > 0 && (left > 0 || right < n_);) {
-      // NaN beyond the ends: nothing is nearer or as near.
+      // Beyond either end the distance is NaN, so that neither comparison holds.
       const T at_left = distance(left - 1);
       const T at_right = distance(right);
       const int64_t left_begin = left - (at_right < at_left ? 0 : num_tied(left - 1, -1, left, at_left));
@@ -106,7 +108,8 @@ class LineBoundary {
     }
   }
 
-  // Of the places [first, first_end) and [second, second_end), all equally far, as many as are wanted: the lowest rows.
+  // All places in [first, first_end) and [second, second_end) are at the same distance. Appends as many of them as are
+  // still missing, those with the lowest rows.
   void append_nearest(int64_t first, int64_t first_end, int64_t second, int64_t second_end) {
     if (first_end - first + second_end - second == 1) {
       const int64_t row = order_[first < first_end ? first : second];
@@ -125,7 +128,7 @@ class LineBoundary {
     remaining_ -= taken;
   }
 
-  // Equal values lie in the order of their rows: of each run of them no more than are wanted need be looked at.
+  // Equal values are sorted by row, so that only the first few of each run of equal values can be needed.
   void collect_usable(int64_t begin, int64_t end) {
     while (begin < end) {
       const T value = values_[begin];
@@ -155,7 +158,7 @@ class LineBoundary {
 
 // ---- Several columns -----------------------------------------------------------------------------------------------
 
-// The smallest keys so far, ascending; of equal ones, those with the lower rows.
+// The smallest keys so far in ascending order. Of equal keys, those with lower rows come first.
 template <typename T>
 class Smallest {
  public:
@@ -166,7 +169,7 @@ class Smallest {
     std::fill(rows_.begin(), rows_.end(), kNoRow);
   }
   T bound() const { return keys_.back(); }
-  // Whether something with this key and a row no lower than this may be among the smallest.
+  // Whether an element with this key, and with this row or a higher one, could be among the smallest.
   bool accepts(T key, int32_t row) const { return key < keys_.back() || (key == keys_.back() && row < rows_.back()); }
   void insert(T key, int32_t row) {
     size_t r = keys_.size() - 1;
@@ -193,7 +196,7 @@ class TreeBoundary {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   TreeBoundary(const BoundaryJob<T>& job, const KdTree<T>& tree)
       : job_(job), tree_(tree), inside_(job.width), outside_(job.width + 1) {}
 
@@ -204,7 +207,8 @@ class TreeBoundary {
     radius_ = job_.radii[row];
     inside_.clear();
     outside_.clear();
-    // What the boundary cuts comes first: bounds are tight soon, and spare what lies deep inside or far outside.
+    // Visit nodes that the boundary intersects first: the bounds become tight early, and prune nodes far inside or
+    // outside.
     Span open[KdTree<T>::kMaxDepth];
     int depth = 0;
     open[depth++] = span(0);
@@ -225,7 +229,7 @@ class TreeBoundary {
   }
 
  private:
-  // How near and how far the points under a node can be.
+  // Bounds on the distances from the query to the points under a node.
   struct Span {
     int64_t node;
     T near;
@@ -273,21 +277,22 @@ class TreeBoundary {
     const bool is_inside = distance < radius_;
     Smallest<T>& side = is_inside ? inside_ : outside_;
     const T key = is_inside ? -distance : distance;
-    if (!side.accepts(key, row) || row >= tree_.num_points()) return;  // places past the end are filling
+    if (!side.accepts(key, row) || row >= tree_.num_points()) return;  // rows from num_points on are padding
     if (job_.usable(row_, row)) side.insert(key, row);
   }
 
   const BoundaryJob<T>& job_;
   const KdTree<T>& tree_;
-  Smallest<T> inside_;   // by the negative distance
-  Smallest<T> outside_;  // by the distance
+  Smallest<T> inside_;   // by negative distance
+  Smallest<T> outside_;  // by distance
   PollCounter polls_;
   int64_t row_ = 0;
   const T* query_ = nullptr;
   T radius_ = 0;
 };
 
-// Places are taken in the order of the column or the tree: neighbors find in the cache what was read before.
+// Points are processed in the order of the column or the tree, so that consecutive searches find the same data in the
+// cache.
 template <typename Search, typename T, typename Order>
 void run_all(const BoundaryJob<T>& job, const Order& order, int num_threads) {
   const int64_t n = job.num_points;

@@ -1,13 +1,13 @@
-// Neighbors within a radius, counted and never listed: by bisection where there is one column, else by the number of
-// points under the nodes of a tree.
+// Counts of neighbors within a radius. With one column, they are found by bisection of sorted values. With several
+// columns, they are sums over the nodes of a k-d tree.
 #include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 #include "knn/sorted_column.h"
 
 namespace echo_ext {
@@ -19,7 +19,7 @@ constexpr int64_t kPlacesPerTask = 4096;
 
 // ---- One column ----------------------------------------------------------------------------------------------------
 
-// Vectors of searches that go on side by side, so that the processor has other loads to wait for.
+// The number of vectors of bisections that run interleaved, so that the processor can overlap their loads.
 constexpr int kInterleaved = 2;
 
 template <typename T>
@@ -30,8 +30,8 @@ struct LineQueries {
   T radius[kSize];
 };
 
-// How many places beyond each query's own, in `direction`, lie within its radius. The difference to a place is
-// evaluated as the search evaluated it, and grows monotonically with the place.
+// For each query, counts the places beyond its own, in one direction, that lie within its radius. The difference to a
+// place is computed exactly as in a search, and increases monotonically with the place.
 template <typename T, Metric M, bool kInclusive, int kDirection>
 void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, LaneInt<T>* counts) {
   using I = Mask<T>;
@@ -89,7 +89,7 @@ struct CountJob {
   int64_t* counts;
 };
 
-// kGrouped: several groups of columns, each with a radius of its own.
+// kGrouped: there are several groups of columns, each with its own radius.
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
 class GroupCount {
   using V = Vector<T>;
@@ -97,14 +97,15 @@ class GroupCount {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   explicit GroupCount(const CountJob<T>& job)
       : job_(job),
         tree_(job.tree),
         query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
         radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
 
-  // The points at `num` places, at most as many as there are lanes. Returns how many leaves were visited.
+  // Counts for the points at `num` places, where num is at most the number of lanes. Returns the number of leaves
+  // visited.
   int64_t run(const int64_t* places, int num) {
     const int64_t n = tree_.num_points();
     for (int lane = 0; lane < kLanes<T>; ++lane) {
@@ -131,8 +132,7 @@ class GroupCount {
   V query(int c) const { return load(query_.data() + c * kLanes<T>); }
   V radius(int group) const { return load(radii_.data() + group * kLanes<T>); }
 
-  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius contains all of
-  // them.
+  // For each lane, sets whether its ball intersects the box between `low` and `high`, and whether it contains the box.
   void compare_with_box(const T* low, const T* high, I& reaches, I& contains) const {
     reaches = ~I{};
     contains = ~I{};
@@ -206,8 +206,8 @@ class GroupCount {
     return counts;
   }
 
-  // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow. To be taken
-  // back where that leaf was visited.
+  // The last leaf is padded with points at infinity, which an infinite radius includes. Returns how many of them each
+  // lane has counted; the caller subtracts them if it visited the last leaf.
   I padding_counted() const {
     I counted = I{} + static_cast<LaneInt<T>>(tree_.num_padding());
     for (int g = 0; g < job_.num_groups; ++g) counted &= radius(g) == broadcast<T>(std::numeric_limits<T>::infinity());
@@ -218,7 +218,7 @@ class GroupCount {
   const KdTree<T>& tree_;
   std::vector<T> query_;
   std::vector<T> radii_;
-  bool pruning_pays_ = true;  // measured by the task's first group, see the search
+  bool pruning_pays_ = true;  // determined by the first group of a task, see search_cpu.cpp
 };
 
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
@@ -246,7 +246,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
 
 // ---- Both ----------------------------------------------------------------------------------------------------------
 
-// Takes back what was counted although it is too near in time.
+// Subtracts the neighbors that exclude_within excludes.
 template <typename T, Metric M, bool kInclusive>
 void subtract_excluded(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
   constexpr int64_t kPairsPerTask = 1 << 16;

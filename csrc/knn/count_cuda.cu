@@ -1,4 +1,5 @@
-// Counts of neighbors within radii: bisection among sorted values for one column, boxes for several.
+// Counts of neighbors within radii on CUDA: bisection of sorted values for one column, traversal of the tree for
+// several.
 #include <type_traits>
 
 #include "knn/tree_cuda.h"
@@ -6,13 +7,15 @@
 namespace echo_ext {
 namespace {
 
-// What is strictly nearer than a radius is as near as the time_of before it, so that kernels know one comparison.
+// "Strictly nearer than the radius" is the same as "at most as far as the preceding floating-point number", so kernels
+// need only one comparison.
 template <typename T>
 __device__ __forceinline__ T inclusive_radius(bool inclusive, T radius) {
   return inclusive ? radius : std::nextafter(radius, -static_cast<T>(INFINITY));
 }
 
-// What was counted although it is the point itself, or too near in time.
+// The number of points that must not be counted but lie within the radius: the point itself and those that
+// exclude_within excludes.
 template <typename T>
 __device__ __forceinline__ int64_t count_excluded(const KnnCount& p, int64_t item, int64_t row, const T* radii) {
   const T* points = static_cast<const T*>(p.points) + item * p.num_points * p.dim;
@@ -53,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t row = view.order[own];
   const T value = values[own], radius = inclusive_radius(p.inclusive, radii[row]);
   const auto inside = [&](int64_t place) { return extend_distance(p.metric, T(0), values[place] - value) <= radius; };
-  int64_t first = own, low = 0;  // of the places inside, [first, end)
+  int64_t first = own, low = 0;  // the places inside are [first, end)
   while (low < first) {
     const int64_t middle = (low + first) / 2;
     if (inside(middle))
@@ -69,14 +72,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     else
       high = middle;
   }
-  // Where a point is outside its own ball, all are.
+  // A point that is outside its own ball has no neighbors.
   const int64_t count = inside(own) ? end - first : 0;
   p.counts[job * p.num_points + row] = count - count_excluded(p, item, row, radii);
 }
 
 // ---- Several columns -----------------------------------------------------------------------------------------------
 
-// A radius for each column, of the column's group.
+// The radius of each column, which is that of its group.
 template <typename T, int kColumns>
 struct GroupRadii {
   T values[kColumns];
@@ -110,9 +113,9 @@ struct CountVisitor {
   using Radii = std::conditional_t<kGrouped, GroupRadii<T, kColumns>, OneRadius<T>>;
 
   const ItemView<T>& points;
-  ColumnValues<T, kColumns> query;  // of this lane, as are its radii
+  ColumnValues<T, kColumns> query;  // this lane's, as are the radii
   Radii radii;
-  const T* query_box;  // of the warp
+  const T* query_box;  // the box of the warp's queries
   T largest_radius;
   bool active;
   StagedTile<T, kColumns> staged;
@@ -132,7 +135,8 @@ struct CountVisitor {
     return __ballot_sync(kFullWarp, may);
   }
 
-  // Counts a node whole for the lanes whose balls hold it, if no ball reaches just a part of it.
+  // If every ball either contains the whole node or misses it, adds its number of points for those that contain it and
+  // returns false.
   __device__ __forceinline__ bool should_descend(int level, int node) {
     const T* box = points.box(level, node);
     bool reaches = active, contains = active;
@@ -204,7 +208,7 @@ cudaError_t launch_count_in_balls(const KnnCount& p, const TreeView<T>& view, cu
   return launch_count<T, M, 0, false>(p, view, stream);
 }
 
-// By the largest difference in each group.
+// With a Chebyshev distance for each group.
 template <typename T>
 cudaError_t launch_count_in_boxes(const KnnCount& p, const TreeView<T>& view, cudaStream_t stream) {
   if (p.dim <= 8) return launch_count<T, Metric::chebyshev, 8, true>(p, view, stream);

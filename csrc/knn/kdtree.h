@@ -1,4 +1,5 @@
-// A balanced k-d tree whose leaves are runs of consecutive points, for kernels that take a vector of queries to a leaf.
+// A balanced k-d tree with leaves of kLeafSize consecutive points, for kernels that compare a vector of queries with
+// all points of a leaf.
 #pragma once
 
 #include <algorithm>
@@ -13,9 +14,9 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Points are put in the order of the leaves; the last leaf is filled up with points at infinity.
-// Nodes are stored in preorder: a node over m leaves and its descendants take 2m - 1 places, so that a traversal needs
-// no stack and no pointers: the next node is the first child (node + 1), or what follows the whole subtree.
+// Points are stored in the order of the leaves, and the last leaf is padded with points at infinity. Nodes are stored
+// in preorder: a node with m leaves and its descendants take 2m - 1 places. A traversal therefore needs neither a stack
+// nor pointers: the next node is either the first child, node + 1, or the one after the whole subtree.
 template <typename T>
 class KdTree {
  public:
@@ -23,7 +24,7 @@ class KdTree {
   static constexpr int kSmallSubtree = 64;  // leaves
   static constexpr int kMaxDepth = 40;
 
-  // Whether boxes spared a traversal so much that looking at them was worth it; in many dimensions they spare nothing.
+  // Whether a traversal that visited this many leaves saved time by pruning. In many dimensions, it often does not.
   bool pruning_pays(int64_t leaves_visited) const { return 4 * leaves_visited < 3 * num_leaves_; }
 
   // points: (num_points, dim), num_points < 2^31.
@@ -37,7 +38,7 @@ class KdTree {
 
   // (dim, kLeafSize): the points of a leaf, column by column.
   const T* leaf(int64_t leaf) const { return leaves_.data() + leaf * kLeafSize * dim_; }
-  const int32_t* order() const { return order_.data(); }  // the row of each place; num_points and above: filling
+  const int32_t* order() const { return order_.data(); }  // the row at each place; num_points and above: padding
   int64_t num_padding() const { return num_places() - num_points_; }  // all in the last leaf
   const T* low(int64_t node) const { return boxes_.data() + node * 2 * dim_; }
   const T* high(int64_t node) const { return low(node) + dim_; }
@@ -57,7 +58,7 @@ class KdTree {
     T value;
     int32_t from;
   };
-  // What a thread needs to split a node, and the descendants that a division leaves to be divided.
+  // The buffers that a thread needs to split a node.
   struct Scratch {
     PollCounter polls;
     std::vector<Item> items;
@@ -96,7 +97,7 @@ class KdTree {
   std::vector<int32_t> leaf_count_;
   std::vector<int32_t> lowest_row_;
   std::vector<T> boxes_;
-  std::vector<T> columns_;  // while dividing: (dim, num_points), in the order so far
+  std::vector<T> columns_;  // only while building: (dim, num_points), in the current order
   std::vector<T> leaves_;
 };
 
@@ -139,7 +140,7 @@ void KdTree<T>::lay_out_nodes() {
 template <typename T>
 void KdTree<T>::split_all(int num_threads) {
   std::vector<int64_t> parts{0};
-  if (num_threads > 1) {  // the large nodes one after another, until there are subtrees enough for all threads
+  if (num_threads > 1) {  // split large nodes one after another, until there are enough subtrees for all threads
     Scratch scratch;
     std::vector<int64_t> smaller;
     while (parts.size() < 4 * static_cast<size_t>(num_threads) && leaf_count_[parts.front()] > kSmallSubtree) {
@@ -165,7 +166,7 @@ void KdTree<T>::split_all(int num_threads) {
   merge_boxes_above(0, parts);
 }
 
-// The nodes above some parts, which are in ascending order and enclosed already.
+// Sets the boxes of the nodes above `parts`, which must be sorted and have their own boxes already.
 template <typename T>
 void KdTree<T>::merge_boxes_above(int64_t node, const std::vector<int64_t>& parts) {
   if (std::binary_search(parts.begin(), parts.end(), node)) return;
@@ -184,8 +185,9 @@ void KdTree<T>::split_subtree(int64_t node, Scratch& scratch) {
   }
 }
 
-// Divides a node's points along their widest column between its descendants of some levels, which join `parts`. A
-// counting sort does most of it: selection by comparisons would cost a misprediction at every other point.
+// Splits a node's points along their widest column among its descendants a few levels below, which are appended to
+// `parts`. A counting sort does most of the work, because a selection by comparisons would mispredict every other
+// branch.
 template <typename T>
 void KdTree<T>::split(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
   if (is_leaf(node)) return;
@@ -209,7 +211,7 @@ void KdTree<T>::split(int64_t node, int num_threads, Scratch& scratch, std::vect
   const T scale = width > 0 ? static_cast<T>(num_buckets) / width : T(0);
   for_each_run(n, num_threads, [&](int64_t from, int64_t to, int64_t) {
     for (int64_t i = from; i < to; ++i) {
-      // The range is that of a sample: what lies beyond it goes to the outermost buckets.
+      // The range is estimated from a sample, so values outside of it go to the outermost buckets.
       const T scaled = std::max(T(0), std::min((values[i] - range.low) * scale, static_cast<T>(num_buckets - 1)));
       scratch.buckets[i] = static_cast<uint16_t>(static_cast<int>(scaled));
     }
@@ -217,7 +219,7 @@ void KdTree<T>::split(int64_t node, int num_threads, Scratch& scratch, std::vect
   counting_sort(
       n, num_buckets, num_threads, scratch.ends, [&](int64_t i) { return scratch.buckets[i]; },
       [&](int64_t i, uint32_t place) { scratch.items[place] = {values[i], static_cast<int32_t>(i)}; });
-  // A cut that falls within a bucket is made exact there.
+  // Where a cut falls inside a bucket, partition the bucket exactly.
   int64_t settled = 0;
   int bucket = 0;
   for (size_t part = first_part + 1; part < parts.size(); ++part) {
@@ -271,7 +273,7 @@ int KdTree<T>::widest_column(int64_t begin, int64_t end, Range& range) const {
   return widest;
 }
 
-// The descendants `levels` below a node, and leaves above that, in order.
+// Lists the descendants `levels` below a node, or leaves where there are fewer levels, in order.
 template <typename T>
 void KdTree<T>::list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const {
   if (levels == 0 || is_leaf(node)) {

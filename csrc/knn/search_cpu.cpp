@@ -1,27 +1,27 @@
-// The k nearest neighbors of a vector of queries at a time: lanes are queries that lie close together in the tree, and
-// a leaf's points are broadcast to them.
+// The k nearest neighbors of a vector of queries at a time. The lanes hold queries that are close together in the tree,
+// and each point of a leaf is broadcast to all lanes.
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "common/parallel.h"
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
 constexpr int64_t kLeavesPerTask = 16;
-constexpr int kPointsAtOnce = 4;  // points of a leaf, whose distances are independent work
+constexpr int kPointsAtOnce = 4;  // points of a leaf whose distances are independent work
 
 template <typename T>
 struct SearchJob {
   const KdTree<T>& points;
-  const KdTree<T>& queries;  // the same tree when the points search among themselves
-  const LaneInt<T>* rows;    // of the points, in the tree's order
+  const KdTree<T>& queries;  // the same object if the points search among themselves
+  const LaneInt<T>* rows;    // of the points, in the order of the tree
   int k;
   int64_t exclude_within;
   T* distances;
@@ -29,8 +29,9 @@ struct SearchJob {
   bool among_themselves() const { return &points == &queries; }
 };
 
-// What one task's groups share: memory, where sizes are not known to the compiler, and whether the tree is of use. The
-// first group measures that; where it visits most leaves anyway, the others take all leaves, one after another.
+// What the groups of one task share: buffers, for sizes that are not known at compile time, and whether pruning pays
+// off. The first group measures that. If it visits most leaves anyway, the other groups scan all leaves without looking
+// at boxes.
 template <typename T>
 struct SearchScratch {
   bool pruning_pays = true;
@@ -39,7 +40,7 @@ struct SearchScratch {
   std::vector<LaneInt<T>> nearest_rows;
 };
 
-// Storage of `kSize` vectors: registers where the size is known, else a thread's memory.
+// An array of `kSize` vectors: in registers if the size is known at compile time, otherwise in a buffer of the thread.
 template <typename V, typename Scalar, int kSize>
 struct Vectors {
   V values[kSize] = {};
@@ -59,7 +60,8 @@ struct Vectors<V, Scalar, 0> {
   void set(int i, V v) { std::memcpy(values + i * static_cast<int>(sizeof(V) / sizeof(Scalar)), &v, sizeof(V)); }
 };
 
-// kDim, kSlots: the number of columns and of neighbors kept (at least k), or 0 where only known at run time.
+// kDim and kSlots are the number of columns and of neighbors kept (at least k), or 0 if they are known only at run
+// time.
 template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
 class GroupSearch {
   using V = Vector<T>;
@@ -75,8 +77,8 @@ class GroupSearch {
         nearest_(scratch.nearest.data()),
         rows_(scratch.nearest_rows.data()) {}
 
-  // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it. Returns how many leaves of
-  // the points' tree were visited.
+  // Searches for the queries at places [place, place + lanes) of the queries' tree, which are all in its leaf `leaf`.
+  // Returns the number of leaves of the points' tree that were visited.
   int64_t run(int64_t place, int64_t leaf) {
     const T* own = job_.queries.leaf(leaf) + place % kLeafSize;
     for (int c = 0; c < dim(); ++c) query_.set(c, load(own + c * kLeafSize));
@@ -88,7 +90,7 @@ class GroupSearch {
     exclude_ = self ? job_.exclude_within : -1;
     if (self) own_rows_ = load_ints<T>(job_.rows + place);
 
-    // From the root towards the nearest leaf, then back up: what is near in the tree comes first and shrinks the bound.
+    // Descend from the root to the nearest leaf, then return upward: near points come first and tighten the bound.
     int64_t siblings[KdTree<T>::kMaxDepth];
     int depth = 0;
     int64_t node = 0;
@@ -129,10 +131,10 @@ class GroupSearch {
     return distance;
   }
 
-  // Where to look first; any answer gives the same neighbors.
+  // Which child to search first. The choice does not affect the result.
   bool nearer(int64_t left, int64_t right) const { return box_distance(left)[0] <= box_distance(right)[0]; }
 
-  // With indices, a point as far as the k-th replaces it if its row is lower.
+  // If indices are wanted, a point at the distance of the k-th neighbor replaces it if its row is lower.
   bool may_contain_nearer(int64_t node) const {
     const V distance = box_distance(node);
     I is_candidate = distance < bound();
@@ -161,7 +163,7 @@ class GroupSearch {
 
   template <bool kExclude>
   void scan(int64_t leaf) {
-    // Copies, so that the compiler is_candidate keep them in registers from point to point.
+    // Local copies let the compiler keep them in registers from point to point.
     const auto query = query_;
     auto nearest = nearest_;
     auto rows = rows_;

@@ -1,4 +1,4 @@
-// Comparisons of vectors: what a search needs beside arithmetic.
+// Distances and comparisons of vectors, lane by lane.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// A lane of integers for each lane of T; what a comparison yields (-1 where it holds).
+// The result of a comparison of vectors of T: one integer per lane, -1 where the comparison holds and 0 elsewhere.
 template <typename T>
 using Mask = typename VectorOf<T>::mask;
 template <typename T>
@@ -39,7 +39,7 @@ inline bool any(Mask<T> mask) {
 #endif
 }
 
-// The functions of distance.h for each lane. No difference may be NaN.
+// Lane by lane, the functions of distance.h. The differences must not be NaN.
 using echo_ext::extend_distance;
 using echo_ext::within;
 
@@ -72,7 +72,7 @@ inline Mask<T> load_ints(const LaneInt<T>* from) {
   return v;
 }
 
-// values[place] for each lane.
+// values[places[lane]] for each lane.
 template <typename T>
 inline Vector<T> gather(const T* values, Mask<T> places) {
 #if defined(__AVX512F__)
