@@ -1,4 +1,4 @@
-// The draws of many rows at once in vector registers: the same numbers as draw() makes one by one.
+// The draws of many rows at once in vector registers. They are the same numbers that draw() computes one by one.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Makes one problem's draws, in tables of consecutive rows: the first terms of all rows together, further terms of a
-// row when it comes to need them.
+// Fills tables with the draws of consecutive rows: the first terms of all rows at once, and further terms of a row when
+// it turns out to need them.
 class DrawMaker {
  public:
   DrawMaker(const EchoProblem& problem, int64_t seed)
@@ -23,7 +23,7 @@ class DrawMaker {
 
   int64_t num_terms() const { return num_terms_; }
 
-  // The first draws of `count` rows from the table's `begin` on.
+  // Computes the first draws of `count` rows, starting with row `begin` of the table.
   void start(const DrawTable& table, int64_t begin, int64_t count) const {
     const int64_t terms = std::min(first_draws(num_terms_), round_up_to_vectors(num_terms_));
     const int64_t rows_at_once = kMaxAtOnce / terms;
@@ -31,7 +31,7 @@ class DrawMaker {
       make(table, begin + done, std::min(begin + done + rows_at_once, begin + count), 0, terms);
   }
 
-  // More draws of one row.
+  // Computes more draws of one row.
   void extend(const DrawTable& table, int64_t index) const {
     const int64_t first = table.counts[index];
     make(table, index, index + 1, first, std::min(kMoreDraws, round_up_to_vectors(num_terms_ - first)));
@@ -44,14 +44,16 @@ class DrawMaker {
   static int64_t round_up_to_vectors(int64_t terms) { return ceil_div(terms, kVectorTerms) * kVectorTerms; }
   static_assert(kFirstDraws % kVectorTerms == 0 && kMoreDraws % kVectorTerms == 0, "draws come in whole vectors");
 
-  // Vectors of draws: whose keys, which terms, and where they go. Where fewer are wanted, the last is repeated.
+  // A number of vectors of draws: their keys, terms and destinations. If fewer vectors are needed, the last one is
+  // repeated.
   struct Group {
     Words start, step, term;
     DrawKey key[kWordVectors];
     int32_t* to[kWordVectors];
   };
 
-  // Values that the bijection has left out_of_range of the candidates walk on along their cycles, all rows' together.
+  // Results of the bijection that are not below the number of candidates. The bijection is applied to them again, for
+  // all rows together.
   struct OutOfRange {
     int64_t count = 0;
     uint32_t value[kMaxAtOnce + kWordLanes], start[kMaxAtOnce + kWordLanes], step[kMaxAtOnce + kWordLanes];
@@ -65,7 +67,7 @@ class DrawMaker {
     }
   };
 
-  // `count` draws, from term `first` on, of each of the rows [begin, end).
+  // Computes `count` draws, starting with term `first`, of each of the rows [begin, end).
   void make(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
     if (draws_.sampling == Sampling::permutation && SmallOrder::fits(order_))
       make_small(table, begin, end, first, count);
@@ -86,7 +88,7 @@ class DrawMaker {
   void make_large(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
     const int64_t parts = (end - begin) * (count / kVectorTerms);
     OutOfRange out_of_range;
-    int64_t index = begin, done = 0;  // of that row
+    int64_t index = begin, done = 0;  // `done` counts the terms of row `index`
     DrawKey key = key_of(table, index);
     for (int64_t part = 0; part < parts; part += kWordVectors) {
       Group group;
@@ -135,7 +137,7 @@ class DrawMaker {
     while (out_of_range.count > 0) {
       const int64_t count = std::exchange(out_of_range.count, 0);
       for (int64_t first = 0; first < count; first += kWordLanes) {
-        // Lanes available_after the last hold anything.
+        // The lanes after the last value hold arbitrary data.
         const Words start = Words::loaded(out_of_range.start + first), step = Words::loaded(out_of_range.step + first);
         uint32_t value[kWordLanes];
         order_.step<Bijection::kHalfRounds>(start, step, Words::loaded(out_of_range.value + first)).store_to(value);
@@ -156,7 +158,7 @@ class DrawMaker {
     for (int64_t t = 0; t < count; ++t) drawn[t] += drawn[t] >= row ? 1 : 0;
   }
 
-  // A bit for each lane where the comparison holds.
+  // A bit for each lane, set where the comparison holds.
   template <typename Mask>
   static uint32_t lane_bits(const Mask& mask) {
 #if defined(__AVX512F__)
@@ -176,14 +178,15 @@ class DrawMaker {
   const int64_t num_terms_;
 };
 
-// One row's draws, made as they are needed.
+// The draws of one row, which are computed as they are needed.
 struct RowDraws {
   const DrawMaker& maker;
   const DrawTable& table;
   int64_t index;
 
   const int32_t* rows() const { return table.row(index); }
-  // How many there are; more than `used`, which is less than num_terms.
+  // The number of draws that are available, computing more if there are only `used` of them. used must be less than
+  // num_terms.
   int64_t available_after(int64_t used) const {
     if (table.counts[index] <= used) maker.extend(table, index);
     return std::min<int64_t>(table.counts[index], maker.num_terms());

@@ -22,8 +22,8 @@ int64_t typical_operations(const EchoProblem& problem, bool is_backward) {
   return problem.rows * problem.width * terms * (is_backward ? kBackwardFactor : 1);
 }
 
-// Keeps the draws of small forward passes for the backward passes that follow, where making them is much of the work.
-// Draws are a function of what they are cached under, so that it makes no difference where they come from.
+// Caches the draws of small forward passes for the backward passes that follow, where computing them is a large part of
+// the work. The draws are a function of the cache key, so a hit or a miss does not affect results.
 class DrawCache {
  public:
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, Sampling>;
@@ -39,13 +39,14 @@ class DrawCache {
 
   struct Entry {
     Key key;
-    std::unique_ptr<int32_t[]> numbers;  // counts, then terms
+    std::unique_ptr<int32_t[]> numbers;  // counts, followed by terms
     DrawTable table(const EchoProblem& problem) const {
       return {0, DrawTable::capacity_for(problem.num_terms), numbers.get() + problem.rows, numbers.get()};
     }
   };
 
-  // The entry of this key, which nobody else has meanwhile; a new one where there is none.
+  // Removes and returns the entry of this problem and seed, so that no other caller can use it at the same time. If
+  // there is none, returns a new entry.
   Entry take(const EchoProblem& problem, int64_t seed) {
     const Key wanted = key(problem, seed);
     if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock())
@@ -57,7 +58,7 @@ class DrawCache {
     return fresh;
   }
 
-  // Replaces the oldest.
+  // Replaces the oldest entry.
   void put(Entry entry) {
     if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock())
       std::swap(entries_[next_++ % kEntries], entry);
@@ -65,7 +66,7 @@ class DrawCache {
 
  private:
   static constexpr size_t kEntries = 4;
-  std::mutex mutex_;  // only ever tried: a child forked meanwhile must not wait for it
+  std::mutex mutex_;  // never waited for: a child process may be forked while it is locked
   Entry entries_[kEntries];
   size_t next_ = 0;
 };

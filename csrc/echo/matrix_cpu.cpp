@@ -1,4 +1,4 @@
-// Matrix Echo noise on the CPU.
+// Matrix Echo noise on the CPU, see matrix.h.
 #include <algorithm>
 #include <memory>
 
@@ -42,7 +42,7 @@ void multiply_transposed(const T* source, const T* matrix, const T* vector, int 
   }
 }
 
-// Of a row.
+// The function of matrix.h for all values of a row.
 template <typename T>
 bool row_has_converged(const T* before, const T* now, int dim) {
   T largest = 0;
@@ -52,7 +52,8 @@ bool row_has_converged(const T* before, const T* now, int dim) {
   return true;
 }
 
-// Tells what now lies before an arc and what did; whether it must be walked along again.
+// Adds an arc to the current round, given the former and the new value before its start. Returns whether the arc must
+// be processed again.
 template <typename T>
 bool entry_changed(MatrixRounds& rounds, const T* before, const T* now, int dim) {
   double squared_norm = 0, squared_change = 0;
@@ -73,7 +74,8 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
   auto* values = static_cast<T*>(io.values);
   const MatrixCircle circle{io.order, problem.rows, io.backward};
   const int64_t arcs = matrix_arcs(problem.rows);
-  const std::unique_ptr<T[]> entries(new T[static_cast<size_t>(arcs * dim)]());  // the value before each arc
+  // The value before the start of each arc.
+  const std::unique_ptr<T[]> entries(new T[static_cast<size_t>(arcs * dim)]());
   const std::unique_ptr<bool[]> is_active(new bool[static_cast<size_t>(arcs)]);
   std::fill(is_active.get(), is_active.get() + arcs, true);
 

@@ -1,4 +1,4 @@
-// Ring: all rows' noises from deferred scan around a keyed circle of the bank.
+// Ring sampling on the CPU: the noise of all rows from one scan around a keyed circle of the bank.
 #include "echo/ring_cpu.h"
 
 #include <limits>
@@ -14,21 +14,22 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, since every segment
-// looks as far ahead; short enough that a segment's scratch stays in a cache, that threads find some segments to share,
-// and that many terms are left behind a segment for its windows to forget in.
+// The length of a segment depends only on the shape of the problem, so that results do not depend on the number of
+// threads. It is long compared with the number of terms that usually matter, because every segment reads that many
+// terms beyond its end. It is short enough that the scratch of a segment fits into a cache, that there are several
+// segments for the threads, and that windows are longer than a segment and have room to decay.
 int64_t segment_length(const EchoProblem& problem) {
   constexpr int64_t kMinRows = 4096, kMaxRows = 32768, kMaxSegments = 32;
   const int64_t windows = std::min(problem.rows, problem.bank_rows);
   const int64_t max_length = std::max(kMinRows, std::min(problem.num_terms / 2, kMaxRows));
   const int64_t length = std::max(kMinRows, std::min(windows / kMaxSegments, max_length));
-  // A window's last s is no factor of anything, not even where it is NaN: it must lie behind the segment.
+  // The last s of a window is not a factor of anything, not even if it is NaN. It must therefore lie after the segment.
   return std::min(std::max<int64_t>(problem.num_terms - 1, 1), length);
 }
 
 constexpr int64_t kCircleTask = 4096;
 
-// Which bank row lies at each position of a circle.
+// Sets the bank row at each position of a circle.
 void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
   const Bijection order(static_cast<uint32_t>(draws.bank_rows));
   const DrawKey key = circle_key(draws.seed, circle);
@@ -47,7 +48,7 @@ struct Circle {
   bool exclude_self;
 
   int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
-  // Of a position near the circle's end or start too.
+  // Also accepts positions slightly before the start or after the end of the circle, for prefetching.
   int64_t bank_row_clamped(int64_t position) const {
     return rows[position < 0 ? 0 : position < size ? position : std::min(position - size, size - 1)];
   }
@@ -56,7 +57,7 @@ struct Circle {
   }
 };
 
-// What either pass reads: Io is EchoForward or EchoBackward.
+// What both passes read. Io is EchoForward or EchoBackward.
 template <typename Io, typename Storage, typename P>
 struct CircleTerms {
   const Io& io;
@@ -81,7 +82,7 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   using CircleTerms<EchoForward, Storage, P>::io, CircleTerms<EchoForward, Storage, P>::circle,
       CircleTerms<EchoForward, Storage, P>::columns;
 
-  // A result that waits for its row to be fetched holds up the reads behind it.
+  // Prefetch the result as well: a store that waits for its cache line would delay the following loads.
   __attribute__((always_inline)) void prefetch_result(int64_t position) const {
     this->prefetch(position);
     columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_clamped(position)
@@ -93,20 +94,21 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   }
 };
 
-// What a chunk of a circle adds to positions behind its own, and to the row before them, waits here until all chunks
-// are done: nobody else has them meanwhile.
+// Contributions of a chunk to positions of other chunks, and to the row before its first window. They are stored here
+// and added once all chunks are done, so that no two threads write to the same row.
 template <typename P>
 struct Spill {
-  P *f, *s;        // of the positions from the chunk's end on
-  int64_t used;    // of them
-  P row_f, row_s;  // of the row whose window starts the chunk
+  P *f, *s;        // for the positions starting at the chunk's end
+  int64_t used;    // number of these positions
+  P row_f, row_s;  // for the row whose window starts the chunk
 };
 
-// How a circle is shared among threads, which depends on the shape alone, and so do the results. Each chunk looks as
-// far ahead as its windows reach, and must be long compared with that.
+// How a circle is distributed over threads. The chunks depend only on the shape of the problem, so that results do not
+// depend on the number of threads. A chunk reads as many terms beyond its end as its windows need, and must be long
+// compared with that.
 struct CircleChunks {
   static constexpr int64_t kMaxTasks = 16, kMinRows = 1 << 14;
-  int64_t count, rows;  // rows: whole segments
+  int64_t count, rows;  // `rows` is a multiple of the segment length
   int64_t max_spilled;
 
   CircleChunks(const EchoProblem& problem, int64_t tiles) {
@@ -118,7 +120,7 @@ struct CircleChunks {
     max_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
   }
 
-  // Of deferred segment's terms behind itself, those that can be needed.
+  // The maximum number of terms after a segment that its windows can need.
   int64_t max_weights(const EchoProblem& problem) const {
     return count > 1 ? std::min(problem.num_terms, max_spilled + rows) : problem.num_terms;
   }
@@ -129,10 +131,10 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   using CircleTerms<EchoBackward, Storage, P>::io, CircleTerms<EchoBackward, Storage, P>::circle,
       CircleTerms<EchoBackward, Storage, P>::columns;
   using T = Compute<Storage>;
-  const Columns<T, P>& sums;  // where gradients add up, in the computing type
+  const Columns<T, P>& sums;  // accumulated gradients, in the compute type
   T *sum_f, *sum_s;
-  int64_t unwritten_begin, unwritten_end;  // positions whose sums nothing has been written to
-  Spill<P>* spill;                         // null: everything goes to the sums
+  int64_t unwritten_begin, unwritten_end;  // positions whose sums have not been written yet
+  Spill<P>* spill;                         // null: write everything to the sums
   int64_t chunk_begin, chunk_end, max_spilled;
 
   int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + max_spilled; }
@@ -191,7 +193,7 @@ template <typename P>
 struct ForwardLayout {
   int64_t tiles, segments;
   int32_t* rows;
-  P* prefixes;  // a segment's for each thread
+  P* prefixes;  // of one segment, for each thread
   int64_t prefix_size;
 
   ForwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
@@ -273,7 +275,7 @@ struct Backward {
   const EchoBackward& io;
   int num_threads;
 
-  // A segment that reaches further than a chunk may: nothing of it is done yet.
+  // A segment whose windows reach further than its chunk may write. It is processed after all chunks.
   template <typename P>
   struct Deferred {
     RingSegment segment;
@@ -294,7 +296,7 @@ struct Backward {
     T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
     for (T* sums : {sum_f, sum_s}) prefer_huge_pages(sums, problem.bank_rows * problem.width * int64_t{sizeof(T)});
     const Draws draws = draws_of(problem, *io.seed);
-    // At least deferred, which clears the gradients of a bank that nothing was drawn from.
+    // At least one circle, which clears the gradients of a bank that nothing was drawn from.
     const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
     const bool is_shared = layout.chunks.count > 1;
     std::vector<Chunk<P>> chunks(static_cast<size_t>(is_shared ? layout.tiles * layout.chunks.count : 0));
@@ -306,7 +308,7 @@ struct Backward {
       parallel_for(layout.tiles * layout.chunks.count, num_threads, [&](int64_t task, int slot) {
         const int64_t t = task % layout.tiles, begin = task / layout.tiles * layout.chunks.rows;
         const bool is_last = begin + layout.chunks.rows >= std::max<int64_t>(windows, 1);
-        if (begin > 0 && begin >= windows) return;  // a last circle may be short
+        if (begin > 0 && begin >= windows) return;  // the last circle may have fewer windows
         const Columns<Storage, P> columns(problem.width, t);
         const Columns<T, P> sums(problem.width, t);
         const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
@@ -319,7 +321,7 @@ struct Backward {
           tile_io.spill = &chunk.spill;
           return run_chunk(tile_io, std::min(end, windows), layout.segment_size, layout.slot_scratch(slot), &chunk);
         }
-        if (c == 0) {  // the last position's row comes early, by the window from position 0
+        if (c == 0) {  // the window from position 0 writes to the row at the last position before its own turn
           tile_io.clear(circle.size - 1, circle.size);
           tile_io.unwritten_end = circle.size - 1;
         }
@@ -342,8 +344,9 @@ struct Backward {
     }
   }
 
-  // The segments from tile_io.chunk_begin on. A row's sums begin with a store, not with an addition to zeros written
-  // beforehand, which would be a sweep more over the memory: segments reach the first circle's positions in order.
+  // Processes the segments from tile_io.chunk_begin on. On the first circle, the segments reach the positions in order,
+  // so that the first contribution to a row is stored instead of added. This saves a pass over memory that would clear
+  // the sums.
   template <typename Storage, typename P>
   void run_chunk(BackwardIo<Storage, P>& tile_io, int64_t end, int64_t segment_size, const RingScratch<P>& scratch,
                  Chunk<P>* chunk) const {
@@ -364,7 +367,8 @@ struct Backward {
     tile_io.clear(tile_io.unwritten_begin, tile_io.unwritten_end);
   }
 
-  // What has waited for all chunks to be done; those of deferred tile in their order.
+  // Adds the stored contributions of a chunk and processes its deferred segments. For each tile, this is called for one
+  // chunk after another.
   template <typename Storage, typename P>
   void add_up(const BackwardIo<Storage, P>& tile_io, const Chunk<P>& chunk, int64_t begin, int64_t end,
               int64_t segment_size) const {

@@ -1,17 +1,20 @@
-// The ring's noises: for every start q on a circle of terms (f_p, s_p), the sum over a window of exactly `num_terms`
-// consecutive positions,  eps_q = f_q + s_q * (f_{q+1} + s_{q+1} * ( ... )),  all of them in one scan.
+// Ring sampling, one segment at a time. For every start q on a circle of terms (f_p, s_p), the noise is the sum over a
+// window of exactly `num_terms` consecutive positions,
+//     eps_q = f_q + s_q * (f_{q+1} + s_{q+1} * ( ... )),
+// and one scan computes all of them.
 //
-// The circle is cut into segments of at max_terms num_terms positions. A window that starts inside a segment is a
-// suffix of the segment and a prefix of what follows it, so that with
-//     prefix_m = the sum of the first m terms following the segment,
-//     (tail_q, decay_q) = the suffix from q as an affine map of what follows,
-// eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q): exact, linear in the segment, no division.
-// Weights decay, so that prefix_m hardly ever needs all its terms: it stops where a weight has vanished.
+// The circle is cut into segments of at most num_terms positions. A window that starts inside a segment [begin, end)
+// consists of a suffix of the segment and a prefix of the terms that follow it. With
+//     prefix_m = the sum of the first m terms after the segment,
+//     (tail_q, decay_q) = the suffix from q, as an affine map of what follows the segment,
+// the noise is eps_q = tail_q + decay_q * prefix_m with m = num_terms - (end - q). This is exact, linear in the length
+// of the segment, and needs no division. Because weights decay, few terms of the prefix are usually needed: it is
+// settled once its weight has vanished.
 //
-// Value is a pack of columns; has_vanished(Value) tells whether all of it has. Io reads and writes by position,
-// which may exceed the circle by less than one turn: term(position, f, s), emit(start, eps), prefetch(position), since
-// rows lie anywhere in memory, and prefetch_result(position), which also asks for the result's row. Io also has
-// poll(), called now and then while many terms are read.
+// Value is a pack of columns, and has_vanished(Value) tells whether the weights of all of them have vanished. Io reads
+// and writes by position, which may exceed the circle by less than one turn. It has term(position, f, s), emit(start,
+// eps), prefetch(position), prefetch_result(position), which includes the result's row, and poll(), which is called
+// from time to time while many terms are read. Prefetching matters because the rows lie anywhere in memory.
 #pragma once
 
 #include <cstdint>
@@ -19,30 +22,31 @@
 namespace echo_ext {
 
 struct RingSegment {
-  int64_t begin, end;  // starts
+  int64_t begin, end;  // the starts of its windows
   int64_t num_terms;   // at least end - begin
-  // Terms following the segment that some window needs, and those of them that every window has.
+  // The number of terms after the segment that at least one window contains, and the number of those that all windows
+  // contain.
   int64_t num_following() const { return num_terms - 1; }
   int64_t shared() const { return num_terms - (end - begin); }
-  // Of the window from q.
+  // The number of terms after the segment that the window from q contains.
   int64_t prefix_terms(int64_t q) const { return num_terms - (end - q); }
 };
 
-// How far ahead of its use a row is asked for.
+// How many positions ahead of its use a row is prefetched.
 constexpr int64_t kPrefetchDistance = 24;
 
 constexpr int64_t kTermsPerPoll = 1 << 14;
 
-// The terms following a segment, as far as they have been added up.
+// The sum over the terms after a segment that have been added so far. `left_out` is used by the backward pass only.
 template <typename Value>
 struct RingPrefix {
   Value sum, weight, left_out;
   int64_t terms;
-  bool is_settled;  // more terms would change nothing
+  bool is_settled;  // further terms would not change the result
 };
 
-// Adds some terms to what is following a segment. Not inlined: the caller pauses between calls, and a poll_at within
-// these loops' function would cost them registers.
+// Adds up to kTermsPerPoll further terms after a segment. Not inlined: the caller polls between calls, and a call
+// within these loops would keep values from staying in registers.
 template <typename Value, typename Io>
 __attribute__((noinline)) void extend_forward(const RingSegment& segment, Value* prefix, const Io& io,
                                               RingPrefix<Value>& following) {
@@ -62,7 +66,7 @@ __attribute__((noinline)) void extend_forward(const RingSegment& segment, Value*
   following = {sum, weight, following.left_out, m, is_settled};
 }
 
-// prefix has one entry for each place of the segment.
+// `prefix` has one entry for each position of the segment.
 template <typename Value, typename Io>
 void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
   const Value zero = Value::filled(0), one = Value::filled(1);
@@ -73,9 +77,9 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
     extend_forward(segment, prefix, io, following);
   }
   const Value sum = following.sum;
-  const int64_t settled = following.terms;  // prefix_m is the same from here on
+  const int64_t settled = following.terms;  // prefix_m is constant from here on
   Value f, s;
-  if (settled <= segment.shared()) {  // every window has the whole prefix: one recurrence
+  if (settled <= segment.shared()) {  // all windows contain the whole prefix, so one recurrence is enough
     Value noise = sum;
     for (int64_t q = segment.end - 1; q >= segment.begin; --q) {
       io.prefetch_result(q - kPrefetchDistance);
@@ -98,13 +102,14 @@ void ring_forward(const RingSegment& segment, Value* prefix, const Io& io) {
 
 template <typename Value>
 struct RingScratch {
-  Value *prefix, *prefix_gradient, *decays;  // one entry for each place of the segment
-  Value* tails;                              // the same; where the prefix is settled, whole noises
-  Value* weights;                            // one for each of segment.num_following()
+  Value *prefix, *prefix_gradient, *decays;  // one entry for each position of the segment
+  Value* tails;                              // the same; if the prefix is settled, these are complete noise values
+  Value* weights;                            // segment.num_following() entries
 };
 
-// The adjoint where all windows of a segment have the whole prefix, `sum`: one recurrence. `gradient` is that of the
-// segment's first noise on the way in, of what follows the segment on the way out.
+// The adjoint if all windows of a segment contain the whole prefix, `sum`. One recurrence is enough. On entry
+// `gradient` is the gradient of the first noise value of the segment; the result is the gradient of what follows the
+// segment.
 template <typename Value, typename Io>
 Value ring_backward_settled(const RingSegment& segment, const Value& sum, Value gradient,
                             const RingScratch<Value>& scratch, const Io& io) {
@@ -126,7 +131,8 @@ Value ring_backward_settled(const RingSegment& segment, const Value& sum, Value 
   return gradient;
 }
 
-// The same where windows end within the prefix: leaves those windows' gradients in scratch.prefix_gradient.
+// The same if some windows end within the prefix. Stores the gradients of their prefixes in scratch.prefix_gradient,
+// and returns the gradient of `sum`.
 template <typename Value, typename Io>
 Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int64_t settled, const Value& gradient,
                               const RingScratch<Value>& scratch, const Io& io) {
@@ -143,7 +149,7 @@ Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int6
     tail = f + s * tail;
     decay = s * decay;
   }
-  // Through the suffixes, from the outermost inwards.
+  // Through the suffixes, from the longest to the shortest.
   Value tail_gradient = gradient, decay_gradient = gradient * sum, sum_gradient = gradient * decay;
   for (int64_t q = segment.begin; q < segment.end; ++q) {
     io.prefetch_gradient(q + kPrefetchDistance);
@@ -165,9 +171,9 @@ Value ring_backward_unsettled(const RingSegment& segment, const Value& sum, int6
   return sum_gradient;
 }
 
-// Adds some terms as extend_forward does, with what the adjoint needs. The gradient of an s leaves it out of the
-// product, so that a weight of zero alone does not settle the prefix: the product without its smallest factor must be
-// zero too.
+// Adds terms as extend_forward does, and stores what the adjoint needs. In the gradient of an s, that s is missing from
+// the product. Therefore a vanished weight does not settle the prefix: the product without its smallest factor,
+// left_out, must have vanished.
 template <typename Value, typename Io>
 __attribute__((noinline)) void extend_backward(const RingSegment& segment, const RingScratch<Value>& scratch,
                                                int64_t max_terms, const Io& io, RingPrefix<Value>& following) {
@@ -189,8 +195,8 @@ __attribute__((noinline)) void extend_backward(const RingSegment& segment, const
   following = {sum, weight, left_out, m, is_settled};
 }
 
-// Back through some terms following a segment, those before `end`; sum_gradient is that of prefix_{m+1} and all later
-// ones.
+// Goes backward through up to kTermsPerPoll terms after a segment, those before `end`. sum_gradient is the gradient of
+// prefix_{m+1} and of all longer prefixes.
 template <typename Value, typename Io>
 __attribute__((noinline)) void backward_through_following(const RingSegment& segment, int64_t end,
                                                           const RingScratch<Value>& scratch, const Io& io,
@@ -208,15 +214,18 @@ __attribute__((noinline)) void backward_through_following(const RingSegment& seg
   weight_gradient = of_weight;
 }
 
-// The adjoint of ring_forward. Io has term as above; noise_gradient(start, eps), which is told each noise again and
-// returns its gradient; add_gradient(position, df, ds) and prefetch_gradient(position); and end(), before which all
-// positions lie that may be added to, after begin_following(last such position + 1) where they lie following the
-// segment.
+// The adjoint of ring_forward. Io has term(), prefetch() and poll() as above, and
+//     noise_gradient(start, eps), which receives each noise value again and returns its gradient,
+//     add_gradient(position, df, ds) and prefetch_gradient(position),
+//     end(), the end of the positions that may be added to,
+//     begin_following(end), which is called before anything is added after the segment, with the end of those
+//     positions.
 //
-// Segments come in the order of their positions. Where no window of a segment ends before its weight has vanished,
-// `carry` hands the gradient of what follows the segment on to the next one; other segments, and the last, add it to
-// the terms following themselves, and so does a gradient that is not finite, which would never vanish. Returns the
-// position following the last one that has been added to; -1 where that would be beyond io.end(), and nothing is done.
+// Segments are processed in the order of their positions. If no window of a segment ends before its weight has
+// vanished, `carry` passes the gradient of what follows the segment to the next segment. Other segments, and the last
+// one, add it to the terms after themselves. The same applies to a gradient that is not finite, which would never
+// vanish. Returns the end of the positions that were added to, or -1 if it would exceed io.end(), in which case nothing
+// has been done.
 template <typename Value, typename Io>
 int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratch<Value>& scratch, Value& carry,
                       const Io& io) {
@@ -241,7 +250,7 @@ int64_t ring_backward(const RingSegment& segment, bool is_last, const RingScratc
     return segment.end;
   }
   carry = zero;
-  // Through the prefix, from its last term back.
+  // Backward through the prefix, from its last term.
   io.begin_following(segment.end + settled);
   Value weight_gradient = zero;
   for (int64_t end = settled; end > 0; end -= kTermsPerPoll) {

@@ -1,7 +1,7 @@
-// Permutation and replacement: every row its own draws.
+// Permutation and replacement sampling on the CPU: every row has its own draws.
 //
-// The bank is first laid out as tiles: for a few cache lines of columns, each bank row's f and s side by side, padded
-// and in the computing type, so that a tile stays in the cache while all rows draw from it.
+// First the bank is copied to tiles. A tile holds a few cache lines of columns, with the f and s of each bank row next
+// to each other, padded and converted to the compute type. It stays in the cache while all rows draw from it.
 #include <limits>
 
 #include "common/parallel.h"
@@ -16,15 +16,17 @@ namespace {
 constexpr int kTermsPerCheck = 8;
 static_assert(kFirstDraws % kTermsPerCheck == 0 && kMoreDraws % kTermsPerCheck == 0, "a check falls on the last draw");
 
-// A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
-// what rounding the sum itself costs.
+// Terms are dropped only if all remaining terms together are below this fraction of the largest partial sum of the row,
+// which is far below the rounding error of the sum.
 template <typename T>
 constexpr T kNegligible = std::numeric_limits<T>::epsilon() / 64;
 
-// A column's bound on all that a row's remaining terms can add, per unit of weight: max|f| / (1 - max|s|), divided by
-// kNegligible. NaN, which is below nothing, so that nothing is ever dropped, where |s| reaches 1 or a value is not
-// finite: a sum that is infinite already may still become NaN. Never zero: where every f is 0, the gradient of f still
-// is made of weights, none of which may be dropped before it is negligible itself.
+// A bound on the sum of all remaining terms of a row in one column, per unit of weight: max|f| / (1 - max|s|), divided
+// by kNegligible. Two cases are special:
+// - If |s| reaches 1 or a value is not finite, the bound is NaN. No comparison with it holds, so nothing is dropped: a
+// sum that is already infinite may still become NaN.
+// - The bound is never zero. Even if every f is zero, the gradient of f consists of weights, which must not be dropped
+// before they are negligible themselves.
 template <typename T>
 T tail_bound(T largest_f, T largest_s) {
   constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
@@ -38,7 +40,7 @@ T maximum_or_nan(T a, T b) {
   return b > a || b != b ? b : a;
 }
 
-// Lays out a tile's bank rows [begin, end), and the largest |f| and |s| of its columns among them.
+// Copies the bank rows [begin, end) of a tile, and sets the largest |f| and |s| of each column among them.
 template <typename Storage, typename P>
 void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_s, int64_t t, int64_t begin,
                int64_t end, Compute<Storage>* tile, Compute<Storage>* largest) {
@@ -78,12 +80,14 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   return sum;
 }
 
-// One row's part of the gradients of a tile; returns the row's noise. weights has room for num_terms packs.
+// Adds the contribution of one row to the gradients of a tile, and returns the row's noise. `weights` has space for
+// num_terms packs.
 template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
                const P& grad, T* weights) {
-  // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
-  // of the product: left_out is the largest such product, that of all |s| but the smallest.
+  // Forward through the terms: the weight of each. The remaining terms must be negligible for the gradient as well,
+  // where the term's own s is missing from the product. left_out is the largest such product: that of all |s| except
+  // the smallest.
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   P left_out = P::filled(1), smallest = P::filled(1);
   const int32_t* rows = draws.rows();
@@ -102,7 +106,7 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
       settled = all_less_equal(left_out * bounds, largest_sum);
     }
   }
-  // Downwards: each term's tail.
+  // Backward through the terms: the tail of each, which is the sum of the terms after it.
   P tail = P::filled(0);
   for (int64_t t = used - 1; t >= 0; --t) {
     const int64_t at = rows[t] * int64_t{2 * P::kColumns};
@@ -116,15 +120,16 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
-// How a problem is cut up, which depends on its shape alone, and so do the results.
+// The division of a problem into tiles and pieces. It depends only on the problem's shape, so that results do not
+// depend on the number of threads.
 struct Layout {
   static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMaxTableTerms = 1 << 16;
   static constexpr int64_t kTableRows = 16;
 
   int64_t columns, tiles, tile_size;
-  int64_t tiles_per_group;  // tiles that share a second-level cache, and so can share a row's draws
-  int64_t pieces;           // of the bank
-  int64_t table_rows;       // whose draws are made together
+  int64_t tiles_per_group;  // tiles that fit into the second-level cache together, and can share the draws of a row
+  int64_t pieces;           // pieces of the bank that are copied in parallel
+  int64_t table_rows;       // rows whose draws are computed together
 
   Layout(const EchoProblem& problem, int64_t columns_, int64_t bytes_of_tile)
       : columns(columns_),
@@ -137,11 +142,11 @@ struct Layout {
   int64_t groups() const { return ceil_div(tiles, tiles_per_group); }
 };
 
-// The bank as tiles, and what bounds their columns.
+// The bank as tiles, and the bounds of their columns.
 template <typename Storage, typename P>
 struct TiledBank {
   using T = Compute<Storage>;
-  T *tiles, *bounds, *largest;  // the largest of each piece of a tile
+  T *tiles, *bounds, *largest;  // `largest` is per piece of a tile
 
   TiledBank(const Layout& layout, Workspace& workspace)
       : tiles(workspace.take<T>(layout.tiles * layout.tile_size)),
@@ -166,15 +171,15 @@ struct TiledBank {
   }
 };
 
-// A thread's own table, where no table of all rows is cached.
+// A thread's own table of draws, used if there is no cached table of all rows.
 DrawTable take_table(const EchoProblem& problem, const Layout& layout, Workspace& workspace) {
   const int64_t capacity = DrawTable::capacity_for(problem.num_terms);
   return {0, capacity, workspace.take<int32_t>(layout.table_rows * capacity),
           workspace.take<int32_t>(layout.table_rows)};
 }
 
-// Calls body(table, first row, last row) for as many rows of [begin, end) at a time as a table holds, with their first
-// draws made.
+// Calls body(table, first, last) for consecutive rows [first, last) of [begin, end), as many at a time as a table
+// holds, once their first draws have been computed.
 template <typename Body>
 void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* cached, DrawTable table, int64_t begin,
                 int64_t end, const Body& body) {
@@ -238,14 +243,15 @@ struct Forward {
   }
 };
 
-// Rows are shared among threads in chunks, each with gradient tiles of its own, which are added up in the end. The
-// number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
-// and adding it up costs as much as some terms of as many rows, and must be cheap compared with the terms of a chunk.
+// Rows are distributed over threads in chunks. Each chunk has its own gradient tiles, which are added up in the end.
+// The number of chunks depends only on the problem's shape, so that results do not depend on the number of threads.
+// Clearing and adding up a tile costs as much as a few terms for each of its rows, which must be little compared with
+// the terms of a chunk.
 struct RowChunks {
   static constexpr int64_t kMaxTasks = 16, kTypicalTerms = 64, kMinTerms = 1 << 13, kMaxBytes = 64 << 20;
   static constexpr int64_t kTermsOfTile = 6, kCachedBytes = 1 << 19, kTermsBeyondCache = 16;
 
-  int64_t count, rows;  // rows of a chunk
+  int64_t count, rows;  // `rows` is per chunk
 
   RowChunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
     const int64_t terms = problem.rows * std::min(problem.num_terms, kTypicalTerms);
@@ -257,8 +263,8 @@ struct RowChunks {
   }
 };
 
-// What a thread needs for the backward pass: a row's weights, a table of draws, and the gradients of a group's tiles
-// where it works on all their rows.
+// The buffers of one thread in the backward pass: the weights of a row, a table of draws, and, if there is only one
+// chunk, the gradients of a group of tiles.
 template <typename T>
 struct BackwardSlot {
   T* weights;
@@ -276,7 +282,7 @@ struct BackwardSlot {
   }
 };
 
-// The gradients of all chunks, [tile][chunk], where there are several.
+// The gradients of all chunks, [tile][chunk], if there is more than one.
 template <typename T>
 T* take_gradients(const Layout& layout, const RowChunks& chunks, Workspace& workspace) {
   return workspace.take<T>(chunks.count > 1 ? layout.tiles * chunks.count * layout.tile_size : 0);
@@ -356,7 +362,7 @@ struct Backward {
     }
   }
 
-  // Writes the sums of all chunks' gradients for the bank rows [begin, end).
+  // Writes the sum of the gradients of all chunks for the bank rows [begin, end).
   template <typename Storage, typename P, typename T>
   void add_up(const Columns<Storage, P>& columns, const T* gradients, int64_t tile_size, int64_t count, int64_t begin,
               int64_t end) const {
@@ -377,7 +383,7 @@ struct Backward {
         count);
   }
 
-  // A tile's gradients need room in the cache as well.
+  // The gradients of a tile must fit into the cache as well.
   template <typename P>
   static Layout layout_of(const EchoProblem& problem) {
     return Layout(problem, P::kColumns, problem.bank_rows * 4 * int64_t{sizeof(P)});

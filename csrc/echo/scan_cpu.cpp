@@ -9,17 +9,18 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-// How far ahead of its use a row, which may lie anywhere, is asked for.
+// How many steps ahead of its use a row is prefetched. Rows lie anywhere in memory.
 constexpr int64_t kPrefetchDistance = 12;
 
-// Calls body(tile, chunk) for all of them.
+// Calls body(tile, chunk) for every tile of every chunk.
 template <typename P, typename Body>
 void for_each_chunk(const EchoScanProblem& problem, int num_threads, const Body& body) {
   const int64_t tiles = (problem.width + P::kColumns - 1) / P::kColumns;
   parallel_for(tiles * problem.num_chunks(), num_threads, [&](int64_t task, int) { body(task % tiles, task / tiles); });
 }
 
-// A chunk's rows in the order of its steps, each told with the row some steps ahead.
+// Calls body(position, row, prefetch_row) for the steps of a chunk in order, where prefetch_row is the row of a later
+// step.
 template <typename Body>
 void for_each_row(const EchoScanProblem& problem, const int64_t* order, int64_t chunk, bool backward,
                   const Body& body) {

@@ -1,4 +1,4 @@
-// Orderings of few candidates for many draws at once, in vector registers.
+// Orderings of at most 256 candidates, for many draws of a row at once.
 #pragma once
 
 #include <algorithm>
@@ -12,15 +12,15 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// An ordering of at most 256 candidates. Both halves of its Feistel network have at most 16 values, so that a row's
-// hashes are made once for all its draws, and a round is a look-up among 16 bytes.
+// An ordering of at most 256 candidates. Each half of its Feistel network has at most 16 values. All hashes of a row's
+// key are therefore computed once, and each round is a lookup in a table of 16 bytes.
 class SmallOrder {
  public:
   static bool fits(const Bijection& order) { return order.size <= 256; }
 
   explicit SmallOrder(const Bijection& order) : order_(order) {}
 
-  // Writes `count` draws of one row, from term `first` on. `count` is a multiple of kLanes<uint32_t>.
+  // Writes `count` draws of one row, starting with term `first`. `count` is a multiple of kLanes<uint32_t>.
   void draw(DrawKey key, uint32_t first, int count, int32_t* to) const {
     if (order_.is_small())
       draw_in_rounds<Bijection::kHalfRoundsWhenSmall>(key, first, count, to);
@@ -30,9 +30,9 @@ class SmallOrder {
 
  private:
   using Bytes = Vector<uint8_t>;
-  static constexpr int kValues = 16;  // of a half
+  static constexpr int kValues = 16;  // of one half
 
-  // What each round adds to one half, by the value of the other.
+  // The value that each round adds to one half, indexed by the value of the other half.
   template <int kRounds>
   struct Tables {
     static constexpr int kEntries = kRounds / 2 * kValues;
@@ -59,7 +59,7 @@ class SmallOrder {
     const Tables<kRounds> tables(order_, key);
     const Bytes last = broadcast(static_cast<uint8_t>(order_.size - 1));
     for (int done = 0; done < count; done += kLanes<uint8_t>) {
-      // Terms beyond the last get draws too, which nobody reads.
+      // Terms after the last one are drawn as well, and ignored.
       Bytes value = step(tables, minimum(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
       while (any_above(value, last)) value = value > last ? step(tables, value) : value;
       uint8_t drawn[kLanes<uint8_t>];
@@ -76,7 +76,7 @@ class SmallOrder {
     Bytes high = x >> static_cast<uint8_t>(order_.low_bits), low = x & low_mask;
     for (int round = 0; round < kRounds / 2; ++round) {
       high = high + look_up(tables.to_high + round * kValues, low);
-      high = minimum(high, high - high_size);  // which is above everything where it wraps around
+      high = minimum(high, high - high_size);  // a negative difference wraps around to a large value
       low = (low + look_up(tables.to_low + round * kValues, high)) & low_mask;
     }
     return (high << static_cast<uint8_t>(order_.low_bits)) | low;

@@ -1,4 +1,4 @@
-// Many 32-bit words in vector registers, as the Word of draws.h.
+// Vectors of 32-bit words, for the hashes and the Feistel network of draws.h.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// first, first + 1, ... in the lanes.
+// The vector first, first + 1, first + 2, ...
 template <typename T>
 Vector<T> ascending(T first) {
   Vector<T> v;
@@ -17,11 +17,11 @@ Vector<T> ascending(T first) {
   return v;
 }
 
-// Vectors side by side hide how long each takes to multiply.
+// Several vectors at a time hide the latency of multiplications.
 constexpr int kWordVectors = 4;
 constexpr int kWordLanes = kWordVectors * kLanes<uint32_t>;
 
-// The Word of echo_draws.h in vector registers.
+// A number of words in vector registers, usable as the Word of draws.h.
 struct Words {
   using V = Vector<uint32_t>;
   V part[kWordVectors];
@@ -38,7 +38,7 @@ struct Words {
   inline void store_to(uint32_t* to) const {
     for (int v = 0; v < kWordVectors; ++v) store(to + v * kLanes<uint32_t>, part[v]);
   }
-  // The last byte of each.
+  // Stores the low byte of each word.
   inline void store_bytes_to(uint8_t* to) const {
     for (int v = 0; v < kWordVectors; ++v, to += kLanes<uint32_t>) {
 #if defined(__AVX512F__)
@@ -74,7 +74,7 @@ struct Words {
   }
   friend inline Words modulo_size(const Words& a, uint32_t size) {
     return each([&](int v) {
-      const V less = a.part[v] - size;  // above everything where it wraps around
+      const V less = a.part[v] - size;  // a negative difference wraps around to a large value
       return less < a.part[v] ? less : a.part[v];
     });
   }
@@ -83,7 +83,7 @@ struct Words {
   }
 
  private:
-  // The upper halves of the products.
+  // The upper halves of the 64-bit products.
   static inline V high_product(V a, uint32_t b) {
 #if defined(__AVX512F__)
     const __m512i factor = reinterpret_cast<__m512i>(a), by = _mm512_set1_epi32(static_cast<int>(b));
