@@ -1,4 +1,4 @@
-// What the machine's NVIDIA driver can do.
+// Queries to the NVIDIA driver of this machine.
 #include "common/cuda_driver.h"
 #include "common/cuda_support.h"
 

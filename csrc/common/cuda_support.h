@@ -1,4 +1,5 @@
-// What every CUDA file needs: checked calls, a device guard, launches, elements of any dtype.
+// Common to all CUDA files: checked calls, a device guard, launches, and elements whose dtype is known only at run
+// time.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,10 +12,10 @@
 #include "common/dtype.h"
 #include "common/workspace.h"
 
-// A block's dynamic shared memory.
+// The dynamic shared memory of a block.
 extern __shared__ float4 dynamic_shared_memory[];
 
-// Returns the text of an error from the calling function.
+// Returns the text of the error from the enclosing function if a CUDA call fails.
 #define ECHO_EXT_CUDA_CHECK(call)                                   \
   do {                                                              \
     const cudaError_t status_ = (call);                             \
@@ -28,34 +29,34 @@ using ECHO_EXT_ISA::Workspace;
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// Makes a device current, and the former one again in the end.
+// Makes a device current, and restores the previous one on destruction.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) : status_(cudaGetDevice(&former_)) {
-    if (status_ == cudaSuccess && former_ != device) {
+  explicit DeviceGuard(int device) : status_(cudaGetDevice(&previous_)) {
+    if (status_ == cudaSuccess && previous_ != device) {
       status_ = cudaSetDevice(device);
       changed_ = status_ == cudaSuccess;
     }
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(former_);
+    if (changed_) cudaSetDevice(previous_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
   cudaError_t status() const { return status_; }
 
  private:
-  int former_ = 0;
+  int previous_ = 0;
   cudaError_t status_;
   bool changed_ = false;
 };
 
 struct DeviceLimits {
   int multiprocessors;
-  int shared_bytes;  // of one block
+  int shared_bytes;  // per block
 };
 
-// Asks the driver once for each device and thread.
+// The limits are cached per thread, so the driver is asked once for each device.
 inline cudaError_t device_limits(int device, DeviceLimits* limits) {
   thread_local std::map<int, DeviceLimits> known;
   const auto found = known.find(device);
@@ -72,16 +73,16 @@ inline cudaError_t device_limits(int device, DeviceLimits* limits) {
 
 constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
 
-// Has a kernel accept this much dynamic shared memory.
+// Allows a kernel to use this much dynamic shared memory.
 template <typename... Parameters>
 cudaError_t allow_shared_bytes(void (*kernel)(Parameters...), size_t shared_bytes) {
   if (shared_bytes <= kSharedBytesWithoutOptIn) return cudaSuccess;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
 }
 
-// How many blocks of a kernel one multiprocessor of the current device runs at once, by its registers, threads and
-// shared memory. The driver is asked once for each kernel, shape of block and thread; no operation of a stream, so that
-// it may be asked while a graph is captured.
+// Sets `blocks` to the number of blocks of a kernel that fit on one multiprocessor of the current device at the same
+// time, given the kernel's registers, threads and shared memory. The answer is cached per thread. This is not a stream
+// operation, so it is allowed while a graph is captured.
 template <typename... Parameters>
 cudaError_t resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes, int* blocks) {
   thread_local std::map<std::tuple<int, const void*, int, size_t>, int> known;
@@ -116,9 +117,10 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, size_t
 
 // ---- Memory --------------------------------------------------------------------------------------------------------
 
-// Starts to copy 4, 8 or 16 aligned bytes from global to shared memory; the thread goes on, where the device can.
-// Committed copies form a group, and wait_for_copies<n> returns when all but the last n groups of this thread are
-// there. What other threads have copied takes a barrier as well.
+// Starts an asynchronous copy of 4, 8 or 16 aligned bytes from global to shared memory. Devices before compute
+// capability 8.0 copy synchronously. commit_copies() ends a group of copies, and wait_for_copies<n>() returns when all
+// but the last n groups of the calling thread have arrived. Data copied by other threads additionally requires a
+// barrier.
 template <int kBytes = 16>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 #if defined(CUDA_SHIM)
@@ -145,16 +147,16 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-template <int kMostPending>
+template <int kMaxPending>
 __device__ __forceinline__ void wait_for_copies() {
 #if defined(CUDA_SHIM)
-  cuda_shim::wait_for_copies(kMostPending);
+  cuda_shim::wait_for_copies(kMaxPending);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kMaxPending) : "memory");
 #endif
 }
 
-// One instruction from compute capability 9.0 on.
+// A single instruction from compute capability 9.0 on.
 __device__ __forceinline__ void atomic_add(float4* at, float4 value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   atomicAdd(at, value);

@@ -1,4 +1,7 @@
-// Element types of tensors as they lie in memory, and their conversion to the type that kernels compute in.
+// The element types of tensors in memory, and their conversion to the type that kernels compute in.
+//
+// The conversions of bfloat16 and float16 are written out because CPU and CUDA kernels share them, and both must round
+// in the same way.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +13,7 @@ namespace echo_ext {
 
 enum class DType : int { float64, float32, bfloat16, float16 };
 
-// Calls body(T()) with the type of float64 or float32, for kernels that exist in these two alone.
+// Calls body(T()) with T = double or float, for kernels that support only these two types.
 template <typename Body>
 auto with_real(DType dtype, const Body& body) {
   return dtype == DType::float64 ? body(double()) : body(float());
@@ -23,7 +26,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// Half types accumulate in float32.
+// Half-precision types are computed in float32.
 template <typename Storage>
 struct ComputeOf {
   using type = float;
@@ -51,7 +54,8 @@ ECHO_EXT_HD double to_compute(double value) { return value; }
 ECHO_EXT_HD float to_compute(float value) { return value; }
 ECHO_EXT_HD float to_compute(BFloat16 value) { return float_from_bits(static_cast<uint32_t>(value.bits) << 16); }
 ECHO_EXT_HD float to_compute(Float16 value) {
-  // Move exponent and fraction into place, then let a multiplication fix the exponent's bias, subnormals included.
+  // Move the exponent and the fraction into place, then correct the exponent bias by a multiplication, which also
+  // handles subnormal numbers.
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = static_cast<uint32_t>(value.bits & 0x7fffu) << 13;
   const float scaled = float_from_bits(magnitude) * 0x1p112f;
@@ -59,12 +63,13 @@ ECHO_EXT_HD float to_compute(Float16 value) {
   return float_from_bits(float_bits(scaled) | special | sign);
 }
 
-// Whether a product of scales has decayed to nothing. None ever reaches zero: multiplication rounds the smallest
-// subnormal numbers back to themselves. Below the smallest normal number it counts as zero, as where those are flushed.
+// Whether a product of scales has become too small to matter, which means smaller than the smallest normal number.
+// Comparing with zero would not do: rounding keeps the smallest subnormal numbers from ever reaching zero. The
+// threshold also gives the same answer in a mode that flushes subnormal numbers to zero.
 ECHO_EXT_HD bool has_vanished(float weight) { return weight < 0x1p-126f && weight > -0x1p-126f; }
 ECHO_EXT_HD bool has_vanished(double weight) { return weight < 0x1p-1022 && weight > -0x1p-1022; }
 
-// Rounding is to nearest, ties to even.
+// Rounds to nearest, ties to even.
 template <typename Storage>
 struct FromCompute;
 template <>
@@ -92,7 +97,7 @@ struct FromCompute<Float16> {
     if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};   // NaN
     if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
     if (magnitude < 0x38800000u) {
-      // Subnormal: adding 0.5 leaves the rounded fraction in the low bits of the sum.
+      // The result is subnormal: adding 0.5 leaves the rounded fraction in the low bits of the sum.
       const float shifted = float_from_bits(magnitude) + 0.5f;
       return {static_cast<uint16_t>(sign | (float_bits(shifted) - 0x3f000000u))};
     }

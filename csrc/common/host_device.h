@@ -1,4 +1,4 @@
-// Functions marked ECHO_EXT_HD are the mathematics that CPU and CUDA kernels share; the CPU tests exercise them.
+// Functions marked ECHO_EXT_HD are shared by CPU and CUDA kernels, so the CPU tests cover them as well.
 #pragma once
 
 #include <cstdint>

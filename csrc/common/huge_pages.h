@@ -1,12 +1,12 @@
-// Fewer page faults and page walks for results that are written row by row in random order.
+// Huge pages for large results whose rows are written in random order: they save page faults and page table walks.
 #pragma once
 
 #include <cstdint>
 
 namespace echo_ext {
 
-// Asks the system for huge pages under a large result that has not been written to; NumPy does so for its arrays. Where
-// there are none (not Linux, switched off) and for small results it does nothing.
+// Asks the operating system to back a large, not yet written buffer with huge pages, as NumPy does for its arrays. Does
+// nothing for small buffers and where huge pages are not available.
 void prefer_huge_pages(void* memory, int64_t bytes);
 
 }  // namespace echo_ext

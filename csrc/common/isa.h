@@ -1,5 +1,5 @@
-// The instruction set that the CPU kernels run on. Kernel files are compiled once for each set, every time into the
-// namespace ECHO_EXT_ISA; kernel_table.h chooses among them at run time.
+// The instruction set of the CPU kernels. Every kernel file is compiled once for each instruction set, into the
+// namespace named by the macro ECHO_EXT_ISA. kernel_table.h chooses among them at run time.
 #pragma once
 
 #if !defined(ECHO_EXT_ISA)
@@ -10,8 +10,8 @@ namespace echo_ext {
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The best that this processor runs and this build holds. The environment variable ECHO_EXT_ISA (baseline, avx2,
-// avx512) lowers it, for tests; read once.
+// The best instruction set that both this processor and this build support. For tests, the environment variable
+// ECHO_EXT_ISA (baseline, avx2, avx512) can select a lower one. It is read only once.
 Isa current_isa();
 const char* isa_name(Isa isa);
 

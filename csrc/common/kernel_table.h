@@ -1,10 +1,10 @@
-// The one way to choose among instruction sets. A kernel file is compiled once for each of them and defines its table
-// of function pointers in the namespace ECHO_EXT_ISA; callers get the table for this processor.
+// The one way to choose among instruction sets. A kernel file is compiled once for each instruction set, and each time
+// defines a table of function pointers in the namespace ECHO_EXT_ISA. Callers get the table for this processor.
 #pragma once
 
 #include "common/isa.h"
 
-// Declares a table that kernel files define, and the function of the same name that returns the current one.
+// Declares the tables that kernel files define, and a function of the same name that returns the table to use.
 #if defined(__x86_64__)
 #define ECHO_EXT_KERNEL_TABLE(Table, name)   \
   namespace baseline {                       \

@@ -21,13 +21,13 @@ namespace {
 
 int64_t process_id() {
 #if defined(_WIN32)
-  return 0;  // no fork() there
+  return 0;  // no fork() on Windows
 #else
   return static_cast<int64_t>(::getpid());
 #endif
 }
 
-// Some milliseconds of precision are enough, for a few nanoseconds.
+// The coarse clock takes a few nanoseconds, and a precision of a few milliseconds is enough.
 int64_t milliseconds() {
 #if defined(CLOCK_MONOTONIC_COARSE)
   timespec now{};
@@ -42,28 +42,29 @@ int64_t milliseconds() {
 std::atomic<void (*)()> interrupt_check{nullptr};
 
 struct Thread {
-  const std::atomic<bool>* stop;  // of the pool that the thread belongs to; null: it is a caller's own
+  const std::atomic<bool>* stop;  // of the pool that owns the thread; null on a caller's thread
   int64_t next_check;
 };
 thread_local Thread this_thread{nullptr, 0};
 
 struct Stopped {};
 
-// Waits for `is_over` awake, for some ten times as long as it takes to wake a thread; whether it is over.
+// Spins until `condition` holds, and returns whether it does. Gives up after about ten times the time that it takes to
+// wake a sleeping thread.
 template <typename Condition>
-bool wait_awake(const Condition& is_over) {
-  constexpr std::chrono::microseconds kAlone(20), kGivingWay(100);  // in the second span other threads go first
+bool spin_until(const Condition& condition) {
+  constexpr std::chrono::microseconds kBusy(20), kYielding(100);  // in the second phase, other threads may run first
   const auto start = std::chrono::steady_clock::now();
   for (;;) {
     for (int i = 0; i < 64; ++i) {
-      if (is_over()) return true;
+      if (condition()) return true;
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #endif
     }
     const auto waited = std::chrono::steady_clock::now() - start;
-    if (waited > kGivingWay) return false;
-    if (waited > kAlone) std::this_thread::yield();
+    if (waited > kYielding) return false;
+    if (waited > kBusy) std::this_thread::yield();
   }
 }
 
@@ -71,10 +72,10 @@ class ThreadPool {
  public:
   ThreadPool() : process_(process_id()) {}
 
-  // A forked child inherits the pool's memory but none of its threads.
+  // A forked child process inherits the memory of the pool but none of its threads.
   bool belongs_to_this_process() const { return process_ == process_id(); }
 
-  // False, and nothing done, when another caller is using the pool.
+  // Returns false without running any task if another caller is using the pool.
   bool try_run(int64_t num_tasks, int num_threads, TaskRef task) {
     if (in_use_.exchange(true, std::memory_order_acquire)) return false;
     {
@@ -92,11 +93,11 @@ class ThreadPool {
     keep_exception([this] { work(0); });
     std::exception_ptr error;
     {
-      // A helper that is still asleep is not waited for: it finds the job closed.
+      // Helpers that are still asleep are not waited for, because they will find the job closed.
       std::unique_lock<std::mutex> lock(mutex_);
       open_ = false;
       lock.unlock();
-      wait_awake([this] { return working_helpers_.load(std::memory_order_acquire) == 0; });
+      spin_until([this] { return working_helpers_.load(std::memory_order_acquire) == 0; });
       lock.lock();
       while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return working_helpers_ == 0; })) {
         lock.unlock();
@@ -111,7 +112,8 @@ class ThreadPool {
   }
 
  private:
-  // Starts threads until there are `wanted`; fewer where the system gives no more, or no memory for them.
+  // Starts threads until there are `wanted` of them, or as many as the operating system allows. Returns how many may
+  // help.
   int grow(int wanted) {
     try {
       for (; num_helpers_ < wanted; ++num_helpers_)
@@ -125,9 +127,9 @@ class ThreadPool {
     this_thread.stop = &stop_;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      // Calls often come one after another.
+      // Jobs often follow one another closely, so spin for a while before going to sleep.
       lock.unlock();
-      wait_awake([&] { return generation_.load(std::memory_order_acquire) != seen; });
+      spin_until([&] { return generation_.load(std::memory_order_acquire) != seen; });
       lock.lock();
       wake_.wait(lock, [&] { return generation_ != seen; });
       seen = generation_;
@@ -150,13 +152,13 @@ class ThreadPool {
     }
   }
 
-  // An exception ends the job.
+  // Runs `body`. An exception is stored for the caller and ends the job.
   template <typename Body>
   void keep_exception(const Body& body) {
     try {
       body();
     } catch (...) {
-      if (!belongs_to_this_process()) throw;  // a child has no helpers to wait for
+      if (!belongs_to_this_process()) throw;  // a forked child has no helpers to wait for
       std::lock_guard<std::mutex> lock(mutex_);
       if (error_ == nullptr) error_ = std::current_exception();
       stop_.store(true, std::memory_order_relaxed);
@@ -165,31 +167,32 @@ class ThreadPool {
 
   const int64_t process_;
   std::atomic<bool> in_use_{false};
-  int num_helpers_ = 0;  // the caller's alone
+  int num_helpers_ = 0;  // used only by the caller that holds in_use_
   std::atomic<int64_t> next_task_{0};
-  std::atomic<bool> stop_{false};  // an exception has ended the job
+  std::atomic<bool> stop_{false};  // set by an exception
 
-  std::mutex mutex_;  // guards the rest
+  std::mutex mutex_;  // guards the members below
   std::condition_variable wake_;
   std::condition_variable done_;
-  std::exception_ptr error_;      // the first of the job
-  std::fenv_t floating_point_{};  // the caller's rounding, treatment of subnormal numbers
+  std::exception_ptr error_;      // the first exception of the job
+  std::fenv_t floating_point_{};  // the caller's rounding mode and treatment of subnormal numbers
   const TaskRef* task_ = nullptr;
   int64_t num_tasks_ = 0;
   int wanted_helpers_ = 0;
-  std::atomic<int> working_helpers_{0};  // these two are read without the mutex too
+  std::atomic<int> working_helpers_{0};  // this and generation_ are also read without the mutex
   std::atomic<uint64_t> generation_{0};
   bool open_ = false;
 };
 
-// Never destroyed: its threads may outlive static destruction, and a child's copy has no threads to join.
+// The pool is never destroyed: its threads may outlive static destruction, and the copy in a forked child has no
+// threads to join.
 ThreadPool& this_process_pool() {
   static std::atomic<ThreadPool*> pool{nullptr};
   ThreadPool* current = pool.load(std::memory_order_acquire);
   if (current != nullptr && current->belongs_to_this_process()) return *current;
   auto* fresh = new ThreadPool;
   if (pool.compare_exchange_strong(current, fresh, std::memory_order_acq_rel)) return *fresh;
-  delete fresh;  // another thread was first; ours has started nothing yet
+  delete fresh;  // another thread created the pool first; this one has not started any thread yet
   return *current;
 }
 

@@ -1,4 +1,5 @@
-// A small thread pool for the CPU kernels: no OpenMP runtime of our own beside torch's, and safe after fork().
+// A small thread pool for the CPU kernels. It is our own because it adds no second OpenMP runtime to PyTorch's, keeps
+// working after fork(), and gives results that do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -6,22 +7,22 @@
 
 namespace echo_ext {
 
-// Ends the calculation by throwing, if it is to end: on a thread that called run_tasks because the interrupt check
-// throws, on the pool's threads because the job has failed elsewhere. Costs some nanoseconds. run_tasks polls between
-// tasks; a task that can take longer than some milliseconds polls within, but outside its innermost loops: a call there
-// keeps the compiler from holding values in registers.
+// Throws an exception if the calculation must end: on a thread that called run_tasks, because the interrupt check
+// throws; on a thread of the pool, because the job has failed elsewhere. A call takes a few nanoseconds. run_tasks
+// polls between tasks. A task that may run for more than a few milliseconds must poll by itself, but not in its
+// innermost loops, where a call would keep the compiler from holding values in registers.
 void poll_interrupt();
 
-// `check` is called by poll_interrupt on the callers' threads, at most once in 50 milliseconds on each.
+// Sets the function that poll_interrupt calls on callers' threads, at most once every 50 milliseconds on each thread.
 void set_interrupt_check(void (*check)());
 
-// Polls in a loop whose steps are too short to poll at each of them.
-class Pulse {
+// Counts steps, and polls once enough of them have been taken. For loops whose steps are too short to poll at each.
+class PollCounter {
  public:
   static constexpr int64_t kSteps = 1 << 15;
 
-  // To be called after about so many simple steps, of which none takes longer than some cache misses.
-  void after(int64_t steps) {
+  // Call this after about `steps` simple steps, none of which takes longer than a few cache misses.
+  void add(int64_t steps) {
     left_ -= steps;
     if (__builtin_expect(left_ > 0, true)) return;
     left_ = kSteps;
@@ -32,14 +33,14 @@ class Pulse {
   int64_t left_ = kSteps;
 };
 
-// Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them. Each item takes about
-// `item_steps` simple steps.
+// Calls body(begin, end) for consecutive pieces of [begin, end), and polls between them. `item_steps` is the
+// approximate number of simple steps for each item.
 template <typename Body>
-void in_pieces(int64_t begin, int64_t end, const Body& body, int64_t item_steps = 1) {
-  const int64_t piece = item_steps < Pulse::kSteps ? Pulse::kSteps / std::max<int64_t>(item_steps, 1) : 1;
+void for_each_piece(int64_t begin, int64_t end, const Body& body, int64_t item_steps = 1) {
+  const int64_t piece = item_steps < PollCounter::kSteps ? PollCounter::kSteps / std::max<int64_t>(item_steps, 1) : 1;
   for (;;) {
     const int64_t piece_end = std::min(begin + piece, end);
-    body(begin, piece_end);  // called in one place only: inlined
+    body(begin, piece_end);  // the only call, so that it is inlined
     if (__builtin_expect(piece_end == end, true)) return;
     poll_interrupt();
     begin = piece_end;
@@ -60,16 +61,16 @@ class TaskRef {
   void (*call_)(const void*, int64_t, int);
 };
 
-// Calls task(t, slot) once for every t in [0, num_tasks), on at most num_threads threads, the caller among them.
-// Tasks are handed out in order, one at a time; slot in [0, num_threads) names the thread's workspace. Results must
-// not depend on which thread runs a task, so that they do not depend on the number of threads either. A nested or
-// concurrent call runs on its calling thread alone, in slot 0. All threads compute in the caller's floating-point
-// modes. The first exception of a task ends the job: tasks not begun are left out, and the caller gets the exception
-// after all threads are done.
+// Calls task(t, slot) once for every t in [0, num_tasks), on at most num_threads threads including the caller. Tasks
+// are started in order, one at a time. The slot, in [0, num_threads), identifies the thread's workspace. The result of
+// a task must not depend on the slot; then results do not depend on the number of threads either. A nested or
+// concurrent call runs on its calling thread alone, in slot 0. All threads use the floating-point modes of the caller.
+// The first exception of a task ends the job: tasks that have not started are skipped, and the exception is rethrown to
+// the caller once all threads have finished.
 void run_tasks(int64_t num_tasks, int num_threads, TaskRef task);
 
-// Waking threads costs some 10 microseconds, and more where torch's own keep the other processors busy: one thread, for
-// fewer operations than take about 100.
+// Waking threads takes about 10 microseconds, and longer if PyTorch's own threads keep the processors busy. Jobs with
+// fewer operations than take about 100 microseconds therefore run on one thread.
 inline int worthwhile_threads(int64_t operations, int num_threads) {
   return operations < int64_t{1} << 20 ? 1 : num_threads;
 }

@@ -1,4 +1,4 @@
-// Vector registers of the instruction set that this file is compiled for, as value types with arithmetic.
+// Vector registers of the instruction set that the including file is compiled for, as value types with arithmetic.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +22,13 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// GCC and Clang have vectors as a language extension, which keeps them in registers on every architecture.
+// GCC and Clang provide vectors as a language extension, which keeps them in registers on every architecture.
 template <typename T>
 struct VectorOf;
 template <>
 struct VectorOf<float> {
   typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int mask __attribute__((vector_size(kVectorBytes)));  // of a comparison
+  typedef int mask __attribute__((vector_size(kVectorBytes)));  // the result of a comparison
 };
 template <>
 struct VectorOf<double> {
@@ -68,7 +68,7 @@ inline Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
-// By the sign bit: one operation, where a comparison and a choice would be two.
+// Clears the sign bit, which is one operation, where a comparison and a selection would be two.
 template <typename V>
 inline V absolute(V v) {
   using Mask = decltype(v < v);
@@ -76,8 +76,9 @@ inline V absolute(V v) {
   return reinterpret_cast<V>(reinterpret_cast<Mask>(v) & std::numeric_limits<Element>::max());
 }
 
-// The larger and the smaller of each pair; b where either is NaN. GCC does not always find the one instruction, and
-// takes the plain forms of AVX-512 for uses of something uninitialized: hence those with a mask of all lanes.
+// The maximum and the minimum of each pair of lanes, or b where either is NaN. They are intrinsics because GCC does not
+// always find the single instruction. The AVX-512 versions are masked, with all lanes selected, because GCC warns that
+// the unmasked ones use an uninitialized value.
 #if defined(__AVX512F__)
 inline Vector<float> maximum(Vector<float> a, Vector<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 inline Vector<double> maximum(Vector<double> a, Vector<double> b) { return _mm512_maskz_max_pd(0xff, a, b); }
@@ -104,7 +105,7 @@ inline V minimum(V a, V b) {
 }
 #endif
 
-// Whether a <= b in every lane; false where either is NaN.
+// Whether a <= b in every lane. False if any lane is NaN.
 #if defined(__AVX512F__)
 inline bool all_less_equal(Vector<float> a, Vector<float> b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ) == 0xffff; }
 inline bool all_less_equal(Vector<double> a, Vector<double> b) { return _mm512_cmp_pd_mask(a, b, _CMP_LE_OQ) == 0xff; }
@@ -128,7 +129,7 @@ inline bool all_less_equal(V a, V b) {
 }
 #endif
 
-// kVectors registers side by side: the columns that one thread works on.
+// kVectors registers: the adjacent columns that one thread works on.
 template <typename T, int kVectors>
 struct Pack {
   static constexpr int kColumns = kVectors * kLanes<T>;
@@ -172,7 +173,7 @@ struct Pack {
     for (int v = 0; v < kVectors; ++v) every = every & all_less_equal(a.part[v], b.part[v]);
     return every;
   }
-  // As the scalar function of dtype.h, of all columns.
+  // Whether the weights of all columns have vanished, see dtype.h.
   friend inline bool has_vanished(const Pack& a) {
     return all_less_equal(absolute(a), Pack::filled(std::numeric_limits<T>::min()));
   }

@@ -1,4 +1,4 @@
-// Pieces of one block of memory.
+// Division of one block of memory into aligned pieces.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Hands out aligned pieces of a block whose base is aligned; with a null base it only adds up their sizes.
+// Hands out aligned pieces of a block whose base is aligned. With a null base it only adds up their sizes.
 class Workspace {
  public:
   static constexpr int64_t kAlignment = 256;
@@ -22,7 +22,7 @@ class Workspace {
     bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
     return reinterpret_cast<T*>(piece);
   }
-  // Of all pieces so far; a multiple of the alignment, so that blocks can follow one another.
+  // The size of all pieces so far. It is a multiple of the alignment, so that blocks can follow one another.
   int64_t bytes() const { return bytes_; }
 
  private:
@@ -34,7 +34,7 @@ struct AlignedDelete {
   void operator()(char* memory) const { ::operator delete(memory, std::align_val_t{Workspace::kAlignment}); }
 };
 
-// Memory for a workspace on the CPU.
+// Allocates the memory of a workspace on the CPU.
 inline std::unique_ptr<char, AlignedDelete> allocate_workspace(int64_t bytes) {
   return std::unique_ptr<char, AlignedDelete>(
       static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{Workspace::kAlignment})));

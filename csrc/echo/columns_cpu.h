@@ -1,4 +1,4 @@
-// Rows of tensors as packs of columns, and dispatch over element types and widths.
+// Rows of tensors as packs of columns, and dispatch over element types and row widths.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct Columns {
     return P::loaded(values);
   }
 
-  // Inlined by force: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+  // Must be inlined: GCC considers a function that only prefetches to have no effect, and removes calls of it.
   __attribute__((always_inline)) void prefetch(const void* matrix, int64_t row) const {
     const Storage* from = static_cast<const Storage*>(matrix) + row * width + first;
     for (int c = 0; c < count; c += 64 / static_cast<int>(sizeof(Storage))) __builtin_prefetch(from + c);
@@ -52,10 +52,10 @@ struct Columns {
   }
 };
 
-// A tile of columns is 1, 2 or 4 cache lines wide, as the row has them and the registers suffice. Wide tiles share the
-// cost of a draw among more columns; narrow ones leave more tiles to share among threads.
+// A tile of columns is 1, 2 or 4 cache lines wide, depending on the width of a row and on the number of registers. Wide
+// tiles share the cost of each draw among more columns; narrow tiles give more tiles to distribute over threads.
 constexpr int kMaxTileLines = kVectorBytes == 64 ? 4 : kVectorBytes == 32 ? 2 : 1;
-// Backward passes have nothing but tiles to share among threads.
+// Backward passes mainly distribute tiles over threads, so their tiles are narrower.
 constexpr int kMaxBackwardTileLines = kMaxTileLines < 2 ? kMaxTileLines : 2;
 
 template <typename T>
@@ -74,7 +74,7 @@ void dispatch_tile(int64_t width, const Body& body) {
   return body.template run<Storage, TilePack<T, 1>>();
 }
 
-// Calls body.template run<Storage, Pack>() for an element type and a width.
+// Calls body.template run<Storage, Pack>() for an element type and a row width.
 template <int kMaxLines, typename Body>
 void dispatch(DType dtype, int64_t width, const Body& body) {
   switch (dtype) {

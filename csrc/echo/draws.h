@@ -1,5 +1,5 @@
-// Which bank rows make up each row's noise: keyed functions of (seed, row, term) that need no table, the same on every
-// device and in the forward and the backward pass.
+// The bank rows that make up the noise of each row, as keyed functions of (seed, row, term). They need no table, and
+// are the same on every device, and in the forward and the backward pass.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +10,13 @@ namespace echo_ext {
 
 enum class Sampling : int { permutation, replacement, ring };
 
-ECHO_EXT_HD uint64_t mix64(uint64_t x) {  // the finaliser of SplitMix64
+ECHO_EXT_HD uint64_t mix64(uint64_t x) {  // the finalizer of SplitMix64
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
   x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
   return x ^ (x >> 31);
 }
 
-// A Word is an uint32_t, or many of them in vector registers.
+// Word is uint32_t, or a number of them in vector registers.
 template <typename Word>
 ECHO_EXT_HD Word mix32(Word x) {
   x = (x ^ (x >> 16)) * 0x21f0aaadu;
@@ -24,7 +24,7 @@ ECHO_EXT_HD Word mix32(Word x) {
   return x ^ (x >> 15);
 }
 
-// floor(hash * size / 2^32) for size <= 2^16, in 32-bit operations, so that it vectorises.
+// floor(hash * size / 2^32) for size <= 2^16, by 32-bit operations only, so that it vectorizes.
 ECHO_EXT_HD uint32_t scale_hash(uint32_t hash, uint32_t size) {
 #if defined(__CUDA_ARCH__)
   return __umulhi(hash, size);
@@ -33,10 +33,10 @@ ECHO_EXT_HD uint32_t scale_hash(uint32_t hash, uint32_t size) {
 #endif
 }
 
-// Of a value less than twice the size.
+// value modulo size, for a value less than twice the size.
 ECHO_EXT_HD uint32_t modulo_size(uint32_t value, uint32_t size) { return value >= size ? value - size : value; }
 
-// The key of one row's draws.
+// The key of the draws of one row.
 struct DrawKey {
   uint32_t start, step;
 };
@@ -46,12 +46,13 @@ ECHO_EXT_HD DrawKey draw_key(uint64_t seed, uint64_t row) {
   return {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32) | 1u};
 }
 
-// A keyed bijection of [0, size), 1 <= size <= 2^31: a Feistel network on (high, low) with addition modulo the halves'
-// sizes. Its domain, high_size * 2^low_bits, is barely larger than size; values outside walk on along their cycle.
+// A keyed bijection of [0, size), 1 <= size <= 2^31. It is a Feistel network on a high and a low half, with addition
+// modulo the size of each half. Its domain, of size high_size * 2^low_bits, is slightly larger than `size`. If a result
+// is outside [0, size), the network is applied again until it is inside (cycle walking).
 struct Bijection {
   uint32_t size, high_size, low_bits;
 
-  // With fewer rounds the orderings are measurably not uniform; tiny halves mix slowly.
+  // With fewer rounds, the orderings are measurably nonuniform. Very small halves mix slowly and need more rounds.
   static constexpr int kHalfRounds = 8, kHalfRoundsWhenSmall = 24;
   static constexpr uint32_t kSmall = 64;
 
@@ -64,13 +65,14 @@ struct Bijection {
 
   ECHO_EXT_HD bool is_small() const { return size <= kSmall; }
 
-  // `round_key` and `key_step` are the start and the step of the key.
+  // Applies the network once. `round_key` and `key_step` are the start and the step of the key.
   template <int kRounds, typename Word>
   ECHO_EXT_HD Word step(Word round_key, Word key_step, Word x) const {
     const uint32_t low_mask = (1u << low_bits) - 1;
     Word high = x >> low_bits, low = x & low_mask;
 #if defined(__CUDA_ARCH__)
-#pragma unroll 2  // kernels hold many copies, and have better use for registers
+    // Kernels contain many copies of this loop, and need the registers for other things.
+#pragma unroll 2
 #endif
     for (int round = 0; round < kRounds; round += 2) {
       high = modulo_size(high + scale_hash(mix32(low + round_key), high_size), high_size);
@@ -112,7 +114,7 @@ struct Bijection {
   }
 };
 
-// One problem's draws. Without a bank of its own, a batch is its own bank and a row never draws itself.
+// The parameters of the draws of one problem. If the batch is its own bank, a row never draws itself.
 struct Draws {
   uint64_t seed;
   int64_t bank_rows;
@@ -120,12 +122,12 @@ struct Draws {
   Sampling sampling;
 };
 
-// The number of bank rows that one row can draw.
+// The number of bank rows that a row can draw.
 ECHO_EXT_HD uint32_t num_candidates(const Draws& draws) {
   return static_cast<uint32_t>(draws.bank_rows - (draws.exclude_self && draws.sampling != Sampling::ring ? 1 : 0));
 }
 
-// The term-th draw of the row whose key is given; permutation and replacement.
+// The term-th draw of the row with the given key. For permutation and replacement sampling.
 ECHO_EXT_HD int32_t draw(const Draws& draws, const Bijection& order, DrawKey key, int64_t row, uint32_t term) {
   uint32_t index;
   if (draws.sampling == Sampling::permutation) {
@@ -138,9 +140,9 @@ ECHO_EXT_HD int32_t draw(const Draws& draws, const Bijection& order, DrawKey key
 }
 
 // ---- Ring ----------------------------------------------------------------------------------------------------------
-// The bank lies on a circle in a keyed order; a noise is a window of consecutive positions. A batch that is its own
-// bank has the row at position p start at p + 1; with a bank of its own, row i starts at position i, and every further
-// `bank_rows` rows get a circle of another order.
+// The rows of the bank form a circle in a keyed order, and the noise of a row is a window of consecutive positions. If
+// the batch is its own bank, the window of the row at position p starts at p + 1. With a separate bank, the window of
+// row i starts at position i, and every further `bank_rows` rows use a circle in another order.
 
 ECHO_EXT_HD DrawKey circle_key(uint64_t seed, int64_t circle) { return draw_key(~seed, static_cast<uint64_t>(circle)); }
 
@@ -148,7 +150,7 @@ ECHO_EXT_HD int64_t num_circles(const Draws& draws, int64_t rows) {
   return draws.exclude_self ? 1 : (rows + draws.bank_rows - 1) / draws.bank_rows;
 }
 
-// A circle's windows, which start at positions [0, num_windows).
+// The number of windows of a circle. They start at positions [0, num_windows).
 ECHO_EXT_HD int64_t num_windows(const Draws& draws, int64_t rows, int64_t circle) {
   const int64_t left = rows - circle * draws.bank_rows;
   return left < draws.bank_rows ? left : draws.bank_rows;

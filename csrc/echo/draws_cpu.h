@@ -1,4 +1,4 @@
-// The draws of many rows at once in vector registers: the same numbers as draw() makes one by one.
+// The draws of many rows at once in vector registers. They are the same numbers that draw() computes one by one.
 #pragma once
 
 #include <algorithm>
@@ -9,12 +9,13 @@
 #include "echo/draws.h"
 #include "echo/kernels_cpu.h"
 #include "echo/small_order_cpu.h"
+#include "echo/words_cpu.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Makes one problem's draws, in tables of consecutive rows: the first terms of all rows together, further terms of a
-// row when it comes to need them.
+// Fills tables with the draws of consecutive rows: the first terms of all rows at once, and further terms of a row when
+// it turns out to need them.
 class DrawMaker {
  public:
   DrawMaker(const EchoProblem& problem, int64_t seed)
@@ -22,39 +23,41 @@ class DrawMaker {
 
   int64_t num_terms() const { return num_terms_; }
 
-  // The first draws of `count` rows from the table's `begin` on.
+  // Computes the first draws of `count` rows, starting with row `begin` of the table.
   void start(const DrawTable& table, int64_t begin, int64_t count) const {
-    const int64_t terms = std::min(first_draws(num_terms_), whole_vectors(num_terms_));
-    const int64_t rows_at_once = kMostAtOnce / terms;
+    const int64_t terms = std::min(first_draws(num_terms_), round_up_to_vectors(num_terms_));
+    const int64_t rows_at_once = kMaxAtOnce / terms;
     for (int64_t done = 0; done < count; done += rows_at_once)
       make(table, begin + done, std::min(begin + done + rows_at_once, begin + count), 0, terms);
   }
 
-  // More draws of one row.
+  // Computes more draws of one row.
   void extend(const DrawTable& table, int64_t index) const {
     const int64_t first = table.counts[index];
-    make(table, index, index + 1, first, std::min(kMoreDraws, whole_vectors(num_terms_ - first)));
+    make(table, index, index + 1, first, std::min(kMoreDraws, round_up_to_vectors(num_terms_ - first)));
   }
 
  private:
   using V = Vector<uint32_t>;
-  static constexpr int64_t kUnit = kLanes<uint32_t>;
-  static constexpr int64_t kMostAtOnce = 1024;
-  static int64_t whole_vectors(int64_t terms) { return ceil_div(terms, kUnit) * kUnit; }
-  static_assert(kFirstDraws % kUnit == 0 && kMoreDraws % kUnit == 0, "draws come in whole vectors");
+  static constexpr int64_t kVectorTerms = kLanes<uint32_t>;
+  static constexpr int64_t kMaxAtOnce = 1024;
+  static int64_t round_up_to_vectors(int64_t terms) { return ceil_div(terms, kVectorTerms) * kVectorTerms; }
+  static_assert(kFirstDraws % kVectorTerms == 0 && kMoreDraws % kVectorTerms == 0, "draws come in whole vectors");
 
-  // Vectors of draws: whose keys, which terms, and where they go. Where fewer are wanted, the last is repeated.
+  // A number of vectors of draws: their keys, terms and destinations. If fewer vectors are needed, the last one is
+  // repeated.
   struct Group {
     Words start, step, term;
     DrawKey key[kWordVectors];
     int32_t* to[kWordVectors];
   };
 
-  // Values that the bijection has left outside of the candidates walk on along their cycles, all rows' together.
-  struct Outside {
+  // Results of the bijection that are not below the number of candidates. The bijection is applied to them again, for
+  // all rows together.
+  struct OutOfRange {
     int64_t count = 0;
-    uint32_t value[kMostAtOnce + kWordLanes], start[kMostAtOnce + kWordLanes], step[kMostAtOnce + kWordLanes];
-    int32_t* to[kMostAtOnce + kWordLanes];
+    uint32_t value[kMaxAtOnce + kWordLanes], start[kMaxAtOnce + kWordLanes], step[kMaxAtOnce + kWordLanes];
+    int32_t* to[kMaxAtOnce + kWordLanes];
 
     void add(uint32_t value_, DrawKey key, int32_t* to_) {
       value[count] = value_;
@@ -64,12 +67,12 @@ class DrawMaker {
     }
   };
 
-  // `count` draws, from term `first` on, of each of the rows [begin, end).
+  // Computes `count` draws, starting with term `first`, of each of the rows [begin, end).
   void make(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
     if (draws_.sampling == Sampling::permutation && SmallOrder::fits(order_))
       make_small(table, begin, end, first, count);
     else
-      make_any(table, begin, end, first, count);
+      make_large(table, begin, end, first, count);
     for (int64_t index = begin; index < end; ++index) {
       if (draws_.exclude_self) skip_self(table.row(index) + first, count, table.first_row + index);
       table.counts[index] = static_cast<int32_t>(first + count);
@@ -82,10 +85,10 @@ class DrawMaker {
       order.draw(key_of(table, index), static_cast<uint32_t>(first), static_cast<int>(count), table.row(index) + first);
   }
 
-  void make_any(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
-    const int64_t parts = (end - begin) * (count / kUnit);
-    Outside outside;
-    int64_t index = begin, done = 0;  // of that row
+  void make_large(const DrawTable& table, int64_t begin, int64_t end, int64_t first, int64_t count) const {
+    const int64_t parts = (end - begin) * (count / kVectorTerms);
+    OutOfRange out_of_range;
+    int64_t index = begin, done = 0;  // `done` counts the terms of row `index`
     DrawKey key = key_of(table, index);
     for (int64_t part = 0; part < parts; part += kWordVectors) {
       Group group;
@@ -96,16 +99,16 @@ class DrawMaker {
         group.term.part[v] = ascending<uint32_t>(static_cast<uint32_t>(first + done));
         group.to[v] = table.row(index) + first + done;
         if (part + v + 1 >= parts) continue;
-        done += kUnit;
+        done += kVectorTerms;
         if (done == count) key = key_of(table, ++index), done = 0;
       }
       const int used = static_cast<int>(std::min<int64_t>(kWordVectors, parts - part));
       if (draws_.sampling == Sampling::replacement)
         hash(group);
       else
-        order(group, used, outside);
+        order(group, used, out_of_range);
     }
-    bring_inside(outside);
+    walk_cycles(out_of_range);
   }
 
   DrawKey key_of(const DrawTable& table, int64_t index) const {
@@ -118,30 +121,30 @@ class DrawMaker {
     write(group, scale_hash(mix32(mix32(group.start + product) ^ group.step), order_.size));
   }
 
-  void order(const Group& group, int used, Outside& outside) const {
+  void order(const Group& group, int used, OutOfRange& out_of_range) const {
     Words value = group.term;
     for (V& part : value.part) part = part < order_.size ? part : broadcast<uint32_t>(order_.size - 1);
     value = order_.step<Bijection::kHalfRounds>(group.start, group.step, value);
     write(group, value);
     for (int v = 0; v < used; ++v)
-      for (uint32_t lanes = lanes_of(value.part[v] >= order_.size); lanes != 0; lanes &= lanes - 1) {
+      for (uint32_t lanes = lane_bits(value.part[v] >= order_.size); lanes != 0; lanes &= lanes - 1) {
         int32_t* to = group.to[v] + __builtin_ctz(lanes);
-        outside.add(static_cast<uint32_t>(*to), group.key[v], to);
+        out_of_range.add(static_cast<uint32_t>(*to), group.key[v], to);
       }
   }
 
-  void bring_inside(Outside& outside) const {
-    while (outside.count > 0) {
-      const int64_t count = std::exchange(outside.count, 0);
+  void walk_cycles(OutOfRange& out_of_range) const {
+    while (out_of_range.count > 0) {
+      const int64_t count = std::exchange(out_of_range.count, 0);
       for (int64_t first = 0; first < count; first += kWordLanes) {
-        // Lanes beyond the last hold anything.
-        const Words start = Words::loaded(outside.start + first), step = Words::loaded(outside.step + first);
+        // The lanes after the last value hold arbitrary data.
+        const Words start = Words::loaded(out_of_range.start + first), step = Words::loaded(out_of_range.step + first);
         uint32_t value[kWordLanes];
-        order_.step<Bijection::kHalfRounds>(start, step, Words::loaded(outside.value + first)).store_to(value);
+        order_.step<Bijection::kHalfRounds>(start, step, Words::loaded(out_of_range.value + first)).store_to(value);
         for (int64_t i = first; i < std::min<int64_t>(first + kWordLanes, count); ++i) {
-          *outside.to[i] = static_cast<int32_t>(value[i - first]);
+          *out_of_range.to[i] = static_cast<int32_t>(value[i - first]);
           if (value[i - first] >= order_.size)
-            outside.add(value[i - first], {outside.start[i], outside.step[i]}, outside.to[i]);
+            out_of_range.add(value[i - first], {out_of_range.start[i], out_of_range.step[i]}, out_of_range.to[i]);
         }
       }
     }
@@ -155,16 +158,16 @@ class DrawMaker {
     for (int64_t t = 0; t < count; ++t) drawn[t] += drawn[t] >= row ? 1 : 0;
   }
 
-  // A bit for each lane where the comparison holds.
+  // A bit for each lane, set where the comparison holds.
   template <typename Mask>
-  static uint32_t lanes_of(const Mask& mask) {
+  static uint32_t lane_bits(const Mask& mask) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask(reinterpret_cast<__m512i>(mask), reinterpret_cast<__m512i>(mask));
 #elif defined(__AVX2__)
     return static_cast<uint32_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(mask)));
 #else
     uint32_t lanes = 0;
-    for (uint32_t lane = 0; lane < kUnit; ++lane)
+    for (uint32_t lane = 0; lane < kVectorTerms; ++lane)
       if (mask[lane] != 0) lanes |= 1u << lane;
     return lanes;
 #endif
@@ -175,15 +178,16 @@ class DrawMaker {
   const int64_t num_terms_;
 };
 
-// One row's draws, made as they are needed.
+// The draws of one row, which are computed as they are needed.
 struct RowDraws {
   const DrawMaker& maker;
   const DrawTable& table;
   int64_t index;
 
   const int32_t* rows() const { return table.row(index); }
-  // How many there are; more than `used`, which is less than num_terms.
-  int64_t beyond(int64_t used) const {
+  // The number of draws that are available, computing more if there are only `used` of them. used must be less than
+  // num_terms.
+  int64_t available_after(int64_t used) const {
     if (table.counts[index] <= used) maker.extend(table, index);
     return std::min<int64_t>(table.counts[index], maker.num_terms());
   }

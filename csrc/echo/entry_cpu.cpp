@@ -16,36 +16,37 @@ const EchoKernels& kernels(const EchoProblem& problem) {
   return problem.sampling == Sampling::ring ? echo_ring_kernels() : echo_rows_kernels();
 }
 
-int64_t usual_operations(const EchoProblem& problem, bool is_backward) {
-  constexpr int64_t kUsualTerms = 64, kRingTerms = 4, kBackwardTimes = 2;
-  const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kUsualTerms);
-  return problem.rows * problem.width * terms * (is_backward ? kBackwardTimes : 1);
+int64_t typical_operations(const EchoProblem& problem, bool is_backward) {
+  constexpr int64_t kTypicalTerms = 64, kRingTerms = 4, kBackwardFactor = 2;
+  const int64_t terms = problem.sampling == Sampling::ring ? kRingTerms : std::min(problem.num_terms, kTypicalTerms);
+  return problem.rows * problem.width * terms * (is_backward ? kBackwardFactor : 1);
 }
 
-// Keeps the draws of small forward passes for the backward passes that follow, where making them is much of the work.
-// Draws are a function of what they are kept under, so that it makes no difference where they come from.
-class KeptDraws {
+// Caches the draws of small forward passes for the backward passes that follow, where computing them is a large part of
+// the work. The draws are a function of the cache key, so a hit or a miss does not affect results.
+class DrawCache {
  public:
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, bool, Sampling>;
 
   static Key key(const EchoProblem& problem, int64_t seed) {
     return {seed, problem.rows, problem.bank_rows, problem.num_terms, problem.exclude_self, problem.sampling};
   }
-  static bool are_kept(const EchoProblem& problem) {
-    constexpr int64_t kMostTerms = 1 << 16;
+  static bool is_cacheable(const EchoProblem& problem) {
+    constexpr int64_t kMaxTerms = 1 << 16;
     return problem.sampling != Sampling::ring && problem.rows > 0 &&
-           problem.rows <= kMostTerms / DrawTable::capacity_for(problem.num_terms);
+           problem.rows <= kMaxTerms / DrawTable::capacity_for(problem.num_terms);
   }
 
   struct Entry {
     Key key;
-    std::unique_ptr<int32_t[]> numbers;  // counts, then terms
+    std::unique_ptr<int32_t[]> numbers;  // counts, followed by terms
     DrawTable table(const EchoProblem& problem) const {
       return {0, DrawTable::capacity_for(problem.num_terms), numbers.get() + problem.rows, numbers.get()};
     }
   };
 
-  // The entry of this key, which nobody else has meanwhile; a new one where there is none.
+  // Removes and returns the entry of this problem and seed, so that no other caller can use it at the same time. If
+  // there is none, returns a new entry.
   Entry take(const EchoProblem& problem, int64_t seed) {
     const Key wanted = key(problem, seed);
     if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock())
@@ -57,7 +58,7 @@ class KeptDraws {
     return fresh;
   }
 
-  // Replaces the oldest.
+  // Replaces the oldest entry.
   void put(Entry entry) {
     if (std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock); lock.owns_lock())
       std::swap(entries_[next_++ % kEntries], entry);
@@ -65,13 +66,13 @@ class KeptDraws {
 
  private:
   static constexpr size_t kEntries = 4;
-  std::mutex mutex_;  // only ever tried: a child forked meanwhile must not wait for it
+  std::mutex mutex_;  // never waited for: a child process may be forked while it is locked
   Entry entries_[kEntries];
   size_t next_ = 0;
 };
 
-KeptDraws& kept_draws() {
-  static KeptDraws* all = new KeptDraws;  // never destroyed: threads may outlive static objects
+DrawCache& draw_cache() {
+  static DrawCache* all = new DrawCache;  // never destroyed: threads may outlive static objects
   return *all;
 }
 
@@ -80,14 +81,14 @@ void run_with_workspace(void (*kernel)(const EchoProblem&, const Io&, const Draw
                         int64_t (*workspace_bytes)(const EchoProblem&, int), const EchoProblem& problem, Io io,
                         int num_threads, bool is_backward) {
   if (problem.width == 0 || problem.bank_rows == 0) return;
-  const int threads = worthwhile_threads(usual_operations(problem, is_backward), num_threads);
+  const int threads = worthwhile_threads(typical_operations(problem, is_backward), num_threads);
   const auto workspace = ECHO_EXT_ISA::allocate_workspace(workspace_bytes(problem, threads));
   io.workspace = workspace.get();
-  if (!KeptDraws::are_kept(problem)) return kernel(problem, io, nullptr, threads);
-  KeptDraws::Entry entry = kept_draws().take(problem, *io.seed);
+  if (!DrawCache::is_cacheable(problem)) return kernel(problem, io, nullptr, threads);
+  DrawCache::Entry entry = draw_cache().take(problem, *io.seed);
   const DrawTable table = entry.table(problem);
   kernel(problem, io, &table, threads);
-  if (!is_backward) kept_draws().put(std::move(entry));
+  if (!is_backward) draw_cache().put(std::move(entry));
 }
 
 }  // namespace
@@ -108,14 +109,14 @@ void echo_cpu_indices(const EchoProblem& problem, const int64_t* seed, int64_t* 
     int64_t* out = indices + row * problem.num_terms;
     if (draws.sampling == Sampling::ring) {
       const RingPlace place = ring_place(draws, row);
-      in_pieces(0, problem.num_terms, [&](int64_t begin, int64_t end) {
+      for_each_piece(0, problem.num_terms, [&](int64_t begin, int64_t end) {
         for (int64_t term = begin; term < end; ++term) out[term] = ring_draw(draws, place, term);
       });
       return;
     }
     const Bijection order(num_candidates(draws));
     const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
-    in_pieces(0, problem.num_terms, [&](int64_t begin, int64_t end) {
+    for_each_piece(0, problem.num_terms, [&](int64_t begin, int64_t end) {
       for (int64_t term = begin; term < end; ++term)
         out[term] = draw(draws, order, key, row, static_cast<uint32_t>(term));
     });

@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(kIndexThreads)
 
 // As many blocks as the device runs at once, where there is work for as many.
 cudaError_t indices_grid(const EchoProblem& problem, const DeviceLimits& limits, dim3* grid) {
-  constexpr int64_t kMostRows = 65535;  // of a grid
+  constexpr int64_t kMaxRows = 65535;  // of a grid
   int resident = 0;
   const cudaError_t status = resident_blocks(indices_kernel, kIndexThreads, 0, &resident);
   if (status != cudaSuccess) return status;
   const int64_t blocks = int64_t{resident} * limits.multiprocessors;
-  const int64_t along_rows = std::min({problem.rows, blocks, kMostRows});
+  const int64_t along_rows = std::min({problem.rows, blocks, kMaxRows});
   const int64_t along_terms = std::min(ceil_div(problem.num_terms, kIndexThreads), blocks / along_rows);
   *grid = dim3(static_cast<unsigned>(along_terms), static_cast<unsigned>(along_rows));
   return cudaSuccess;

@@ -1,4 +1,4 @@
-// The CPU kernels behind the entry points of entry_cpu.cpp.
+// The CPU kernels that the entry points in entry_cpu.cpp call.
 #pragma once
 
 #include "common/kernel_table.h"
@@ -6,15 +6,15 @@
 
 namespace echo_ext {
 
-// The first draws of a row are made before it is known how many it needs, the others as it comes to need them.
+// The first draws of every row are computed before it is known how many it needs; further draws are computed on demand.
 constexpr int64_t kFirstDraws = 48, kMoreDraws = 64;
 
-// How many are made first: all where they are few.
+// The number of draws that are computed first: all of them if there are few.
 inline int64_t first_draws(int64_t num_terms) { return num_terms <= kMoreDraws ? kMoreDraws : kFirstDraws; }
 
-// The draws of consecutive rows, as far as they have been made.
+// The draws of consecutive rows that have been computed so far.
 struct DrawTable {
-  int64_t first_row, capacity;  // of a row's terms
+  int64_t first_row, capacity;  // `capacity` is in terms per row
   int32_t* terms;               // [row][capacity]
   int32_t* counts;              // [row]
   int32_t* row(int64_t index) const { return terms + index * capacity; }
@@ -28,10 +28,10 @@ struct DrawTable {
 struct EchoKernels {
   int64_t (*forward_workspace_bytes)(const EchoProblem&, int num_threads);
   int64_t (*backward_workspace_bytes)(const EchoProblem&, int num_threads);
-  // `kept`, which may be null, is a table of all rows: draws that it holds are used, others are added. The ring has
-  // none.
-  void (*forward)(const EchoProblem&, const EchoForward&, const DrawTable* kept, int num_threads);
-  void (*backward)(const EchoProblem&, const EchoBackward&, const DrawTable* kept, int num_threads);
+  // `cached`, which may be null, is a table of all rows. Draws that it holds are used, and others are added to it. The
+  // ring does not use it.
+  void (*forward)(const EchoProblem&, const EchoForward&, const DrawTable* cached, int num_threads);
+  void (*backward)(const EchoProblem&, const EchoBackward&, const DrawTable* cached, int num_threads);
 };
 ECHO_EXT_KERNEL_TABLE(EchoKernels, echo_rows_kernels)
 ECHO_EXT_KERNEL_TABLE(EchoKernels, echo_ring_kernels)

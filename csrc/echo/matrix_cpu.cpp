@@ -1,4 +1,4 @@
-// Matrix Echo noise on the CPU.
+// Matrix Echo noise on the CPU, see matrix.h.
 #include <algorithm>
 #include <memory>
 
@@ -42,28 +42,29 @@ void multiply_transposed(const T* source, const T* matrix, const T* vector, int 
   }
 }
 
-// Of a row.
+// The function of matrix.h for all values of a row.
 template <typename T>
-bool has_settled(const T* before, const T* now, int dim) {
+bool row_has_converged(const T* before, const T* now, int dim) {
   T largest = 0;
   for (int i = 0; i < dim; ++i) largest = fabs(now[i]) > largest ? fabs(now[i]) : largest;
   for (int i = 0; i < dim; ++i)
-    if (!is_settled(before[i], now[i], largest)) return false;
+    if (!has_converged(before[i], now[i], largest)) return false;
   return true;
 }
 
-// Tells what now lies before an arc and what did; whether it must be walked along again.
+// Adds an arc to the current round, given the former and the new value before its start. Returns whether the arc must
+// be processed again.
 template <typename T>
-bool enter(MatrixRounds& rounds, const T* before, const T* now, int dim) {
-  double square = 0, change_square = 0;
+bool entry_changed(MatrixRounds& rounds, const T* before, const T* now, int dim) {
+  double squared_norm = 0, squared_change = 0;
   for (int i = 0; i < dim; ++i) {
     const double value = static_cast<double>(now[i]), change = value - static_cast<double>(before[i]);
-    square += value * value;
-    change_square += change * change;
+    squared_norm += value * value;
+    squared_change += change * change;
   }
-  const bool settled = has_settled(before, now, dim);
-  rounds.enter(square, change_square, settled);
-  return !settled;
+  const bool converged = row_has_converged(before, now, dim);
+  rounds.add_arc(squared_norm, squared_change, converged);
+  return !converged;
 }
 
 template <typename T>
@@ -73,7 +74,8 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
   auto* values = static_cast<T*>(io.values);
   const MatrixCircle circle{io.order, problem.rows, io.backward};
   const int64_t arcs = matrix_arcs(problem.rows);
-  const std::unique_ptr<T[]> entries(new T[static_cast<size_t>(arcs * dim)]());  // the value before each arc
+  // The value before the start of each arc.
+  const std::unique_ptr<T[]> entries(new T[static_cast<size_t>(arcs * dim)]());
   const std::unique_ptr<bool[]> is_active(new bool[static_cast<size_t>(arcs)]);
   std::fill(is_active.get(), is_active.get() + arcs, true);
 
@@ -94,19 +96,19 @@ void scan(const EchoMatrixProblem& problem, const EchoMatrixScan& io, int num_th
         else
           multiply(source + row * dim, matrix, before, dim, now);
         T* value = values + row * dim;
-        const bool settled = !is_first && has_settled(value, now, dim);
+        const bool converged = !is_first && row_has_converged(value, now, dim);
         std::copy(now, now + dim, value);
-        if (settled) return;
+        if (converged) return;
         before = value;
       }
     });
     is_first = false;
     for (int64_t arc = 0; arc < arcs; ++arc) {
       const T* entry = values + circle.row(circle.before(arc * kMatrixArcSteps)) * dim;
-      is_active[arc] = enter(rounds, entries.get() + arc * dim, entry, dim);
+      is_active[arc] = entry_changed(rounds, entries.get() + arc * dim, entry, dim);
       std::copy(entry, entry + dim, entries.get() + arc * dim);
     }
-    goes_on = rounds.go_on();
+    goes_on = rounds.needs_another_round();
   }
 }
 

@@ -1,4 +1,4 @@
-// Ring: all rows' noises from one scan around a keyed circle of the bank.
+// Ring sampling on the CPU: the noise of all rows from one scan around a keyed circle of the bank.
 #include "echo/ring_cpu.h"
 
 #include <limits>
@@ -14,21 +14,22 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-// Depends on the shape alone, and so do the results. Long beside the terms that usually matter, since every segment
-// looks as far ahead; short enough that a segment's scratch stays in a cache, that threads find some segments to share,
-// and that many terms are left behind a segment for its windows to forget in.
+// The length of a segment depends only on the shape of the problem, so that results do not depend on the number of
+// threads. It is long compared with the number of terms that usually matter, because every segment reads that many
+// terms beyond its end. It is short enough that the scratch of a segment fits into a cache, that there are several
+// segments for the threads, and that windows are longer than a segment and have room to decay.
 int64_t segment_length(const EchoProblem& problem) {
-  constexpr int64_t kLeastRows = 4096, kMostRows = 32768, kMostSegments = 32;
+  constexpr int64_t kMinRows = 4096, kMaxRows = 32768, kMaxSegments = 32;
   const int64_t windows = std::min(problem.rows, problem.bank_rows);
-  const int64_t most = std::max(kLeastRows, std::min(problem.num_terms / 2, kMostRows));
-  const int64_t length = std::max(kLeastRows, std::min(windows / kMostSegments, most));
-  // A window's last s is no factor of anything, not even where it is NaN: it must lie behind the segment.
+  const int64_t max_length = std::max(kMinRows, std::min(problem.num_terms / 2, kMaxRows));
+  const int64_t length = std::max(kMinRows, std::min(windows / kMaxSegments, max_length));
+  // The last s of a window is not a factor of anything, not even if it is NaN. It must therefore lie after the segment.
   return std::min(std::max<int64_t>(problem.num_terms - 1, 1), length);
 }
 
 constexpr int64_t kCircleTask = 4096;
 
-// Which bank row lies at each position of a circle.
+// Sets the bank row at each position of a circle.
 void fill_circle(const Draws& draws, int64_t circle, int32_t* rows, int num_threads) {
   const Bijection order(static_cast<uint32_t>(draws.bank_rows));
   const DrawKey key = circle_key(draws.seed, circle);
@@ -47,8 +48,8 @@ struct Circle {
   bool exclude_self;
 
   int64_t bank_row(int64_t position) const { return rows[position < size ? position : position - size]; }
-  // Of a position near the circle's end or start too.
-  int64_t bank_row_around(int64_t position) const {
+  // Also accepts positions slightly before the start or after the end of the circle, for prefetching.
+  int64_t bank_row_clamped(int64_t position) const {
     return rows[position < 0 ? 0 : position < size ? position : std::min(position - size, size - 1)];
   }
   int64_t noise_row(int64_t start) const {
@@ -56,7 +57,7 @@ struct Circle {
   }
 };
 
-// What either pass reads: Io is EchoForward or EchoBackward.
+// What both passes read. Io is EchoForward or EchoBackward.
 template <typename Io, typename Storage, typename P>
 struct CircleTerms {
   const Io& io;
@@ -69,11 +70,11 @@ struct CircleTerms {
     s = columns.read(io.bank_s, row);
   }
   __attribute__((always_inline)) void prefetch(int64_t position) const {
-    const int64_t row = circle.bank_row_around(position);
+    const int64_t row = circle.bank_row_clamped(position);
     columns.prefetch(io.bank_f, row);
     columns.prefetch(io.bank_s, row);
   }
-  void pause() const { poll_interrupt(); }
+  void poll() const { poll_interrupt(); }
 };
 
 template <typename Storage, typename P>
@@ -81,10 +82,10 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   using CircleTerms<EchoForward, Storage, P>::io, CircleTerms<EchoForward, Storage, P>::circle,
       CircleTerms<EchoForward, Storage, P>::columns;
 
-  // A result that waits for its row to be fetched holds up the reads behind it.
+  // Prefetch the result as well: a store that waits for its cache line would delay the following loads.
   __attribute__((always_inline)) void prefetch_result(int64_t position) const {
     this->prefetch(position);
-    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_around(position)
+    columns.prefetch(io.out, circle.exclude_self ? circle.bank_row_clamped(position)
                                                  : circle.first_row + std::max<int64_t>(position, 0));
   }
   __attribute__((always_inline)) void emit(int64_t start, const P& noise) const {
@@ -93,34 +94,35 @@ struct ForwardIo : CircleTerms<EchoForward, Storage, P> {
   }
 };
 
-// What a chunk of a circle adds to positions behind its own, and to the row before them, waits here until all chunks
-// are done: nobody else has them meanwhile.
+// Contributions of a chunk to positions of other chunks, and to the row before its first window. They are stored here
+// and added once all chunks are done, so that no two threads write to the same row.
 template <typename P>
 struct Spill {
-  P *f, *s;        // of the positions from the chunk's end on
-  int64_t used;    // of them
-  P row_f, row_s;  // of the row whose window starts the chunk
+  P *f, *s;        // for the positions starting at the chunk's end
+  int64_t used;    // number of these positions
+  P row_f, row_s;  // for the row whose window starts the chunk
 };
 
-// How a circle is shared among threads, which depends on the shape alone, and so do the results. Each chunk looks as
-// far ahead as its windows reach, and must be long compared with that.
-struct Chunks {
-  static constexpr int64_t kMostTasks = 16, kLeastRows = 1 << 14;
-  int64_t count, rows;  // rows: whole segments
-  int64_t most_spilled;
+// How a circle is distributed over threads. The chunks depend only on the shape of the problem, so that results do not
+// depend on the number of threads. A chunk reads as many terms beyond its end as its windows need, and must be long
+// compared with that.
+struct CircleChunks {
+  static constexpr int64_t kMaxTasks = 16, kMinRows = 1 << 14;
+  int64_t count, rows;  // `rows` is a multiple of the segment length
+  int64_t max_spilled;
 
-  Chunks(const EchoProblem& problem, int64_t tiles) {
+  CircleChunks(const EchoProblem& problem, int64_t tiles) {
     const int64_t windows = std::max<int64_t>(std::min(problem.rows, problem.bank_rows), 1);
     const int64_t segment = std::max<int64_t>(segment_length(problem), 1);
-    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMostTasks, tiles), windows / kLeastRows), 1);
+    const int64_t wanted = std::max<int64_t>(std::min(ceil_div(kMaxTasks, tiles), windows / kMinRows), 1);
     rows = ceil_div(ceil_div(windows, segment), wanted) * segment;
     count = ceil_div(windows, rows);
-    most_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
+    max_spilled = count > 1 ? std::min(problem.num_terms - 1, rows) : 0;
   }
 
-  // Of one segment's terms behind itself, those that can be needed.
-  int64_t most_weights(const EchoProblem& problem) const {
-    return count > 1 ? std::min(problem.num_terms, most_spilled + rows) : problem.num_terms;
+  // The maximum number of terms after a segment that its windows can need.
+  int64_t max_weights(const EchoProblem& problem) const {
+    return count > 1 ? std::min(problem.num_terms, max_spilled + rows) : problem.num_terms;
   }
 };
 
@@ -129,20 +131,20 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
   using CircleTerms<EchoBackward, Storage, P>::io, CircleTerms<EchoBackward, Storage, P>::circle,
       CircleTerms<EchoBackward, Storage, P>::columns;
   using T = Compute<Storage>;
-  const Columns<T, P>& sums;  // where gradients add up, in the computing type
+  const Columns<T, P>& sums;  // accumulated gradients, in the compute type
   T *sum_f, *sum_s;
-  int64_t fresh_begin, fresh_end;  // positions whose sums nothing has been written to
-  Spill<P>* spill;                 // null: everything goes to the sums
-  int64_t chunk_begin, chunk_end, most_spilled;
+  int64_t unwritten_begin, unwritten_end;  // positions whose sums have not been written yet
+  Spill<P>* spill;                         // null: write everything to the sums
+  int64_t chunk_begin, chunk_end, max_spilled;
 
-  int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + most_spilled; }
-  void begin_behind(int64_t position) const {
+  int64_t end() const { return spill == nullptr ? std::numeric_limits<int64_t>::max() / 2 : chunk_end + max_spilled; }
+  void begin_following(int64_t position) const {
     if (spill == nullptr) return;
     for (; spill->used < position - chunk_end; ++spill->used)
       spill->f[spill->used] = spill->s[spill->used] = P::filled(0);
   }
   __attribute__((always_inline)) void prefetch_gradient(int64_t position) const {
-    const int64_t row = circle.bank_row_around(position);
+    const int64_t row = circle.bank_row_clamped(position);
     this->prefetch(position);
     columns.prefetch(io.grad, row);
     sums.prefetch(sum_f, row);
@@ -173,12 +175,12 @@ struct BackwardIo : CircleTerms<EchoBackward, Storage, P> {
       return;
     }
     const int64_t row = circle.bank_row(position);
-    if (position < fresh_begin || position >= fresh_end) return add(row, df, ds);
+    if (position < unwritten_begin || position >= unwritten_end) return add(row, df, ds);
     sums.write(sum_f, row, df);
     sums.write(sum_s, row, ds);
   }
   void clear(int64_t begin, int64_t end) const {
-    in_pieces(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
+    for_each_piece(begin, std::max(begin, end), [&](int64_t from, int64_t to) {
       for (int64_t position = from; position < to; ++position) {
         sums.write(sum_f, circle.rows[position], P::filled(0));
         sums.write(sum_s, circle.rows[position], P::filled(0));
@@ -191,7 +193,7 @@ template <typename P>
 struct ForwardLayout {
   int64_t tiles, segments;
   int32_t* rows;
-  P* prefixes;  // a segment's for each thread
+  P* prefixes;  // of one segment, for each thread
   int64_t prefix_size;
 
   ForwardLayout(const EchoProblem& problem, int num_threads, Workspace& workspace)
@@ -213,7 +215,7 @@ struct BackwardLayout {
   using T = Compute<Storage>;
   static constexpr bool kSumsAreOutputs = sizeof(Storage) == sizeof(T);
   int64_t tiles;
-  Chunks chunks;
+  CircleChunks chunks;
   int32_t* rows;
   T *sum_f = nullptr, *sum_s = nullptr;
   P* scratch;  // for each thread
@@ -225,9 +227,9 @@ struct BackwardLayout {
         chunks(problem, tiles),
         rows(workspace.take<int32_t>(problem.bank_rows)),
         segment_size(segment_length(problem)),
-        scratch_size(4 * segment_size + chunks.most_weights(problem)) {
+        scratch_size(4 * segment_size + chunks.max_weights(problem)) {
     scratch = workspace.take<P>(std::min<int64_t>(num_threads, tiles * chunks.count) * scratch_size);
-    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.most_spilled);
+    spilled = workspace.take<P>(tiles * chunks.count * 2 * chunks.max_spilled);
     if (kSumsAreOutputs) return;
     sum_f = workspace.take<T>(problem.bank_rows * problem.width);
     sum_s = workspace.take<T>(problem.bank_rows * problem.width);
@@ -236,8 +238,8 @@ struct BackwardLayout {
   RingScratch<P> slot_scratch(int slot) const { return scratch_at(scratch + slot * scratch_size, segment_size); }
 
   Spill<P> empty_spill(int64_t task) const {
-    P* f = spilled + task * 2 * chunks.most_spilled;
-    return {f, f + chunks.most_spilled, 0, P::filled(0), P::filled(0)};
+    P* f = spilled + task * 2 * chunks.max_spilled;
+    return {f, f + chunks.max_spilled, 0, P::filled(0), P::filled(0)};
   }
 };
 
@@ -273,7 +275,7 @@ struct Backward {
   const EchoBackward& io;
   int num_threads;
 
-  // A segment that reaches further than a chunk may: nothing of it is done yet.
+  // A segment whose windows reach further than its chunk may write. It is processed after all chunks.
   template <typename P>
   struct Deferred {
     RingSegment segment;
@@ -294,7 +296,7 @@ struct Backward {
     T* sum_s = layout.kSumsAreOutputs ? static_cast<T*>(io.grad_bank_s) : layout.sum_s;
     for (T* sums : {sum_f, sum_s}) prefer_huge_pages(sums, problem.bank_rows * problem.width * int64_t{sizeof(T)});
     const Draws draws = draws_of(problem, *io.seed);
-    // At least one, which clears the gradients of a bank that nothing was drawn from.
+    // At least one circle, which clears the gradients of a bank that nothing was drawn from.
     const int64_t circles = std::max<int64_t>(1, num_circles(draws, problem.rows));
     const bool is_shared = layout.chunks.count > 1;
     std::vector<Chunk<P>> chunks(static_cast<size_t>(is_shared ? layout.tiles * layout.chunks.count : 0));
@@ -306,12 +308,12 @@ struct Backward {
       parallel_for(layout.tiles * layout.chunks.count, num_threads, [&](int64_t task, int slot) {
         const int64_t t = task % layout.tiles, begin = task / layout.tiles * layout.chunks.rows;
         const bool is_last = begin + layout.chunks.rows >= std::max<int64_t>(windows, 1);
-        if (begin > 0 && begin >= windows) return;  // a last circle may be short
+        if (begin > 0 && begin >= windows) return;  // the last circle may have fewer windows
         const Columns<Storage, P> columns(problem.width, t);
         const Columns<T, P> sums(problem.width, t);
         const int64_t end = is_last ? circle.size : begin + layout.chunks.rows;
         BackwardIo<Storage, P> tile_io{{io, circle, columns}, sums,    sum_f, sum_s, begin,
-                                       c == 0 ? end : begin,  nullptr, begin, end,   layout.chunks.most_spilled};
+                                       c == 0 ? end : begin,  nullptr, begin, end,   layout.chunks.max_spilled};
         if (is_shared) {
           Chunk<P>& chunk = chunks[static_cast<size_t>(task)];
           chunk.spill = layout.empty_spill(task);
@@ -319,9 +321,9 @@ struct Backward {
           tile_io.spill = &chunk.spill;
           return run_chunk(tile_io, std::min(end, windows), layout.segment_size, layout.slot_scratch(slot), &chunk);
         }
-        if (c == 0) {  // the last position's row comes early, by the window from position 0
+        if (c == 0) {  // the window from position 0 writes to the row at the last position before its own turn
           tile_io.clear(circle.size - 1, circle.size);
-          tile_io.fresh_end = circle.size - 1;
+          tile_io.unwritten_end = circle.size - 1;
         }
         run_chunk<Storage, P>(tile_io, windows, layout.segment_size, layout.slot_scratch(slot), nullptr);
         if (!layout.kSumsAreOutputs && c + 1 == circles) write_sums<Storage, P>(columns, sums, sum_f, sum_s);
@@ -342,8 +344,9 @@ struct Backward {
     }
   }
 
-  // The segments from tile_io.chunk_begin on. A row's sums begin with a store, not with an addition to zeros written
-  // beforehand, which would be a sweep more over the memory: segments reach the first circle's positions in order.
+  // Processes the segments from tile_io.chunk_begin on. On the first circle, the segments reach the positions in order,
+  // so that the first contribution to a row is stored instead of added. This saves a pass over memory that would clear
+  // the sums.
   template <typename Storage, typename P>
   void run_chunk(BackwardIo<Storage, P>& tile_io, int64_t end, int64_t segment_size, const RingScratch<P>& scratch,
                  Chunk<P>* chunk) const {
@@ -357,37 +360,38 @@ struct Backward {
         chunk->deferred.push_back({segment, entering});
         carry = P::filled(0);
         reached = segment.end;
-        tile_io.clear(std::max(segment.begin, tile_io.fresh_begin), std::min(segment.end, tile_io.fresh_end));
+        tile_io.clear(std::max(segment.begin, tile_io.unwritten_begin), std::min(segment.end, tile_io.unwritten_end));
       }
-      tile_io.fresh_begin = std::max(tile_io.fresh_begin, reached);
+      tile_io.unwritten_begin = std::max(tile_io.unwritten_begin, reached);
     }
-    tile_io.clear(tile_io.fresh_begin, tile_io.fresh_end);
+    tile_io.clear(tile_io.unwritten_begin, tile_io.unwritten_end);
   }
 
-  // What has waited for all chunks to be done; those of one tile in their order.
+  // Adds the stored contributions of a chunk and processes its deferred segments. For each tile, this is called for one
+  // chunk after another.
   template <typename Storage, typename P>
   void add_up(const BackwardIo<Storage, P>& tile_io, const Chunk<P>& chunk, int64_t begin, int64_t end,
               int64_t segment_size) const {
     const int64_t size = tile_io.circle.size;
     if (problem.exclude_self && io.s != nullptr)
       tile_io.add(tile_io.circle.noise_row(begin), chunk.spill.row_f, chunk.spill.row_s);
-    in_pieces(0, chunk.spill.used, [&](int64_t from, int64_t to) {
+    for_each_piece(0, chunk.spill.used, [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i)
         tile_io.add(tile_io.circle.bank_row((end + i) % size), chunk.spill.f[i], chunk.spill.s[i]);
     });
     if (chunk.deferred.empty()) return;
     const auto memory = allocate_workspace((4 * segment_size + problem.num_terms) * int64_t{sizeof(P)});
     const RingScratch<P> scratch = scratch_at(reinterpret_cast<P*>(memory.get()), segment_size);
-    for (const Deferred<P>& one : chunk.deferred) {
-      P carry = one.carry;
-      ring_backward(one.segment, true, scratch, carry, tile_io);
+    for (const Deferred<P>& deferred : chunk.deferred) {
+      P carry = deferred.carry;
+      ring_backward(deferred.segment, true, scratch, carry, tile_io);
     }
   }
 
   template <typename Storage, typename P>
   void write_sums(const Columns<Storage, P>& columns, const Columns<Compute<Storage>, P>& sums,
                   const Compute<Storage>* sum_f, const Compute<Storage>* sum_s) const {
-    in_pieces(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
+    for_each_piece(0, problem.bank_rows, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         columns.write(io.grad_bank_f, row, sums.read(sum_f, row));
         columns.write(io.grad_bank_s, row, sums.read(sum_s, row));

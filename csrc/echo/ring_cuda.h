@@ -10,20 +10,27 @@ namespace echo_ext {
 
 // Positions whose loads are in flight together, and positions whose values an exact step keeps in registers.
 template <typename T>
-constexpr int kFlight = 32 / static_cast<int>(sizeof(T));
+constexpr int kLoadsInFlight = 32 / static_cast<int>(sizeof(T));
 template <typename T>
-constexpr int kStep = 64 / static_cast<int>(sizeof(T));
+constexpr int kStepPositions = 64 / static_cast<int>(sizeof(T));
 
 // Windows as these files see them. A batch's own f + s * eps is the window from the row itself, one term longer.
 struct Windows {
   int64_t num_terms;
   bool at_own_row,
-      behind_own_row;  // the window from q belongs to the row at q, or at q - 1; else to row q of the circle
+      after_own_row;  // the window from q belongs to the row at q, or at q - 1; else to row q of the circle
 };
 
 __host__ __device__ __forceinline__ Windows windows_of(const EchoProblem& problem, bool has_rows) {
   const bool is_longer = problem.exclude_self && has_rows;
   return {problem.num_terms + (is_longer ? 1 : 0), is_longer, problem.exclude_self && !has_rows};
+}
+
+__host__ __device__ __forceinline__ bool has_rows(const EchoForward& io) { return io.f != nullptr; }
+__host__ __device__ __forceinline__ bool has_rows(const EchoBackward& io) { return io.s != nullptr; }
+
+__device__ __forceinline__ bool has_grad_s(const EchoBackward& io, const Windows& windows) {
+  return has_rows(io) && !windows.at_own_row;
 }
 
 // Of a circle; those of the circle's rows.
@@ -35,19 +42,19 @@ __host__ __device__ __forceinline__ int64_t num_windows(const EchoProblem& probl
 
 // Maps of consecutive positions, at levels of growing size; level 0 are the positions themselves.
 struct RingLevels {
-  static constexpr int kMost = 16;
-  int count;             // of levels above the positions
-  int log_size[kMost];   // of a map, in positions; a level's last map may have fewer
-  int64_t first[kMost];  // of a level's maps among the circle's
-  int64_t num_maps;      // of a circle
+  static constexpr int kMaxLevels = 16;
+  int count;                  // of levels above the positions
+  int log_size[kMaxLevels];   // of a map, in positions; a level's last map may have fewer
+  int64_t first[kMaxLevels];  // of a level's maps among the circle's
+  int64_t num_maps;           // of a circle
 };
 
 struct RingPlan {
   // What is scanned: segments of each circle's positions, in blocks of columns. Without segments all is done exactly.
-  int64_t segment, num_segments, most_ahead;
+  int64_t segment, num_segments, max_ahead;
   int scan_lanes, scan_columns;
-  int64_t num_scan_blocks;
-  int64_t scan_blocks, tiles_of_segment;  // blocks that run at once
+  int64_t num_scan_column_blocks;
+  int64_t resident_scan_blocks, tiles_of_segment;  // blocks that run at once
   // What is done exactly: steps of positions, in blocks of columns again.
   int step;
   int64_t num_steps;
@@ -58,7 +65,7 @@ struct RingPlan {
   // of the gradients.
   int64_t num_circles, num_copies;
   bool blocks_own_copies;
-  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_blocks; }  // of a circle
+  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_column_blocks; }  // of a circle
 };
 
 // Circles [begin, end) are dealt out to teams of so many blocks, one after another.
@@ -109,8 +116,8 @@ __device__ __forceinline__ void store_gradients(const EchoBackward& io, const Ri
 
 // Rows drawn for a group: of the positions that it is at, from one before them, and of others.
 template <typename T>
-struct DrawnRows {
-  int32_t here[kStep<T> + 1], behind[kStep<T>];
+struct GroupRows {
+  int32_t here[kStepPositions<T> + 1], following[kStepPositions<T>];
 };
 
 __device__ __forceinline__ int64_t wrap(int64_t position, int64_t bank_rows) {
@@ -130,7 +137,7 @@ struct RingGroup {
   Windows windows;
   uint64_t seed;
   Bijection order;
-  DrawnRows<T>* rows;
+  GroupRows<T>* rows;
   int lanes, lane, width;
   unsigned mask;
   int column = 0;
@@ -149,7 +156,7 @@ struct RingGroup {
         lanes(lanes_),
         lane(static_cast<int>(threadIdx.x) % lanes_),
         width(static_cast<int>(problem_.width)) {
-    rows = reinterpret_cast<DrawnRows<T>*>(dynamic_shared_memory) + static_cast<int>(threadIdx.x) / lanes;
+    rows = reinterpret_cast<GroupRows<T>*>(dynamic_shared_memory) + static_cast<int>(threadIdx.x) / lanes;
     const unsigned first_lane = threadIdx.x % kWarp / static_cast<unsigned>(lanes) * static_cast<unsigned>(lanes);
     mask = (kFullWarp >> (kWarp - lanes)) << first_lane;
   }
@@ -170,7 +177,7 @@ struct RingGroup {
   }
   // The row before the first is drawn where windows belong to it.
   __device__ __forceinline__ void draw_here(int64_t first, int count) {
-    if (windows.behind_own_row)
+    if (windows.after_own_row)
       draw_rows(rows->here, first - 1, count + 1);
     else
       draw_rows(rows->here + 1, first, count);
@@ -183,10 +190,10 @@ struct RingGroup {
     return to_compute(static_cast<const Storage*>(from)[at]);
   }
 
-  __device__ __forceinline__ void load_terms(const int32_t* drawn, int count, T (&term_f)[kFlight<T>],
-                                             T (&term_s)[kFlight<T>]) const {
+  __device__ __forceinline__ void load_terms(const int32_t* drawn, int count, T (&term_f)[kLoadsInFlight<T>],
+                                             T (&term_s)[kLoadsInFlight<T>]) const {
 #pragma unroll
-    for (int k = 0; k < kFlight<T>; ++k) {
+    for (int k = 0; k < kLoadsInFlight<T>; ++k) {
       if (k >= count) continue;
       const int64_t at = offset(drawn[k]);
       term_f[k] = load(f, at);
@@ -197,7 +204,7 @@ struct RingGroup {
   // The element of the row whose window starts at position q, drawn at `slot`; -1 where there is none.
   __device__ __forceinline__ int64_t owner(int64_t q, int slot) const {
     if (windows.at_own_row) return offset(rows->here[slot + 1]);
-    if (windows.behind_own_row) return offset(rows->here[slot]);
+    if (windows.after_own_row) return offset(rows->here[slot]);
     const int64_t row = circle * problem.bank_rows + wrap(q, problem.bank_rows);
     return row < problem.rows ? row * width + column : -1;
   }

@@ -8,6 +8,7 @@
 // growing size, so that any stretch of the circle is a few maps of each. Nothing is added up by two threads: results
 // are the same in every run.
 #include "echo/ring_cuda.h"
+#include "echo/ring_maps_cuda.h"
 
 namespace echo_ext {
 namespace {
@@ -16,124 +17,22 @@ constexpr int kThreads = 128;      // of steps
 constexpr int kMapsThreads = 256;  // of maps
 constexpr int kEnoughMaps = 64;    // of the highest level
 
-// ---- Maps ----------------------------------------------------------------------------------------------------------
-
-// t -> constant + scale * t: from what follows some positions to the window from the first of them.
-template <typename T>
-struct AffineMap {
-  static constexpr int kNumbers = 2;
-  T numbers[kNumbers] = {0, 1};  // constant, scale
-
-  __device__ __forceinline__ AffineMap then(const AffineMap& next) const {
-    AffineMap both;
-    both.numbers[0] = numbers[0] + numbers[1] * next.numbers[0];
-    both.numbers[1] = numbers[1] * next.numbers[1];
-    return both;
-  }
-};
-
-// What windows that start at consecutive positions do to what passes over them: with v the gradients of all windows
-// that have started so far, u the same times those windows' prefixes, and (sum, weight) the prefix of the next window,
-// which every window extends by the term behind its end,
-//     v -> decay * v + grad,     u -> decay * u + grad_sum * sum + both * weight,
-//     sum -> sum + weight * tail,     weight -> weight * scale.
-template <typename T>
-struct PassedWindows {
-  T v = 0, u = 0, sum = 0, weight = 1;
-};
-template <typename T>
-struct WindowsMap {
-  static constexpr int kNumbers = 5;
-  T numbers[kNumbers] = {1, 0, 0, 1, 0};  // decay, grad, tail, scale, both
-
-  __device__ __forceinline__ WindowsMap then(const WindowsMap& next) const {
-    const auto& [decay, grad, tail, scale, both] = numbers;
-    WindowsMap all;
-    all.numbers[0] = decay * next.numbers[0];
-    all.numbers[1] = next.numbers[0] * grad + next.numbers[1];
-    all.numbers[2] = tail + scale * next.numbers[2];
-    all.numbers[3] = scale * next.numbers[3];
-    all.numbers[4] = next.numbers[0] * both + tail * next.numbers[1] + scale * next.numbers[4];
-    return all;
-  }
-  __device__ __forceinline__ void pass(PassedWindows<T>& passed) const {
-    const auto& [decay, grad, tail, scale, both] = numbers;
-    passed.v = decay * passed.v + grad;
-    passed.u = decay * passed.u + grad * passed.sum + both * passed.weight;
-    passed.sum += passed.weight * tail;
-    passed.weight *= scale;
-  }
-};
-
-// The maps of a launch's circles: for each its numbers, each of them a row of all columns.
-template <typename Map, typename T>
-struct MapTable {
-  T* numbers;
-  int64_t width;
-
-  __device__ __forceinline__ void store(int64_t index, int column, const Map& map) const {
-#pragma unroll
-    for (int i = 0; i < Map::kNumbers; ++i) numbers[(index * Map::kNumbers + i) * width + column] = map.numbers[i];
-  }
-  __device__ __forceinline__ Map load(int64_t index, int column) const {
-    Map map;
-#pragma unroll
-    for (int i = 0; i < Map::kNumbers; ++i) map.numbers[i] = numbers[(index * Map::kNumbers + i) * width + column];
-    return map;
-  }
-};
-
-__host__ __device__ __forceinline__ int64_t maps_of_level(const RingLevels& levels, int level, int64_t bank_rows) {
-  return (bank_rows + (int64_t{1} << levels.log_size[level]) - 1) >> levels.log_size[level];
-}
-
-// Calls visit(level, first, count) for runs of maps that make up the circle's positions from `begin` on, in order, each
-// as large as can be.
-template <typename Visit>
-__device__ __forceinline__ void for_each_run(const RingLevels& levels, int64_t bank_rows, int64_t begin, int64_t length,
-                                             const Visit& visit) {
-  begin = wrap(begin, bank_rows);
-  while (length > 0) {
-    const int64_t end = begin + length < bank_rows ? begin + length : bank_rows;
-    length -= end - begin;
-    while (begin < end) {
-      int level = 0;
-      const auto fits = [&](int next) {
-        const int64_t size = int64_t{1} << levels.log_size[next];
-        return (begin & (size - 1)) == 0 && (begin + size <= end || end == bank_rows);
-      };
-      while (level < levels.count && fits(level + 1)) ++level;
-      int64_t stop = end;
-      if (level < levels.count) {  // a larger map may begin before
-        const int64_t larger = ((begin >> levels.log_size[level + 1]) + 1) << levels.log_size[level + 1];
-        if (larger < stop) stop = larger;
-      }
-      const int log_size = levels.log_size[level];
-      const int64_t whole = stop == bank_rows ? maps_of_level(levels, level, bank_rows) : stop >> log_size;
-      const int64_t first = begin >> log_size;
-      visit(level, first, static_cast<int>(whole - first));
-      begin = whole << log_size < end ? whole << log_size : end;
-    }
-    begin = 0;
-  }
-}
-
 // Whether there is anything to do exactly in a circle's blocks of columns [first, first + count). Asked by whole warps,
 // which all get the same answer.
 struct ExactFlags {
   const bool* flags;  // null: all is done exactly
-  int64_t num_segments, num_blocks;
+  int64_t num_segments, num_column_blocks;
 
   __device__ __forceinline__ bool any(int64_t circle, int64_t first, int64_t count) const {
     if (flags == nullptr) return true;
     bool found = false;
     for (int64_t i = threadIdx.x % kWarp; i < num_segments * count; i += kWarp)
-      found = found || flags[(circle * num_segments + i / count) * num_blocks + first + i % count];
+      found = found || flags[(circle * num_segments + i / count) * num_column_blocks + first + i % count];
     return __any_sync(kFullWarp, found);
   }
   __device__ __forceinline__ bool any(const RingTeams& circles) const {
     if (flags == nullptr) return true;
-    const int64_t all = num_segments * num_blocks;
+    const int64_t all = num_segments * num_column_blocks;
     bool found = false;
     for (int64_t i = circles.begin * all + threadIdx.x % kWarp; i < circles.end * all; i += kWarp)
       found = found || flags[i];
@@ -141,33 +40,40 @@ struct ExactFlags {
   }
 };
 
-// ---- Forward -------------------------------------------------------------------------------------------------------
-
-template <typename Storage>
-struct ExactForward : RingGroup<Storage> {
-  using Group = RingGroup<Storage>;
-  using typename Group::T;
-  using Map = AffineMap<T>;
-  const EchoForward& io;
+template <typename Io, template <typename> class MapOf, typename Storage>
+struct ExactGroup : RingGroup<Storage> {
+  using typename RingGroup<Storage>::T;
+  using Map = MapOf<T>;
+  const Io& io;
   const RingPlan& plan;
   MapTable<Map, T> maps;
 
-  __device__ ExactForward(const EchoProblem& problem, const EchoForward& io_, const RingPlan& plan_, T* maps_)
-      : Group(problem, io_.seed, io_.bank_f, io_.bank_s, windows_of(problem, io_.f != nullptr), plan_.lanes),
+  __device__ ExactGroup(const EchoProblem& problem, const Io& io_, const RingPlan& plan_, T* maps_)
+      : RingGroup<Storage>(problem, io_.seed, io_.bank_f, io_.bank_s, windows_of(problem, has_rows(io_)), plan_.lanes),
         io(io_),
         plan(plan_),
         maps{maps_, problem.width} {}
+};
 
-  // At most kStep of them.
+// ---- Forward -------------------------------------------------------------------------------------------------------
+
+template <typename Storage>
+struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
+  using Group = ExactGroup<EchoForward, AffineMap, Storage>;
+  using Group::Group, Group::io, Group::plan, Group::maps;
+  using typename Group::Map;
+  using typename Group::T;
+
+  // At most kStepPositions of them.
   __device__ __forceinline__ Map map_of_positions(int64_t first, int count) {
-    this->draw_rows(this->rows->behind, first, count);
+    this->draw_rows(this->rows->following, first, count);
     Map map;
 #pragma unroll
-    for (int slot = 0; slot < kStep<T>; slot += kFlight<T>) {
-      T term_f[kFlight<T>], term_s[kFlight<T>];
-      this->load_terms(this->rows->behind + slot, count - slot, term_f, term_s);
+    for (int slot = 0; slot < kStepPositions<T>; slot += kLoadsInFlight<T>) {
+      T term_f[kLoadsInFlight<T>], term_s[kLoadsInFlight<T>];
+      this->load_terms(this->rows->following + slot, count - slot, term_f, term_s);
 #pragma unroll
-      for (int k = 0; k < kFlight<T>; ++k)
+      for (int k = 0; k < kLoadsInFlight<T>; ++k)
         if (slot + k < count) map = map.then({{term_f[k], term_s[k]}});
     }
     return map;
@@ -177,8 +83,8 @@ struct ExactForward : RingGroup<Storage> {
   __device__ __forceinline__ void add_terms(int64_t first_map, int64_t begin, int64_t length, T& sum, T& weight) {
     bool is_settled = false;
     for_each_run(plan.levels, this->problem.bank_rows, begin, length, [&](int level, int64_t first, int count) {
-      for (int done = 0; done < count && !is_settled; done += kStep<T>) {
-        const int now = count - done < kStep<T> ? count - done : kStep<T>;
+      for (int done = 0; done < count && !is_settled; done += kStepPositions<T>) {
+        const int now = count - done < kStepPositions<T> ? count - done : kStepPositions<T>;
         Map all;
         if (level == 0) {
           all = map_of_positions(first + done, now);
@@ -196,13 +102,13 @@ struct ExactForward : RingGroup<Storage> {
   __device__ __forceinline__ Map map_of_maps(int64_t at, int count) const {
     Map all;
 #pragma unroll
-    for (int i = 0; i < kStep<T>; i += kFlight<T>) {
-      Map flight[kFlight<T>];
+    for (int i = 0; i < kStepPositions<T>; i += kLoadsInFlight<T>) {
+      Map flight[kLoadsInFlight<T>];
 #pragma unroll
-      for (int k = 0; k < kFlight<T>; ++k)
+      for (int k = 0; k < kLoadsInFlight<T>; ++k)
         if (i + k < count) flight[k] = maps.load(at + i + k, this->column);
 #pragma unroll
-      for (int k = 0; k < kFlight<T>; ++k)
+      for (int k = 0; k < kLoadsInFlight<T>; ++k)
         if (i + k < count) all = all.then(flight[k]);
     }
     return all;
@@ -217,13 +123,13 @@ struct ExactForward : RingGroup<Storage> {
     static_cast<Storage*>(io.out)[at] = from_compute<Storage>(eps);
   }
 
-  // At most kStep windows, each with its own end.
+  // At most kStepPositions windows, each with its own end.
   __device__ __forceinline__ void step(int64_t first_map, int64_t first, int count) {
     const int64_t shared_terms = this->windows.num_terms - count;
     this->draw_here(first, count);
-    T tails[kStep<T>], decays[kStep<T>], tail = 0, decay = 1;
+    T tails[kStepPositions<T>], decays[kStepPositions<T>], tail = 0, decay = 1;
 #pragma unroll
-    for (int k = kStep<T> - 1; k >= 0; --k) {
+    for (int k = kStepPositions<T> - 1; k >= 0; --k) {
       if (k >= count) continue;
       const T term_s = this->load(this->s, this->offset(this->row_here(k)));
       // The last term's s is no factor of anything.
@@ -234,15 +140,15 @@ struct ExactForward : RingGroup<Storage> {
     }
     T sum = 0, weight = 1;
     add_terms(first_map, first + count, shared_terms, sum, weight);
-    this->draw_rows(this->rows->behind, first + this->windows.num_terms, count - 1);
+    this->draw_rows(this->rows->following, first + this->windows.num_terms, count - 1);
 #pragma unroll
-    for (int k = 0; k < kStep<T>; ++k) {
+    for (int k = 0; k < kStepPositions<T>; ++k) {
       if (k >= count) continue;
       const bool ends_here = k == 0 && shared_terms == 0;
       emit(first + k, k, ends_here || decays[k] == 0 ? tails[k] : tails[k] + decays[k] * sum);
       if (k + 1 >= count || has_vanished(weight)) continue;
-      sum += weight * this->load(this->f, this->offset(this->rows->behind[k]));
-      weight *= this->load(this->s, this->offset(this->rows->behind[k]));
+      sum += weight * this->load(this->f, this->offset(this->rows->following[k]));
+      weight *= this->load(this->s, this->offset(this->rows->following[k]));
     }
   }
 };
@@ -251,33 +157,26 @@ struct ExactForward : RingGroup<Storage> {
 
 // The adjoint, seen from the positions: with g_q the gradient of the window from q,
 //     df_x = the sum over windows that contain x of g_q * (the product of s from q to x),
-//     ds_x = the same with what each window still has behind x.
+//     ds_x = the same with what each window still has following x.
 template <typename Storage>
-struct ExactBackward : RingGroup<Storage> {
-  using Group = RingGroup<Storage>;
+struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
+  using Group = ExactGroup<EchoBackward, WindowsMap, Storage>;
+  using Group::io, Group::plan, Group::maps;
+  using typename Group::Map;
   using typename Group::T;
-  using Map = WindowsMap<T>;
-  const EchoBackward& io;
-  const RingPlan& plan;
-  MapTable<Map, T> maps;
   RingSums<T> sums;
 
   __device__ ExactBackward(const EchoProblem& problem, const EchoBackward& io_, const RingPlan& plan_, T* maps_,
                            const RingSums<T>& sums_ = {})
-      : Group(problem, io_.seed, io_.bank_f, io_.bank_s, windows_of(problem, io_.s != nullptr), plan_.lanes),
-        io(io_),
-        plan(plan_),
-        maps{maps_, problem.width},
-        sums(sums_) {}
+      : Group(problem, io_, plan_, maps_), sums(sums_) {}
 
   __device__ __forceinline__ int64_t num_starts(int64_t) const { return this->problem.bank_rows; }
-  __device__ __forceinline__ bool has_grad_s() const { return io.s != nullptr && !this->windows.at_own_row; }
 
   __device__ __forceinline__ T window_gradient(int64_t q, int slot) const {
     const int64_t at = this->owner(q, slot);
     if (at < 0) return 0;
     const T grad = this->load(io.grad, at);
-    return has_grad_s() ? grad * this->load(io.s, at) : grad;
+    return has_grad_s(io, this->windows) ? grad * this->load(io.s, at) : grad;
   }
 
   __device__ __forceinline__ void emit(int slot, T to_f, T to_s) {
@@ -287,29 +186,29 @@ struct ExactBackward : RingGroup<Storage> {
 
   // The gradient of the row's own s in f + s * eps.
   __device__ __forceinline__ void emit_row(int64_t q, int slot, T eps) {
-    if (!has_grad_s() || !this->is_column) return;
+    if (!has_grad_s(io, this->windows) || !this->is_column) return;
     const int64_t at = this->owner(q, slot);
     if (at >= 0) static_cast<Storage*>(io.grad_s)[at] = from_compute<Storage>(this->load(io.grad, at) * eps);
   }
 
-  // Of the windows that start at these positions, at most kStep.
+  // Of the windows that start at these positions, at most kStepPositions.
   __device__ __forceinline__ Map map_of_positions(int64_t first, int count) {
     this->draw_here(first, count);
-    this->draw_rows(this->rows->behind, first + this->windows.num_terms, count);
+    this->draw_rows(this->rows->following, first + this->windows.num_terms, count);
     Map map;
 #pragma unroll
-    for (int slot = 0; slot < kStep<T>; slot += kFlight<T> / 2) {
-      Map flight[kFlight<T> / 2];
+    for (int slot = 0; slot < kStepPositions<T>; slot += kLoadsInFlight<T> / 2) {
+      Map flight[kLoadsInFlight<T> / 2];
 #pragma unroll
-      for (int k = 0; k < kFlight<T> / 2; ++k) {
+      for (int k = 0; k < kLoadsInFlight<T> / 2; ++k) {
         if (slot + k >= count) continue;
         const int64_t here = this->offset(this->row_here(slot + k)),
-                      behind = this->offset(this->rows->behind[slot + k]);
+                      following = this->offset(this->rows->following[slot + k]);
         const T term_s = this->load(this->s, here), grad = window_gradient(first + slot + k, slot + k);
-        flight[k] = {{term_s, term_s * grad, this->load(this->f, behind), this->load(this->s, behind), 0}};
+        flight[k] = {{term_s, term_s * grad, this->load(this->f, following), this->load(this->s, following), 0}};
       }
 #pragma unroll
-      for (int k = 0; k < kFlight<T> / 2; ++k)
+      for (int k = 0; k < kLoadsInFlight<T> / 2; ++k)
         if (slot + k < count) map = map.then(flight[k]);
     }
     return map;
@@ -326,8 +225,9 @@ struct ExactBackward : RingGroup<Storage> {
     T weight = 1;
     for_each_run(plan.levels, this->problem.bank_rows, begin, length, [&](int level, int64_t first, int count) {
       if (level == 0) {
-        for (int done = 0; done < count; done += kStep<T>) {
-          const Map map = map_of_positions(first + done, count - done < kStep<T> ? count - done : kStep<T>);
+        for (int done = 0; done < count; done += kStepPositions<T>) {
+          const Map map =
+              map_of_positions(first + done, count - done < kStepPositions<T> ? count - done : kStepPositions<T>);
           weight *= map.numbers[0];
           map.pass(passed);
         }
@@ -344,26 +244,26 @@ struct ExactBackward : RingGroup<Storage> {
     return weight;
   }
 
-  // At most kStep positions. A window that ends in the step has its own sum there; one that goes through it has
-  // (tail, decay) of the step and a prefix of what is behind.
+  // At most kStepPositions positions. A window that ends in the step has its own sum there; one that goes through it
+  // has (tail, decay) of the step and a prefix of what is following.
   __device__ __forceinline__ void step(int64_t first_map, int64_t begin, int count) {
     const int64_t num_terms = this->windows.num_terms, end = begin + count;
     PassedWindows<T> passed;
     const T weight = pass(first_map, end - num_terms, num_terms - count, passed);
-    T to_f[kStep<T>], to_s[kStep<T>];
+    T to_f[kStepPositions<T>], to_s[kStepPositions<T>];
     if (__all_sync(this->mask, has_vanished(weight))) {
 #pragma unroll
-      for (int k = 0; k < kStep<T>; ++k) to_f[k] = to_s[k] = 0;
+      for (int k = 0; k < kStepPositions<T>; ++k) to_f[k] = to_s[k] = 0;
     } else {
       add_ending_windows(begin, count, weight, to_f, to_s);
     }
 
-    // Suffixes of the step behind each position.
+    // Suffixes of the step following each position.
     this->draw_here(begin, count);
-    this->draw_rows(this->rows->behind, begin + num_terms, count);
-    T tails[kStep<T>], decays[kStep<T>], tail = 0, decay = 1;
+    this->draw_rows(this->rows->following, begin + num_terms, count);
+    T tails[kStepPositions<T>], decays[kStepPositions<T>], tail = 0, decay = 1;
 #pragma unroll
-    for (int k = kStep<T> - 1; k >= 0; --k) {
+    for (int k = kStepPositions<T> - 1; k >= 0; --k) {
       if (k >= count) continue;
       tails[k] = tail;
       decays[k] = decay;
@@ -372,49 +272,49 @@ struct ExactBackward : RingGroup<Storage> {
       decay *= term_s;
     }
 #pragma unroll
-    for (int k = 0; k < kStep<T>; ++k) {
+    for (int k = 0; k < kStepPositions<T>; ++k) {
       if (k >= count) continue;
       const T grad = window_gradient(begin + k, k), term_s = this->load(this->s, this->offset(this->row_here(k)));
       const T v = passed.v + grad, u = passed.u + grad * passed.sum;
       emit(k, to_f[k] + v, to_s[k] + (v * tails[k] + u * decays[k]));
-      if (has_grad_s())
+      if (has_grad_s(io, this->windows))
         emit_row(begin + k, k,
                  this->load(this->f, this->offset(this->row_here(k))) + term_s * (tails[k] + decays[k] * passed.sum));
       passed.v = term_s * v;
       passed.u = term_s * u;
       if (has_vanished(passed.weight)) continue;
-      passed.sum += passed.weight * this->load(this->f, this->offset(this->rows->behind[k]));
-      passed.weight *= this->load(this->s, this->offset(this->rows->behind[k]));
+      passed.sum += passed.weight * this->load(this->f, this->offset(this->rows->following[k]));
+      passed.weight *= this->load(this->s, this->offset(this->rows->following[k]));
     }
   }
 
   // Of the windows that end in the step: the one from begin + l + 1 - num_terms ends at begin + l. `weight` is the
   // product of s from the first window that goes through the step to its begin.
-  __device__ __forceinline__ void add_ending_windows(int64_t begin, int count, T weight, T (&to_f)[kStep<T>],
-                                                     T (&to_s)[kStep<T>]) {
+  __device__ __forceinline__ void add_ending_windows(int64_t begin, int count, T weight, T (&to_f)[kStepPositions<T>],
+                                                     T (&to_s)[kStepPositions<T>]) {
     // Products from the step's begin, in to_f; then downwards over the windows' ends.
-    this->draw_rows(this->rows->behind, begin, count);
+    this->draw_rows(this->rows->following, begin, count);
     T product = 1;
 #pragma unroll
-    for (int k = 0; k < kStep<T>; ++k) {
+    for (int k = 0; k < kStepPositions<T>; ++k) {
       to_f[k] = product;
       to_s[k] = 0;
-      if (k < count) product *= this->load(this->s, this->offset(this->rows->behind[k]));
+      if (k < count) product *= this->load(this->s, this->offset(this->rows->following[k]));
     }
     const int64_t first = begin + 1 - this->windows.num_terms;
     this->draw_here(first, count - 1);
-    T reaching = 0, behind = 0;  // gradients that reach a position, and with the windows' sums behind it
+    T reaching = 0, following = 0;  // gradients that reach a position, and with the windows' sums following it
 #pragma unroll
-    for (int k = kStep<T> - 1; k >= 0; --k) {
+    for (int k = kStepPositions<T> - 1; k >= 0; --k) {
       if (k >= count - 1) {
         to_f[k] = 0;
         continue;
       }
-      const int64_t next = this->offset(this->rows->behind[k + 1]);
-      behind = this->load(this->f, next) * reaching + this->load(this->s, next) * behind;
+      const int64_t next = this->offset(this->rows->following[k + 1]);
+      following = this->load(this->f, next) * reaching + this->load(this->s, next) * following;
       weight *= this->load(this->s, this->offset(this->row_here(k)));
       reaching += weight * window_gradient(first + k, k);
-      to_s[k] = to_f[k] * behind;
+      to_s[k] = to_f[k] * following;
       to_f[k] *= reaching;
     }
   }
@@ -435,7 +335,7 @@ struct ExactOf<EchoBackward, Storage> {
 template <typename Io, typename Storage>
 using Exact = typename ExactOf<Io, Storage>::type;
 
-// Makes the two levels above `level`: a group composes kStep children, a block what its groups have.
+// Makes the two levels above `level`: a group composes kStepPositions children, a block what its groups have.
 template <typename Io, typename Storage>
 __global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 1 : 2)
     ring_maps_kernel(EchoProblem problem, Io io, RingPlan plan, ExactFlags flags, Compute<Storage>* maps, int level,
@@ -446,7 +346,7 @@ __global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 
   if (!flags.any(teams)) return;
   Group group(problem, io, plan, maps);
   const int groups = kMapsThreads / plan.lanes, index = static_cast<int>(threadIdx.x) / plan.lanes;
-  auto* composed = reinterpret_cast<T*>(reinterpret_cast<DrawnRows<T>*>(dynamic_shared_memory) + groups);
+  auto* composed = reinterpret_cast<T*>(reinterpret_cast<GroupRows<T>*>(dynamic_shared_memory) + groups);
   const int64_t children = maps_of_level(plan.levels, level, problem.bank_rows);
   const int64_t tiles = maps_of_level(plan.levels, level + 2, problem.bank_rows);
   for_each_item(teams, tiles * plan.num_column_blocks, 0, 1, [&](int64_t circle, int64_t item) {
@@ -454,8 +354,8 @@ __global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 
     if (!flags.any(circle, column_block * plan.lanes / plan.scan_columns, 1)) return;
     group.start(circle, column_block);
     const int64_t first_map = (circle - teams.begin) * plan.levels.num_maps;
-    const int64_t at = tile * groups + index, first = at * kStep<T>;
-    const int count = static_cast<int>(children - first < kStep<T> ? children - first : kStep<T>);
+    const int64_t at = tile * groups + index, first = at * kStepPositions<T>;
+    const int count = static_cast<int>(children - first < kStepPositions<T> ? children - first : kStepPositions<T>);
     Map map;
     if (count > 0) {
       map = level == 0 ? group.map_of_positions(first, count)
@@ -488,7 +388,7 @@ __device__ __forceinline__ void do_steps(Group& group, const ExactFlags& flags, 
                   const int64_t begin = item / plan.num_column_blocks * plan.step,
                                 column_block = item % plan.num_column_blocks;
                   if (flags.flags != nullptr &&
-                      !flags.flags[(circle * plan.num_segments + begin / plan.segment) * plan.num_scan_blocks +
+                      !flags.flags[(circle * plan.num_segments + begin / plan.segment) * plan.num_scan_column_blocks +
                                    column_block * plan.lanes / plan.scan_columns])
                     return;
                   const int64_t left = group.num_starts(circle) - begin;
@@ -525,7 +425,7 @@ cudaError_t make_maps(const EchoProblem& problem, const Io& io, const RingPlan& 
                       cudaStream_t stream) {
   using Map = typename Exact<Io, Storage>::Map;
   const int groups = kMapsThreads / plan.lanes;
-  const size_t shared_bytes = sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups) +
+  const size_t shared_bytes = sizeof(GroupRows<Compute<Storage>>) * static_cast<size_t>(groups) +
                               sizeof(Compute<Storage>) * Map::kNumbers * static_cast<size_t>(kMapsThreads);
   for (int level = 0; level < plan.levels.count; level += 2) {
     const int64_t tiles = maps_of_level(plan.levels, level + 2, problem.bank_rows) * plan.num_column_blocks;
@@ -544,7 +444,7 @@ int log_of_step() {
 template <typename T>
 void plan_exact(const EchoProblem& problem, const Windows& windows, bool backward, RingPlan* plan) {
   const int64_t num_starts = backward || problem.rows > problem.bank_rows ? problem.bank_rows : problem.rows;
-  plan->step = windows.num_terms < kStep<T> ? static_cast<int>(windows.num_terms) : kStep<T>;
+  plan->step = windows.num_terms < kStepPositions<T> ? static_cast<int>(windows.num_terms) : kStepPositions<T>;
   plan->num_steps = ceil_div(num_starts, plan->step);
   plan->lanes = lanes_for(problem.width, 1);
   plan->num_column_blocks = ceil_div(problem.width, plan->lanes);
@@ -559,7 +459,7 @@ void plan_exact(const EchoProblem& problem, const Windows& windows, bool backwar
   int log_groups = 0;
   while (1 << log_groups < kMapsThreads / plan->lanes) ++log_groups;
   // As long as there are many maps, of fewer positions than windows have.
-  while (windows.num_terms > kStep<T> && levels.count + 2 < RingLevels::kMost &&
+  while (windows.num_terms > kStepPositions<T> && levels.count + 2 < RingLevels::kMaxLevels &&
          int64_t{1} << levels.log_size[levels.count] < windows.num_terms &&
          maps_of_level(levels, levels.count, problem.bank_rows) > kEnoughMaps) {
     grow(log_of_step<T>());
@@ -586,11 +486,11 @@ cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io
                                const RingTeams& circles, const bool* is_exact, void* maps, const DeviceLimits& limits,
                                cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_blocks};
+  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
-  const size_t shared_bytes = sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups);
+  const size_t shared_bytes = sizeof(GroupRows<Compute<Storage>>) * static_cast<size_t>(groups);
   const int64_t blocks = ceil_div(plan.num_steps * plan.num_column_blocks, groups);
   return launch_teams(ring_forward_exact_kernel<Storage>, kThreads, shared_bytes, plan, circles, blocks, limits, stream,
                       problem, io, plan, flags, numbers);
@@ -602,11 +502,11 @@ cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& 
                                 const RingSums<Compute<Storage>>& sums, const DeviceLimits& limits,
                                 cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_blocks};
+  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
-  const size_t shared_bytes = sizeof(DrawnRows<Compute<Storage>>) * static_cast<size_t>(groups);
+  const size_t shared_bytes = sizeof(GroupRows<Compute<Storage>>) * static_cast<size_t>(groups);
   const int64_t blocks = ceil_div(plan.num_steps * plan.num_column_blocks, groups);
   return launch_teams(ring_backward_exact_kernel<Storage>, kThreads, shared_bytes, plan, circles, blocks, limits,
                       stream, problem, io, plan, flags, numbers, sums);

@@ -1,6 +1,6 @@
 // A block at one segment of a circle (echo_ring_cuda.cu): it goes through the segment in tiles, of which every group of
-// lanes has a few consecutive positions in registers. Groups compose their positions, exchange what they have composed,
-// and know then what enters their own. A lane has one column or two adjacent ones.
+// lanes has a few consecutive positions in registers. Groups compose their positions, exchange_set what they have
+// composed, and know then what enters their own. A lane has one column or two adjacent ones.
 #pragma once
 
 #include "echo/ring_cuda.h"
@@ -8,40 +8,41 @@
 namespace echo_ext {
 
 constexpr int kScanThreads = 512;
-constexpr int kLeastScanLanes = 4;  // bounds what is drawn by a warp
+constexpr int kMinScanLanes = 4;  // bounds what is drawn by a warp
 
 // ---- Adjacent columns ----------------------------------------------------------------------------------------------
 
 template <typename T, int kColumns>
-struct Columns {
+struct AdjacentColumns {
   T at[kColumns];
 };
 template <int kColumns, typename T>
-__device__ __forceinline__ Columns<T, kColumns> filled(T value) {
-  Columns<T, kColumns> all;
+__device__ __forceinline__ AdjacentColumns<T, kColumns> filled(T value) {
+  AdjacentColumns<T, kColumns> all;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) all.at[c] = value;
   return all;
 }
 // a + b * c.
 template <typename T, int kColumns>
-__device__ __forceinline__ Columns<T, kColumns> plus_product(const Columns<T, kColumns>& a,
-                                                             const Columns<T, kColumns>& b,
-                                                             const Columns<T, kColumns>& c) {
-  Columns<T, kColumns> sum;
+__device__ __forceinline__ AdjacentColumns<T, kColumns> plus_product(const AdjacentColumns<T, kColumns>& a,
+                                                                     const AdjacentColumns<T, kColumns>& b,
+                                                                     const AdjacentColumns<T, kColumns>& c) {
+  AdjacentColumns<T, kColumns> sum;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) sum.at[i] = a.at[i] + b.at[i] * c.at[i];
   return sum;
 }
 template <typename T, int kColumns>
-__device__ __forceinline__ Columns<T, kColumns> product(const Columns<T, kColumns>& a, const Columns<T, kColumns>& b) {
-  Columns<T, kColumns> result;
+__device__ __forceinline__ AdjacentColumns<T, kColumns> product(const AdjacentColumns<T, kColumns>& a,
+                                                                const AdjacentColumns<T, kColumns>& b) {
+  AdjacentColumns<T, kColumns> result;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) result.at[i] = a.at[i] * b.at[i];
   return result;
 }
 template <typename T, int kColumns>
-__device__ __forceinline__ bool has_vanished(const Columns<T, kColumns>& weight) {
+__device__ __forceinline__ bool has_vanished(const AdjacentColumns<T, kColumns>& weight) {
   bool all = true;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) all = all && has_vanished(weight.at[i]);
@@ -50,61 +51,62 @@ __device__ __forceinline__ bool has_vanished(const Columns<T, kColumns>& weight)
 
 // What is loaded and stored in one instruction.
 template <size_t kBytes>
-struct WordOf;
+struct MemoryWordOf;
 template <>
-struct WordOf<2> {
+struct MemoryWordOf<2> {
   using type = unsigned short;
 };
 template <>
-struct WordOf<4> {
+struct MemoryWordOf<4> {
   using type = unsigned;
 };
 template <>
-struct WordOf<8> {
+struct MemoryWordOf<8> {
   using type = unsigned long long;
 };
 template <>
-struct WordOf<16> {
+struct MemoryWordOf<16> {
   using type = float4;
 };
 template <typename Storage, int kColumns>
-using Word = typename WordOf<sizeof(Storage) * kColumns>::type;
+using MemoryWord = typename MemoryWordOf<sizeof(Storage) * kColumns>::type;
 
 template <typename Storage, int kColumns>
-__device__ __forceinline__ Columns<Compute<Storage>, kColumns> load_columns(const void* from, int64_t at) {
-  const auto word = __ldg(reinterpret_cast<const Word<Storage, kColumns>*>(static_cast<const Storage*>(from) + at));
+__device__ __forceinline__ AdjacentColumns<Compute<Storage>, kColumns> load_columns(const void* from, int64_t at) {
+  const auto word =
+      __ldg(reinterpret_cast<const MemoryWord<Storage, kColumns>*>(static_cast<const Storage*>(from) + at));
   Storage values[kColumns];
   memcpy(values, &word, sizeof(word));
-  Columns<Compute<Storage>, kColumns> columns;
+  AdjacentColumns<Compute<Storage>, kColumns> columns;
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) columns.at[i] = to_compute(values[i]);
   return columns;
 }
 template <typename Storage, int kColumns>
 __device__ __forceinline__ void store_columns(void* to, int64_t at,
-                                              const Columns<Compute<Storage>, kColumns>& columns) {
+                                              const AdjacentColumns<Compute<Storage>, kColumns>& columns) {
   Storage values[kColumns];
 #pragma unroll
   for (int i = 0; i < kColumns; ++i) values[i] = from_compute<Storage>(columns.at[i]);
-  Word<Storage, kColumns> word;
+  MemoryWord<Storage, kColumns> word;
   memcpy(&word, values, sizeof(word));
-  *reinterpret_cast<Word<Storage, kColumns>*>(static_cast<Storage*>(to) + at) = word;
+  *reinterpret_cast<MemoryWord<Storage, kColumns>*>(static_cast<Storage*>(to) + at) = word;
 }
 
 // ---- The block -----------------------------------------------------------------------------------------------------
 
 // What a group tells the others of its positions, for each of a lane's columns.
 template <typename T, int kColumns, int kNumbers>
-struct alignas(sizeof(T) * kColumns * kNumbers % 16 == 0 ? 16 : sizeof(T) * kColumns) Composed {
-  Columns<T, kColumns> numbers[kNumbers];
+struct alignas(sizeof(T) * kColumns * kNumbers % 16 == 0 ? 16 : sizeof(T) * kColumns) GroupMaps {
+  AdjacentColumns<T, kColumns> numbers[kNumbers];
 };
 
-// kPositions of a group, kNumbers that groups exchange.
+// kPositions of a group, kNumbers that groups exchange_set.
 template <typename Storage, int kColumns, int kPositions, int kNumbers>
 struct ScanBlock {
   using T = Compute<Storage>;
-  using Value = Columns<T, kColumns>;
-  using Exchanged = Composed<T, kColumns, kNumbers>;
+  using Value = AdjacentColumns<T, kColumns>;
+  using Exchanged = GroupMaps<T, kColumns, kNumbers>;
 
   const EchoProblem& problem;
   Windows windows;
@@ -114,7 +116,7 @@ struct ScanBlock {
   int32_t* rows;            // of this warp: two sets of its groups' positions, each from one before them
   int set_stride, own_row;  // where a position's window belongs, from its own row
   Exchanged* exchanged;     // two sets of all groups'
-  int exchange = 0;         // the set of the next exchange
+  int exchange_set = 0;     // the set of the next exchange_set
   int64_t column = 0, circle = 0;
   bool is_column = false;
   DrawKey key = {};
@@ -134,7 +136,7 @@ struct ScanBlock {
         group(static_cast<int>(threadIdx.x) / lanes_),
         groups(kScanThreads / lanes_),
         set_stride(kWarp / lanes_ * kPositions + 1),
-        own_row(windows_.behind_own_row ? -1 : 0) {
+        own_row(windows_.after_own_row ? -1 : 0) {
     exchanged = reinterpret_cast<Exchanged*>(dynamic_shared_memory);
     rows = reinterpret_cast<int32_t*>(exchanged + 2 * kScanThreads) +
            static_cast<int>(threadIdx.x) / kWarp * 2 * set_stride;
@@ -155,7 +157,7 @@ struct ScanBlock {
   __device__ __forceinline__ void draw(int set, int64_t first, int count) {
     const int of_warp = set_stride - 1, begin = group / (kWarp / lanes) * of_warp;
     int now = count - begin < of_warp ? count - begin : of_warp;
-    const int before = windows.behind_own_row ? 1 : 0;
+    const int before = windows.after_own_row ? 1 : 0;
     __syncwarp();
     for (int t = static_cast<int>(threadIdx.x) % kWarp - before; t < now; t += kWarp)
       rows[set * set_stride + 1 + t] =
@@ -182,9 +184,9 @@ struct ScanBlock {
   }
 
   // Makes this group's numbers known; what all groups of the lane's columns have, one after another.
-  __device__ __forceinline__ const Exchanged* meet(const Exchanged& own) {
-    Exchanged* all = exchanged + exchange * kScanThreads;
-    exchange ^= 1;
+  __device__ __forceinline__ const Exchanged* exchange_maps(const Exchanged& own) {
+    Exchanged* all = exchanged + exchange_set * kScanThreads;
+    exchange_set ^= 1;
     all[threadIdx.x] = own;
     __syncthreads();
     return all + lane;

@@ -1,7 +1,7 @@
-// Permutation and replacement: every row its own draws.
+// Permutation and replacement sampling on the CPU: every row has its own draws.
 //
-// The bank is first laid out as tiles: for a few cache lines of columns, each bank row's f and s side by side, padded
-// and in the computing type, so that a tile stays in the cache while all rows draw from it.
+// First the bank is copied to tiles. A tile holds a few cache lines of columns, with the f and s of each bank row next
+// to each other, padded and converted to the compute type. It stays in the cache while all rows draw from it.
 #include <limits>
 
 #include "common/parallel.h"
@@ -16,15 +16,17 @@ namespace {
 constexpr int kTermsPerCheck = 8;
 static_assert(kFirstDraws % kTermsPerCheck == 0 && kMoreDraws % kTermsPerCheck == 0, "a check falls on the last draw");
 
-// A term is dropped only when all that remain together are below this share of the row's largest partial sum: far below
-// what rounding the sum itself costs.
+// Terms are dropped only if all remaining terms together are below this fraction of the largest partial sum of the row,
+// which is far below the rounding error of the sum.
 template <typename T>
 constexpr T kNegligible = std::numeric_limits<T>::epsilon() / 64;
 
-// A column's bound on all that a row's remaining terms can add, per unit of weight: max|f| / (1 - max|s|), divided by
-// kNegligible. NaN, which is below nothing, so that nothing is ever dropped, where |s| reaches 1 or a value is not
-// finite: a sum that is infinite already may still become NaN. Never zero: where every f is 0, the gradient of f still
-// is made of weights, none of which may be dropped before it is negligible itself.
+// A bound on the sum of all remaining terms of a row in one column, per unit of weight: max|f| / (1 - max|s|), divided
+// by kNegligible. Two cases are special:
+// - If |s| reaches 1 or a value is not finite, the bound is NaN. No comparison with it holds, so nothing is dropped: a
+// sum that is already infinite may still become NaN.
+// - The bound is never zero. Even if every f is zero, the gradient of f consists of weights, which must not be dropped
+// before they are negligible themselves.
 template <typename T>
 T tail_bound(T largest_f, T largest_s) {
   constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
@@ -34,26 +36,26 @@ T tail_bound(T largest_f, T largest_s) {
 }
 
 template <typename T>
-T larger_or_nan(T a, T b) {
+T maximum_or_nan(T a, T b) {
   return b > a || b != b ? b : a;
 }
 
-// Lays out a tile's bank rows [begin, end), and the largest |f| and |s| of its columns among them.
+// Copies the bank rows [begin, end) of a tile, and sets the largest |f| and |s| of each column among them.
 template <typename Storage, typename P>
 void fill_tile(const EchoProblem& problem, const void* bank_f, const void* bank_s, int64_t t, int64_t begin,
                int64_t end, Compute<Storage>* tile, Compute<Storage>* largest) {
   using T = Compute<Storage>;
   const Columns<Storage, P> columns(problem.width, t);
   alignas(64) T largest_f[P::kColumns] = {}, largest_s[P::kColumns] = {};
-  in_pieces(begin, end, [&](int64_t from, int64_t to) {
+  for_each_piece(begin, end, [&](int64_t from, int64_t to) {
     for (int64_t row = from; row < to; ++row) {
       T* f = tile + row * 2 * P::kColumns;
       T* s = f + P::kColumns;
       columns.read(bank_f, row).store_to(f);
       columns.read(bank_s, row).store_to(s);
       for (int c = 0; c < P::kColumns; ++c) {
-        largest_f[c] = larger_or_nan(largest_f[c], std::abs(f[c]));
-        largest_s[c] = larger_or_nan(largest_s[c], std::abs(s[c]));
+        largest_f[c] = maximum_or_nan(largest_f[c], std::abs(f[c]));
+        largest_s[c] = maximum_or_nan(largest_s[c], std::abs(s[c]));
       }
     }
   });
@@ -66,7 +68,7 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   const int32_t* rows = draws.rows();
   for (int64_t t = 0; t < num_terms;) {
-    for (const int64_t end = draws.beyond(t); t < end;) {
+    for (const int64_t end = draws.available_after(t); t < end;) {
       const T* f = tile + rows[t] * int64_t{2 * P::kColumns};
       sum = sum + weight * P::loaded(f);
       weight = weight * P::loaded(f + P::kColumns);
@@ -78,18 +80,20 @@ P row_noise(const T* tile, const P& bounds, const RowDraws& draws, int64_t num_t
   return sum;
 }
 
-// One row's part of the gradients of a tile; returns the row's noise. weights has room for num_terms packs.
+// Adds the contribution of one row to the gradients of a tile, and returns the row's noise. `weights` has space for
+// num_terms packs.
 template <typename T, typename P>
 P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws& draws, int64_t num_terms,
                const P& grad, T* weights) {
-  // Upwards: each term's weight. What remains must be negligible for the gradient too, where a term's own s is left out
-  // of the product: left_out is the largest such product, that of all |s| but the smallest.
+  // Forward through the terms: the weight of each. The remaining terms must be negligible for the gradient as well,
+  // where the term's own s is missing from the product. left_out is the largest such product: that of all |s| except
+  // the smallest.
   P sum = P::filled(0), weight = P::filled(1), largest_sum = P::filled(0);
   P left_out = P::filled(1), smallest = P::filled(1);
   const int32_t* rows = draws.rows();
   int64_t used = 0;
   for (bool settled = false; used < num_terms && !settled;) {
-    for (const int64_t end = draws.beyond(used); used < end && !settled;) {
+    for (const int64_t end = draws.available_after(used); used < end && !settled;) {
       const T* f = tile + rows[used] * int64_t{2 * P::kColumns};
       const P s = P::loaded(f + P::kColumns), size = absolute(s);
       weight.store_to(weights + used * P::kColumns);
@@ -102,7 +106,7 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
       settled = all_less_equal(left_out * bounds, largest_sum);
     }
   }
-  // Downwards: each term's tail.
+  // Backward through the terms: the tail of each, which is the sum of the terms after it.
   P tail = P::filled(0);
   for (int64_t t = used - 1; t >= 0; --t) {
     const int64_t at = rows[t] * int64_t{2 * P::kColumns};
@@ -116,32 +120,33 @@ P row_gradient(const T* tile, T* gradient_tile, const P& bounds, const RowDraws&
   return tail;
 }
 
-// How a problem is cut up, which depends on its shape alone, and so do the results.
+// The division of a problem into tiles and pieces. It depends only on the problem's shape, so that results do not
+// depend on the number of threads.
 struct Layout {
-  static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMostTableTerms = 1 << 16;
+  static constexpr int64_t kGroupBytes = 1 << 20, kPieceRows = 4096, kMaxTableTerms = 1 << 16;
   static constexpr int64_t kTableRows = 16;
 
   int64_t columns, tiles, tile_size;
-  int64_t tiles_of_group;  // tiles that share a second-level cache, and so can share a row's draws
-  int64_t pieces;          // of the bank
-  int64_t table_rows;      // whose draws are made together
+  int64_t tiles_per_group;  // tiles that fit into the second-level cache together, and can share the draws of a row
+  int64_t pieces;           // pieces of the bank that are copied in parallel
+  int64_t table_rows;       // rows whose draws are computed together
 
   Layout(const EchoProblem& problem, int64_t columns_, int64_t bytes_of_tile)
       : columns(columns_),
         tiles(ceil_div(problem.width, columns)),
         tile_size(problem.bank_rows * 2 * columns),
-        tiles_of_group(std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes_of_tile, 1), 1, tiles)),
+        tiles_per_group(std::clamp<int64_t>(kGroupBytes / std::max<int64_t>(bytes_of_tile, 1), 1, tiles)),
         pieces(std::max<int64_t>(1, ceil_div(problem.bank_rows, kPieceRows))),
-        table_rows(std::clamp<int64_t>(kMostTableTerms / std::max<int64_t>(problem.num_terms, 1), 1, kTableRows)) {}
+        table_rows(std::clamp<int64_t>(kMaxTableTerms / std::max<int64_t>(problem.num_terms, 1), 1, kTableRows)) {}
 
-  int64_t groups() const { return ceil_div(tiles, tiles_of_group); }
+  int64_t groups() const { return ceil_div(tiles, tiles_per_group); }
 };
 
-// The bank as tiles, and what bounds their columns.
+// The bank as tiles, and the bounds of their columns.
 template <typename Storage, typename P>
 struct TiledBank {
   using T = Compute<Storage>;
-  T *tiles, *bounds, *largest;  // the largest of each piece of a tile
+  T *tiles, *bounds, *largest;  // `largest` is per piece of a tile
 
   TiledBank(const Layout& layout, Workspace& workspace)
       : tiles(workspace.take<T>(layout.tiles * layout.tile_size)),
@@ -156,34 +161,34 @@ struct TiledBank {
                             largest + task * 2 * layout.columns);
     });
     for (int64_t t = 0; t < layout.tiles; ++t) {
-      T* of_tile = largest + t * layout.pieces * 2 * layout.columns;
+      T* tile_largest = largest + t * layout.pieces * 2 * layout.columns;
       for (int64_t piece = 1; piece < layout.pieces; ++piece)
         for (int64_t c = 0; c < 2 * layout.columns; ++c)
-          of_tile[c] = larger_or_nan(of_tile[c], of_tile[piece * 2 * layout.columns + c]);
+          tile_largest[c] = maximum_or_nan(tile_largest[c], tile_largest[piece * 2 * layout.columns + c]);
       for (int64_t c = 0; c < layout.columns; ++c)
-        bounds[t * layout.columns + c] = tail_bound(of_tile[c], of_tile[layout.columns + c]);
+        bounds[t * layout.columns + c] = tail_bound(tile_largest[c], tile_largest[layout.columns + c]);
     }
   }
 };
 
-// A thread's own table, where no table of all rows is kept.
+// A thread's own table of draws, used if there is no cached table of all rows.
 DrawTable take_table(const EchoProblem& problem, const Layout& layout, Workspace& workspace) {
   const int64_t capacity = DrawTable::capacity_for(problem.num_terms);
   return {0, capacity, workspace.take<int32_t>(layout.table_rows * capacity),
           workspace.take<int32_t>(layout.table_rows)};
 }
 
-// Calls body(table, first row, last row) for as many rows of [begin, end) at a time as a table holds, with their first
-// draws made.
+// Calls body(table, first, last) for consecutive rows [first, last) of [begin, end), as many at a time as a table
+// holds, once their first draws have been computed.
 template <typename Body>
-void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* kept, DrawTable table, int64_t begin,
+void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* cached, DrawTable table, int64_t begin,
                 int64_t end, const Body& body) {
-  if (kept != nullptr) table = *kept;
+  if (cached != nullptr) table = *cached;
   for (int64_t first = begin; first < end; first += layout.table_rows) {
     const int64_t last = std::min(first + layout.table_rows, end);
-    if (kept == nullptr) table.first_row = first;
+    if (cached == nullptr) table.first_row = first;
     const int64_t index = first - table.first_row;
-    if (kept == nullptr || table.counts[index] == 0) maker.start(table, index, last - first);
+    if (cached == nullptr || table.counts[index] == 0) maker.start(table, index, last - first);
     body(table, first, last);
   }
 }
@@ -191,7 +196,7 @@ void with_draws(const DrawMaker& maker, const Layout& layout, const DrawTable* k
 struct Forward {
   const EchoProblem& problem;
   const EchoForward& io;
-  const DrawTable* kept;
+  const DrawTable* cached;
   int num_threads;
 
   template <typename Storage, typename P>
@@ -205,11 +210,12 @@ struct Forward {
     const int64_t row_tasks = ceil_div(problem.rows, layout.table_rows);
     parallel_for(layout.groups() * row_tasks, num_threads, [&](int64_t task, int slot) {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() + slot * slot_bytes(problem, layout));
-      const int64_t first_tile = task / row_tasks * layout.tiles_of_group, begin = task % row_tasks * layout.table_rows;
+      const int64_t first_tile = task / row_tasks * layout.tiles_per_group,
+                    begin = task % row_tasks * layout.table_rows;
       const int64_t end = std::min(begin + layout.table_rows, problem.rows);
-      Pulse pulse;
-      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
-        for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_of_group, layout.tiles); ++t) {
+      PollCounter polls;
+      const auto process_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for (int64_t t = first_tile; t < std::min(first_tile + layout.tiles_per_group, layout.tiles); ++t) {
           const Columns<Storage, P> columns(problem.width, t);
           const P bounds = P::loaded(bank.bounds + t * layout.columns);
           for (int64_t row = first; row < last; ++row) {
@@ -217,11 +223,11 @@ struct Forward {
                                        RowDraws{maker, table, row - table.first_row}, problem.num_terms);
             if (io.f != nullptr) result = columns.read(io.f, row) + columns.read(io.s, row) * result;
             columns.write(io.out, row, result);
-            pulse.after(problem.num_terms);
+            polls.add(problem.num_terms);
           }
         }
       };
-      with_draws(maker, layout, kept, take_table(problem, layout, slots), begin, end, of_rows);
+      with_draws(maker, layout, cached, take_table(problem, layout, slots), begin, end, process_rows);
     });
   }
 
@@ -237,61 +243,62 @@ struct Forward {
   }
 };
 
-// Rows are shared among threads in chunks, each with gradient tiles of its own, which are added up in the end. The
-// number of chunks depends on the shape alone, so that results do not depend on the number of threads. Clearing a tile
-// and adding it up costs as much as some terms of as many rows, and must be cheap compared with the terms of a chunk.
-struct Chunks {
-  static constexpr int64_t kMostTasks = 16, kUsualTerms = 64, kLeastTerms = 1 << 13, kMostBytes = 64 << 20;
+// Rows are distributed over threads in chunks. Each chunk has its own gradient tiles, which are added up in the end.
+// The number of chunks depends only on the problem's shape, so that results do not depend on the number of threads.
+// Clearing and adding up a tile costs as much as a few terms for each of its rows, which must be little compared with
+// the terms of a chunk.
+struct RowChunks {
+  static constexpr int64_t kMaxTasks = 16, kTypicalTerms = 64, kMinTerms = 1 << 13, kMaxBytes = 64 << 20;
   static constexpr int64_t kTermsOfTile = 6, kCachedBytes = 1 << 19, kTermsBeyondCache = 16;
 
-  int64_t count, rows;  // rows of a chunk
+  int64_t count, rows;  // `rows` is per chunk
 
-  Chunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
-    const int64_t terms = problem.rows * std::min(problem.num_terms, kUsualTerms);
+  RowChunks(const EchoProblem& problem, const Layout& layout, int64_t bytes_of_tile) {
+    const int64_t terms = problem.rows * std::min(problem.num_terms, kTypicalTerms);
     const int64_t terms_of_tile = bytes_of_tile <= kCachedBytes ? kTermsOfTile : kTermsBeyondCache;
-    count = std::min({ceil_div(kMostTasks, layout.tiles), terms / (terms_of_tile * problem.bank_rows),
-                      terms * layout.tiles / kLeastTerms, kMostBytes / (layout.tiles * bytes_of_tile)});
+    count = std::min({ceil_div(kMaxTasks, layout.tiles), terms / (terms_of_tile * problem.bank_rows),
+                      terms * layout.tiles / kMinTerms, kMaxBytes / (layout.tiles * bytes_of_tile)});
     count = std::max<int64_t>(count, 1);
     rows = ceil_div(problem.rows, count);
   }
 };
 
-// What a thread needs for the backward pass: a row's weights, a table of draws, and the gradients of a group's tiles
-// where it works on all their rows.
+// The buffers of one thread in the backward pass: the weights of a row, a table of draws, and, if there is only one
+// chunk, the gradients of a group of tiles.
 template <typename T>
 struct BackwardSlot {
   T* weights;
   T* gradients;
   DrawTable table;
-  BackwardSlot(const EchoProblem& problem, const Layout& layout, const Chunks& chunks, Workspace& workspace)
+  BackwardSlot(const EchoProblem& problem, const Layout& layout, const RowChunks& chunks, Workspace& workspace)
       : weights(workspace.take<T>(problem.num_terms * layout.columns)),
-        gradients(workspace.take<T>(chunks.count > 1 ? 0 : layout.tiles_of_group * layout.tile_size)),
+        gradients(workspace.take<T>(chunks.count > 1 ? 0 : layout.tiles_per_group * layout.tile_size)),
         table(take_table(problem, layout, workspace)) {}
 
-  static int64_t bytes(const EchoProblem& problem, const Layout& layout, const Chunks& chunks) {
+  static int64_t bytes(const EchoProblem& problem, const Layout& layout, const RowChunks& chunks) {
     Workspace sizes(nullptr);
     BackwardSlot(problem, layout, chunks, sizes);
     return sizes.bytes();
   }
 };
 
-// The gradients of all chunks, [tile][chunk], where there are several.
+// The gradients of all chunks, [tile][chunk], if there is more than one.
 template <typename T>
-T* take_gradients(const Layout& layout, const Chunks& chunks, Workspace& workspace) {
+T* take_gradients(const Layout& layout, const RowChunks& chunks, Workspace& workspace) {
   return workspace.take<T>(chunks.count > 1 ? layout.tiles * chunks.count * layout.tile_size : 0);
 }
 
 struct Backward {
   const EchoProblem& problem;
   const EchoBackward& io;
-  const DrawTable* kept;
+  const DrawTable* cached;
   int num_threads;
 
   template <typename Storage, typename P>
   void run() const {
     using T = Compute<Storage>;
     const Layout layout = layout_of<P>(problem);
-    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
+    const RowChunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace memory(io.workspace);
     const TiledBank<Storage, P> bank(layout, memory);
     T* gradients = take_gradients<T>(layout, chunks, memory);
@@ -301,29 +308,30 @@ struct Backward {
       Workspace slots(static_cast<char*>(io.workspace) + memory.bytes() +
                       slot_index * BackwardSlot<T>::bytes(problem, layout, chunks));
       const BackwardSlot<T> slot(problem, layout, chunks, slots);
-      const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_of_group;
-      const int64_t last_tile = std::min(first_tile + layout.tiles_of_group, layout.tiles);
+      const int64_t chunk = task % chunks.count, first_tile = task / chunks.count * layout.tiles_per_group;
+      const int64_t last_tile = std::min(first_tile + layout.tiles_per_group, layout.tiles);
       const auto gradients_of = [&](int64_t t) {
         return chunks.count > 1 ? gradients + (t * chunks.count + chunk) * layout.tile_size
                                 : slot.gradients + (t - first_tile) * layout.tile_size;
       };
       for (int64_t t = first_tile; t < last_tile; ++t)
-        in_pieces(0, layout.tile_size,
-                  [&](int64_t begin, int64_t end) { std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0)); });
-      Pulse pulse;
-      const auto of_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
+        for_each_piece(0, layout.tile_size, [&](int64_t begin, int64_t end) {
+          std::fill(gradients_of(t) + begin, gradients_of(t) + end, T(0));
+        });
+      PollCounter polls;
+      const auto process_rows = [&](const DrawTable& table, int64_t first, int64_t last) {
         for (int64_t t = first_tile; t < last_tile; ++t) {
           const Columns<Storage, P> columns(problem.width, t);
           const P bounds = P::loaded(bank.bounds + t * layout.columns);
           for (int64_t row = first; row < last; ++row) {
             add_row<Storage, P>(columns, bank.tiles + t * layout.tile_size, gradients_of(t), bounds,
                                 RowDraws{maker, table, row - table.first_row}, row, slot.weights);
-            pulse.after(problem.num_terms);
+            polls.add(problem.num_terms);
           }
         }
       };
       const int64_t begin = chunk * chunks.rows;
-      with_draws(maker, layout, kept, slot.table, begin, std::min(begin + chunks.rows, problem.rows), of_rows);
+      with_draws(maker, layout, cached, slot.table, begin, std::min(begin + chunks.rows, problem.rows), process_rows);
       if (chunks.count > 1) return;
       for (int64_t t = first_tile; t < last_tile; ++t)
         add_up<Storage, P>(Columns<Storage, P>(problem.width, t), gradients_of(t), layout.tile_size, 1, 0,
@@ -354,19 +362,19 @@ struct Backward {
     }
   }
 
-  // Writes the sums of all chunks' gradients for the bank rows [begin, end).
+  // Writes the sum of the gradients of all chunks for the bank rows [begin, end).
   template <typename Storage, typename P, typename T>
   void add_up(const Columns<Storage, P>& columns, const T* gradients, int64_t tile_size, int64_t count, int64_t begin,
               int64_t end) const {
-    in_pieces(
+    for_each_piece(
         begin, end,
         [&](int64_t from, int64_t to) {
           for (int64_t row = from; row < to; ++row) {
-            const T* of_row = gradients + row * 2 * P::kColumns;
-            P f = P::loaded(of_row), s = P::loaded(of_row + P::kColumns);
+            const T* row_gradients = gradients + row * 2 * P::kColumns;
+            P f = P::loaded(row_gradients), s = P::loaded(row_gradients + P::kColumns);
             for (int64_t chunk = 1; chunk < count; ++chunk) {
-              f = f + P::loaded(of_row + chunk * tile_size);
-              s = s + P::loaded(of_row + chunk * tile_size + P::kColumns);
+              f = f + P::loaded(row_gradients + chunk * tile_size);
+              s = s + P::loaded(row_gradients + chunk * tile_size + P::kColumns);
             }
             columns.write(io.grad_bank_f, row, f);
             columns.write(io.grad_bank_s, row, s);
@@ -375,19 +383,19 @@ struct Backward {
         count);
   }
 
-  // A tile's gradients need room in the cache as well.
+  // The gradients of a tile must fit into the cache as well.
   template <typename P>
   static Layout layout_of(const EchoProblem& problem) {
     return Layout(problem, P::kColumns, problem.bank_rows * 4 * int64_t{sizeof(P)});
   }
 };
 
-void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable* kept, int num_threads) {
-  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, kept, num_threads});
+void forward(const EchoProblem& problem, const EchoForward& io, const DrawTable* cached, int num_threads) {
+  dispatch<kMaxTileLines>(problem.dtype, problem.width, Forward{problem, io, cached, num_threads});
 }
 
-void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable* kept, int num_threads) {
-  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, kept, num_threads});
+void backward(const EchoProblem& problem, const EchoBackward& io, const DrawTable* cached, int num_threads) {
+  dispatch<kMaxBackwardTileLines>(problem.dtype, problem.width, Backward{problem, io, cached, num_threads});
 }
 
 struct ForwardSize {
@@ -411,7 +419,7 @@ struct BackwardSize {
   void run() const {
     using T = Compute<Storage>;
     const Layout layout = Backward::layout_of<P>(problem);
-    const Chunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
+    const RowChunks chunks(problem, layout, layout.tile_size * int64_t{sizeof(T)});
     Workspace sizes(nullptr);
     TiledBank<Storage, P>(layout, sizes);
     take_gradients<T>(layout, chunks, sizes);

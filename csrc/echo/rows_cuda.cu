@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
     StepRows<kStaged> next = walk.rows_of_step(0);
     bool more = true;
-    for (uint32_t first = 0; more && first < num_terms; first += kStep) {
+    for (uint32_t first = 0; more && first < num_terms; first += kStepTerms) {
       const StepRows<kStaged> rows = next;
-      if (first + kStep < num_terms) next = walk.rows_of_step(first + kStep);
-      walk.visit_step(rows, at_most(num_terms - first, kStep), [&](const Cell<T>& cell) {
+      if (first + kStepTerms < num_terms) next = walk.rows_of_step(first + kStepTerms);
+      walk.visit_step(rows, at_most(num_terms - first, kStepTerms), [&](const Cell<T>& cell) {
 #pragma unroll
         for (int v = 0; v < kColumns<T>; ++v) {
           sum[v] += weight[v] * cell.f[v];
@@ -71,7 +71,7 @@ struct alignas(sizeof(T) * kColumns<T>) Weights {
 };
 
 // Weights are needed in descending order of terms, and dividing them back would lose them. Those ahead of each step are
-// kept, of all steps where memory suffices; else of one interval of 2^interval_bits steps at a time, and of all
+// checkpoints, of all steps where memory suffices; else of one interval of 2^interval_bits steps at a time, and of all
 // intervals' first steps.
 template <typename T>
 struct Checkpoints {
@@ -89,25 +89,25 @@ struct BankGradients {
   int64_t size;  // of a copy
 };
 
-// One row's way up its terms and down again.
+// One row's backward_row up its terms and down again.
 template <typename T, int kLanes, bool kStaged>
 struct BackwardRow {
   using Vector = typename Traits<T>::Vector;
 
   const RowWalk<T, kLanes, kStaged>& walk;
-  Checkpoints<T> kept;  // this thread's
-  Vector* gradient;     // this lane's of bank row 0
-  bool is_row;          // else nothing is added
+  Checkpoints<T> checkpoints;  // this thread's
+  Vector* gradient;            // this lane's of bank row 0
+  bool is_row;                 // else nothing is added
   T grad_eps[kColumns<T>];
   T tail[kColumns<T>] = {};
 
   __device__ __forceinline__ Weights<T>& weights_ahead_of(uint32_t step) const {
-    return kept.steps[(step & ((1u << kept.interval_bits) - 1)) * kept.threads];
+    return checkpoints.steps[(step & ((1u << checkpoints.interval_bits) - 1)) * checkpoints.threads];
   }
 
   // Walks to where no further term counts, and returns the number of those that do.
-  __device__ __forceinline__ uint32_t ascend(uint32_t num_terms) {
-    T sum[kColumns<T>] = {}, largest[kColumns<T>] = {}, without_one[kColumns<T>] = {};
+  __device__ __forceinline__ uint32_t walk_forward(uint32_t num_terms) {
+    T sum[kColumns<T>] = {}, largest[kColumns<T>] = {}, left_out[kColumns<T>] = {};
     Bounds<T> bounds[kColumns<T>];
     Weights<T> weight;
 #pragma unroll
@@ -116,45 +116,46 @@ struct BackwardRow {
       weight.value[v] = 1;
     }
     StepRows<kStaged> next = walk.rows_of_step(0);
-    for (uint32_t first = 0;; first += kStep) {
+    for (uint32_t first = 0;; first += kStepTerms) {
       const StepRows<kStaged> rows = next;
-      if (first + kStep < num_terms) next = walk.rows_of_step(first + kStep);
-      const uint32_t step = first / kStep, interval = step >> kept.interval_bits;
+      if (first + kStepTerms < num_terms) next = walk.rows_of_step(first + kStepTerms);
+      const uint32_t step = first / kStepTerms, interval = step >> checkpoints.interval_bits;
       weights_ahead_of(step) = weight;
-      if (interval > 0 && interval << kept.interval_bits == step)
-        kept.intervals[(interval - 1) * kept.threads] = weight;
-      walk.visit_step(rows, at_most(num_terms - first, kStep), [&](const Cell<T>& cell) {
+      if (interval > 0 && interval << checkpoints.interval_bits == step)
+        checkpoints.intervals[(interval - 1) * checkpoints.threads] = weight;
+      walk.visit_step(rows, at_most(num_terms - first, kStepTerms), [&](const Cell<T>& cell) {
 #pragma unroll
         for (int v = 0; v < kColumns<T>; ++v) {
           sum[v] += weight.value[v] * cell.f[v];
-          const T skipping_earlier = without_one[v] * magnitude(cell.s[v]), skipping_this = magnitude(weight.value[v]);
-          without_one[v] = skipping_earlier > skipping_this ? skipping_earlier : skipping_this;
+          const T leaving_out_earlier = left_out[v] * magnitude(cell.s[v]),
+                  leaving_out_this = magnitude(weight.value[v]);
+          left_out[v] = leaving_out_earlier > leaving_out_this ? leaving_out_earlier : leaving_out_this;
           weight.value[v] *= cell.s[v];
         }
       });
-      if (num_terms - first <= kStep) return num_terms;
+      if (num_terms - first <= kStepTerms) return num_terms;
       // What remains must be negligible for the gradients too: a term's own s is no factor of its derivative, and the
       // gradient of f is made of weights, none of which may be dropped before it is negligible itself.
       bool done = true;
 #pragma unroll
       for (int v = 0; v < kColumns<T>; ++v) {
         if (magnitude(sum[v]) > largest[v]) largest[v] = magnitude(sum[v]);
-        done = done && is_negligible(without_one[v], bounds[v].bound, Traits<T>::kNegligible * largest[v]) &&
-               is_negligible(without_one[v], bounds[v].reach, Traits<T>::kNegligible);
+        done = done && is_negligible(left_out[v], bounds[v].bound, Traits<T>::kNegligible * largest[v]) &&
+               is_negligible(left_out[v], bounds[v].reach, Traits<T>::kNegligible);
       }
-      if (__all_sync(kFullWarp, done)) return first + kStep;
+      if (__all_sync(kFullWarp, done)) return first + kStepTerms;
     }
   }
 
   // Keeps the weights of an earlier interval, which has nothing but whole steps.
-  __device__ __forceinline__ void ascend_again(uint32_t interval) {
+  __device__ __forceinline__ void restore_weights(uint32_t interval) {
     Weights<T> weight;
 #pragma unroll
     for (int v = 0; v < kColumns<T>; ++v) weight.value[v] = 1;
-    if (interval > 0) weight = kept.intervals[(interval - 1) * kept.threads];
-    for (uint32_t step = interval << kept.interval_bits; step >> kept.interval_bits == interval; ++step) {
+    if (interval > 0) weight = checkpoints.intervals[(interval - 1) * checkpoints.threads];
+    for (uint32_t step = interval << checkpoints.interval_bits; step >> checkpoints.interval_bits == interval; ++step) {
       weights_ahead_of(step) = weight;
-      walk.visit_step(walk.rows_of_step(step * kStep), kStep, [&](const Cell<T>& cell) {
+      walk.visit_step(walk.rows_of_step(step * kStepTerms), kStepTerms, [&](const Cell<T>& cell) {
 #pragma unroll
         for (int v = 0; v < kColumns<T>; ++v) weight.value[v] *= cell.s[v];
       });
@@ -165,8 +166,8 @@ struct BackwardRow {
   // last step only the first `count` terms exist, and the s of the last term of all is no factor of anything, not even
   // where it is NaN.
   template <bool kLast>
-  __device__ __forceinline__ void descend_eight(const StepRows<kStaged>& rows, int from, Weights<T> weight, int count,
-                                                bool ends) {
+  __device__ __forceinline__ void add_eight_gradients(const StepRows<kStaged>& rows, int from, Weights<T> weight,
+                                                      int count, bool is_row_end) {
     Cell<T> cell[8];
     walk.load_eight(rows, from, cell);
     T weights[8][kColumns<T>];
@@ -187,21 +188,21 @@ struct BackwardRow {
         added.f[v] = grad_eps[v] * weights[k][v];
         added.s[v] = added.f[v] * tail[v];
         const T f = cell[k].f[v], with_tail = f + cell[k].s[v] * tail[v];
-        tail[v] = kLast && ends && from + k == count - 1 ? f : with_tail;
+        tail[v] = kLast && is_row_end && from + k == count - 1 ? f : with_tail;
       }
       if (is_row) atomic_add(gradient + static_cast<int64_t>(rows.get(from + k)) * kLanes, pack(added));
     }
   }
 
   __device__ __forceinline__ bool is_first_of_interval(uint32_t step) const {
-    return (step & ((1u << kept.interval_bits) - 1)) == 0;
+    return (step & ((1u << checkpoints.interval_bits) - 1)) == 0;
   }
 
-  // The same of a step, whose rows and weights give way to those of the step below: between its halves, where the
-  // fewest registers are taken.
+  // The same of a step, whose rows and weights give backward_row to those of the step below: between its halves, where
+  // the fewest registers are taken.
   template <bool kLast>
-  __device__ __forceinline__ void descend_step(uint32_t step, StepRows<kStaged>& rows, Weights<T>& weight, int count,
-                                               bool ends) {
+  __device__ __forceinline__ void walk_step_backward(uint32_t step, StepRows<kStaged>& rows, Weights<T>& weight,
+                                                     int count, bool is_row_end) {
     if (!kLast || count > 8) {
       Weights<T> middle = weight;
       Cell<T> cell[8];
@@ -210,28 +211,28 @@ struct BackwardRow {
       for (int k = 0; k < 8; ++k)
 #pragma unroll
         for (int v = 0; v < kColumns<T>; ++v) middle.value[v] *= cell[k].s[v];
-      descend_eight<kLast>(rows, 8, middle, count, ends);
+      add_eight_gradients<kLast>(rows, 8, middle, count, is_row_end);
     }
     const StepRows<kStaged> low_rows = rows;
     const Weights<T> low_weight = weight;
-    if (step > 0) rows = walk.rows_of_step((step - 1) * kStep);
+    if (step > 0) rows = walk.rows_of_step((step - 1) * kStepTerms);
     if (!is_first_of_interval(step)) weight = weights_ahead_of(step - 1);
-    descend_eight<kLast>(low_rows, 0, low_weight, count, ends);
+    add_eight_gradients<kLast>(low_rows, 0, low_weight, count, is_row_end);
   }
 
   // Adds what each of the row's `used` terms adds; `tail` is eps in the end.
-  __device__ __forceinline__ void descend(uint32_t used, bool ends) {
-    const uint32_t last = (used - 1) / kStep;
-    StepRows<kStaged> rows = walk.rows_of_step(last * kStep);
+  __device__ __forceinline__ void walk_backward(uint32_t used, bool is_row_end) {
+    const uint32_t last = (used - 1) / kStepTerms;
+    StepRows<kStaged> rows = walk.rows_of_step(last * kStepTerms);
     Weights<T> weight = weights_ahead_of(last);
     for (uint32_t step = last;; --step) {
       if (step == last)
-        descend_step<true>(step, rows, weight, static_cast<int>(used - last * kStep), ends);
+        walk_step_backward<true>(step, rows, weight, static_cast<int>(used - last * kStepTerms), is_row_end);
       else
-        descend_step<false>(step, rows, weight, kStep, false);
+        walk_step_backward<false>(step, rows, weight, kStepTerms, false);
       if (step == 0) return;
       if (!is_first_of_interval(step)) continue;
-      ascend_again((step - 1) >> kept.interval_bits);
+      restore_weights((step - 1) >> checkpoints.interval_bits);
       weight = weights_ahead_of(step - 1);
     }
   }
@@ -249,17 +250,17 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int64_t thread = (static_cast<int64_t>(blockIdx.y) * gridDim.x + blockIdx.x) * blockDim.x + threadIdx.x;
   const int64_t first_row = blockIdx.y * rows_of_block + threadIdx.x / kLanes;
 
-  BackwardRow<T, kLanes, kStaged> way{walk, checkpoints, gradients.values, false, {}};
-  way.kept.steps += thread;
-  way.kept.intervals += thread;
-  way.gradient += blockIdx.x * problem.bank_rows * kLanes + walk.lane;
-  if (gradients.copies > 1) way.gradient += first_row * gradients.size;
+  BackwardRow<T, kLanes, kStaged> backward_row{walk, checkpoints, gradients.values, false, {}};
+  backward_row.checkpoints.steps += thread;
+  backward_row.checkpoints.intervals += thread;
+  backward_row.gradient += blockIdx.x * problem.bank_rows * kLanes + walk.lane;
+  if (gradients.copies > 1) backward_row.gradient += first_row * gradients.size;
 
   // Groups past the last row repeat it as long as their warp has rows.
   const int64_t ahead = threadIdx.x % kWarp / kLanes;
   for (int64_t row = first_row; row - ahead < problem.rows; row += stride) {
-    way.is_row = row < problem.rows;
-    walk.start_row(way.is_row ? row : problem.rows - 1);
+    backward_row.is_row = row < problem.rows;
+    walk.start_row(backward_row.is_row ? row : problem.rows - 1);
     T grad[kColumns<T>];
     bool is_column[kColumns<T>];
 #pragma unroll
@@ -267,24 +268,24 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       is_column[v] = walk.column(v) < problem.width;
       const int64_t at = walk.row * problem.width + walk.column(v);
       grad[v] = is_column[v] ? load_element<T>(problem.dtype, io.grad, at) : 0;
-      way.grad_eps[v] = grad[v];
-      if (is_column[v] && io.s != nullptr) way.grad_eps[v] *= load_element<T>(problem.dtype, io.s, at);
-      way.tail[v] = 0;
+      backward_row.grad_eps[v] = grad[v];
+      if (is_column[v] && io.s != nullptr) backward_row.grad_eps[v] *= load_element<T>(problem.dtype, io.s, at);
+      backward_row.tail[v] = 0;
     }
-    const uint32_t used = way.ascend(num_terms);
-    way.descend(used, used == num_terms);
+    const uint32_t used = backward_row.walk_forward(num_terms);
+    backward_row.walk_backward(used, used == num_terms);
 
     // What f + s * eps itself adds:
-    if (io.s == nullptr || !way.is_row) continue;
+    if (io.s == nullptr || !backward_row.is_row) continue;
     Cell<T> own;
 #pragma unroll
     for (int v = 0; v < kColumns<T>; ++v) {
       own.f[v] = grad[v];
-      own.s[v] = grad[v] * way.tail[v];
+      own.s[v] = grad[v] * backward_row.tail[v];
       if (!problem.exclude_self && is_column[v])
         store_element(problem.dtype, io.grad_s, row * problem.width + walk.column(v), own.s[v]);
     }
-    if (problem.exclude_self) atomic_add(way.gradient + row * kLanes, pack(own));
+    if (problem.exclude_self) atomic_add(backward_row.gradient + row * kLanes, pack(own));
   }
 }
 
@@ -374,18 +375,18 @@ constexpr int64_t kCheckpointBytes = int64_t{256} << 10;
 template <typename T>
 Checkpoints<T> take_checkpoints(Workspace& workspace, const EchoProblem& problem, const RowsPlan& plan,
                                 const DeviceLimits& limits) {
-  const int64_t steps = ceil_div(problem.num_terms, kStep), bytes = kCheckpointBytes * limits.multiprocessors;
+  const int64_t steps = ceil_div(problem.num_terms, kStepTerms), bytes = kCheckpointBytes * limits.multiprocessors;
   const int64_t fitting = bytes / (plan.num_threads() * static_cast<int64_t>(sizeof(Weights<T>)));
-  const auto of_steps = [&](int bits) { return steps < int64_t{1} << bits ? steps : int64_t{1} << bits; };
-  const auto of_intervals = [&](int bits) { return ceil_div(steps, int64_t{1} << bits) - 1; };
-  const auto of_both = [&](int bits) { return of_steps(bits) + of_intervals(bits); };
+  const auto num_step_weights = [&](int bits) { return steps < int64_t{1} << bits ? steps : int64_t{1} << bits; };
+  const auto num_interval_weights = [&](int bits) { return ceil_div(steps, int64_t{1} << bits) - 1; };
+  const auto num_weights = [&](int bits) { return num_step_weights(bits) + num_interval_weights(bits); };
   Checkpoints<T> checkpoints{};
   int& bits = checkpoints.interval_bits;
   while (int64_t{1} << bits < steps) ++bits;
-  while (bits > 0 && of_both(bits) > fitting && of_both(bits - 1) < of_both(bits)) --bits;
+  while (bits > 0 && num_weights(bits) > fitting && num_weights(bits - 1) < num_weights(bits)) --bits;
   checkpoints.threads = plan.num_threads();
-  checkpoints.steps = workspace.take<Weights<T>>(of_steps(bits) * checkpoints.threads);
-  checkpoints.intervals = workspace.take<Weights<T>>(of_intervals(bits) * checkpoints.threads);
+  checkpoints.steps = workspace.take<Weights<T>>(num_step_weights(bits) * checkpoints.threads);
+  checkpoints.intervals = workspace.take<Weights<T>>(num_interval_weights(bits) * checkpoints.threads);
   return checkpoints;
 }
 

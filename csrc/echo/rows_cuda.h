@@ -79,21 +79,22 @@ __device__ __forceinline__ int64_t column_of(int64_t tile, int v, int lanes, int
 // ---- Packing -------------------------------------------------------------------------------------------------------
 
 template <typename Bits>
-__device__ __forceinline__ void raise(Bits& largest, Bits to) {
+__device__ __forceinline__ void update_maximum(Bits& largest, Bits to) {
   if (to > largest) largest = to;
 }
 
 // Raises a tile's [column][f, s] to the values of all lanes of the warp; a lane holds the columns of lane % lanes.
 template <typename T>
-__device__ __forceinline__ void raise_of_lanes(typename Traits<T>::Bits* largest,
-                                               const typename Traits<T>::Bits (&mine)[kColumns<T>][2], int lanes) {
+__device__ __forceinline__ void update_maxima_of_tile(typename Traits<T>::Bits* largest,
+                                                      const typename Traits<T>::Bits (&mine)[kColumns<T>][2],
+                                                      int lanes) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int v = 0; v < kColumns<T>; ++v)
 #pragma unroll
     for (int which = 0; which < 2; ++which) {
       typename Traits<T>::Bits bits = mine[v][which];
-      for (int other = lanes; other < kWarp; other *= 2) raise(bits, __shfl_xor_sync(kFullWarp, bits, other));
+      for (int other = lanes; other < kWarp; other *= 2) update_maximum(bits, __shfl_xor_sync(kFullWarp, bits, other));
       if (lane < lanes) atomicMax(&largest[2 * (v * lanes + lane) + which], bits);
     }
 }
@@ -117,13 +118,13 @@ __global__ void __launch_bounds__(kPackThreads, 4)
         if (column >= problem.width) continue;
         cell.f[v] = load_element<T>(problem.dtype, f, row * problem.width + column);
         cell.s[v] = load_element<T>(problem.dtype, s, row * problem.width + column);
-        raise(largest[v][0], magnitude_bits(cell.f[v]));
-        raise(largest[v][1], magnitude_bits(cell.s[v]));
+        update_maximum(largest[v][0], magnitude_bits(cell.f[v]));
+        update_maximum(largest[v][1], magnitude_bits(cell.s[v]));
       }
       bank.cells[(tile * problem.bank_rows + row) * bank.lanes + lane] = pack(cell);
     }
   }
-  raise_of_lanes<T>(bank.largest + 2 * column_of<T>(tile, 0, bank.lanes, 0), largest, bank.lanes);
+  update_maxima_of_tile<T>(bank.largest + 2 * column_of<T>(tile, 0, bank.lanes, 0), largest, bank.lanes);
 }
 
 // ---- Staging -------------------------------------------------------------------------------------------------------
@@ -175,8 +176,8 @@ __device__ __forceinline__ void stage_cells(const EchoProblem& problem, const El
       for (int v = 0; v < kColumns<T>; ++v) {
         cell.f[v] = is_column[v] ? to_compute(of_f[k][v]) : 0;
         cell.s[v] = is_column[v] ? to_compute(of_s[k][v]) : 0;
-        raise(largest[v][0], magnitude_bits(cell.f[v]));
-        raise(largest[v][1], magnitude_bits(cell.s[v]));
+        update_maximum(largest[v][0], magnitude_bits(cell.f[v]));
+        update_maximum(largest[v][1], magnitude_bits(cell.s[v]));
       }
       if (row < bank_rows) tile[row * kLanes + lane] = pack(cell);
     }
@@ -194,7 +195,7 @@ __device__ __forceinline__ void stage_tile(const EchoProblem& problem, const voi
     using Element = decltype(element);
     stage_cells<T, kLanes>(problem, static_cast<const Element*>(f), static_cast<const Element*>(s), tile, mine);
   });
-  raise_of_lanes<T>(largest, mine, kLanes);
+  update_maxima_of_tile<T>(largest, mine, kLanes);
   __syncthreads();
 }
 
@@ -238,7 +239,7 @@ struct RowWalk {
   const int64_t* seed;
   const Vector* cells = nullptr;  // this lane's cell of bank row 0, where the tile is not staged
   const DrawnRows& draws;
-  uint32_t prefix;
+  uint32_t prefix_terms;
   const typename Traits<T>::Bits* largest;  // of this lane's first column
   int lane;
   int64_t row = 0;
@@ -249,7 +250,7 @@ struct RowWalk {
       : problem(problem_),
         seed(seed_),
         draws(draws_),
-        prefix(*draws.prefix),
+        prefix_terms(*draws.prefix_terms),
         lane(static_cast<int>(threadIdx.x) % kLanes) {
     using Bits = typename Traits<T>::Bits;
     if constexpr (kStaged) {
@@ -268,13 +269,13 @@ struct RowWalk {
 
   __device__ __forceinline__ void start_row(int64_t row_) {
     row = row_;
-    drawn = static_cast<const Index<kStaged>*>(draws.rows) + row * draws.room;
+    drawn = static_cast<const Index<kStaged>*>(draws.rows) + row * draws.capacity;
   }
 
   // The bank rows of the step whose first term is given; all lanes of the warp together.
   __device__ __forceinline__ StepRows<kStaged> rows_of_step(uint32_t first) const {
     StepRows<kStaged> rows{};
-    if (first < prefix)
+    if (first < prefix_terms)
       rows.load(drawn + first);
     else
       draw(first, &rows);
@@ -287,12 +288,12 @@ struct RowWalk {
     const Bijection order(num_candidates(all));
     const DrawKey key = draw_key(all.seed, static_cast<uint64_t>(row));
 #pragma unroll 1
-    for (int part = 0; part < kStep; part += kLanes) {
+    for (int part = 0; part < kStepTerms; part += kLanes) {
       const uint32_t term = first + static_cast<uint32_t>(part + lane);
       const bool is_term = term < static_cast<uint32_t>(problem.num_terms);
       const int32_t mine = is_term ? echo_ext::draw(all, order, key, row, term) : 0;
 #pragma unroll
-      for (int k = 0; k < kStep; ++k) {
+      for (int k = 0; k < kStepTerms; ++k) {
         const int32_t bank_row = __shfl_sync(kFullWarp, mine, k % kLanes, kLanes);
         if (k / kLanes * kLanes == part) rows->set(k, bank_row);
       }
@@ -318,10 +319,10 @@ struct RowWalk {
   template <typename Visit>
   __device__ __forceinline__ void visit_step(const StepRows<kStaged>& rows, int count, const Visit& visit) const {
 #pragma unroll
-    for (int from = 0; from < kStep; from += 8) {
+    for (int from = 0; from < kStepTerms; from += 8) {
       Cell<T> cell[8];
       load_eight(rows, from, cell);
-      if (count == kStep) {
+      if (count == kStepTerms) {
 #pragma unroll
         for (int k = 0; k < 8; ++k) visit(cell[k]);
       } else {

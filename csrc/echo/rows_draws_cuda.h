@@ -11,22 +11,22 @@
 namespace echo_ext {
 
 // Terms come in steps, the last of a row padded with bank row 0; after each step a row may stop.
-constexpr int kStep = 16;
+constexpr int kStepTerms = 16;
 
 // A bank in shared memory has fewer than 2^16 rows.
 template <bool kStaged>
 using Index = std::conditional_t<kStaged, uint16_t, int32_t>;
 
 struct DrawnRows {
-  void* rows;        // [row][room], of an Index
-  uint32_t* prefix;  // how many terms of each row are written, whole steps; chosen on the device
-  int64_t room;
+  void* rows;              // [row][capacity], of an Index
+  uint32_t* prefix_terms;  // how many terms of each row are written, whole steps; chosen on the device
+  int64_t capacity;
 };
 
 // The bank rows of one row's step, in registers.
 template <bool kStaged>
 struct StepRows {
-  static constexpr int kWords = kStep * static_cast<int>(sizeof(Index<kStaged>)) / 4;
+  static constexpr int kWords = kStepTerms * static_cast<int>(sizeof(Index<kStaged>)) / 4;
   uint32_t word[kWords];
 
   __device__ __forceinline__ void load(const Index<kStaged>* from) {
@@ -73,12 +73,12 @@ constexpr int kSampleRows = 16;
 // About how many terms it takes until the weights of each column have lost kBits bits, which they do at the mean of
 // -log2 |s|. All threads of the block together; the same in every block.
 template <typename T>
-__device__ __forceinline__ uint32_t guess_terms(const EchoProblem& problem, const void* s, uint32_t room) {
+__device__ __forceinline__ uint32_t estimate_terms(const EchoProblem& problem, const void* s, uint32_t capacity) {
   constexpr float kBits = std::is_same_v<T, double> ? 66 : 36;  // until negligible, and what the bounds take
   constexpr float kMargin = 1.25f;
-  constexpr float kLeast = 0x1p-7f;  // so that the product of a sample is a normal number
-  auto* most = reinterpret_cast<uint32_t*>(dynamic_shared_memory);
-  if (threadIdx.x == 0) *most = kStep;
+  constexpr float kMin = 0x1p-7f;  // so that the product of a sample is a normal number
+  auto* max_terms = reinterpret_cast<uint32_t*>(dynamic_shared_memory);
+  if (threadIdx.x == 0) *max_terms = kStepTerms;
   __syncthreads();
   const int64_t columns = problem.width < kDrawThreads ? problem.width : kDrawThreads;
   if (threadIdx.x < columns) {
@@ -93,22 +93,23 @@ __device__ __forceinline__ uint32_t guess_terms(const EchoProblem& problem, cons
       for (int k = 0; k < kSampleRows; ++k) sample[k] = values[k * stride];
 #pragma unroll
       for (int k = 0; k < kSampleRows; ++k) {
-        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kLeast);  // 1 where it is NaN
+        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kMin);  // 1 where it is NaN
       }
     });
-    const float wanted = kMargin * kBits * kSampleRows / -log2f(product) + kStep;
-    atomicMax(most, wanted < static_cast<float>(room) ? static_cast<uint32_t>(wanted) / kStep * kStep : room);
+    const float wanted = kMargin * kBits * kSampleRows / -log2f(product) + kStepTerms;
+    atomicMax(max_terms, wanted < static_cast<float>(capacity) ? static_cast<uint32_t>(wanted) / kStepTerms * kStepTerms
+                                                               : capacity);
   }
   __syncthreads();
-  return *most;
+  return *max_terms;
 }
 
 // Each row is drawn by a warp in each of blockIdx.y.
 template <typename T, bool kStaged>
 __global__ void __launch_bounds__(kDrawThreads)
     draws_kernel(EchoProblem problem, const int64_t* seed, const void* s, DrawnRows drawn) {
-  const uint32_t prefix = guess_terms<T>(problem, s, static_cast<uint32_t>(drawn.room));
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *drawn.prefix = prefix;
+  const uint32_t prefix_terms = estimate_terms<T>(problem, s, static_cast<uint32_t>(drawn.capacity));
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *drawn.prefix_terms = prefix_terms;
   const Draws draws = draws_of(problem, *seed);
   const Bijection order(num_candidates(draws));
   const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
@@ -116,26 +117,26 @@ __global__ void __launch_bounds__(kDrawThreads)
   constexpr int64_t kRows = kDrawThreads / kWarp;
   for (int64_t row = blockIdx.x * kRows + threadIdx.x / kWarp; row < problem.rows; row += gridDim.x * kRows) {
     const DrawKey key = draw_key(draws.seed, static_cast<uint64_t>(row));
-    auto* to = static_cast<Index<kStaged>*>(drawn.rows) + row * drawn.room;
-    for (uint32_t term = first_term; term < prefix; term += gridDim.y * kWarp)
+    auto* to = static_cast<Index<kStaged>*>(drawn.rows) + row * drawn.capacity;
+    for (uint32_t term = first_term; term < prefix_terms; term += gridDim.y * kWarp)
       to[term] = static_cast<Index<kStaged>>(term < num_terms ? draw(draws, order, key, row, term) : 0);
   }
 }
 
 // As much memory as the rows' own f and s may go into draws, or this much where that is less.
-constexpr int64_t kLeastDrawBytes = int64_t{32} << 20;
+constexpr int64_t kMinDrawBytes = int64_t{32} << 20;
 
 inline DrawnRows take_draws(Workspace& workspace, const EchoProblem& problem, bool staged) {
   const int64_t index_bytes = staged ? sizeof(Index<true>) : sizeof(Index<false>);
   const int64_t element_bytes = problem.dtype == DType::float64 ? 8 : 4;
   const int64_t own_bytes = 2 * problem.rows * problem.width * element_bytes;
-  const int64_t bytes = own_bytes > kLeastDrawBytes ? own_bytes : kLeastDrawBytes;
-  const int64_t fitting = bytes / (index_bytes * kStep * (problem.rows > 0 ? problem.rows : 1));
-  const int64_t steps = problem.num_terms > 0 ? ceil_div(problem.num_terms, kStep) : 1;
+  const int64_t bytes = own_bytes > kMinDrawBytes ? own_bytes : kMinDrawBytes;
+  const int64_t fitting = bytes / (index_bytes * kStepTerms * (problem.rows > 0 ? problem.rows : 1));
+  const int64_t steps = problem.num_terms > 0 ? ceil_div(problem.num_terms, kStepTerms) : 1;
   DrawnRows drawn{};
-  drawn.room = (steps <= fitting ? steps : fitting > 0 ? fitting : 1) * kStep;
-  drawn.rows = workspace.take<char>(problem.rows * drawn.room * index_bytes);
-  drawn.prefix = workspace.take<uint32_t>(1);
+  drawn.capacity = (steps <= fitting ? steps : fitting > 0 ? fitting : 1) * kStepTerms;
+  drawn.rows = workspace.take<char>(problem.rows * drawn.capacity * index_bytes);
+  drawn.prefix_terms = workspace.take<uint32_t>(1);
   return drawn;
 }
 
@@ -146,9 +147,9 @@ cudaError_t write_draws(const EchoProblem& problem, const int64_t* seed, const v
   int resident = 0;
   const cudaError_t status = resident_blocks(draws_kernel<T, kStaged>, kDrawThreads, kSharedBytes, &resident);
   if (status != cudaSuccess) return status;
-  const int64_t most = static_cast<int64_t>(resident) * limits.multiprocessors;
-  const int64_t blocks = ceil_div(problem.rows, kDrawThreads / kWarp), x = blocks < most ? blocks : most;
-  const int64_t parts = ceil_div(drawn.room, kWarp), y = parts < most / x ? parts : most / x;
+  const int64_t max_blocks = static_cast<int64_t>(resident) * limits.multiprocessors;
+  const int64_t blocks = ceil_div(problem.rows, kDrawThreads / kWarp), x = blocks < max_blocks ? blocks : max_blocks;
+  const int64_t parts = ceil_div(drawn.capacity, kWarp), y = parts < max_blocks / x ? parts : max_blocks / x;
   const dim3 grid(static_cast<unsigned>(x), static_cast<unsigned>(y));
   return launch(draws_kernel<T, kStaged>, grid, kDrawThreads, kSharedBytes, stream, problem, seed, s, drawn);
 }

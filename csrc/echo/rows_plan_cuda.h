@@ -18,33 +18,33 @@ struct RowsPlan {
 };
 
 constexpr int kMaxThreads = 512;  // leaves a thread 128 registers
-constexpr int kWideLanes = kWarp, kStagedLanes = 8, kLeastLanes = 2;
+constexpr int kWideLanes = kWarp, kStagedLanes = 8, kMinLanes = 2;
 constexpr int64_t kMaxGroups = 65535;
 
 // A deterministic backward pass gives each row in flight a copy of the bank's gradients of its own: a power of two of
 // them, that the problem and the width of tiles determine, so that the sums are those of any device with as wide tiles.
 constexpr int64_t kCopyBytes = int64_t{256} << 20;
-constexpr int64_t kLeastCopies = 8;    // also where they take more
-constexpr int64_t kMostCopies = 1024;  // which are summed one after another
+constexpr int64_t kMinCopies = 8;     // also where they take more
+constexpr int64_t kMaxCopies = 1024;  // which are summed one after another
 
 template <typename T>
 int64_t deterministic_copies(const EchoProblem& problem, int lanes) {
   const int64_t copy_bytes = 2 * problem.bank_rows * problem.width * static_cast<int64_t>(sizeof(T));
   int64_t copies = kWarp / lanes;
-  const int64_t most = problem.rows < kMostCopies ? problem.rows : kMostCopies;
-  while (copies < most && (copies < kLeastCopies || 2 * copies * copy_bytes <= kCopyBytes)) copies *= 2;
+  const int64_t max_copies = problem.rows < kMaxCopies ? problem.rows : kMaxCopies;
+  while (copies < max_copies && (copies < kMinCopies || 2 * copies * copy_bytes <= kCopyBytes)) copies *= 2;
   return copies;
 }
 
 // Shared memory serves a bank several times faster than L2 does, also where it holds few columns of it: narrow rows of
-// cells in shared memory only meet in its banks. What L2 serves is read best by whole warps, unless most of their lanes
-// had no column.
+// cells in shared memory only meet in its banks. What L2 serves is read best by whole warps, unless max_copies of their
+// lanes had no column.
 template <typename T>
 RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
   RowsPlan plan{};
   plan.lanes = kStagedLanes;
-  while (plan.lanes > kLeastLanes && plan.lanes / 2 * kColumns<T> >= problem.width) plan.lanes /= 2;
-  while (plan.lanes > kLeastLanes && staged_bytes<T>(problem.bank_rows, plan.lanes) > limits.shared_bytes)
+  while (plan.lanes > kMinLanes && plan.lanes / 2 * kColumns<T> >= problem.width) plan.lanes /= 2;
+  while (plan.lanes > kMinLanes && staged_bytes<T>(problem.bank_rows, plan.lanes) > limits.shared_bytes)
     plan.lanes /= 2;
   const int64_t bytes = staged_bytes<T>(problem.bank_rows, plan.lanes);
   plan.staged = bytes <= limits.shared_bytes;
@@ -60,9 +60,9 @@ RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
 template <typename T, typename Kernel>
 cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits, Kernel kernel, bool deterministic,
                           RowsPlan* plan) {
-  constexpr int kLoadThreads = 4 * kWarp, kLeastThreads = 4 * kWarp;
-  int64_t shortest = 0;
-  for (int threads = kMaxThreads; threads >= (deterministic ? kWarp : kLeastThreads); threads /= 2) {
+  constexpr int kLoadThreads = 4 * kWarp, kMinThreads = 4 * kWarp;
+  int64_t best_time = 0;
+  for (int threads = kMaxThreads; threads >= (deterministic ? kWarp : kMinThreads); threads /= 2) {
     int resident = 0;
     const cudaError_t status = resident_blocks(kernel, threads, plan->shared_bytes, &resident);
     if (status != cudaSuccess) return status;
@@ -76,12 +76,12 @@ cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits
     const int64_t blocks = plan->tiles * groups, waves = ceil_div(blocks, at_once);
     const int64_t busy = ceil_div(blocks < at_once ? blocks : at_once, limits.multiprocessors) * threads;
     const int64_t time = ceil_div(wanted, groups) * waves * (kLoadThreads + busy);
-    if (shortest != 0 && time >= shortest) continue;
-    shortest = time;
+    if (best_time != 0 && time >= best_time) continue;
+    best_time = time;
     plan->groups = groups;
     plan->threads = threads;
   }
-  return shortest != 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
+  return best_time != 0 ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
 
 }  // namespace echo_ext

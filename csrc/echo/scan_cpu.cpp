@@ -9,23 +9,24 @@ namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
-// How far ahead of its use a row, which may lie anywhere, is asked for.
-constexpr int64_t kAhead = 12;
+// How many steps ahead of its use a row is prefetched. Rows lie anywhere in memory.
+constexpr int64_t kPrefetchDistance = 12;
 
-// Calls body(tile, chunk) for all of them.
+// Calls body(tile, chunk) for every tile of every chunk.
 template <typename P, typename Body>
 void for_each_chunk(const EchoScanProblem& problem, int num_threads, const Body& body) {
   const int64_t tiles = (problem.width + P::kColumns - 1) / P::kColumns;
   parallel_for(tiles * problem.num_chunks(), num_threads, [&](int64_t task, int) { body(task % tiles, task / tiles); });
 }
 
-// A chunk's rows in the order of its steps, each told with the row some steps ahead.
+// Calls body(position, row, prefetch_row) for the steps of a chunk in order, where prefetch_row is the row of a later
+// step.
 template <typename Body>
 void for_each_row(const EchoScanProblem& problem, const int64_t* order, int64_t chunk, bool backward,
                   const Body& body) {
-  in_pieces(problem.first_step(chunk), problem.end_step(chunk), [&](int64_t begin, int64_t end) {
+  for_each_piece(problem.first_step(chunk), problem.end_step(chunk), [&](int64_t begin, int64_t end) {
     for (int64_t step = begin; step < end; ++step) {
-      const int64_t ahead = std::min(step + kAhead, problem.rows - 1);
+      const int64_t ahead = std::min(step + kPrefetchDistance, problem.rows - 1);
       body(problem.position(step, backward), order[problem.position(step, backward)],
            order[problem.position(ahead, backward)]);
     }
@@ -43,9 +44,9 @@ struct Compose {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> maps(problem.width, tile);
       P constant = P::filled(0), scale = P::filled(1);
-      for_each_row(problem, io.order, chunk, io.backward, [&](int64_t, int64_t row, int64_t later) {
-        columns.prefetch(io.source, later);
-        columns.prefetch(io.s, later);
+      for_each_row(problem, io.order, chunk, io.backward, [&](int64_t, int64_t row, int64_t prefetch_row) {
+        columns.prefetch(io.source, prefetch_row);
+        columns.prefetch(io.s, prefetch_row);
         const P source = columns.read(io.source, row), s = columns.read(io.s, row);
         constant = io.backward ? s * (source + constant) : source + s * constant;
         scale = scale * s;
@@ -68,9 +69,9 @@ struct Forward {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> wide(problem.width, tile);
       P z = wide.read(io.entries, chunk);
-      for_each_row(problem, io.order, chunk, false, [&](int64_t, int64_t row, int64_t later) {
-        columns.prefetch(io.f, later);
-        columns.prefetch(io.s, later);
+      for_each_row(problem, io.order, chunk, false, [&](int64_t, int64_t row, int64_t prefetch_row) {
+        columns.prefetch(io.f, prefetch_row);
+        columns.prefetch(io.s, prefetch_row);
         z = columns.read(io.f, row) + columns.read(io.s, row) * z;
         wide.write(io.z, row, z);
       });
@@ -90,16 +91,16 @@ struct Backward {
     for_each_chunk<P>(problem, num_threads, [&](int64_t tile, int64_t chunk) {
       const Columns<Storage, P> columns(problem.width, tile);
       const Columns<Compute<Storage>, P> wide(problem.width, tile);
-      P handed = wide.read(io.entries_back, chunk);
-      for_each_row(problem, io.order, chunk, true, [&](int64_t p, int64_t row, int64_t later) {
-        columns.prefetch(io.s, later);
-        columns.prefetch(io.grad, later);
-        wide.prefetch(io.z, later);
-        const P value = columns.read(io.grad, row) + handed;
-        const P behind = p + 1 < problem.rows ? wide.read(io.z, io.order[p + 1]) : wide.read(io.entry, 0);
+      P carry = wide.read(io.entries_back, chunk);
+      for_each_row(problem, io.order, chunk, true, [&](int64_t p, int64_t row, int64_t prefetch_row) {
+        columns.prefetch(io.s, prefetch_row);
+        columns.prefetch(io.grad, prefetch_row);
+        wide.prefetch(io.z, prefetch_row);
+        const P value = columns.read(io.grad, row) + carry;
+        const P next_z = p + 1 < problem.rows ? wide.read(io.z, io.order[p + 1]) : wide.read(io.entry, 0);
         columns.write(io.grad_f, row, value);
-        columns.write(io.grad_s, row, value * behind);
-        handed = columns.read(io.s, row) * value;
+        columns.write(io.grad_s, row, value * next_z);
+        carry = columns.read(io.s, row) * value;
       });
     });
   }

@@ -7,7 +7,7 @@ namespace echo_ext {
 namespace {
 
 constexpr int kScanThreads = 128;
-constexpr int kFlight = 8;
+constexpr int kLoadsInFlight = 8;
 
 // What one thread works on.
 struct ChunkColumn {
@@ -22,25 +22,25 @@ struct ChunkColumn {
 
 // Calls body(first, count, at) for the flights of a chunk's steps, at[i] the element of the column at step first + i.
 template <typename Body>
-__device__ __forceinline__ void for_each_flight(const EchoScanProblem& problem, const int64_t* order,
-                                                const ChunkColumn& own, bool backward, const Body& body) {
+__device__ __forceinline__ void for_each_batch(const EchoScanProblem& problem, const int64_t* order,
+                                               const ChunkColumn& own, bool backward, const Body& body) {
   const int64_t end = problem.end_step(own.chunk);
-  for (int64_t first = problem.first_step(own.chunk); first < end; first += kFlight) {
-    const int count = end - first < kFlight ? static_cast<int>(end - first) : kFlight;
-    int64_t at[kFlight];
+  for (int64_t first = problem.first_step(own.chunk); first < end; first += kLoadsInFlight) {
+    const int count = end - first < kLoadsInFlight ? static_cast<int>(end - first) : kLoadsInFlight;
+    int64_t at[kLoadsInFlight];
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i)
+    for (int i = 0; i < kLoadsInFlight; ++i)
       at[i] = i < count ? order[problem.position(first + i, backward)] * problem.width + own.column : 0;
     body(first, count, at);
   }
 }
 
-// The flight's elements of a tensor; zero behind its end.
+// The flight's elements of a tensor; zero next_z its end.
 template <typename T>
-__device__ __forceinline__ void load_flight(DType dtype, const void* tensor, const int64_t (&at)[kFlight], int count,
-                                            T (&values)[kFlight]) {
+__device__ __forceinline__ void load_batch(DType dtype, const void* tensor, const int64_t (&at)[kLoadsInFlight],
+                                           int count, T (&values)[kLoadsInFlight]) {
 #pragma unroll
-  for (int i = 0; i < kFlight; ++i) values[i] = i < count ? load_element<T>(dtype, tensor, at[i]) : T(0);
+  for (int i = 0; i < kLoadsInFlight; ++i) values[i] = i < count ? load_element<T>(dtype, tensor, at[i]) : T(0);
 }
 
 // Calls body(at, source, s) for a chunk's steps, with the two tensors' elements there.
@@ -48,12 +48,12 @@ template <typename T, typename Body>
 __device__ __forceinline__ void for_each_step(const EchoScanProblem& problem, const int64_t* order,
                                               const ChunkColumn& own, bool backward, const void* sources,
                                               const void* scales, const Body& body) {
-  for_each_flight(problem, order, own, backward, [&](int64_t, int count, const int64_t (&at)[kFlight]) {
-    T source[kFlight], s[kFlight];
-    load_flight(problem.dtype, sources, at, count, source);
-    load_flight(problem.dtype, scales, at, count, s);
+  for_each_batch(problem, order, own, backward, [&](int64_t, int count, const int64_t (&at)[kLoadsInFlight]) {
+    T source[kLoadsInFlight], s[kLoadsInFlight];
+    load_batch(problem.dtype, sources, at, count, source);
+    load_batch(problem.dtype, scales, at, count, s);
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
+    for (int i = 0; i < kLoadsInFlight; ++i) {
       if (i >= count) break;
       body(at[i], source[i], s[i]);
     }
@@ -90,38 +90,38 @@ __global__ void __launch_bounds__(kScanThreads) scan_backward_kernel(EchoScanPro
   const ChunkColumn own(problem);
   if (own.chunk >= problem.num_chunks()) return;
   const auto* z = static_cast<const T*>(io.z);
-  T handed = static_cast<const T*>(io.entries_back)[own.chunk * problem.width + own.column];
-  for_each_flight(problem, io.order, own, true, [&](int64_t first, int count, const int64_t (&at)[kFlight]) {
-    T s[kFlight], grad[kFlight], behind[kFlight];
-    load_flight(problem.dtype, io.s, at, count, s);
-    load_flight(problem.dtype, io.grad, at, count, grad);
+  T carry = static_cast<const T*>(io.entries_back)[own.chunk * problem.width + own.column];
+  for_each_batch(problem, io.order, own, true, [&](int64_t first, int count, const int64_t (&at)[kLoadsInFlight]) {
+    T s[kLoadsInFlight], grad[kLoadsInFlight], next_z[kLoadsInFlight];
+    load_batch(problem.dtype, io.s, at, count, s);
+    load_batch(problem.dtype, io.grad, at, count, grad);
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
+    for (int i = 0; i < kLoadsInFlight; ++i) {
       const int64_t next = first + i + 1;
-      behind[i] = i >= count            ? T(0)
+      next_z[i] = i >= count            ? T(0)
                   : next < problem.rows ? z[io.order[next] * problem.width + own.column]
                                         : static_cast<const T*>(io.entry)[own.column];
     }
 #pragma unroll
-    for (int i = 0; i < kFlight; ++i) {
+    for (int i = 0; i < kLoadsInFlight; ++i) {
       if (i >= count) break;
-      const T value = grad[i] + handed;
+      const T value = grad[i] + carry;
       store_element(problem.dtype, io.grad_f, at[i], value);
-      store_element(problem.dtype, io.grad_s, at[i], value * behind[i]);
-      handed = s[i] * value;
+      store_element(problem.dtype, io.grad_s, at[i], value * next_z[i]);
+      carry = s[i] * value;
     }
   });
 }
 
 template <typename Io>
-const char* run(void (*in_double)(EchoScanProblem, Io), void (*in_single)(EchoScanProblem, Io),
+const char* run(void (*float64_kernel)(EchoScanProblem, Io), void (*float32_kernel)(EchoScanProblem, Io),
                 const EchoScanProblem& problem, const Io& io, int device, void* stream) {
   if (problem.width == 0) return nullptr;
   const int64_t blocks = ceil_div(problem.num_chunks() * problem.width, kScanThreads);
   if (blocks > 0x7fffffff) return "echo_scan_cuda: more elements than a grid has threads for";
   const DeviceGuard guard(device);
   ECHO_EXT_CUDA_CHECK(guard.status());
-  ECHO_EXT_CUDA_CHECK(launch(problem.dtype == DType::float64 ? in_double : in_single,
+  ECHO_EXT_CUDA_CHECK(launch(problem.dtype == DType::float64 ? float64_kernel : float32_kernel,
                              dim3(static_cast<unsigned>(blocks)), kScanThreads, 0, static_cast<cudaStream_t>(stream),
                              problem, io));
   return nullptr;

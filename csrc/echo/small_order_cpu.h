@@ -1,4 +1,4 @@
-// The hashes and orderings of echo_draws.h for many draws at once, in vector registers.
+// Orderings of at most 256 candidates, for many draws of a row at once.
 #pragma once
 
 #include <algorithm>
@@ -7,113 +7,20 @@
 
 #include "common/simd.h"
 #include "echo/draws.h"
+#include "echo/words_cpu.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// first, first + 1, ... in the lanes.
-template <typename T>
-Vector<T> ascending(T first) {
-  Vector<T> v;
-  for (int lane = 0; lane < kLanes<T>; ++lane) v[lane] = static_cast<T>(first + lane);
-  return v;
-}
-
-// Vectors side by side hide how long each takes to multiply.
-constexpr int kWordVectors = 4;
-constexpr int kWordLanes = kWordVectors * kLanes<uint32_t>;
-
-// The Word of echo_draws.h in vector registers.
-struct Words {
-  using V = Vector<uint32_t>;
-  V part[kWordVectors];
-
-  template <typename Operation>
-  static inline Words each(const Operation& operation) {
-    Words result;
-    for (int v = 0; v < kWordVectors; ++v) result.part[v] = operation(v);
-    return result;
-  }
-  static inline Words loaded(const uint32_t* from) {
-    return each([&](int v) { return load(from + v * kLanes<uint32_t>); });
-  }
-  inline void store_to(uint32_t* to) const {
-    for (int v = 0; v < kWordVectors; ++v) store(to + v * kLanes<uint32_t>, part[v]);
-  }
-  // The last byte of each.
-  inline void store_bytes_to(uint8_t* to) const {
-    for (int v = 0; v < kWordVectors; ++v, to += kLanes<uint32_t>) {
-#if defined(__AVX512F__)
-      const __m128i bytes = _mm512_maskz_cvtepi32_epi8(0xffff, reinterpret_cast<__m512i>(part[v]));
-      std::memcpy(to, &bytes, sizeof(bytes));
-#else
-      uint32_t words[kLanes<uint32_t>];
-      store(words, part[v]);
-      for (int lane = 0; lane < kLanes<uint32_t>; ++lane) to[lane] = static_cast<uint8_t>(words[lane]);
-#endif
-    }
-  }
-  friend inline Words operator+(const Words& a, const Words& b) {
-    return each([&](int v) { return a.part[v] + b.part[v]; });
-  }
-  friend inline Words operator^(const Words& a, const Words& b) {
-    return each([&](int v) { return a.part[v] ^ b.part[v]; });
-  }
-  friend inline Words operator|(const Words& a, const Words& b) {
-    return each([&](int v) { return a.part[v] | b.part[v]; });
-  }
-  friend inline Words operator&(const Words& a, uint32_t b) {
-    return each([&](int v) { return a.part[v] & b; });
-  }
-  friend inline Words operator*(const Words& a, uint32_t b) {
-    return each([&](int v) { return a.part[v] * b; });
-  }
-  friend inline Words operator>>(const Words& a, uint32_t bits) {
-    return each([&](int v) { return a.part[v] >> bits; });
-  }
-  friend inline Words operator<<(const Words& a, uint32_t bits) {
-    return each([&](int v) { return a.part[v] << bits; });
-  }
-  friend inline Words modulo_size(const Words& a, uint32_t size) {
-    return each([&](int v) {
-      const V less = a.part[v] - size;  // above everything where it wraps around
-      return less < a.part[v] ? less : a.part[v];
-    });
-  }
-  friend inline Words scale_hash(const Words& hash, uint32_t size) {
-    return each([&](int v) { return high_product(hash.part[v], size); });
-  }
-
- private:
-  // The upper halves of the products.
-  static inline V high_product(V a, uint32_t b) {
-#if defined(__AVX512F__)
-    const __m512i factor = reinterpret_cast<__m512i>(a), by = _mm512_set1_epi32(static_cast<int>(b));
-    const auto odd_lanes = [](__m512i of) { return _mm512_maskz_shuffle_epi32(0xffff, of, _MM_PERM_DDBB); };
-    const auto product = [&](__m512i lanes) { return _mm512_maskz_mul_epu32(0xff, lanes, by); };
-    const __m512i even = odd_lanes(product(factor)), odd = product(odd_lanes(factor));
-    return reinterpret_cast<V>(_mm512_mask_blend_epi32(0xaaaa, even, odd));
-#elif defined(__AVX2__)
-    const __m256i factor = reinterpret_cast<__m256i>(a), by = _mm256_set1_epi32(static_cast<int>(b));
-    const __m256i even = _mm256_shuffle_epi32(_mm256_mul_epu32(factor, by), 0xf5);
-    const __m256i odd = _mm256_mul_epu32(_mm256_shuffle_epi32(factor, 0xf5), by);
-    return reinterpret_cast<V>(_mm256_blend_epi32(even, odd, 0xaa));
-#else
-    for (int lane = 0; lane < kLanes<uint32_t>; ++lane) a[lane] = static_cast<uint32_t>(uint64_t{a[lane]} * b >> 32);
-    return a;
-#endif
-  }
-};
-
-// An ordering of at most 256 candidates. Both halves of its Feistel network have at most 16 values, so that a row's
-// hashes are made once for all its draws, and a round is a look-up among 16 bytes.
+// An ordering of at most 256 candidates. Each half of its Feistel network has at most 16 values. All hashes of a row's
+// key are therefore computed once, and each round is a lookup in a table of 16 bytes.
 class SmallOrder {
  public:
   static bool fits(const Bijection& order) { return order.size <= 256; }
 
   explicit SmallOrder(const Bijection& order) : order_(order) {}
 
-  // Writes `count` draws of one row, from term `first` on. `count` is a multiple of kLanes<uint32_t>.
+  // Writes `count` draws of one row, starting with term `first`. `count` is a multiple of kLanes<uint32_t>.
   void draw(DrawKey key, uint32_t first, int count, int32_t* to) const {
     if (order_.is_small())
       draw_in_rounds<Bijection::kHalfRoundsWhenSmall>(key, first, count, to);
@@ -123,9 +30,9 @@ class SmallOrder {
 
  private:
   using Bytes = Vector<uint8_t>;
-  static constexpr int kValues = 16;  // of a half
+  static constexpr int kValues = 16;  // of one half
 
-  // What each round adds to one half, by the value of the other.
+  // The value that each round adds to one half, indexed by the value of the other half.
   template <int kRounds>
   struct Tables {
     static constexpr int kEntries = kRounds / 2 * kValues;
@@ -152,8 +59,8 @@ class SmallOrder {
     const Tables<kRounds> tables(order_, key);
     const Bytes last = broadcast(static_cast<uint8_t>(order_.size - 1));
     for (int done = 0; done < count; done += kLanes<uint8_t>) {
-      // Terms beyond the last get draws too, which nobody reads.
-      Bytes value = step(tables, smaller(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
+      // Terms after the last one are drawn as well, and ignored.
+      Bytes value = step(tables, minimum(ascending(static_cast<uint8_t>(first + static_cast<uint32_t>(done))), last));
       while (any_above(value, last)) value = value > last ? step(tables, value) : value;
       uint8_t drawn[kLanes<uint8_t>];
       store(drawn, value);
@@ -169,7 +76,7 @@ class SmallOrder {
     Bytes high = x >> static_cast<uint8_t>(order_.low_bits), low = x & low_mask;
     for (int round = 0; round < kRounds / 2; ++round) {
       high = high + look_up(tables.to_high + round * kValues, low);
-      high = smaller(high, high - high_size);  // which is above everything where it wraps around
+      high = minimum(high, high - high_size);  // a negative difference wraps around to a large value
       low = (low + look_up(tables.to_low + round * kValues, high)) & low_mask;
     }
     return (high << static_cast<uint8_t>(order_.low_bits)) | low;
@@ -192,7 +99,7 @@ class SmallOrder {
   static __m128i load_entries(const uint8_t* table) { return _mm_load_si128(reinterpret_cast<const __m128i*>(table)); }
 #endif
 
-  static Bytes smaller(Bytes a, Bytes b) { return a < b ? a : b; }
+  static Bytes minimum(Bytes a, Bytes b) { return a < b ? a : b; }
 
   static bool any_above(Bytes a, Bytes b) {
 #if defined(__AVX512BW__)

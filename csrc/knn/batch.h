@@ -1,4 +1,4 @@
-// A batch of independent problems over the threads.
+// Distribution of a batch of independent problems over threads.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace echo_ext {
 
-// Calls solve(item, num_threads) for each item: many items run side by side, few run one after another with all
-// threads.
+// Calls solve(item, num_threads) for each item. If there are at least as many items as threads, each item gets one
+// thread. Otherwise the items are solved one after another, each with all threads.
 template <typename Solve>
 void for_each_item(int64_t num_items, int num_threads, const Solve& solve) {
   if (num_items >= num_threads) {

@@ -1,15 +1,16 @@
-// The neighbors nearest to the boundary of a ball, on either side of it: on a line by walking from the two ends of an
-// interval, else by a search for each point in a tree, whose leaves are compared with it a vector at a time.
+// The neighbors nearest to the boundary of a ball, on either side of it. With one column, they are found by walking
+// from the two ends of an interval of sorted values. With several columns, each point searches a k-d tree, and is
+// compared with a vector of points of a leaf at a time.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <utility>
 #include <vector>
 
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 #include "knn/sorted_column.h"
 
 namespace echo_ext {
@@ -17,8 +18,6 @@ namespace ECHO_EXT_ISA {
 namespace {
 
 constexpr int64_t kPointsPerTask = 256;
-constexpr int kMaxDepth = 40;
-constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 
 // One item of a batch.
 template <typename T>
@@ -40,21 +39,22 @@ struct BoundaryJob {
 
 // ---- One column ----------------------------------------------------------------------------------------------------
 
-// How many steps 0, 1, 2, ... of `most` hold, where those that hold come first.
+// How many of the steps 0, 1, 2, ..., limit - 1 satisfy `holds`, provided that those that do come first. Takes
+// logarithmic time.
 template <typename Holds>
-int64_t run_length(int64_t most, const Holds& holds) {
+int64_t run_length(int64_t limit, const Holds& holds) {
   int64_t length = 0;
   int64_t stride = 1;
-  for (; length + stride <= most && holds(length + stride - 1); stride *= 2) length += stride;
+  for (; length + stride <= limit && holds(length + stride - 1); stride *= 2) length += stride;
   for (stride /= 2; stride > 0; stride /= 2)
-    if (length + stride <= most && holds(length + stride - 1)) length += stride;
+    if (length + stride <= limit && holds(length + stride - 1)) length += stride;
   return length;
 }
 
 template <typename T>
 class LineBoundary {
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   LineBoundary(const BoundaryJob<T>& job, const SortedColumn<T>& column)
       : job_(job), values_(column.values()), order_(column.order()), n_(column.size()) {}
 
@@ -66,79 +66,80 @@ class LineBoundary {
     const T radius = job_.radii[row_];
     const int64_t below = own - run_length(own, [&](int64_t s) { return distance(own - 1 - s) < radius; });
     const int64_t above = own + 1 + run_length(n_ - own - 1, [&](int64_t s) { return distance(own + 1 + s) < radius; });
-    inwards(below, above);
-    outwards(below, above);
+    search_inwards(below, above);
+    search_outwards(below, above);
     std::fill(out_, end, int64_t{-1});
   }
 
  private:
   T distance(int64_t place) const { return extend_distance<Metric::chebyshev>(T(0), values_[place] - values_[own_]); }
-  // How many places from `place` on, in a direction, are as far as it is.
-  int64_t as_far(int64_t place, int direction, int64_t most, T away) const {
-    if (most < 2 || distance(place + direction) != away) return most < 1 ? 0 : 1;
-    return run_length(most, [&](int64_t s) { return distance(place + direction * s) == away; });
+  // The number of consecutive places, starting at `place` and going in `direction`, that are at distance tied_distance.
+  int64_t num_tied(int64_t place, int direction, int64_t limit, T tied_distance) const {
+    if (limit < 2 || distance(place + direction) != tied_distance) return limit < 1 ? 0 : 1;
+    return run_length(limit, [&](int64_t s) { return distance(place + direction * s) == tied_distance; });
   }
 
-  // The farthest of [left, right) first.
-  void inwards(int64_t left, int64_t right) {
-    for (wanted_ = job_.width; wanted_ > 0 && left < right;) {
+  // Appends neighbors from the places [left, right), the farthest first.
+  void search_inwards(int64_t left, int64_t right) {
+    for (remaining_ = job_.width; remaining_ > 0 && left < right;) {
       const int64_t on_left = std::max<int64_t>(0, own_ + 1 - left);
       const int64_t on_right = right - left - on_left;
       const T at_left = on_left > 0 ? distance(left) : T(-1);
       const T at_right = on_right > 0 ? distance(right - 1) : T(-1);
-      const int64_t left_end = left + (at_left < at_right ? 0 : as_far(left, +1, on_left, at_left));
-      const int64_t right_begin = right - (at_right < at_left ? 0 : as_far(right - 1, -1, on_right, at_right));
-      take(left, left_end, right_begin, right);
+      const int64_t left_end = left + (at_left < at_right ? 0 : num_tied(left, +1, on_left, at_left));
+      const int64_t right_begin = right - (at_right < at_left ? 0 : num_tied(right - 1, -1, on_right, at_right));
+      append_nearest(left, left_end, right_begin, right);
       left = left_end;
       right = right_begin;
     }
   }
 
-  // The nearest beyond [left, right) first.
-  void outwards(int64_t left, int64_t right) {
-    for (wanted_ = job_.width + 1; wanted_ > 0 && (left > 0 || right < n_);) {
-      // NaN beyond the ends: nothing is nearer or as near.
+  // Appends neighbors from outside the places [left, right), the nearest first.
+  void search_outwards(int64_t left, int64_t right) {
+    for (remaining_ = job_.width + 1; remaining_ > 0 && (left > 0 || right < n_);) {
+      // Beyond either end the distance is NaN, so that neither comparison holds.
       const T at_left = distance(left - 1);
       const T at_right = distance(right);
-      const int64_t left_begin = left - (at_right < at_left ? 0 : as_far(left - 1, -1, left, at_left));
-      const int64_t right_end = right + (at_left < at_right ? 0 : as_far(right, +1, n_ - right, at_right));
-      take(left_begin, left, right, right_end);
+      const int64_t left_begin = left - (at_right < at_left ? 0 : num_tied(left - 1, -1, left, at_left));
+      const int64_t right_end = right + (at_left < at_right ? 0 : num_tied(right, +1, n_ - right, at_right));
+      append_nearest(left_begin, left, right, right_end);
       left = left_begin;
       right = right_end;
     }
   }
 
-  // Of the places [first, first_end) and [second, second_end), all equally far, as many as are wanted: the lowest rows.
-  void take(int64_t first, int64_t first_end, int64_t second, int64_t second_end) {
+  // All places in [first, first_end) and [second, second_end) are at the same distance. Appends as many of them as are
+  // still missing, those with the lowest rows.
+  void append_nearest(int64_t first, int64_t first_end, int64_t second, int64_t second_end) {
     if (first_end - first + second_end - second == 1) {
       const int64_t row = order_[first < first_end ? first : second];
       if (!job_.usable(row_, row)) return;
       *out_++ = row;
-      --wanted_;
+      --remaining_;
       return;
     }
     tied_.clear();
-    gather(first, first_end);
-    gather(second, second_end);
-    if (static_cast<int64_t>(tied_.size()) > wanted_)
-      std::nth_element(tied_.begin(), tied_.begin() + wanted_, tied_.end());
-    const int64_t taken = std::min(wanted_, static_cast<int64_t>(tied_.size()));
+    collect_usable(first, first_end);
+    collect_usable(second, second_end);
+    if (static_cast<int64_t>(tied_.size()) > remaining_)
+      std::nth_element(tied_.begin(), tied_.begin() + remaining_, tied_.end());
+    const int64_t taken = std::min(remaining_, static_cast<int64_t>(tied_.size()));
     out_ = std::copy_n(tied_.begin(), taken, out_);
-    wanted_ -= taken;
+    remaining_ -= taken;
   }
 
-  // Equal values lie in the order of their rows: of each run of them no more than are wanted need be looked at.
-  void gather(int64_t begin, int64_t end) {
+  // Equal values are sorted by row, so that only the first few of each run of equal values can be needed.
+  void collect_usable(int64_t begin, int64_t end) {
     while (begin < end) {
       const T value = values_[begin];
       const int64_t run_end = begin + run_length(end - begin, [&](int64_t s) { return values_[begin + s] == value; });
       const int64_t run_begin = begin;
-      for (int64_t taken = 0; begin < run_end && taken < wanted_; ++begin) {
+      for (int64_t taken = 0; begin < run_end && taken < remaining_; ++begin) {
         if (!job_.usable(row_, order_[begin])) continue;
         tied_.push_back(order_[begin]);
         ++taken;
       }
-      pulse_.after(begin - run_begin);
+      polls_.add(begin - run_begin);
       begin = run_end;
     }
   }
@@ -149,15 +150,15 @@ class LineBoundary {
   int64_t n_;
   int64_t own_ = 0;
   int64_t row_ = 0;
-  int64_t wanted_ = 0;
+  int64_t remaining_ = 0;
   int64_t* out_ = nullptr;
   std::vector<int32_t> tied_;
-  Pulse pulse_;
+  PollCounter polls_;
 };
 
 // ---- Several columns -----------------------------------------------------------------------------------------------
 
-// The smallest keys so far, ascending; of equal ones, those with the lower rows.
+// The smallest keys so far in ascending order. Of equal keys, those with lower rows come first.
 template <typename T>
 class Smallest {
  public:
@@ -168,8 +169,8 @@ class Smallest {
     std::fill(rows_.begin(), rows_.end(), kNoRow);
   }
   T bound() const { return keys_.back(); }
-  // Whether something with this key and a row no lower than this may be among the smallest.
-  bool takes(T key, int32_t row) const { return key < keys_.back() || (key == keys_.back() && row < rows_.back()); }
+  // Whether an element with this key, and with this row or a higher one, could be among the smallest.
+  bool accepts(T key, int32_t row) const { return key < keys_.back() || (key == keys_.back() && row < rows_.back()); }
   void insert(T key, int32_t row) {
     size_t r = keys_.size() - 1;
     for (; r > 0 && (key < keys_[r - 1] || (key == keys_[r - 1] && row < rows_[r - 1])); --r) {
@@ -195,7 +196,7 @@ class TreeBoundary {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   TreeBoundary(const BoundaryJob<T>& job, const KdTree<T>& tree)
       : job_(job), tree_(tree), inside_(job.width), outside_(job.width + 1) {}
 
@@ -206,8 +207,9 @@ class TreeBoundary {
     radius_ = job_.radii[row];
     inside_.clear();
     outside_.clear();
-    // What the boundary cuts comes first: bounds are tight soon, and spare what lies deep inside or far outside.
-    Span open[kMaxDepth];
+    // Visit nodes that the boundary intersects first: the bounds become tight early, and prune nodes far inside or
+    // outside.
+    Span open[KdTree<T>::kMaxDepth];
     int depth = 0;
     open[depth++] = span(0);
     while (depth > 0) {
@@ -227,7 +229,7 @@ class TreeBoundary {
   }
 
  private:
-  // How near and how far the points under a node can be.
+  // Bounds on the distances from the query to the points under a node.
   struct Span {
     int64_t node;
     T near;
@@ -251,17 +253,18 @@ class TreeBoundary {
 
   bool may_contribute(const Span& s) const {
     const int32_t lowest = tree_.lowest_row(s.node);
-    return (s.near < radius_ && inside_.takes(-s.far, lowest)) || (s.far >= radius_ && outside_.takes(s.near, lowest));
+    return (s.near < radius_ && inside_.accepts(-s.far, lowest)) ||
+           (s.far >= radius_ && outside_.accepts(s.near, lowest));
   }
 
   void scan(int64_t leaf) {
-    pulse_.after(tree_.dim());
+    polls_.add(tree_.dim());
     const T* points = tree_.leaf(leaf);
     const int32_t* rows = tree_.order() + leaf * kLeafSize;
     for (int first = 0; first < kLeafSize; first += kLanes<T>) {
       V distance = V{};
       for (int c = 0; c < tree_.dim(); ++c)
-        distance = extend_lanes<Metric::chebyshev, T>(distance, load(points + c * kLeafSize + first) - query_[c]);
+        distance = extend_distance<Metric::chebyshev, T>(distance, load(points + c * kLeafSize + first) - query_[c]);
       const Mask<T> inside = distance < radius_;
       const Mask<T> may = (inside & (-distance <= inside_.bound())) | (~inside & (distance <= outside_.bound()));
       if (!any<T>(may)) continue;
@@ -274,21 +277,22 @@ class TreeBoundary {
     const bool is_inside = distance < radius_;
     Smallest<T>& side = is_inside ? inside_ : outside_;
     const T key = is_inside ? -distance : distance;
-    if (!side.takes(key, row) || row >= tree_.num_points()) return;  // places past the end are filling
+    if (!side.accepts(key, row) || row >= tree_.num_points()) return;  // rows from num_points on are padding
     if (job_.usable(row_, row)) side.insert(key, row);
   }
 
   const BoundaryJob<T>& job_;
   const KdTree<T>& tree_;
-  Smallest<T> inside_;   // by the negative distance
-  Smallest<T> outside_;  // by the distance
-  Pulse pulse_;
+  Smallest<T> inside_;   // by negative distance
+  Smallest<T> outside_;  // by distance
+  PollCounter polls_;
   int64_t row_ = 0;
   const T* query_ = nullptr;
   T radius_ = 0;
 };
 
-// Places are taken in the order of the column or the tree: neighbors find in the cache what was read before.
+// Points are processed in the order of the column or the tree, so that consecutive searches find the same data in the
+// cache.
 template <typename Search, typename T, typename Order>
 void run_all(const BoundaryJob<T>& job, const Order& order, int num_threads) {
   const int64_t n = job.num_points;

@@ -1,13 +1,13 @@
-// Neighbors within a radius, counted and never listed: by bisection where there is one column, else by the number of
-// points under the nodes of a tree.
+// Counts of neighbors within a radius. With one column, they are found by bisection of sorted values. With several
+// columns, they are sums over the nodes of a k-d tree.
 #include <cstdint>
 #include <limits>
 #include <vector>
 
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 #include "knn/sorted_column.h"
 
 namespace echo_ext {
@@ -19,19 +19,19 @@ constexpr int64_t kPlacesPerTask = 4096;
 
 // ---- One column ----------------------------------------------------------------------------------------------------
 
-// Vectors of searches that go on side by side, so that the processor has other loads to wait for.
-constexpr int kSideBySide = 2;
+// The number of vectors of bisections that run interleaved, so that the processor can overlap their loads.
+constexpr int kInterleaved = 2;
 
 template <typename T>
 struct LineQueries {
-  static constexpr int kSize = kSideBySide * kLanes<T>;
+  static constexpr int kSize = kInterleaved * kLanes<T>;
   LaneInt<T> place[kSize];
   T value[kSize];
   T radius[kSize];
 };
 
-// How many places beyond each query's own, in `direction`, lie within its radius. The difference to a place is
-// evaluated as the search evaluated it, and grows monotonically with the place.
+// For each query, counts the places beyond its own, in one direction, that lie within its radius. The difference to a
+// place is computed exactly as in a search, and increases monotonically with the place.
 template <typename T, Metric M, bool kInclusive, int kDirection>
 void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, LaneInt<T>* counts) {
   using I = Mask<T>;
@@ -40,18 +40,18 @@ void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, 
     I place = load_ints<T>(queries.place + v * kLanes<T>) + kDirection * steps;
     place = (kDirection > 0 ? place < end : place > end) ? place : end;
     const Vector<T> difference = gather<T>(column.values(), place) - load(queries.value + v * kLanes<T>);
-    const Vector<T> distance = M == Metric::chebyshev ? fabs_lanes<T>(difference) : difference * difference;
-    return within_lanes<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
+    const Vector<T> distance = M == Metric::chebyshev ? absolute(difference) : difference * difference;
+    return within<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
   };
   LaneInt<T> stride = 16;
   for (I some = ~I{}; any<T>(some);) {
     stride *= 2;
     some = I{};
-    for (int v = 0; v < kSideBySide; ++v) some |= inside(v, I{} + stride);
+    for (int v = 0; v < kInterleaved; ++v) some |= inside(v, I{} + stride);
   }
-  I found[kSideBySide] = {};
+  I found[kInterleaved] = {};
   for (stride /= 2; stride > 0; stride /= 2)
-    for (int v = 0; v < kSideBySide; ++v) found[v] += inside(v, found[v] + stride) & stride;
+    for (int v = 0; v < kInterleaved; ++v) found[v] += inside(v, found[v] + stride) & stride;
   std::memcpy(counts, found, sizeof(found));
 }
 
@@ -89,7 +89,7 @@ struct CountJob {
   int64_t* counts;
 };
 
-// kGrouped: several groups of columns, each with a radius of its own.
+// kGrouped: there are several groups of columns, each with its own radius.
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
 class GroupCount {
   using V = Vector<T>;
@@ -97,14 +97,15 @@ class GroupCount {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  // Workspace for one thread.
+  // One instance serves one thread.
   explicit GroupCount(const CountJob<T>& job)
       : job_(job),
         tree_(job.tree),
         query_(static_cast<size_t>(tree_.dim() * kLanes<T>)),
         radii_(static_cast<size_t>(job.num_groups * kLanes<T>)) {}
 
-  // The points at `num` places, at most as many as there are lanes. Returns how many leaves were visited.
+  // Counts for the points at `num` places, where num is at most the number of lanes. Returns the number of leaves
+  // visited.
   int64_t run(const int64_t* places, int num) {
     const int64_t n = tree_.num_points();
     for (int lane = 0; lane < kLanes<T>; ++lane) {
@@ -131,43 +132,42 @@ class GroupCount {
   V query(int c) const { return load(query_.data() + c * kLanes<T>); }
   V radius(int group) const { return load(radii_.data() + group * kLanes<T>); }
 
-  // Lanes whose radius the points between `low` and `high` are not all beyond, and lanes whose radius holds all of
-  // them.
-  void judge(const T* low, const T* high, I& reaches, I& holds) const {
+  // For each lane, sets whether its ball intersects the box between `low` and `high`, and whether it contains the box.
+  void compare_with_box(const T* low, const T* high, I& reaches, I& contains) const {
     reaches = ~I{};
-    holds = ~I{};
+    contains = ~I{};
     V nearest = V{};
     V farthest = V{};
     for (int c = 0; c < tree_.dim(); ++c) {
       const V q = query(c);
-      const V near = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
-      const V far = larger<T>(high[c] - q, q - low[c]);
+      const V near = maximum(maximum(low[c] - q, q - high[c]), V{});
+      const V far = maximum(high[c] - q, q - low[c]);
       if constexpr (kGrouped) {
-        reaches &= within_lanes<kInclusive, T>(near, radius(job_.groups[c]));
-        holds &= within_lanes<kInclusive, T>(far, radius(job_.groups[c]));
+        reaches &= within<kInclusive, T>(near, radius(job_.groups[c]));
+        contains &= within<kInclusive, T>(far, radius(job_.groups[c]));
       } else {
-        nearest = extend_lanes<M, T>(nearest, near);
-        farthest = extend_lanes<M, T>(farthest, far);
+        nearest = extend_distance<M, T>(nearest, near);
+        farthest = extend_distance<M, T>(farthest, far);
       }
     }
     if constexpr (!kGrouped) {
-      reaches = within_lanes<kInclusive, T>(nearest, radius(0));
-      holds = within_lanes<kInclusive, T>(farthest, radius(0));
+      reaches = within<kInclusive, T>(nearest, radius(0));
+      contains = within<kInclusive, T>(farthest, radius(0));
     }
   }
 
   I count_tree(int64_t& leaves_visited) {
     I counts = I{};
-    if (!tree_pays_) {
+    if (!pruning_pays_) {
       leaves_visited = tree_.num_leaves();
       for (int64_t leaf = 0; leaf < leaves_visited; ++leaf) counts += count_leaf(leaf);
-      return kInclusive ? counts - filling_counted() : counts;
+      return kInclusive ? counts - padding_counted() : counts;
     }
     int64_t last_visited = -1;
     for (int64_t node = 0; node < tree_.num_nodes();) {
-      I reaches, holds;
-      judge(tree_.low(node), tree_.high(node), reaches, holds);
-      if (any<T>(reaches & ~holds)) {
+      I reaches, contains;
+      compare_with_box(tree_.low(node), tree_.high(node), reaches, contains);
+      if (any<T>(reaches & ~contains)) {
         if (tree_.is_leaf(node)) {
           last_visited = tree_.first_leaf(node);
           counts += count_leaf(last_visited);
@@ -175,41 +175,41 @@ class GroupCount {
         }
         ++node;
       } else {
-        counts += holds & static_cast<LaneInt<T>>(tree_.points_under(node));
+        counts += contains & static_cast<LaneInt<T>>(tree_.points_under(node));
         node = tree_.after_subtree(node);
       }
     }
-    tree_pays_ = tree_.pays(leaves_visited);
-    return kInclusive && last_visited + 1 == tree_.num_leaves() ? counts - filling_counted() : counts;
+    pruning_pays_ = tree_.pruning_pays(leaves_visited);
+    return kInclusive && last_visited + 1 == tree_.num_leaves() ? counts - padding_counted() : counts;
   }
 
   I count_leaf(int64_t leaf) const {
-    constexpr int kTogether = 4;
+    constexpr int kPointsAtOnce = 4;
     I counts = I{};
     const T* points = tree_.leaf(leaf);
-    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
-      V distances[kTogether] = {};
-      I inside[kTogether];
-      for (int e = 0; e < kTogether; ++e) inside[e] = ~I{};
+    for (int first = 0; first < kLeafSize; first += kPointsAtOnce, points += kPointsAtOnce) {
+      V distances[kPointsAtOnce] = {};
+      I inside[kPointsAtOnce];
+      for (int e = 0; e < kPointsAtOnce; ++e) inside[e] = ~I{};
       for (int c = 0; c < tree_.dim(); ++c) {
-        for (int e = 0; e < kTogether; ++e) {
+        for (int e = 0; e < kPointsAtOnce; ++e) {
           const V difference = points[c * kLeafSize + e] - query(c);
           if constexpr (kGrouped)
-            inside[e] &= within_lanes<kInclusive, T>(fabs_lanes<T>(difference), radius(job_.groups[c]));
+            inside[e] &= within<kInclusive, T>(absolute(difference), radius(job_.groups[c]));
           else
-            distances[e] = extend_lanes<M, T>(distances[e], difference);
+            distances[e] = extend_distance<M, T>(distances[e], difference);
         }
       }
-      for (int e = 0; e < kTogether; ++e)
-        counts -= kGrouped ? inside[e] : within_lanes<kInclusive, T>(distances[e], radius(0));
+      for (int e = 0; e < kPointsAtOnce; ++e)
+        counts -= kGrouped ? inside[e] : within<kInclusive, T>(distances[e], radius(0));
     }
     return counts;
   }
 
-  // The filling of the last leaf is at infinity, which an infinite radius includes: distances overflow. To be taken
-  // back where that leaf was visited.
-  I filling_counted() const {
-    I counted = I{} + static_cast<LaneInt<T>>(tree_.num_filling());
+  // The last leaf is padded with points at infinity, which an infinite radius includes. Returns how many of them each
+  // lane has counted; the caller subtracts them if it visited the last leaf.
+  I padding_counted() const {
+    I counted = I{} + static_cast<LaneInt<T>>(tree_.num_padding());
     for (int g = 0; g < job_.num_groups; ++g) counted &= radius(g) == broadcast<T>(std::numeric_limits<T>::infinity());
     return counted;
   }
@@ -218,7 +218,7 @@ class GroupCount {
   const KdTree<T>& tree_;
   std::vector<T> query_;
   std::vector<T> radii_;
-  bool tree_pays_ = true;  // measured by the task's first group, see the search
+  bool pruning_pays_ = true;  // determined by the first group of a task, see search_cpu.cpp
 };
 
 template <typename T, Metric M, bool kInclusive, bool kGrouped>
@@ -228,7 +228,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
     GroupCount<T, M, kInclusive, kGrouped> group(job);
     const int64_t begin = task * kLeavesPerTask * KdTree<T>::kLeafSize;
     const int64_t end = std::min(begin + kLeavesPerTask * KdTree<T>::kLeafSize, job.tree.num_points());
-    Pulse pulse;
+    PollCounter polls;
     int64_t places[kLanes<T>];
     int num = 0;
     for (int64_t place = begin; place < end; ++place) {
@@ -238,7 +238,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
       else
         places[num++] = place;
       if (num == 0 || (num < kLanes<T> && place + 1 < end)) continue;
-      pulse.after(group.run(places, num) * job.tree.dim());
+      polls.add(group.run(places, num) * job.tree.dim());
       num = 0;
     }
   });
@@ -246,9 +246,9 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
 
 // ---- Both ----------------------------------------------------------------------------------------------------------
 
-// Takes back what was counted although it is too near in time.
+// Subtracts the neighbors that exclude_within excludes.
 template <typename T, Metric M, bool kInclusive>
-void uncount_near_rows(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
+void subtract_excluded(const KnnCount& p, const T* points, const T* radii, int64_t* counts, int num_threads) {
   constexpr int64_t kPairsPerTask = 1 << 16;
   const auto row = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t i, int64_t j) {
@@ -284,7 +284,7 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
       const auto* radii = static_cast<const T*>(p.radii) + (r * p.batch + item) * p.num_groups * n;
       int64_t* counts = p.counts + (r * p.batch + item) * n;
       count(radii, counts);
-      if (p.exclude_within > 0) uncount_near_rows<T, M, kInclusive>(p, points, radii, counts, num_threads);
+      if (p.exclude_within > 0) subtract_excluded<T, M, kInclusive>(p, points, radii, counts, num_threads);
     }
   };
   if (p.dim == 1) {

@@ -1,4 +1,5 @@
-// Counts of neighbors within radii: bisection among sorted values for one column, boxes for several.
+// Counts of neighbors within radii on CUDA: bisection of sorted values for one column, traversal of the tree for
+// several.
 #include <type_traits>
 
 #include "knn/tree_cuda.h"
@@ -6,29 +7,24 @@
 namespace echo_ext {
 namespace {
 
-// The metric is known at run time, the same for all: a branch that does not diverge.
-template <typename T>
-__device__ __forceinline__ T extend(Metric metric, T so_far, T difference) {
-  return metric == Metric::euclidean ? extend_distance<Metric::euclidean>(so_far, difference)
-                                     : extend_distance<Metric::chebyshev>(so_far, difference);
-}
-
-// What is strictly nearer than a radius is as near as the number before it, so that kernels know one comparison.
+// "Strictly nearer than the radius" is the same as "at most as far as the preceding floating-point number", so kernels
+// need only one comparison.
 template <typename T>
 __device__ __forceinline__ T inclusive_radius(bool inclusive, T radius) {
   return inclusive ? radius : std::nextafter(radius, -static_cast<T>(INFINITY));
 }
 
-// What was counted although it is the point itself, or too near in time.
+// The number of points that must not be counted but lie within the radius: the point itself and those that
+// exclude_within excludes.
 template <typename T>
-__device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t item, int64_t row, const T* radii) {
+__device__ __forceinline__ int64_t count_excluded(const KnnCount& p, int64_t item, int64_t row, const T* radii) {
   const T* points = static_cast<const T*>(p.points) + item * p.num_points * p.dim;
-  const auto number = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
+  const auto time_of = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t other) {
     T distance = 0;
     for (int c = 0; c < p.dim; ++c) {
       const T difference = points[other * p.dim + c] - points[row * p.dim + c];
-      distance = extend(p.metric, distance, difference);
+      distance = extend_distance(p.metric, distance, difference);
       if (p.num_groups > 1) {
         if (!(distance <= inclusive_radius(p.inclusive, radii[p.groups[c] * p.num_points + row]))) return false;
         distance = 0;
@@ -36,12 +32,12 @@ __device__ __forceinline__ int64_t too_near_in_time(const KnnCount& p, int64_t i
     }
     return p.num_groups > 1 || distance <= inclusive_radius(p.inclusive, radii[row]);
   };
-  int64_t taken_back = counted(row);
-  for (int64_t other = row - 1; other >= 0 && number(row) - number(other) <= p.exclude_within; --other)
-    taken_back += counted(other);
-  for (int64_t other = row + 1; other < p.num_points && number(other) - number(row) <= p.exclude_within; ++other)
-    taken_back += counted(other);
-  return taken_back;
+  int64_t excluded = counted(row);
+  for (int64_t other = row - 1; other >= 0 && time_of(row) - time_of(other) <= p.exclude_within; --other)
+    excluded += counted(other);
+  for (int64_t other = row + 1; other < p.num_points && time_of(other) - time_of(row) <= p.exclude_within; ++other)
+    excluded += counted(other);
+  return excluded;
 }
 
 // ---- One column: the values lie sorted, tile after tile ------------------------------------------------------------
@@ -59,8 +55,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_points;
   const int64_t row = view.order[own];
   const T value = values[own], radius = inclusive_radius(p.inclusive, radii[row]);
-  const auto inside = [&](int64_t place) { return extend(p.metric, T(0), values[place] - value) <= radius; };
-  int64_t first = own, low = 0;  // of the places inside, [first, end)
+  const auto inside = [&](int64_t place) { return extend_distance(p.metric, T(0), values[place] - value) <= radius; };
+  int64_t first = own, low = 0;  // the places inside are [first, end)
   while (low < first) {
     const int64_t middle = (low + first) / 2;
     if (inside(middle))
@@ -76,14 +72,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     else
       high = middle;
   }
-  // Where a point is outside its own ball, all are.
+  // A point that is outside its own ball has no neighbors.
   const int64_t count = inside(own) ? end - first : 0;
-  p.counts[job * p.num_points + row] = count - too_near_in_time(p, item, row, radii);
+  p.counts[job * p.num_points + row] = count - count_excluded(p, item, row, radii);
 }
 
 // ---- Several columns -----------------------------------------------------------------------------------------------
 
-// A radius for each column, of the column's group.
+// The radius of each column, which is that of its group.
 template <typename T, int kColumns>
 struct GroupRadii {
   T values[kColumns];
@@ -106,20 +102,20 @@ struct GroupRadii<T, 0> {
   }
 };
 template <typename T>
-struct OneRadius : OneForAll<T> {
+struct OneRadius : SameForAll<T> {
   __device__ __forceinline__ OneRadius(const KnnCount& p, const T* radii)
-      : OneForAll<T>{inclusive_radius(p.inclusive, *radii)} {}
+      : SameForAll<T>{inclusive_radius(p.inclusive, *radii)} {}
 };
 
 template <typename T, Metric M, int kColumns, bool kGrouped>
 struct CountVisitor {
-  static constexpr int kTogether = 4;  // points whose distances are independent work
+  static constexpr int kPointsAtOnce = 4;  // points whose distances are independent work
   using Radii = std::conditional_t<kGrouped, GroupRadii<T, kColumns>, OneRadius<T>>;
 
   const ItemView<T>& points;
-  ColumnValues<T, kColumns> query;  // of this lane, as are its radii
+  ColumnValues<T, kColumns> query;  // this lane's, as are the radii
   Radii radii;
-  const T* query_box;  // of the warp
+  const T* query_box;  // the box of the warp's queries
   T largest_radius;
   bool active;
   StagedTile<T, kColumns> staged;
@@ -139,10 +135,11 @@ struct CountVisitor {
     return __ballot_sync(kFullWarp, may);
   }
 
-  // Counts a node whole for the lanes whose balls hold it, if no ball reaches just a part of it.
-  __device__ __forceinline__ bool enters(int level, int node) {
+  // If every ball either contains the whole node or misses it, adds its number of points for those that contain it and
+  // returns false.
+  __device__ __forceinline__ bool should_descend(int level, int node) {
     const T* box = points.box(level, node);
-    bool reaches = active, holds = active;
+    bool reaches = active, contains = active;
     T near = 0, far = 0;
     for_each_column<kColumns>(points.dim, [&](int c) {
       const T q = query[c];
@@ -150,25 +147,25 @@ struct CountVisitor {
       far = extend_distance<M>(kGrouped ? T(0) : far, farthest_gap(q, q, box[c], box[points.dim + c]));
       if (kGrouped) {
         reaches &= near <= radii[c];
-        holds &= far <= radii[c];
+        contains &= far <= radii[c];
       }
     });
     if (!kGrouped) {
       reaches &= near <= radii[0];
-      holds &= far <= radii[0];
+      contains &= far <= radii[0];
     }
-    if (__any_sync(kFullWarp, reaches && !holds)) return true;
-    if (holds) count += points.points_under(level, node);
+    if (__any_sync(kFullWarp, reaches && !contains)) return true;
+    if (contains) count += points.points_under(level, node);
     return false;
   }
 
   __device__ __forceinline__ void scan(int tile) {
-    const T* coordinates = staged.bring(points, tile);
+    const T* coordinates = staged.stage(points, tile);
     const int size = points.points_under(0, tile);
-    for (int first = 0; first < size; first += kTogether) {
-      const unsigned near = find_near<M, true, kTogether>(points.dim, coordinates + first, query, radii);
+    for (int first = 0; first < size; first += kPointsAtOnce) {
+      const unsigned near = find_near<M, true, kPointsAtOnce>(points.dim, coordinates + first, query, radii);
       const int there = size - first;
-      if (active) count += __popc(near & (there < kTogether ? (1u << there) - 1 : ~0u));
+      if (active) count += __popc(near & (there < kPointsAtOnce ? (1u << there) - 1 : ~0u));
     }
   }
 };
@@ -185,7 +182,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kColumns == 16 ? 5 : 1)
   const T* radii = static_cast<const T*>(p.radii) + job * p.num_groups * p.num_points;
   T largest = 0;
   for (int g = 0; g < p.num_groups; ++g)
-    largest = larger(largest, inclusive_radius(p.inclusive, radii[g * p.num_points + row]));
+    largest = maximum(largest, inclusive_radius(p.inclusive, radii[g * p.num_points + row]));
   CountVisitor<T, M, kColumns, kGrouped> visitor{view,
                                                  {view.tile(tile) + lane, p.dim},
                                                  {p, radii + row},
@@ -193,8 +190,8 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, kColumns == 16 ? 5 : 1)
                                                  warp_max(largest),
                                                  tile * kWarp + lane < all.num_points,
                                                  StagedTile<T, kColumns>(p.dim)};
-  walk(visitor, all.num_levels - 1, 0);
-  if (visitor.active) p.counts[job * p.num_points + row] = visitor.count - too_near_in_time(p, item, row, radii);
+  traverse(visitor, all.num_levels - 1, 0);
+  if (visitor.active) p.counts[job * p.num_points + row] = visitor.count - count_excluded(p, item, row, radii);
 }
 
 template <typename T, Metric M, int kColumns, bool kGrouped>
@@ -211,7 +208,7 @@ cudaError_t launch_count_in_balls(const KnnCount& p, const TreeView<T>& view, cu
   return launch_count<T, M, 0, false>(p, view, stream);
 }
 
-// By the largest difference in each group.
+// With a Chebyshev distance for each group.
 template <typename T>
 cudaError_t launch_count_in_boxes(const KnnCount& p, const TreeView<T>& view, cudaStream_t stream) {
   if (p.dim <= 8) return launch_count<T, Metric::chebyshev, 8, true>(p, view, stream);

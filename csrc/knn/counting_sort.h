@@ -1,4 +1,5 @@
-// Sorting by small keys, over the threads.
+// A parallel counting sort. It is our own because it sorts by buckets and digits of any size in linear time, and can
+// run on the pool's threads.
 #pragma once
 
 #include <algorithm>
@@ -11,18 +12,19 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Splits [0, n) into runs worth a thread each and calls run(begin, end, index) for consecutive pieces of them.
+// Splits [0, n) into runs that are each worth a thread, and calls run(begin, end, index) for consecutive pieces of
+// each.
 template <typename Run>
 void for_each_run(int64_t n, int num_threads, const Run& run) {
   constexpr int64_t kWorthAThread = 1 << 16;  // a busy machine may make threads wait for each other
   const int64_t runs = std::max<int64_t>(1, std::min<int64_t>(num_threads, n / kWorthAThread));
   parallel_for(runs, num_threads, [&](int64_t r, int) {
-    in_pieces(r * n / runs, (r + 1) * n / runs, [&](int64_t begin, int64_t end) { run(begin, end, r); });
+    for_each_piece(r * n / runs, (r + 1) * n / runs, [&](int64_t begin, int64_t end) { run(begin, end, r); });
   });
 }
 
-// Calls move(i, place) for every i in [0, n), with the places that a stable sort by key(i) < num_keys gives; the order
-// of the calls is free. Afterwards ends[v] is the place behind the last item of key v.
+// Calls move(i, place) for every i in [0, n), where `place` is the position of i in a stable sort by key(i) < num_keys.
+// The calls may come in any order. Afterwards, ends[v] is one past the place of the last item with key v.
 template <typename Key, typename Move>
 void counting_sort(int64_t n, uint32_t num_keys, int num_threads, std::vector<uint32_t>& ends, const Key& key,
                    const Move& move) {
@@ -44,7 +46,7 @@ void counting_sort(int64_t n, uint32_t num_keys, int num_threads, std::vector<ui
     uint32_t* places = ends.data() + run * static_cast<int64_t>(row);
     for (int64_t i = begin; i < end; ++i) move(i, places[key(i)]++);
   });
-  // A row beyond the last run's holds what that one holds now: where each key's items end.
+  // The last run's counters have advanced to the ends of all keys. Rows of unused runs hold the same ends.
   std::copy(ends.end() - static_cast<int64_t>(row), ends.end(), ends.begin());
 }
 

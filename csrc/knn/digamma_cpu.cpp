@@ -1,4 +1,5 @@
-// The digamma function of counts, summed.
+// Sums of the digamma function of counts. torch.digamma would need PyTorch, which the core does not link, and would not
+// look up repeated small counts in a table.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -12,7 +13,7 @@ namespace {
 constexpr int64_t kTableSize = 1 << 14;
 constexpr int64_t kCountsPerTask = 1 << 14;
 
-// Of an integer n >= 1; from 16 on the asymptotic series is exact to rounding.
+// For an integer n >= 1. From 16 on, the asymptotic series is exact to rounding.
 double digamma_of(int64_t n) {
   double shift = 0;
   for (; n < 16; ++n) shift -= 1.0 / static_cast<double>(n);

@@ -1,4 +1,4 @@
-// The mathematics of a distance that CPU and CUDA kernels share.
+// The distance of two points, as CPU and CUDA kernels both compute it.
 #pragma once
 
 #include <cmath>
@@ -11,17 +11,24 @@ enum class Metric : int { chebyshev, euclidean };
 
 inline Metric metric_of(bool euclidean) { return euclidean ? Metric::euclidean : Metric::chebyshev; }
 
-// A distance so far, extended by the difference in one more coordinate. Every step is monotone in |difference|, in
-// floating point too: bounds built by the same steps from a box's sides bound the distances to the points in it
-// exactly.
+// Extends a distance by the difference in one more coordinate. Every step is monotone in |difference|, in
+// floating-point arithmetic too. Therefore the same steps, applied to the sides of a box, give exact bounds on the
+// computed distances to all points in the box.
 template <Metric M, typename T>
 ECHO_EXT_HD T extend_distance(T so_far, T difference) {
   if constexpr (M == Metric::chebyshev) {
-    const T magnitude = std::fabs(difference);  // no instruction of its own, where it is an operand's modifier
+    const T magnitude = std::fabs(difference);  // free where the processor has an absolute-value operand modifier
     return so_far > magnitude ? so_far : magnitude;
   } else {
     return so_far + difference * difference;
   }
+}
+
+// For a metric that is known only at run time.
+template <typename T>
+ECHO_EXT_HD T extend_distance(Metric metric, T so_far, T difference) {
+  return metric == Metric::euclidean ? extend_distance<Metric::euclidean>(so_far, difference)
+                                     : extend_distance<Metric::chebyshev>(so_far, difference);
 }
 
 template <bool kInclusive, typename T>

@@ -1,4 +1,5 @@
-// A balanced k-d tree whose leaves are runs of consecutive points, for kernels that take a vector of queries to a leaf.
+// A balanced k-d tree with leaves of kLeafSize consecutive points, for kernels that compare a vector of queries with
+// all points of a leaf.
 #pragma once
 
 #include <algorithm>
@@ -13,17 +14,18 @@
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 
-// Points are put in the order of the leaves; the last leaf is filled up with points at infinity.
-// Nodes are stored in preorder: a node over m leaves and its descendants take 2m - 1 places, so that a traversal needs
-// no stack and no pointers: the next node is the first child (node + 1), or what follows the whole subtree.
+// Points are stored in the order of the leaves, and the last leaf is padded with points at infinity. Nodes are stored
+// in preorder: a node with m leaves and its descendants take 2m - 1 places. A traversal therefore needs neither a stack
+// nor pointers: the next node is either the first child, node + 1, or the one after the whole subtree.
 template <typename T>
 class KdTree {
  public:
   static constexpr int kLeafSize = 16;
   static constexpr int kSmallSubtree = 64;  // leaves
+  static constexpr int kMaxDepth = 40;
 
-  // Whether boxes spared a traversal so much that looking at them was worth it; in many dimensions they spare nothing.
-  bool pays(int64_t leaves_visited) const { return 4 * leaves_visited < 3 * num_leaves_; }
+  // Whether a traversal that visited this many leaves saved time by pruning. In many dimensions, it often does not.
+  bool pruning_pays(int64_t leaves_visited) const { return 4 * leaves_visited < 3 * num_leaves_; }
 
   // points: (num_points, dim), num_points < 2^31.
   KdTree(const T* points, int64_t num_points, int dim, int num_threads);
@@ -32,12 +34,12 @@ class KdTree {
   int dim() const { return dim_; }
   int64_t num_leaves() const { return num_leaves_; }
   int64_t num_nodes() const { return 2 * num_leaves_ - 1; }
-  int64_t stride() const { return num_leaves_ * kLeafSize; }
+  int64_t num_places() const { return num_leaves_ * kLeafSize; }
 
   // (dim, kLeafSize): the points of a leaf, column by column.
   const T* leaf(int64_t leaf) const { return leaves_.data() + leaf * kLeafSize * dim_; }
-  const int32_t* order() const { return order_.data(); }  // the row of each place; num_points and above: filling
-  int64_t num_filling() const { return stride() - num_points_; }  // all in the last leaf
+  const int32_t* order() const { return order_.data(); }  // the row at each place; num_points and above: padding
+  int64_t num_padding() const { return num_places() - num_points_; }  // all in the last leaf
   const T* low(int64_t node) const { return boxes_.data() + node * 2 * dim_; }
   const T* high(int64_t node) const { return low(node) + dim_; }
   int32_t lowest_row(int64_t node) const { return lowest_row_[node]; }
@@ -56,9 +58,9 @@ class KdTree {
     T value;
     int32_t from;
   };
-  // What a thread needs to divide a node, and the descendants that a division leaves to be divided.
+  // The buffers that a thread needs to split a node.
   struct Scratch {
-    Pulse pulse;
+    PollCounter polls;
     std::vector<Item> items;
     std::vector<uint16_t> buckets;
     std::vector<uint32_t> ends;
@@ -75,17 +77,17 @@ class KdTree {
   int64_t first_place(int64_t node) const { return first_leaf_[node] * int64_t{kLeafSize}; }
 
   void lay_out_nodes();
-  void divide_all(int num_threads);
-  void divide_subtree(int64_t node, Scratch& scratch);
-  void divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts);
+  void split_all(int num_threads);
+  void split_subtree(int64_t node, Scratch& scratch);
+  void split(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts);
   template <typename Value>
   static void rearrange(Value* values, const std::vector<Item>& items, int64_t n, int num_threads,
                         std::vector<Value>& scratch);
   int widest_column(int64_t begin, int64_t end, Range& range) const;
   void list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const;
   void fill_leaf(int64_t node);
-  void enclose_children(int64_t node);
-  void enclose_above(int64_t node, const std::vector<int64_t>& parts);
+  void merge_child_boxes(int64_t node);
+  void merge_boxes_above(int64_t node, const std::vector<int64_t>& parts);
 
   int64_t num_points_;
   int dim_;
@@ -95,7 +97,7 @@ class KdTree {
   std::vector<int32_t> leaf_count_;
   std::vector<int32_t> lowest_row_;
   std::vector<T> boxes_;
-  std::vector<T> columns_;  // while dividing: (dim, num_points), in the order so far
+  std::vector<T> columns_;  // only while building: (dim, num_points), in the current order
   std::vector<T> leaves_;
 };
 
@@ -104,20 +106,20 @@ KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
     : num_points_(num_points),
       dim_(dim),
       num_leaves_((num_points + kLeafSize - 1) / kLeafSize),
-      order_(static_cast<size_t>(stride())),
+      order_(static_cast<size_t>(num_places())),
       first_leaf_(static_cast<size_t>(num_nodes())),
       leaf_count_(static_cast<size_t>(num_nodes())),
       lowest_row_(static_cast<size_t>(num_nodes())),
       boxes_(static_cast<size_t>(num_nodes() * 2 * dim)),
       columns_(static_cast<size_t>(num_points * dim)),
-      leaves_(static_cast<size_t>(stride() * dim), std::numeric_limits<T>::infinity()) {
-  for (int64_t i = 0; i < stride(); ++i) order_[i] = static_cast<int32_t>(i);
+      leaves_(static_cast<size_t>(num_places() * dim), std::numeric_limits<T>::infinity()) {
+  for (int64_t i = 0; i < num_places(); ++i) order_[i] = static_cast<int32_t>(i);
   for_each_run(num_points, num_threads, [&](int64_t from, int64_t to, int64_t) {
     for (int c = 0; c < dim_; ++c)
       for (int64_t i = from; i < to; ++i) column(c)[i] = points[i * dim_ + c];
   });
   lay_out_nodes();
-  divide_all(num_threads);
+  split_all(num_threads);
   std::vector<T>().swap(columns_);
 }
 
@@ -136,61 +138,62 @@ void KdTree<T>::lay_out_nodes() {
 }
 
 template <typename T>
-void KdTree<T>::divide_all(int num_threads) {
+void KdTree<T>::split_all(int num_threads) {
   std::vector<int64_t> parts{0};
-  if (num_threads > 1) {  // the large nodes one after another, until there are subtrees enough for all threads
+  if (num_threads > 1) {  // split large nodes one after another, until there are enough subtrees for all threads
     Scratch scratch;
     std::vector<int64_t> smaller;
     while (parts.size() < 4 * static_cast<size_t>(num_threads) && leaf_count_[parts.front()] > kSmallSubtree) {
-      for (const int64_t node : parts) divide(node, num_threads, scratch, smaller);
+      for (const int64_t node : parts) split(node, num_threads, scratch, smaller);
       parts.swap(smaller);
       smaller.clear();
     }
   }
   parallel_for(static_cast<int64_t>(parts.size()), num_threads, [&](int64_t task, int) {
     Scratch scratch;
-    divide_subtree(parts[task], scratch);
+    split_subtree(parts[task], scratch);
     const int64_t nodes_end = after_subtree(parts[task]);
-    const auto enclose = [&](int64_t begin, int64_t end) {
+    const auto finish_nodes = [&](int64_t begin, int64_t end) {
       for (int64_t node = nodes_end - 1 - begin; node >= nodes_end - end; --node) {
         if (is_leaf(node))
           fill_leaf(node);
         else
-          enclose_children(node);
+          merge_child_boxes(node);
       }
     };
-    in_pieces(0, nodes_end - parts[task], enclose, kLeafSize);
+    for_each_piece(0, nodes_end - parts[task], finish_nodes, kLeafSize);
   });
-  enclose_above(0, parts);
+  merge_boxes_above(0, parts);
 }
 
-// The nodes above some parts, which are in ascending order and enclosed already.
+// Sets the boxes of the nodes above `parts`, which must be sorted and have their own boxes already.
 template <typename T>
-void KdTree<T>::enclose_above(int64_t node, const std::vector<int64_t>& parts) {
+void KdTree<T>::merge_boxes_above(int64_t node, const std::vector<int64_t>& parts) {
   if (std::binary_search(parts.begin(), parts.end(), node)) return;
-  enclose_above(node + 1, parts);
-  enclose_above(second_child(node), parts);
-  enclose_children(node);
+  merge_boxes_above(node + 1, parts);
+  merge_boxes_above(second_child(node), parts);
+  merge_child_boxes(node);
 }
 
 template <typename T>
-void KdTree<T>::divide_subtree(int64_t node, Scratch& scratch) {
+void KdTree<T>::split_subtree(int64_t node, Scratch& scratch) {
   std::vector<int64_t> open{node};
   while (!open.empty()) {
     const int64_t next = open.back();
     open.pop_back();
-    divide(next, 1, scratch, open);
+    split(next, 1, scratch, open);
   }
 }
 
-// Divides a node's points along their widest column between its descendants of some levels, which join `parts`. A
-// counting sort does most of it: selection by comparisons would cost a misprediction at every other point.
+// Splits a node's points along their widest column among its descendants a few levels below, which are appended to
+// `parts`. A counting sort does most of the work, because a selection by comparisons would mispredict every other
+// branch.
 template <typename T>
-void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
+void KdTree<T>::split(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts) {
   if (is_leaf(node)) return;
   const int64_t begin = first_place(node);
   const int64_t n = points_under(node);
-  scratch.pulse.after(n);
+  scratch.polls.add(n);
   Range range;
   const int widest = widest_column(begin, begin + n, range);
   T* const values = column(widest) + begin;
@@ -208,7 +211,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
   const T scale = width > 0 ? static_cast<T>(num_buckets) / width : T(0);
   for_each_run(n, num_threads, [&](int64_t from, int64_t to, int64_t) {
     for (int64_t i = from; i < to; ++i) {
-      // The range is that of a sample: what lies beyond it goes to the outermost buckets.
+      // The range is estimated from a sample, so values outside of it go to the outermost buckets.
       const T scaled = std::max(T(0), std::min((values[i] - range.low) * scale, static_cast<T>(num_buckets - 1)));
       scratch.buckets[i] = static_cast<uint16_t>(static_cast<int>(scaled));
     }
@@ -216,7 +219,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
   counting_sort(
       n, num_buckets, num_threads, scratch.ends, [&](int64_t i) { return scratch.buckets[i]; },
       [&](int64_t i, uint32_t place) { scratch.items[place] = {values[i], static_cast<int32_t>(i)}; });
-  // A cut that falls within a bucket is made exact there.
+  // Where a cut falls inside a bucket, partition the bucket exactly.
   int64_t settled = 0;
   int bucket = 0;
   for (size_t part = first_part + 1; part < parts.size(); ++part) {
@@ -226,7 +229,7 @@ void KdTree<T>::divide(int64_t node, int num_threads, Scratch& scratch, std::vec
     if (settled < cut)
       std::nth_element(items + settled, items + cut, items + scratch.ends[bucket],
                        [](const Item& a, const Item& b) { return a.value < b.value; });
-    scratch.pulse.after(scratch.ends[bucket] - settled);
+    scratch.polls.add(scratch.ends[bucket] - settled);
     settled = cut;
   }
 
@@ -270,7 +273,7 @@ int KdTree<T>::widest_column(int64_t begin, int64_t end, Range& range) const {
   return widest;
 }
 
-// The descendants `levels` below a node, and leaves above that, in order.
+// Lists the descendants `levels` below a node, or leaves where there are fewer levels, in order.
 template <typename T>
 void KdTree<T>::list_parts(int64_t node, int levels, std::vector<int64_t>& parts) const {
   if (levels == 0 || is_leaf(node)) {
@@ -302,7 +305,7 @@ void KdTree<T>::fill_leaf(int64_t node) {
 }
 
 template <typename T>
-void KdTree<T>::enclose_children(int64_t node) {
+void KdTree<T>::merge_child_boxes(int64_t node) {
   T* low = boxes_.data() + node * 2 * dim_;
   T* high = low + dim_;
   const int64_t left = node + 1;

@@ -1,11 +1,13 @@
-// k-nearest-neighbor searches and neighbor counts: what the kernels compute, in terms of raw memory.
+// k-nearest-neighbor searches and neighbor counts in terms of raw memory.
 //
-// A distance between two points is the largest |x_c - y_c| (Chebyshev) or the sum of (x_c - y_c)^2 (Euclidean,
-// squared), in the points' own precision and in the order of the columns. Both kernels evaluate exactly this, so that a
-// count within a distance that a search returned is what a loop over all pairs would count, ties included.
+// The distance of two points is the largest |x_c - y_c| (Chebyshev) or the sum of (x_c - y_c)^2 (squared Euclidean). It
+// is computed in the points' own precision and in the order of the columns. Searches and counts compute exactly the
+// same numbers, so a count within a distance that a search returned equals that of a loop over all pairs, ties
+// included.
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "common/dtype.h"
 #include "common/kernel_table.h"
@@ -13,13 +15,16 @@
 
 namespace echo_ext {
 
-// `exclude_within` = w >= 0: points whose rows are at most w apart are not neighbors (w = 0: a point is not its own).
-// `rows` (num_points, ascending) are the points' row numbers; null stands for 0, 1, 2, ...
+// The row of a neighbor that does not exist. It is larger than every row.
+constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
+
+// With `exclude_within` = w >= 0, points whose rows are at most w apart are not neighbors. With w = 0, only the point
+// itself is excluded. `rows` (num_points, ascending) are the row numbers of the points; null stands for 0, 1, 2, ...
 
 struct KnnSearch {
   DType dtype;          // float64 or float32
   const void* points;   // (batch, num_points, dim)
-  const void* queries;  // (batch, num_queries, dim); null: the points themselves, with neighbors excluded as above
+  const void* queries;  // (batch, num_queries, dim); null: the points themselves, subject to exclude_within
   const int64_t* rows;
   int64_t batch;
   int64_t num_points;
@@ -29,22 +34,22 @@ struct KnnSearch {
   Metric metric;
   int64_t exclude_within;
   void* distances;   // (batch, num_queries, k), ascending
-  int64_t* indices;  // the same shape, the lower index first among equal distances; may be null
+  int64_t* indices;  // same shape; among equal distances the lower index comes first; may be null
   int num_threads;
 };
 
-// Neighbors nearer than a radius, or as near. A radius may bound each of several groups of columns separately:
-// then the neighbor has to be near in every group.
+// Counts neighbors within a radius. If the columns form several groups, each group has its own radius, and a neighbor
+// must be within all of them.
 struct KnnCount {
   DType dtype;            // float64 or float32
   const void* points;     // (batch, num_points, dim)
-  const void* radii;      // (num_radii, batch, num_groups, num_points), of the metric as above (squared if Euclidean);
-                          // below 0 they hold nothing, and a tree is not asked
-  const int32_t* groups;  // (dim,): the group of each column; Euclidean has one group only
+  const void* radii;      // (num_radii, batch, num_groups, num_points), squared if Euclidean; negative radii contain
+                          // nothing and skip the tree
+  const int32_t* groups;  // (dim,): the group of each column; with the Euclidean metric there is only one group
   const int64_t* rows;
   int64_t batch;
   int64_t num_points;
-  int64_t num_radii;  // sets of radii that share the sorting of the points
+  int64_t num_radii;  // sets of radii that share one sort of the points
   int num_groups;
   int dim;
   Metric metric;
@@ -54,9 +59,9 @@ struct KnnCount {
   int num_threads;
 };
 
-// For the flux of points through the boundary of a ball: the neighbors whose rank by distance is nearest to the number
-// of points inside the ball, `width` on either side and one more outside; each point's own `skip` is passed over. Of
-// equally far neighbors on one side, those with the lower indices.
+// Finds the neighbors around the boundary of a ball, to estimate the flux of points through it: the `width` farthest
+// neighbors inside the ball and the width + 1 nearest outside. Each point's own `skip` is ignored. Among neighbors at
+// the same distance, those with lower indices are chosen.
 struct KnnBoundary {
   DType dtype;          // float64 or float32
   const void* points;   // (batch, num_points, dim)
@@ -67,11 +72,11 @@ struct KnnBoundary {
   int dim;
   int width;
   int64_t exclude_within;
-  int64_t* indices;  // (batch, num_points, 2 * width + 1), -1 where there is no such neighbor
+  int64_t* indices;  // (batch, num_points, 2 * width + 1); -1 where there is no such neighbor
   int num_threads;
 };
 
-// values += factor * digamma(counts + shift); counts + shift must not be negative.
+// values += factor * digamma(counts + shift), where counts + shift must not be negative.
 struct KnnDigamma {
   const int64_t* counts;
   double* values;

@@ -1,13 +1,13 @@
-// The k nearest so far of one query.
+// The list of the k nearest neighbors of one query, while it searches.
 #pragma once
 
 #include "common/cuda_support.h"
+#include "knn/knn.h"
 
 namespace echo_ext {
 
-constexpr int32_t kNoRow = 0x7fffffff;
-
-// In registers. The k-th is kept in the last slot, behind slots that nothing displaces, so that its place is known.
+// In registers. The list is right-aligned: unused slots come first and hold keys that nothing displaces, so that the
+// k-th neighbor is always in the last slot.
 template <typename T, int kSlots, bool kIndices>
 struct Nearest {
   T key[kSlots];
@@ -49,7 +49,7 @@ struct Nearest {
   }
 };
 
-// In shared memory, for any k that fits: a warp to a block. So many bytes of either precision.
+// In shared memory, for every k that fits, with one warp per block. The size is the same for both precisions.
 inline int64_t nearest_bytes(int64_t k) { return k * kWarp * static_cast<int64_t>(sizeof(double) + sizeof(int32_t)); }
 template <typename T>
 struct Nearest<T, 0, true> {

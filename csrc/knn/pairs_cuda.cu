@@ -1,5 +1,5 @@
-// Kraskov, Stögbauer and Grassberger's first estimate of mutual information for many pairs of columns of a few thousand
-// rows: a block for a pair, which lies in shared memory whole.
+// The first estimator of Kraskov, Stögbauer and Grassberger for many pairs of columns with a few thousand rows each. A
+// block computes one pair at a time, which fits into its shared memory.
 #include "knn/nearest_cuda.h"
 #include "knn/tree_cuda.h"
 
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kMaxWarps = 32;
 
-// The list of neighbors decides how many threads the registers are enough for.
+// Longer lists of neighbors take more registers, which leaves fewer threads.
 constexpr int max_threads(int slots) { return slots > 10 ? 256 : 1024; }
 
 template <typename T>
@@ -16,14 +16,14 @@ struct alignas(2 * sizeof(T)) Point {
   T along, across;
 };
 
-// One pair in a block's shared memory, with one of its columns along: the points are in its order, with an infinity
-// beyond either end. The other column lies across, and once more in its own order.
+// One pair of columns in shared memory. The points are sorted by one of the columns, `along`, and end in an infinity on
+// either side. The other column, `across`, is stored with the points and once more in its own order.
 template <typename T>
 struct Pair {
-  double* sums;      // of each warp
-  Point<T>* points;  // places from -1 to num_points
-  T* sorted;         // across
-  uint16_t* chosen;  // places of the points that look along this column
+  double* sums;      // one for each warp
+  Point<T>* points;  // places -1 to num_points may be read
+  T* sorted;         // the values of `across`
+  uint16_t* chosen;  // the places of the points that search along this column
 
   __device__ __forceinline__ explicit Pair(int num_points)
       : sums(reinterpret_cast<double*>(dynamic_shared_memory)),
@@ -32,33 +32,33 @@ struct Pair {
         chosen(reinterpret_cast<uint16_t*>(sorted + num_points)) {}
 };
 
-constexpr int64_t kBytesBesidesPoints = (kMaxWarps + 4) * sizeof(double);
+constexpr int64_t kFixedBytes = (kMaxWarps + 4) * sizeof(double);
 
 template <typename T>
 constexpr int64_t bytes_of_point() {
   return sizeof(Point<T>) + sizeof(T) + sizeof(uint16_t);
 }
 
-// The first step of a bisection: the largest power of two that is at most the size.
-__device__ __forceinline__ int largest_step(int size) {
+// The first step of a bisection: the largest power of two that does not exceed the size.
+__device__ __forceinline__ int first_step(int size) {
   int step = 1;
   while (step <= size / 2) step *= 2;
   return step;
 }
 
-// How many of ascending values lie strictly within a radius of one of them, itself included.
+// The number of ascending values strictly within a radius of one of them, which is itself counted.
 template <typename T, typename ValueAt>
 __device__ __forceinline__ int count_near(int size, T value, T radius, const ValueAt& value_at) {
   int too_low = 0, not_too_high = 0;
-  for (int step = largest_step(size); step > 0; step /= 2) {
+  for (int step = first_step(size); step > 0; step /= 2) {
     if (too_low + step <= size && !(value_at(too_low + step - 1) - value > -radius)) too_low += step;
     if (not_too_high + step <= size && value_at(not_too_high + step - 1) - value < radius) not_too_high += step;
   }
   return not_too_high - too_low;
 }
 
-// psi(nx + 1) + psi(ny + 1) of the point at a place. Both sides are looked through outwards, until the difference in
-// the one column alone is no less than the distance to the k-th neighbor so far.
+// psi(nx + 1) + psi(ny + 1) for the point at a place. Searches outward on both sides, until the difference along the
+// sorted column alone is at least the distance to the k-th neighbor so far.
 template <typename T, int kSlots>
 __device__ __forceinline__ double psi_of_counts(const Pair<T>& pair, int num_points, int k, const double* psi,
                                                 int place) {
@@ -71,23 +71,23 @@ __device__ __forceinline__ double psi_of_counts(const Pair<T>& pair, int num_poi
     const T gap_below = own.along - lower.along, gap_above = higher.along - own.along;
     const bool below = gap_below < nearest.bound(), above = gap_above < nearest.bound();
     if (!below && !above) break;
-    // A side that has ended stays where it is: what is there displaces nothing.
-    const T key_below = larger(gap_below, std::fabs(lower.across - own.across));
-    const T key_above = larger(gap_above, std::fabs(higher.across - own.across));
+    // A side that has ended does not advance: its point is tried again, but no longer enters the list.
+    const T key_below = maximum(gap_below, std::fabs(lower.across - own.across));
+    const T key_above = maximum(gap_above, std::fabs(higher.across - own.across));
     if (key_below < nearest.bound()) nearest.insert(key_below, 0);
     if (key_above < nearest.bound()) nearest.insert(key_above, 0);
     low -= below;
     high += above;
   }
   const T radius = nearest.bound();
-  if (!(radius > 0)) return 2 * psi[0];  // not even those at no distance are strictly within
+  if (!(radius > 0)) return 2 * psi[0];  // not even points at distance 0 are strictly within
   const int size = static_cast<int>(high - low) - 1;
   const int along = count_near(size, own.along, radius, [&](int i) { return low[i + 1].along; });
   const int across = count_near(num_points, own.across, radius, [&](int i) { return pair.sorted[i]; });
   return psi[along - 1] + psi[across - 1];
 }
 
-// Sums over the block in an order that depends on its number of threads alone; the result is thread 0's.
+// The sum over the block, valid in thread 0. The order of summation depends only on the number of threads.
 __device__ __forceinline__ double block_sum(double value, double* sums) {
   for (int other = kWarp / 2; other > 0; other /= 2) value += __shfl_xor_sync(kFullWarp, value, other);
   if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
@@ -98,16 +98,16 @@ __device__ __forceinline__ double block_sum(double value, double* sums) {
   return total;
 }
 
-// Also chooses the points whose neighbors in this column are farther apart than those in the other: there, fewer are
-// within a distance. Of equal ones, x's. Each warp lists those among its own places, in the places' own memory; returns
-// how many there are.
+// Loads a pair and selects the points that search along this column: those whose gap is larger here than in the other
+// column, because then fewer points lie within a distance. If the gaps are equal, the point searches along x. Each warp
+// stores the selected places in the memory of its own places. Returns the warp's number of them.
 template <typename T>
 __device__ __forceinline__ int load_pair(const Pair<T>& pair, const KnnPairs& p, int64_t x, int64_t y, bool x_along) {
   const int n = static_cast<int>(p.num_points), lane = static_cast<int>(threadIdx.x) % kWarp;
   const KnnColumns& along = x_along ? p.x : p.y;
   const KnnColumns& across = x_along ? p.y : p.x;
   const int64_t first_along = (x_along ? x : y) * n, first_across = (x_along ? y : x) * n;
-  const int first = static_cast<int>(threadIdx.x) - lane;  // of the warp's places
+  const int first = static_cast<int>(threadIdx.x) - lane;  // the warp's first place
   int count = 0;
   for (int begin = first; begin < n; begin += blockDim.x) {
     const int place = begin + lane;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(max_threads(kSlots), 1) pairs_kernel(const __g
     if (p.symmetric && blockIdx.x < x % p.x.count) continue;
     double sum = 0;
     for (int pass = 0; pass < 2; ++pass) {
-      __syncthreads();  // for who still reads what was there
+      __syncthreads();  // other warps may still read the previous pair
       const int count = load_pair(pair, p, x, y, pass == 0);
       __syncthreads();
       for (int i = 0; i * kWarp + lane < count; ++i)
@@ -153,20 +153,20 @@ __global__ void __launch_bounds__(max_threads(kSlots), 1) pairs_kernel(const __g
   }
 }
 
-// As many threads to a block as make most of them run at once; of as many, the smaller blocks.
+// Chooses the block size for which the most threads run at once, and of equally good ones the smallest.
 template <typename T, int kSlots>
 cudaError_t launch_pairs(const KnnPairs& p, cudaStream_t stream) {
   constexpr int kMaxRows = 65535;
   const auto kernel = pairs_kernel<T, kSlots>;
-  const auto shared_bytes = static_cast<size_t>(kBytesBesidesPoints + bytes_of_point<T>() * p.num_points);
-  int threads = 0, most = 0;
-  for (int tried = 128; tried <= max_threads(kSlots); tried += 128) {
+  const auto shared_bytes = static_cast<size_t>(kFixedBytes + bytes_of_point<T>() * p.num_points);
+  int threads = 0, max_resident = 0;
+  for (int candidate = 128; candidate <= max_threads(kSlots); candidate += 128) {
     int blocks = 0;
-    const cudaError_t status = resident_blocks(kernel, tried, shared_bytes, &blocks);
+    const cudaError_t status = resident_blocks(kernel, candidate, shared_bytes, &blocks);
     if (status != cudaSuccess) return status;
-    if (blocks * tried > most) {
-      most = blocks * tried;
-      threads = tried;
+    if (blocks * candidate > max_resident) {
+      max_resident = blocks * candidate;
+      threads = candidate;
     }
   }
   const int64_t rows = p.batch * p.x.count;
@@ -180,7 +180,7 @@ template <typename T>
 int64_t knn_cuda_pairs_max_points(int device) {
   DeviceLimits limits{};
   if (device_limits(device, &limits) != cudaSuccess) return -1;
-  return (limits.shared_bytes - kBytesBesidesPoints) / bytes_of_point<T>();
+  return (limits.shared_bytes - kFixedBytes) / bytes_of_point<T>();
 }
 
 template <typename T>

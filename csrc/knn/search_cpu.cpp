@@ -1,29 +1,27 @@
-// The k nearest neighbors of a vector of queries at a time: lanes are queries that lie close together in the tree, and
-// a leaf's points are broadcast to them.
+// The k nearest neighbors of a vector of queries at a time. The lanes hold queries that are close together in the tree,
+// and each point of a leaf is broadcast to all lanes.
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "common/parallel.h"
-#include "common/simd_order.h"
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/simd_distance.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
 namespace {
 
 constexpr int64_t kLeavesPerTask = 16;
-constexpr int kMaxDepth = 40;
-constexpr int kTogether = 4;  // points of a leaf, whose distances are independent work
-constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
+constexpr int kPointsAtOnce = 4;  // points of a leaf whose distances are independent work
 
 template <typename T>
 struct SearchJob {
   const KdTree<T>& points;
-  const KdTree<T>& queries;  // the same tree when the points search among themselves
-  const LaneInt<T>* rows;    // of the points, in the tree's order
+  const KdTree<T>& queries;  // the same object if the points search among themselves
+  const LaneInt<T>* rows;    // of the points, in the order of the tree
   int k;
   int64_t exclude_within;
   T* distances;
@@ -31,17 +29,18 @@ struct SearchJob {
   bool among_themselves() const { return &points == &queries; }
 };
 
-// What one task's groups share: memory, where sizes are not known to the compiler, and whether the tree is of use. The
-// first group measures that; where it visits most leaves anyway, the others take all leaves, one after another.
+// What the groups of one task share: buffers, for sizes that are not known at compile time, and whether pruning pays
+// off. The first group measures that. If it visits most leaves anyway, the other groups scan all leaves without looking
+// at boxes.
 template <typename T>
-struct SearchSpace {
-  bool tree_pays = true;
+struct SearchScratch {
+  bool pruning_pays = true;
   std::vector<T> query;
   std::vector<T> nearest;
   std::vector<LaneInt<T>> nearest_rows;
 };
 
-// Storage of `kSize` vectors: registers where the size is known, else a thread's memory.
+// An array of `kSize` vectors: in registers if the size is known at compile time, otherwise in a buffer of the thread.
 template <typename V, typename Scalar, int kSize>
 struct Vectors {
   V values[kSize] = {};
@@ -61,7 +60,8 @@ struct Vectors<V, Scalar, 0> {
   void set(int i, V v) { std::memcpy(values + i * static_cast<int>(sizeof(V) / sizeof(Scalar)), &v, sizeof(V)); }
 };
 
-// kDim, kSlots: the number of columns and of neighbors kept (at least k), or 0 where only known at run time.
+// kDim and kSlots are the number of columns and of neighbors kept (at least k), or 0 if they are known only at run
+// time.
 template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
 class GroupSearch {
   using V = Vector<T>;
@@ -69,16 +69,16 @@ class GroupSearch {
   static constexpr int kLeafSize = KdTree<T>::kLeafSize;
 
  public:
-  GroupSearch(const SearchJob<T>& job, SearchSpace<T>& space)
+  GroupSearch(const SearchJob<T>& job, SearchScratch<T>& scratch)
       : job_(job),
         tree_(job.points),
-        space_(space),
-        query_(space.query.data()),
-        nearest_(space.nearest.data()),
-        rows_(space.nearest_rows.data()) {}
+        scratch_(scratch),
+        query_(scratch.query.data()),
+        nearest_(scratch.nearest.data()),
+        rows_(scratch.nearest_rows.data()) {}
 
-  // Queries at places [place, place + lanes) of the queries' tree, all in leaf `leaf` of it. Returns how many leaves of
-  // the points' tree were visited.
+  // Searches for the queries at places [place, place + lanes) of the queries' tree, which are all in its leaf `leaf`.
+  // Returns the number of leaves of the points' tree that were visited.
   int64_t run(int64_t place, int64_t leaf) {
     const T* own = job_.queries.leaf(leaf) + place % kLeafSize;
     for (int c = 0; c < dim(); ++c) query_.set(c, load(own + c * kLeafSize));
@@ -90,8 +90,8 @@ class GroupSearch {
     exclude_ = self ? job_.exclude_within : -1;
     if (self) own_rows_ = load_ints<T>(job_.rows + place);
 
-    // From the root towards the nearest leaf, then back up: what is near in the tree comes first and shrinks the bound.
-    int64_t siblings[kMaxDepth];
+    // Descend from the root to the nearest leaf, then return upward: near points come first and tighten the bound.
+    int64_t siblings[KdTree<T>::kMaxDepth];
     int depth = 0;
     int64_t node = 0;
     while (!tree_.is_leaf(node)) {
@@ -106,7 +106,7 @@ class GroupSearch {
     else
       scan<false>(tree_.first_leaf(node));
     while (depth > 0) search_subtree(siblings[--depth]);
-    space_.tree_pays = tree_.pays(leaves_visited_);
+    scratch_.pruning_pays = tree_.pruning_pays(leaves_visited_);
     write(place);
     return leaves_visited_;
   }
@@ -122,30 +122,31 @@ class GroupSearch {
     V distance = V{};
     for (int c = 0; c < dim(); ++c) {
       const V q = query_.get(c);
-      const V outside = larger<T>(larger<T>(low[c] - q, q - high[c]), V{});
+      const V outside = maximum(maximum(low[c] - q, q - high[c]), V{});
       if constexpr (M == Metric::chebyshev)
-        distance = larger<T>(distance, outside);
+        distance = maximum(distance, outside);
       else
         distance += outside * outside;
     }
     return distance;
   }
 
-  // Where to look first; any answer gives the same neighbors.
+  // Which child to search first. The choice does not affect the result.
   bool nearer(int64_t left, int64_t right) const { return box_distance(left)[0] <= box_distance(right)[0]; }
 
-  // With indices, a point as far as the k-th replaces it if its row is lower.
-  bool may_hold_nearer(int64_t node) const {
+  // If indices are wanted, a point at the distance of the k-th neighbor replaces it if its row is lower.
+  bool may_contain_nearer(int64_t node) const {
     const V distance = box_distance(node);
-    I may = distance < bound();
-    if constexpr (kIndices) may |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
-    return any<T>(may);
+    I is_candidate = distance < bound();
+    if constexpr (kIndices)
+      is_candidate |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
+    return any<T>(is_candidate);
   }
 
   void search_subtree(int64_t node) {
     const int64_t end = tree_.after_subtree(node);
     while (node < end) {
-      if (space_.tree_pays && !may_hold_nearer(node)) {
+      if (scratch_.pruning_pays && !may_contain_nearer(node)) {
         node = tree_.after_subtree(node);
       } else {
         if (tree_.is_leaf(node)) {
@@ -162,18 +163,18 @@ class GroupSearch {
 
   template <bool kExclude>
   void scan(int64_t leaf) {
-    // Copies, so that the compiler may keep them in registers from point to point.
+    // Local copies let the compiler keep them in registers from point to point.
     const auto query = query_;
     auto nearest = nearest_;
     auto rows = rows_;
     const T* points = tree_.leaf(leaf);
-    for (int first = 0; first < kLeafSize; first += kTogether, points += kTogether) {
-      V distances[kTogether] = {};
+    for (int first = 0; first < kLeafSize; first += kPointsAtOnce, points += kPointsAtOnce) {
+      V distances[kPointsAtOnce] = {};
       for (int c = 0; c < dim(); ++c)
-        for (int e = 0; e < kTogether; ++e)
-          distances[e] = extend_lanes<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
-      for (int e = 0; e < kTogether; ++e) {
-        if (kDim == 0 && !any<T>(within_lanes<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
+        for (int e = 0; e < kPointsAtOnce; ++e)
+          distances[e] = extend_distance<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
+      for (int e = 0; e < kPointsAtOnce; ++e) {
+        if (kDim == 0 && !any<T>(within<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
         const int64_t place = leaf * kLeafSize + first + e;
         V distance = distances[e];
         I row = I{} + tree_.order()[place];
@@ -202,8 +203,8 @@ class GroupSearch {
         distance = first ? kept : distance;
         row = first ? kept_row : row;
       } else {
-        nearest.set(r, smaller<T>(kept, distance));
-        distance = larger<T>(kept, distance);
+        nearest.set(r, minimum(kept, distance));
+        distance = maximum(kept, distance);
       }
     }
   }
@@ -220,7 +221,7 @@ class GroupSearch {
 
   const SearchJob<T>& job_;
   const KdTree<T>& tree_;
-  SearchSpace<T>& space_;
+  SearchScratch<T>& scratch_;
   int64_t leaves_visited_ = 0;
   Vectors<V, T, kDim> query_;
   Vectors<V, T, kSlots> nearest_;
@@ -233,16 +234,16 @@ template <typename T, Metric M, int kDim, int kSlots, bool kIndices>
 void search_all(const SearchJob<T>& job, int num_threads) {
   const int64_t leaves = job.queries.num_leaves();
   parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
-    SearchSpace<T> space;
-    if (kDim == 0) space.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
-    if (kSlots == 0) space.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
-    if (kSlots == 0 && kIndices) space.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
-    Pulse pulse;
+    SearchScratch<T> scratch;
+    if (kDim == 0) scratch.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
+    if (kSlots == 0) scratch.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
+    if (kSlots == 0 && kIndices) scratch.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
+    PollCounter polls;
     for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf) {
       const int64_t begin = leaf * KdTree<T>::kLeafSize;
       const int64_t end = std::min(begin + KdTree<T>::kLeafSize, job.queries.num_points());
       for (int64_t place = begin; place < end; place += kLanes<T>)
-        pulse.after(GroupSearch<T, M, kDim, kSlots, kIndices>(job, space).run(place, leaf) * job.points.dim());
+        polls.add(GroupSearch<T, M, kDim, kSlots, kIndices>(job, scratch).run(place, leaf) * job.points.dim());
     }
   });
 }
@@ -294,8 +295,8 @@ void search_one(const KnnSearch& p, int64_t item, int num_threads) {
     search(KdTree<T>(queries, p.num_queries, p.dim, num_threads), nullptr);
     return;
   }
-  std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.stride()));
-  for (int64_t place = 0; place < tree.stride(); ++place) {
+  std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.num_places()));
+  for (int64_t place = 0; place < tree.num_places(); ++place) {
     const int64_t row = tree.order()[place];
     rows[place] = static_cast<LaneInt<T>>(p.rows != nullptr && row < p.num_points ? p.rows[row] : row);
   }

@@ -1,5 +1,5 @@
-// Searches in the tree: nearest neighbors, and neighbors nearest to a ball's boundary. Each precision is a file of
-// its own, since the compiler takes its time over many kernels.
+// Searches in the tree on CUDA: the nearest neighbors, and the neighbors nearest to the boundary of a ball. Each
+// precision is compiled in its own file, because the many kernels take long to compile.
 #pragma once
 
 #include "knn/nearest_cuda.h"
@@ -8,31 +8,32 @@
 namespace echo_ext {
 namespace {
 
-// Which points are sought: the nearest of all, of those at least a radius away, or the farthest within the radius.
+// Which neighbors are searched: the nearest of all, the nearest of those outside the radius, or the farthest of those
+// inside.
 enum class Side { all, outside, inside };
 
 struct SearchJob {
   int k;
-  int64_t exclude_within;  // -1: exclude none
+  int64_t exclude_within;  // -1: exclude nothing
   const int64_t* rows;
   const int64_t* start;
-  const void* radii;    // with a side: (batch, num_queries)
-  const int64_t* skip;  // with a side: (batch, num_queries)
+  const void* radii;    // only with a side: (batch, num_queries)
+  const int64_t* skip;  // only with a side: (batch, num_queries)
 };
 
-// Keys are distances, or for the inside their negatives.
+// Keys are distances, or negative distances for Side::inside.
 template <typename T, Metric M, int kColumns, int kSlots, bool kIndices, Side kSide>
 struct SearchVisitor {
-  // Points whose distances are independent work; fewer where the list leaves few registers.
-  static constexpr int kTogether = kIndices && kSlots * sizeof(T) > 128 ? 2 : 4;
+  // Points whose distances are independent work. Fewer if the list of neighbors leaves few registers.
+  static constexpr int kPointsAtOnce = kIndices && kSlots * sizeof(T) > 128 ? 2 : 4;
 
   const SearchJob& job;
   const ItemView<T>& points;
-  ColumnValues<T, kColumns> query;  // of this lane
-  const T* query_box;               // of the warp
+  ColumnValues<T, kColumns> query;  // this lane's
+  const T* query_box;               // the box of the warp's queries
   StagedTile<T, kColumns> staged;
   bool active;
-  int32_t own;  // row
+  int32_t own;  // this lane's row
   T radius = 0;
   int32_t skip = -1;
   Nearest<T, kSlots, kIndices> nearest;
@@ -50,7 +51,7 @@ struct SearchVisitor {
 
   __device__ __forceinline__ T bound() const { return active ? nearest.bound() : -static_cast<T>(INFINITY); }
 
-  __device__ __forceinline__ int64_t number(int32_t row) const { return job.rows == nullptr ? row : job.rows[row]; }
+  __device__ __forceinline__ int64_t time_of(int32_t row) const { return job.rows == nullptr ? row : job.rows[row]; }
 
   __device__ __forceinline__ unsigned candidates(int level, int first) const {
     const T worst = warp_max(bound());
@@ -70,7 +71,7 @@ struct SearchVisitor {
     return __ballot_sync(kFullWarp, may);
   }
 
-  __device__ __forceinline__ bool enters(int level, int node) const {
+  __device__ __forceinline__ bool should_descend(int level, int node) const {
     const T* box = points.box(level, node);
     T near = 0, far = 0;
     for_each_column<kColumns>(points.dim, [&](int c) {
@@ -80,7 +81,7 @@ struct SearchVisitor {
     });
     const T key = kSide == Side::inside ? -far : near;
     bool may = key < bound();
-    // A point as far as the k-th replaces it if its row is lower.
+    // A point at the distance of the k-th neighbor replaces it if its row is lower.
     if (kIndices) may |= key == bound() && *points.lowest_of(level, node) < nearest.bound_row();
     if (kSide == Side::inside) may &= near < radius;
     if (kSide == Side::outside) may &= !(far < radius);
@@ -88,11 +89,11 @@ struct SearchVisitor {
   }
 
   __device__ __forceinline__ void scan(int tile) {
-    const T* coordinates = staged.bring(points, tile);
+    const T* coordinates = staged.stage(points, tile);
     const int size = points.points_under(0, tile);
-    for (int first = 0; first < size; first += kTogether) {
-      const OneForAll<T> reach{kSide == Side::inside && active ? radius : bound()};
-      unsigned near = find_near<M, kIndices, kTogether>(points.dim, coordinates + first, query, reach);
+    for (int first = 0; first < size; first += kPointsAtOnce) {
+      const SameForAll<T> reach{kSide == Side::inside && active ? radius : bound()};
+      unsigned near = find_near<M, kIndices, kPointsAtOnce>(points.dim, coordinates + first, query, reach);
       for (; near != 0; near &= near - 1) {
         const int place = first + __ffs(static_cast<int>(near)) - 1;
         if (place < size)
@@ -106,21 +107,21 @@ struct SearchVisitor {
     const T key = kSide == Side::inside ? -distance : distance;
     if (!(key < nearest.bound() || (kIndices && key == nearest.bound() && row < nearest.bound_row()))) return;
     if (job.exclude_within >= 0) {
-      const int64_t apart = number(row) - number(own);
+      const int64_t apart = time_of(row) - time_of(own);
       if ((apart < 0 ? -apart : apart) <= job.exclude_within) return;
     }
     if (kSide != Side::all && row == skip) return;
     nearest.insert(key, row);
   }
 
-  // From the nearest tile outwards: what is near in the tree comes first and shrinks the bound.
+  // Searches the nearest tile first and then outward: near points come first and tighten the bound.
   __device__ __forceinline__ void run(int start) {
     bool at_start = true;
     for (int level = 0; at_start || level + 1 < points.tree.num_levels;) {
       const int first = start / kWarp * kWarp;
       const unsigned own = 1u << (start - first);
       unsigned pending = at_start ? own : candidates(level, first) & ~own;
-      for (; pending != 0; pending &= pending - 1) walk(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
+      for (; pending != 0; pending &= pending - 1) traverse(*this, level, first + __ffs(static_cast<int>(pending)) - 1);
       if (!at_start) {
         ++level;
         start /= kWarp;
@@ -130,15 +131,15 @@ struct SearchVisitor {
   }
 };
 
-// Where results go: query i's r-th at i * stride + r.
+// The destination of the results: the r-th result of query i is at i * stride + r.
 struct SearchResults {
   void* keys;        // may be null
   int64_t* indices;  // may be null
   int64_t stride;
-  int64_t none;  // the index where there is no such neighbor
+  int64_t none;  // the index to store if there is no such neighbor
 };
 
-// As many blocks on a multiprocessor as registers allow without a spill on any architecture.
+// The number of resident blocks per multiprocessor that registers allow without spilling on any architecture.
 constexpr int resident_searches(Metric metric, int columns, int slots, bool indices) {
   if (columns == 0 || slots > 4) return 1;
   if (columns <= 4) return indices ? 5 : 6;
@@ -184,7 +185,7 @@ cudaError_t launch_search(const SearchJob& job, const KnnTree& points, const Knn
                 stream, job, view_of<T>(points), queries_view, queries.batch, out);
 }
 
-// Few neighbors of points with few columns are what estimators ask for most.
+// Estimators mostly ask for few neighbors of points with few columns, so these cases have their own kernels.
 template <typename T, Metric M, bool kIndices>
 cudaError_t launch_nearest(const SearchJob& job, const KnnTree& points, const KnnTree& queries,
                            const SearchResults& out, cudaStream_t stream) {

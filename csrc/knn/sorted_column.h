@@ -1,4 +1,4 @@
-// One column in ascending order: counting neighbors on a line is finding the two ends of an interval.
+// One column in ascending order. Counting neighbors on a line amounts to finding the two ends of an interval.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +20,8 @@ class SortedColumn {
   SortedColumn(const T* values, int64_t size, int num_threads);
 
   int64_t size() const { return static_cast<int64_t>(order_.size()); }
-  const int32_t* order() const { return order_.data(); }  // the row of each place
-  // Places from -1 to size() may be read: the two ends hold no number, which is within no distance of anything.
+  const int32_t* order() const { return order_.data(); }  // the row at each place
+  // Places -1 to size() may be read. The first and the last hold NaN, which is not within any distance of anything.
   const T* values() const { return values_.data() + 1; }
 
  private:
@@ -29,35 +29,35 @@ class SortedColumn {
   std::vector<T> values_;
 };
 
-// Puts rows with the same leading bits in order. Polls, since there may be as many as there are rows.
+// Sorts rows whose values have the same leading bits. Polls, because there may be arbitrarily many of them.
 template <typename T>
-__attribute__((noinline)) void sort_closely(const T* values, int32_t* begin, int32_t* end) {
-  Pulse pulse;
-  const auto before = [values, &pulse](int32_t a, int32_t b) {
-    pulse.after(1);
+__attribute__((noinline)) void sort_ties(const T* values, int32_t* begin, int32_t* end) {
+  PollCounter polls;
+  const auto before = [values, &polls](int32_t a, int32_t b) {
+    polls.add(1);
     return values[a] < values[b] || (values[a] == values[b] && a < b);
   };
-  // Equal values are in order already: the sort by the leading bits was stable.
+  // Equal values are already in order, because the sort by the leading bits is stable.
   if (!std::is_sorted(begin, end, before)) std::sort(begin, end, before);
 }
 
-// Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then what those leave equal
-// by the values themselves, and equal values by their rows. Values are first taken relative to a typical one, so that
-// the leading bits tell apart what is close together relative to the spread of the data, not to its distance from zero.
+// Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then ties by the values
+// themselves, and equal values by row. A typical value is subtracted first, so that the leading bits resolve
+// differences relative to the spread of the data and not relative to its distance from zero.
 template <typename T>
 SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
     : order_(static_cast<size_t>(size)), values_(static_cast<size_t>(size) + 2) {
-  T probes[15];
-  for (int i = 0; i < 15; ++i) probes[i] = values[size * i / 15];
-  std::nth_element(probes, probes + 7, probes + 15);
-  const T centre = probes[7];
+  T sample[15];
+  for (int i = 0; i < 15; ++i) sample[i] = values[size * i / 15];
+  std::nth_element(sample, sample + 7, sample + 15);
+  const T center = sample[7];
 
-  std::vector<uint64_t> items(static_cast<size_t>(size));  // the leading bits, and the row
+  std::vector<uint64_t> items(static_cast<size_t>(size));  // the leading bits and the row
   std::vector<uint64_t> sorted(static_cast<size_t>(size));
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) {
-      // Float is enough for a first sorting: rounding is monotone. Zeros are to be equal whatever their sign.
-      const float value = static_cast<float>(values[i] - centre) + 0.0f;
+      // float is precise enough for the first sort, since rounding is monotone. Adding zero makes -0 equal to +0.
+      const float value = static_cast<float>(values[i] - center) + 0.0f;
       uint32_t bits;
       std::memcpy(&bits, &value, sizeof(bits));
       bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -78,11 +78,11 @@ SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
     for (int64_t i = begin; i < end; ++i) order_[i] = static_cast<int32_t>(items[i] & 0xffffffffu);
   });
   int64_t sorted_end = 0;
-  in_pieces(0, size, [&](int64_t, int64_t piece_end) {
+  for_each_piece(0, size, [&](int64_t, int64_t piece_end) {
     for (int64_t begin = sorted_end; begin < piece_end; begin = sorted_end) {
       sorted_end = begin + 1;
       while (sorted_end < size && items[sorted_end] >> 32 == items[begin] >> 32) ++sorted_end;
-      if (sorted_end - begin > 1) sort_closely(values, order_.data() + begin, order_.data() + sorted_end);
+      if (sorted_end - begin > 1) sort_ties(values, order_.data() + begin, order_.data() + sorted_end);
     }
   });
   values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();

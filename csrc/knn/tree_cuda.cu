@@ -1,4 +1,4 @@
-// The spatial order, and the tree.
+// The keys of the spatial order, and the tree.
 #include "knn/nearest_cuda.h"
 #include "knn/tree_cuda.h"
 
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kKeyBits = 62;
-constexpr int kMaxBits = 20;  // of one column
+constexpr int kMaxBits = 20;  // per column
 constexpr int kMaxKeyColumns = 31;
 
 template <typename T>
@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads, 1) keys_kernel(KnnKeys p) {
   const int bits = kKeyBits / columns < kMaxBits ? kKeyBits / columns : kMaxBits;
   uint64_t key = 0;
   for (int c = 0; c < columns; ++c, sample += p.sample_size) {
-    int64_t low = 0, high = p.sample_size;  // the first of the sample beyond the value
+    int64_t low = 0, high = p.sample_size;  // bisection for the first sample value greater than the coordinate
     while (low < high) {
       const int64_t middle = (low + high) / 2;
       if (sample[middle] <= point[c])
@@ -58,7 +58,7 @@ __device__ __forceinline__ void store_lowest(int32_t* lowest, int32_t row) {
   if (threadIdx.x % kWarp == 0) *lowest = row;
 }
 
-// A warp for each tile. Places past the end repeat the tile's first point; readers pass over them.
+// One warp for each tile. Places past the end repeat the tile's first point, and readers skip them.
 template <typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     tiles_kernel(KnnTree tree, const __grid_constant__ TreeView<T> all) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
   store_lowest(view.lowest + tile, static_cast<int32_t>(row));
 }
 
-// A warp for each node of a level above the tiles.
+// One warp for each node of a level above the tiles.
 template <typename T>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock, 1)
     level_kernel(const __grid_constant__ TreeView<T> all, int64_t batch, int level) {

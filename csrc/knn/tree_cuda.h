@@ -1,5 +1,5 @@
-// The tree as kernels see it, and how a warp walks it. A warp serves the 32 queries of a tile, one in each lane; it
-// tests 32 boxes at once, one in each lane, against the box around its queries.
+// The tree as kernels see it, and its traversal. A warp serves the 32 queries of a tile, one per lane. It also tests 32
+// boxes at once, one per lane, against the bounding box of its queries.
 #pragma once
 
 #include <type_traits>
@@ -10,25 +10,26 @@
 namespace echo_ext {
 
 constexpr int kMaxLevels = 7;
-constexpr int kWarpsPerBlock = 4;  // kernels name a minimum of blocks: without, the compiler spills for more
+// Kernels also state a minimum number of blocks: without it, the compiler would spill registers to fit more blocks.
+constexpr int kWarpsPerBlock = 4;
 
 template <typename T>
 struct TreeView {
   T* tiles;         // [item][tile][column][32]
   T* boxes;         // [item][node][low, high][column]
   int32_t* order;   // [item][place]: rows, padded to whole tiles
-  int32_t* lowest;  // [item][node]: the lowest row under it
-  int num_points;   // 2^30 at most, as callers check
+  int32_t* lowest;  // [item][node]: the lowest row under the node
+  int num_points;   // at most 2^30, which callers check
   int num_tiles;
   int num_nodes;
   int dim;
   int num_levels;
-  int first_node[kMaxLevels + 1];  // of each level; level 0 are the tiles, the last one is the root
+  int first_node[kMaxLevels + 1];  // of each level; level 0 holds the tiles, the last level the root
 
   ECHO_EXT_HD int nodes_at(int level) const { return first_node[level + 1] - first_node[level]; }
 };
 
-// One item's part. What all items share stays in the kernel's parameters, which levels may index.
+// The part of one item. What all items share stays in the kernel's parameters, where the levels can be indexed.
 template <typename T>
 struct ItemView {
   const TreeView<T>& tree;
@@ -75,7 +76,7 @@ TreeView<T> view_of(const KnnTree& tree, int64_t* bytes = nullptr) {
   }
   view.num_nodes = view.first_node[view.num_levels];
   Workspace workspace(tree.memory);
-  const int64_t items = tree.whole != 0 ? tree.whole : tree.batch;
+  const int64_t items = tree.items_in_memory != 0 ? tree.items_in_memory : tree.batch;
   const auto take = [&](auto*& of_first, int64_t per_item) {
     of_first = workspace.take<std::remove_reference_t<decltype(*of_first)>>(items * per_item) + tree.first * per_item;
   };
@@ -97,23 +98,24 @@ __device__ __forceinline__ T warp_max(T value) {
 }
 
 template <typename T>
-__device__ __forceinline__ T larger(T a, T b) {
+__device__ __forceinline__ T maximum(T a, T b) {
   return a > b ? a : b;
 }
 
-// How near and how far in one column points of [low, high] can be to points of [query_low, query_high].
+// How near and how far, in one column, points in [low, high] and points in [query_low, query_high] can be.
 template <typename T>
 __device__ __forceinline__ T nearest_gap(T query_low, T query_high, T low, T high) {
-  return larger(larger(low - query_high, query_low - high), T(0));
+  return maximum(maximum(low - query_high, query_low - high), T(0));
 }
 template <typename T>
 __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T high) {
-  return larger(high - query_low, query_high - low);
+  return maximum(high - query_low, query_high - low);
 }
 
 // ---- What a lane asks for ------------------------------------------------------------------------------------------
 
-// A number for each column: up to kColumns of them in registers, or, with 0, any number of them read where they lie.
+// One value for each column. With kColumns > 0 they are in registers, for at most that many columns; with 0 they are
+// read from memory.
 template <typename T, int kColumns>
 struct ColumnValues {
   T values[kColumns];
@@ -137,22 +139,25 @@ __device__ __forceinline__ void for_each_column(int dim, const Step& step) {
   if constexpr (kColumns == 0) {
     for (int c = 0; c < dim; ++c) step(c);
   } else {
+    // The index is known at compile time, so that the values it selects can stay in registers.
 #pragma unroll
-    for (int c = 0; c < kColumns; ++c) {  // known in each step, so that what it indexes may stay in registers
+    for (int c = 0; c < kColumns; ++c) {
       if (c >= dim) break;
       step(c);
     }
   }
 }
 
-// Columns are compared in pairs where they are few; a column of zeros then fills the last pair. Few columns' tiles are
-// read from shared memory, of which each warp of a block has its part.
+// A tile of points for comparison. If there are few columns, they are compared in pairs, the last of which may be
+// completed by a column of zeros, and the tile is copied to the warp's part of the shared memory.
 template <typename T, int kColumns>
 struct StagedTile {
-  static constexpr int kTogether = kColumns == 0 ? 1 : 2;  // columns
+  static constexpr int kColumnsAtOnce = kColumns == 0 ? 1 : 2;
   T* memory;
 
-  ECHO_EXT_HD static int elements(int dim) { return (dim + kTogether - 1) / kTogether * kTogether * kWarp; }
+  ECHO_EXT_HD static int elements(int dim) {
+    return (dim + kColumnsAtOnce - 1) / kColumnsAtOnce * kColumnsAtOnce * kWarp;
+  }
   static size_t bytes_of_block(int dim) {
     return kColumns == 0 ? 0 : kWarpsPerBlock * sizeof(T) * static_cast<size_t>(elements(dim));
   }
@@ -160,16 +165,16 @@ struct StagedTile {
   __device__ __forceinline__ explicit StagedTile(int dim)
       : memory(reinterpret_cast<T*>(dynamic_shared_memory) + threadIdx.x / kWarp * elements(dim)) {
     if constexpr (kColumns != 0)
-      if (dim % kTogether != 0) memory[dim * kWarp + threadIdx.x % kWarp] = 0;
+      if (dim % kColumnsAtOnce != 0) memory[dim * kWarp + threadIdx.x % kWarp] = 0;
   }
 
-  // All lanes together.
-  __device__ __forceinline__ const T* bring(const ItemView<T>& points, int tile) const {
+  // Must be called by all lanes together.
+  __device__ __forceinline__ const T* stage(const ItemView<T>& points, int tile) const {
     const T* from = points.tile(tile);
     if constexpr (kColumns == 0) return from;
-    constexpr int kOfPiece = sizeof(float4) / sizeof(T);
-    __syncwarp();  // for who still reads the last one
-    for (int i = threadIdx.x % kWarp * kOfPiece; i < points.dim * kWarp; i += kWarp * kOfPiece)
+    constexpr int kCopyElements = sizeof(float4) / sizeof(T);
+    __syncwarp();  // other lanes may still read the previous tile
+    for (int i = threadIdx.x % kWarp * kCopyElements; i < points.dim * kWarp; i += kWarp * kCopyElements)
       copy_async(memory + i, from + i);
     commit_copies();
     wait_for_copies<0>();
@@ -178,36 +183,37 @@ struct StagedTile {
   }
 };
 
-// Consecutive numbers, the first of them aligned for vectors.
+// Consecutive values, of which the first is aligned for vector loads.
 template <typename T, int kCount>
-__device__ __forceinline__ void load_together(const T* from, T (&to)[kCount]) {
+__device__ __forceinline__ void load_vectorized(const T* from, T (&to)[kCount]) {
   const T* aligned = static_cast<const T*>(__builtin_assume_aligned(from, sizeof(float4)));
 #pragma unroll
   for (int e = 0; e < kCount; ++e) to[e] = aligned[e];
 }
 
-// A bit for each of kCount points of a tile that is near this lane's query, in every column or by the sum over all:
-// points are independent work, column by column until no lane of the warp has one left. By the largest difference a
-// column costs a point two instructions, the difference and the comparison of its magnitude.
+// Returns a bit for each of kCount points of a tile: whether it is within the radius of this lane's query, in every
+// column (Chebyshev) or summed over all columns (Euclidean). The points are independent work. Columns are added until
+// no lane of the warp has a point left. With the Chebyshev metric, a column takes two instructions per point: the
+// difference and the comparison of its magnitude.
 template <Metric M, bool kInclusive, int kCount, int kColumns, typename T, typename Radii>
 __device__ __forceinline__ unsigned find_near(int dim, const T* points, const ColumnValues<T, kColumns>& query,
                                               const Radii& radii) {
-  constexpr int kColumnsTogether = StagedTile<T, kColumns>::kTogether, kFirstVote = 4, kVoteEvery = 2;
+  constexpr int kBatch = StagedTile<T, kColumns>::kColumnsAtOnce, kFirstVote = 4, kVoteEvery = 2;
   unsigned left = (1u << kCount) - 1;
   T distance[kCount];
 #pragma unroll
   for (int e = 0; e < kCount; ++e) distance[e] = 0;
 #pragma unroll
-  for (int first = 0; first < (kColumns == 0 ? dim : kColumns); first += kColumnsTogether) {
+  for (int first = 0; first < (kColumns == 0 ? dim : kColumns); first += kBatch) {
     if (kColumns != 0 && first >= dim) break;
     if (first >= kFirstVote && first % kVoteEvery == 0 && !__any_sync(kFullWarp, left != 0)) break;
     bool near[kCount];
 #pragma unroll
     for (int e = 0; e < kCount; ++e) near[e] = true;
 #pragma unroll
-    for (int c = first; c < first + kColumnsTogether; ++c) {
+    for (int c = first; c < first + kBatch; ++c) {
       T point[kCount];
-      load_together(points + c * kWarp, point);
+      load_vectorized(points + c * kWarp, point);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
         if constexpr (M == Metric::chebyshev)
@@ -225,9 +231,9 @@ __device__ __forceinline__ unsigned find_near(int dim, const T* points, const Co
   return left;
 }
 
-// The same number for each column.
+// The same value for each column.
 template <typename T>
-struct OneForAll {
+struct SameForAll {
   T value;
   __device__ __forceinline__ T operator[](int) const { return value; }
 };
@@ -239,20 +245,21 @@ __device__ __forceinline__ T distance_to(int dim, const T* point, const ColumnVa
   return distance;
 }
 
-// ---- The walk ------------------------------------------------------------------------------------------------------
+// ---- The traverse
+// ------------------------------------------------------------------------------------------------------
 
-// Visits a node and what is under it, depth first, all lanes together:
-//   visitor.enters(level, node)       whether to look into it
-//   visitor.candidates(level, first)  which of 32 siblings may be worth it
-//   visitor.scan(tile)
+// Visits a node and the nodes under it, depth first, with all lanes together:
+//       visitor.should_descend(level, node)  whether to visit the node
+//       visitor.candidates(level, first)     a bit for each of 32 siblings that may have to be visited
+//       visitor.scan(tile)                   visits a tile
 template <typename Visitor>
-__device__ __forceinline__ void walk(Visitor& visitor, int top, int node) {
+__device__ __forceinline__ void traverse(Visitor& visitor, int top, int node) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  unsigned pending = 0;  // siblings on this level
-  unsigned kept = 0;     // those of the levels above, each in the lane of its number
+  unsigned pending = 0;  // siblings to visit on this level
+  unsigned kept = 0;     // the same for the levels above, each in the lane with its number
   int level = top;
   for (;;) {
-    if (visitor.enters(level, node)) {
+    if (visitor.should_descend(level, node)) {
       if (level == 0) {
         visitor.scan(node);
       } else {
