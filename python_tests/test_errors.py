@@ -1,4 +1,4 @@
-"""Every refusal is one line that names the argument, its value and what would be right."""
+"""Every error is one line that names the argument, its value and what is valid."""
 
 import re
 import shutil
@@ -106,13 +106,13 @@ def sample(**changes):
         ),
     ],
 )
-def test_bad_input(call, error, message):
+def test_invalid_arguments_raise(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_width_is_legal():
+def test_zero_width_is_valid():
     empty = torch.zeros(5, 0, requires_grad=True)
     z = echo_ext.echo_sample(empty, empty.detach())
     assert z.shape == (5, 0)
@@ -120,7 +120,7 @@ def test_an_empty_width_is_legal():
     assert empty.grad.shape == (5, 0)
 
 
-def test_a_source_tree_says_what_it_lacks(tmp_path):
+def test_import_without_native_module_raises(tmp_path):
     (tmp_path / "echo_ext").mkdir()
     shutil.copy(echo_ext.__file__, tmp_path / "echo_ext")
     done = subprocess.run([sys.executable, "-S", "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)

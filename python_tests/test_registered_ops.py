@@ -1,4 +1,4 @@
-"""The registered ops, which exported programs reach, refuse what the public functions refuse."""
+"""The registered ops, which exported programs call directly, reject what the public functions reject."""
 
 import os
 import subprocess
@@ -41,14 +41,14 @@ def matrix_backward(**changes):
     return OPS.echo_matrix_backward(*(dict(grad=F, s=MATRICES, z=F, seed=SEED) | changes).values())
 
 
-def test_right_arguments_give_what_the_functions_give():
+def test_valid_arguments_match_public_functions():
     assert torch.equal(echo(), echo_sample(F, S, num_terms=2, seed=1))
     assert torch.equal(indices(), echo_indices(6, num_terms=2, seed=1))
     assert torch.equal(matrix(), echo_sample_matrix(F, MATRICES, seed=1))
     assert echo(rows=0).shape == (0, 3)
 
 
-DRAWS = [
+INVALID_DRAWS = [
     (dict(rows=7), ValueError, "rows must be at most 6, the number of rows of the bank|f must have 7 rows"),
     (dict(rows=-1), ValueError, "rows must be at least 0"),
     (dict(num_terms=6), ValueError, "num_terms must be at most 5, the number of other rows in the batch, got 6"),
@@ -58,7 +58,7 @@ DRAWS = [
     (dict(seed=SEED[None][:0]), ValueError, "seed must be an int64 tensor of one element"),
     (dict(seed=SEED.double()), ValueError, "seed must be an int64 tensor of one element"),
 ]
-BANKS = [
+INVALID_BANKS = [
     (dict(bank_s=S[:5]), ValueError, "bank_f and bank_s must have the same shape"),
     (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have the same dtype"),
     (dict(bank_f=F[:0], bank_s=S[:0]), ValueError, "at least 2 rows"),
@@ -72,28 +72,30 @@ BANKS = [
 ]
 
 
-def refused(call, changes, error, message, inference):
+def check_raises(call, changes, error, message, inference):
     with torch.inference_mode(inference), pytest.raises(error, match=message) as caught:
         call(**changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("changes", "error", "message"), DRAWS + BANKS)
-def test_wrong_arguments_are_refused(changes, error, message, inference):
-    refused(echo, changes, error, message, inference)
-    refused(echo_backward, changes, error, message, inference)
+@pytest.mark.parametrize(("changes", "error", "message"), INVALID_DRAWS + INVALID_BANKS)
+def test_invalid_arguments_raise(changes, error, message, inference):
+    check_raises(echo, changes, error, message, inference)
+    check_raises(echo_backward, changes, error, message, inference)
     with pytest.raises(error):
         echo(**{name: v.to("meta") if isinstance(v, torch.Tensor) else v for name, v in changes.items()})
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("changes", "error", "message"), [*DRAWS, (dict(bank_rows=0), ValueError, "at least 2 rows")])
-def test_wrong_draws_are_refused(changes, error, message, inference):
-    refused(indices, changes, error, message, inference)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"), [*INVALID_DRAWS, (dict(bank_rows=0), ValueError, "at least 2 rows")]
+)
+def test_invalid_draw_arguments_raise(changes, error, message, inference):
+    check_raises(indices, changes, error, message, inference)
 
 
-def test_a_bank_of_no_rows_is_refused():
+def test_empty_bank_raises():
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         indices(bank_rows=0, exclude_self=False)
 
@@ -116,20 +118,20 @@ def test_a_bank_of_no_rows_is_refused():
         (matrix_backward, dict(grad=F.double()), TypeError, "grad and z must have the same dtype"),
     ],
 )
-def test_wrong_tensors_are_refused(call, changes, error, message, inference):
-    refused(call, changes, error, message, inference)
+def test_invalid_tensors_raise(call, changes, error, message, inference):
+    check_raises(call, changes, error, message, inference)
 
 
-def test_an_exported_program_checks_its_arguments():
-    class Send(torch.nn.Module):
+def test_exported_program_matches_op():
+    class AddNoise(torch.nn.Module):
         def forward(self, f, s, seed):
             return torch.ops.echo_ext.echo(f, s, f, s, seed, 6, 2, 0, True)
 
-    program = torch.export.export(Send(), (F, S, SEED)).module()
+    program = torch.export.export(AddNoise(), (F, S, SEED)).module()
     assert torch.equal(program(F, S, SEED), echo())
 
 
-# Random arguments, in a process of their own: whatever they are, it ends with a result or with an exception.
+# Calls the ops with random arguments in a child process: each call must return or raise, never crash.
 FUZZ = """
 import random, sys
 import torch
@@ -198,13 +200,13 @@ ops = [getattr(torch.ops.echo_ext, name).default for name in
 done = dict.fromkeys(ops, 0)
 for call in range(calls):
     op = random.choice(ops)
-    # Mostly what is right, so that what is wrong does not hide behind an earlier refusal.
+    # Keep most arguments valid, so that one invalid argument does not mask the others.
     share = random.choice((0.1, 0.25, 1.0))
     arguments = [
         argument(str(a.type), a.name) if random.random() < share else usual(op is ops[3] or op is ops[4], a.name)
         for a in op._schema.arguments
     ]
-    if op is ops[2] and arguments[1] > 100:  # a result of gigabytes may be right
+    if op is ops[2] and arguments[1] > 100:  # such a call may be valid, but its result takes gigabytes
         continue
     with torch.inference_mode(random.random() < 0.3):
         try:
