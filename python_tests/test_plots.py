@@ -1,4 +1,4 @@
-"""Pictures show the numbers they are given, and are drawn without a warning."""
+"""Figures contain the given numbers, and are drawn without a warning."""
 
 import io
 import math
@@ -13,11 +13,11 @@ from matplotlib.image import imread
 
 from echo_ext import metrics, plots
 from echo_ext.metrics import RateDistortion
-from echo_ext.plots import Course
+from echo_ext.plots import History
 
 
 def drawn(figure):
-    """The pixels, which are not all alike."""
+    """Render a figure; check that it is not empty and return its pixels."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     buffer.seek(0)
@@ -27,12 +27,12 @@ def drawn(figure):
 
 
 def shown(axes):
-    """The one image on the axes, as dark ink on light paper."""
+    """The only image on the axes, inverted so that ink is 1."""
     (image,) = axes.images
     return 1 - torch.as_tensor(image.get_array().data)
 
 
-def test_reconstructions_stand_below_the_data():
+def test_reconstructions_are_below_the_data():
     x, mean = torch.rand(5, 1, 14, 14), torch.rand(5, 3, 14, 14)
     figure = plots.reconstructions(x, {"Echo": mean, "VAE": x})
     drawn(figure)
@@ -53,7 +53,7 @@ def test_samples_fill_a_grid_row_by_row():
     assert grid[18:, 9:].abs().max() == 0  # nothing after the last
 
 
-def test_vectors_are_points_joined_to_what_became_of_them():
+def test_vectors_are_points_joined_to_reconstructions():
     x, mean = torch.randn(30, 4), torch.randn(30, 4)
     figure = plots.reconstructions(x, {"MIM": mean})
     drawn(figure)
@@ -70,29 +70,29 @@ def test_vectors_are_points_joined_to_what_became_of_them():
     assert area == pytest.approx(2)  # two densities
 
 
-def test_curves_show_every_epoch_and_the_test():
-    echo = Course(
+def test_curves_contain_every_epoch_and_the_test_values():
+    echo = History(
         {"rate": [5.0, 4.0, 3.0], "distortion": [9.0, 8.0, 7.0]},
         {"rate": [5.5, 4.5, 3.5], "distortion": [9.5, 8.5, 7.5]},
         {"rate": 3.2, "distortion": 7.2},
     )
-    vae = Course({"rate_bound": [6.0], "distortion": [2.0]})
+    vae = History({"rate_bound": [6.0], "distortion": [2.0]})
     figure = plots.curves({"echo": echo, "vae": vae}, rate_floor=1.5)
     drawn(figure)
     rate, distortion = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["rate", "distortion"]  # a bound beside the rate
+    assert [axes.get_title() for axes in figure.axes] == ["rate", "distortion"]  # rate and bound share a panel
     lines = [list(map(tuple, line.get_xydata())) for line in rate.lines]
     assert lines[:4] == [[(1, 5), (2, 4), (3, 3)], [(1, 5.5), (2, 4.5), (3, 3.5)], [(3, 3.2)], [(1, 6)]]
     assert rate.lines[4].get_ydata() == [1.5, 1.5]
     assert rate.get_ylim()[0] == 0
     assert distortion.get_ylim()[0] < 2
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["echo", "vae", "Echo's least rate", "validation", "training", "test, after training"]
+    assert labels == ["echo", "vae", "minimum rate of Echo", "validation", "training", "test, after training"]
 
 
-def test_long_curves_are_thinned_to_means():
+def test_long_curves_are_averaged():
     values = torch.rand(730).tolist()
-    figure = plots.curves({"vae": Course(validation={"loss": values})})
+    figure = plots.curves({"vae": History(validation={"loss": values})})
     (line,) = figure.axes[0].lines
     assert len(line.get_xdata()) <= 100
     assert line.get_xdata()[0] == 4.5  # epochs 1 to 8
@@ -111,12 +111,12 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     assert list(map(tuple, line.get_xydata())) == [(2, 90), (8, 60)]
     np.testing.assert_allclose(across.get_segments()[1], [(7.5, 60), (8.5, 60)])
     np.testing.assert_allclose(up.get_segments()[1], [(8, 58), (8, 62)])
-    np.testing.assert_allclose(up.get_segments()[0], [(2, 90), (2, 90)])  # an error that is not known
+    np.testing.assert_allclose(up.get_segments()[0], [(2, 90), (2, 90)])  # an unknown error
     assert [other.get_ylabel() for other in figure.axes[1:]] == ["beta 1", "beta 2"]
     assert len(plots.rate_distortion({"VAE": vae}).axes) == 1
 
 
-def test_bars_tell_the_anchored_latents_apart():
+def test_bars_highlight_the_anchored_latents():
     values = torch.rand(12)
     figure = plots.bars(values, highlighted=5)
     drawn(figure)
@@ -127,7 +127,7 @@ def test_bars_tell_the_anchored_latents_apart():
     assert colors[4] != colors[5]
 
 
-def test_an_embedding_has_a_color_for_each_label():
+def test_embedding_has_a_color_for_each_label():
     points, labels = torch.randn(50, 2), torch.arange(50) % 12
     figure = plots.embedding(points, labels)
     drawn(figure)
@@ -142,7 +142,7 @@ def test_an_embedding_has_a_color_for_each_label():
         plots.embedding(points, labels[1:])
 
 
-def test_marginals_are_beside_the_normal_law_of_their_moments():
+def test_histograms_have_the_density_of_their_moments():
     pytest.importorskip("scipy")
     codes = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.1]) + 2
     figure = plots.marginal_activations(codes, columns=2)
@@ -152,13 +152,13 @@ def test_marginals_are_beside_the_normal_law_of_their_moments():
         assert axes.get_title() == f"{latent}: p = {found.p_value[latent]:.2g}"
         assert sum(bar.get_height() * bar.get_width() for bar in axes.patches) == pytest.approx(1)
         place, density = map(torch.tensor, axes.lines[0].get_data())
-        inside = math.erf(3.5 / math.sqrt(2))  # of a normal law, within 3.5 standard deviations
+        inside = math.erf(3.5 / math.sqrt(2))  # the probability of 3.5 standard deviations
         assert torch.trapezoid(density, place).item() == pytest.approx(inside, abs=1e-4)
         assert torch.trapezoid(density * place, place).item() == pytest.approx(float(found.mean[latent]), rel=1e-3)
     assert not figure.axes[3].patches
 
 
-def test_rates_are_drawn_against_activations():
+def test_rates_are_plotted_against_activations():
     norms = torch.rand(100)
     figure = plots.rate_against_activation(3 - norms, norms)
     drawn(figure)
@@ -167,12 +167,12 @@ def test_rates_are_drawn_against_activations():
     np.testing.assert_allclose(axes.collections[0].get_offsets(), torch.stack([norms, 3 - norms], 1), rtol=1e-6)
 
 
-def test_trends_show_means_and_errors_at_every_place():
+def test_trends_contain_means_and_errors_at_every_tick():
     measured = {
         "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
         "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
     }
-    figure = plots.trends(measured, places=(5, 500), across="hidden units")
+    figure = plots.trends(measured, ticks=(5, 500), xlabel="hidden units")
     assert [axes.get_title() for axes in figure.axes] == list(measured)
     for axes, lines in zip(figure.axes, measured.values(), strict=True):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
@@ -180,9 +180,9 @@ def test_trends_show_means_and_errors_at_every_place():
         assert drawn == [[mean for mean, _ in points] for points in lines.values()]
 
 
-def test_clouds_draw_every_point_in_the_color_of_its_label():
+def test_scatters_color_every_point_by_its_label():
     points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
-    figure = plots.clouds(points, labels=labels, columns=2)
+    figure = plots.scatters(points, labels=labels, columns=2)
     shown = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in shown] == list(points)
     for axes, each in zip(shown, points.values(), strict=True):

@@ -1,4 +1,4 @@
-"""``echo-ext data``: the data sets there are, and where they are on this machine."""
+"""The command ``echo-ext data``, which lists the data sets and where they are on this machine."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from echo_ext.data.catalog import CATALOG, Entry
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "list the data sets: shape, rows, source, license, and where they are on this machine"
+HELP = "list the data sets with their shapes, rows, sources, licenses, and files on this machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to look."""
-    parser.add_argument("--data-dir", metavar="DIR", help="the folder of the data's files; default: ECHO_EXT_DATA")
+    """Add the arguments of the command to a parser."""
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -29,5 +31,5 @@ def run(arguments: argparse.Namespace) -> None:
 def _where(entry: Entry, root: str | None) -> str:
     path = entry.found(root)
     if path is not None:
-        return f"here: {path}"
-    return f"not here; {entry.without}: {entry.page}" if entry.page else entry.without
+        return f"found: {path}"
+    return f"not found; {entry.fallback}: {entry.page}" if entry.page else entry.fallback

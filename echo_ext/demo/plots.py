@@ -1,4 +1,4 @@
-"""The demonstration's pictures, each as a matplotlib Figure."""
+"""The figures of the demonstration."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["curves", "reconstructions", "samples"]
 
 
 def reconstructions(images: Tensor, reconstructed: Mapping[str, Tensor]) -> Figure:
-    """Test images above what each model makes of them; all (n, channels, height, width)."""
+    """Plot test images and their reconstructions by each model; all are (n, channels, height, width)."""
     return plots.reconstructions(images, {MODELS[kind]: mean for kind, mean in reconstructed.items()})
 
 
 def samples(drawn: Mapping[str, Tensor]) -> Figure:
-    """Decoded draws of each model's marginal side by side; each (n, channels, height, width)."""
+    """Plot decoded samples of each model's marginal side by side; all are (n, channels, height, width)."""
     titles = {"echo": "Echo: z from its exact marginal", "vae": "VAE: z from N(0, I)"}
     return plots.samples({titles[kind]: images for kind, images in drawn.items()})
 
 
 def curves(history: Mapping[str, History], tested: Mapping[str, Measured], *, rate_floor: float) -> Figure:
-    """Rate, distortion and -ELBO against the epoch: validation in full, training faintly, test as dots."""
-    courses = {}
+    """Plot rate, distortion and -ELBO against the epoch, for training, validation and test rows."""
+    histories = {}
     for kind, points in history.items():
         training, validation = (_series(part) for part in zip(*points, strict=True))
         test = {name: values[0] for name, values in _series([tested[kind]]).items()}
-        courses[MODELS[kind]] = plots.Course(training, validation, test)
-    return plots.curves(courses, rate_floor=rate_floor)
+        histories[MODELS[kind]] = plots.History(training, validation, test)
+    return plots.curves(histories, rate_floor=rate_floor)
 
 
 def _series(points: Sequence[Measured]) -> dict[str, list[float]]:
