@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def names() -> list[str]:
     """Return the names that :func:`load` accepts; the command ``echo-ext data`` describes them."""
     return list(catalog.CATALOG)
