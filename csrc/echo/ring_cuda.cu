@@ -97,7 +97,7 @@ cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, 
 
 template <typename T>
 struct RingWorkspace {
-  bool* is_exact;  // [circle][segment][block of columns]
+  bool* needs_exact;  // [circle][segment][block of columns]
   void* maps;
   T* checkpoints;  // [block][tile of a segment][column of a block]
   T* sums;         // [f, s][copy][row][column]
@@ -108,7 +108,7 @@ RingWorkspace<Compute<Storage>> take_workspace(Workspace& memory, const EchoProb
                                                bool backward) {
   using T = Compute<Storage>;
   RingWorkspace<T> workspace{};
-  if (plan.num_segments > 0) workspace.is_exact = memory.take<bool>(plan.num_circles * plan.num_flags());
+  if (plan.num_segments > 0) workspace.needs_exact = memory.take<bool>(plan.num_circles * plan.num_flags());
   const bool is_one_circle = backward && !plan.blocks_own_copies;
   workspace.maps = memory.take<char>(ring_maps_bytes(problem, plan, backward, is_one_circle ? 1 : plan.num_circles));
   if (backward)
@@ -178,9 +178,9 @@ const char* ring_forward(const EchoProblem& problem, const EchoForward& io, cons
   if (plan.num_segments > 0)
     ECHO_EXT_CUDA_CHECK(launch_teams(ring_forward_kernel<Storage, kColumns>, kScanThreads,
                                      ScanForward<Storage, kColumns>::shared_bytes(plan.scan_lanes), plan, circles,
-                                     plan.num_flags(), limits, stream, problem, io, plan, workspace.is_exact));
+                                     plan.num_flags(), limits, stream, problem, io, plan, workspace.needs_exact));
   ECHO_EXT_CUDA_CHECK(
-      ring_forward_exact<Storage>(problem, io, plan, circles, workspace.is_exact, workspace.maps, limits, stream));
+      ring_forward_exact<Storage>(problem, io, plan, circles, workspace.needs_exact, workspace.maps, limits, stream));
   return nullptr;
 }
 
@@ -208,8 +208,8 @@ const char* ring_backward(const EchoProblem& problem, const EchoBackward& io, co
       ECHO_EXT_CUDA_CHECK(launch_teams(ring_backward_kernel<Storage, kColumns>, kScanThreads,
                                        ScanBackward<Storage, kColumns>::shared_bytes(plan.scan_lanes), plan, circles,
                                        plan.num_flags(), limits, stream, problem, io, plan, sums, workspace.checkpoints,
-                                       workspace.is_exact));
-    ECHO_EXT_CUDA_CHECK(ring_backward_exact<Storage>(problem, io, plan, circles, workspace.is_exact, workspace.maps,
+                                       workspace.needs_exact));
+    ECHO_EXT_CUDA_CHECK(ring_backward_exact<Storage>(problem, io, plan, circles, workspace.needs_exact, workspace.maps,
                                                      sums, limits, stream));
   }
   if (workspace.sums != nullptr) {

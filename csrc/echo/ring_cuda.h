@@ -239,17 +239,17 @@ cudaError_t launch_teams(void (*kernel)(Parameters...), int threads, size_t shar
                 arguments..., teams);
 }
 
-// The exact way (echo_ring_exact_cuda.cu). `is_exact` has a flag for each circle, segment and block of columns; null:
-// all is done exactly. `maps` has room for each circle of the launch.
+// The exact way (echo_ring_exact_cuda.cu). `needs_exact` has a flag for each circle, segment and block of columns;
+// null: all is done exactly. `maps` has room for each circle of the launch.
 int64_t ring_maps_bytes(const EchoProblem& problem, const RingPlan& plan, bool backward, int64_t num_circles);
 void plan_ring_exact(const EchoProblem& problem, const Windows& windows, bool backward, RingPlan* plan);
 template <typename Storage>
 cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io, const RingPlan& plan,
-                               const RingTeams& circles, const bool* is_exact, void* maps, const DeviceLimits& limits,
-                               cudaStream_t stream);
+                               const RingTeams& circles, const bool* needs_exact, void* maps,
+                               const DeviceLimits& limits, cudaStream_t stream);
 template <typename Storage>
 cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& io, const RingPlan& plan,
-                                const RingTeams& circles, const bool* is_exact, void* maps,
+                                const RingTeams& circles, const bool* needs_exact, void* maps,
                                 const RingSums<Compute<Storage>>& sums, const DeviceLimits& limits,
                                 cudaStream_t stream);
 

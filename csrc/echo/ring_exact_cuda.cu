@@ -483,10 +483,10 @@ void plan_ring_exact(const EchoProblem& problem, const Windows& windows, bool ba
 
 template <typename Storage>
 cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io, const RingPlan& plan,
-                               const RingTeams& circles, const bool* is_exact, void* maps, const DeviceLimits& limits,
-                               cudaStream_t stream) {
+                               const RingTeams& circles, const bool* needs_exact, void* maps,
+                               const DeviceLimits& limits, cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
+  const ExactFlags flags{needs_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
@@ -498,11 +498,11 @@ cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io
 
 template <typename Storage>
 cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& io, const RingPlan& plan,
-                                const RingTeams& circles, const bool* is_exact, void* maps,
+                                const RingTeams& circles, const bool* needs_exact, void* maps,
                                 const RingSums<Compute<Storage>>& sums, const DeviceLimits& limits,
                                 cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
+  const ExactFlags flags{needs_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;

@@ -72,7 +72,7 @@ struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
   }
 
   // What enters a group, given what follows the tile, in place of which is left what the tile hands on.
-  __device__ __forceinline__ Value enter_from_following(const Exchanged* all, Value* eps) const {
+  __device__ __forceinline__ Value incoming_from_following(const Exchanged* all, Value* eps) const {
     Value own = *eps;
 #pragma unroll 4
     for (int g = this->groups - 1; g >= 0; --g) {
@@ -121,7 +121,7 @@ struct ScanForward : ScanTerms<EchoForward, Storage, kColumns, kStepPositions<Co
       if (!is_last) this->draw(set ^ 1, first - tile, tile);
       Exchanged own;
       this->compose(&own);
-      Value noise = this->enter_from_following(this->exchange_maps(own), &eps);
+      Value noise = this->incoming_from_following(this->exchange_maps(own), &eps);
       const int32_t *row = this->drawn(set), *next_row = this->drawn(set ^ 1);
       // The next tile's terms take the place of those that are done.
 #pragma unroll
@@ -139,14 +139,14 @@ struct ScanForward : ScanTerms<EchoForward, Storage, kColumns, kStepPositions<Co
 
 template <typename Storage, int kColumns>
 __global__ void __launch_bounds__(kScanThreads, 1)
-    ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* is_exact, RingTeams teams) {
+    ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* needs_exact, RingTeams teams) {
   ScanForward<Storage, kColumns> block(problem, io, plan);
   for_each_item(teams, plan.num_flags(), 0, 1, [&](int64_t circle, int64_t item) {
     block.start(circle, item % plan.num_scan_column_blocks);
     const int64_t begin = item / plan.num_scan_column_blocks * plan.segment, windows = num_windows(problem, circle);
     const int64_t end = begin + plan.segment < windows ? begin + plan.segment : windows;
     const bool done = begin >= end || block.scan(begin, end, plan.max_ahead);
-    if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
+    if (threadIdx.x == 0) needs_exact[circle * plan.num_flags() + item] = !done;
   });
 }
 
@@ -246,7 +246,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
         for (int c = 0; c < kColumns; ++c)
           checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c] = eps.at[c];
       }
-      this->enter_from_following(this->exchange_maps(own), &eps);
+      this->incoming_from_following(this->exchange_maps(own), &eps);
     }
     __syncthreads();
   }
@@ -277,7 +277,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
   }
 
   // What enters a group from before, given what comes before the tile, in place of which is left what it hands on.
-  __device__ __forceinline__ Value enter_from_preceding(const Exchanged* all, Value* carry) const {
+  __device__ __forceinline__ Value incoming_from_preceding(const Exchanged* all, Value* carry) const {
     Value own = *carry;
 #pragma unroll 4
     for (int g = 0; g < this->groups; ++g) {
@@ -306,8 +306,8 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) eps.at[c] = checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c];
       const Exchanged* all = this->exchange_maps(own);
-      eps = this->enter_from_following(all, &eps);
-      Value v = enter_from_preceding(all, &carry);
+      eps = this->incoming_from_following(all, &eps);
+      Value v = incoming_from_preceding(all, &carry);
       const int32_t *row = this->drawn(set), *next_row = this->drawn(set ^ 1);
 #pragma unroll
       for (int k = kPositions - 1; k >= 0; --k) {
@@ -348,14 +348,14 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
 template <typename Storage, int kColumns>
 __global__ void __launch_bounds__(kScanThreads, 1)
     ring_backward_kernel(EchoProblem problem, EchoBackward io, RingPlan plan, RingSums<Compute<Storage>> sums,
-                         Compute<Storage>* checkpoints, bool* is_exact, RingTeams teams) {
+                         Compute<Storage>* checkpoints, bool* needs_exact, RingTeams teams) {
   ScanBackward<Storage, kColumns> block(problem, io, plan, sums, checkpoints);
   for_each_item(teams, plan.num_flags(), 0, 1, [&](int64_t circle, int64_t item) {
     block.start(circle, item % plan.num_scan_column_blocks);
     const int64_t begin = item / plan.num_scan_column_blocks * plan.segment, bank_rows = problem.bank_rows;
     const int64_t end = begin + plan.segment < bank_rows ? begin + plan.segment : bank_rows;
     const bool done = block.scan(begin, end, plan.max_ahead);
-    if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
+    if (threadIdx.x == 0) needs_exact[circle * plan.num_flags() + item] = !done;
   });
 }
 
