@@ -1,5 +1,6 @@
-// The files in this folder are the only ones that know pybind11. Tensors arrive as addresses, by keyword: the core
-// knows no torch. The tests bind the CUDA files a second time, to a device that they emulate.
+// The files in this folder are the only ones that include pybind11. Tensors are passed as addresses, by keyword,
+// because the core does not depend on PyTorch (see DESIGN.md for the measurements). The tests load the CUDA bindings a
+// second time, linked to an emulated device.
 #pragma once
 
 #include <pybind11/pybind11.h>

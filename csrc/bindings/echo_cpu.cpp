@@ -1,4 +1,4 @@
-// The Echo kernels on the CPU in Python.
+// Bindings of the Echo kernels on the CPU.
 #include "bindings/bindings.h"
 #include "echo/echo.h"
 #include "echo/matrix.h"

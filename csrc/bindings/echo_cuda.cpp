@@ -1,4 +1,4 @@
-// The Echo kernels on CUDA in Python.
+// Bindings of the Echo kernels on CUDA.
 #include "bindings/bindings.h"
 #include "echo/echo.h"
 #include "echo/matrix.h"

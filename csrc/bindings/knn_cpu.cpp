@@ -1,4 +1,4 @@
-// The nearest-neighbor kernels on the CPU in Python.
+// Bindings of the nearest-neighbor kernels on the CPU.
 #include "bindings/bindings.h"
 #include "knn/knn.h"
 

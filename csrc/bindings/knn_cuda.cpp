@@ -1,11 +1,11 @@
-// The nearest-neighbor kernels on CUDA in Python.
+// Bindings of the nearest-neighbor kernels on CUDA.
 #include "knn/knn_cuda.h"
 
 #include "bindings/bindings.h"
 
 namespace echo_ext {
 
-// Local to the module, because the tests load these bindings a second time.
+// The classes are local to the module, because the tests load these bindings a second time.
 void bind_knn_cuda(py::module_& m) {
   py::class_<KnnTree>(m, "KnnTree", py::module_local())
       .def(py::init([](int dtype, uintptr_t points, uintptr_t order, int64_t batch, int64_t num_points, int dim) {

@@ -1,4 +1,4 @@
-// The Python module. Tensors arrive as addresses and sizes: the core knows no torch.
+// The Python module.
 #include "bindings/bindings.h"
 
 #if defined(__linux__)
@@ -20,8 +20,8 @@ using namespace echo_ext;
 
 namespace {
 
-// Python runs signal handlers on its main thread only. Others are not to ask for the GIL in the middle of a
-// calculation: that would keep them waiting for nothing, and end the process during Python's finalization.
+// Python runs signal handlers only on its main thread. Other threads must not acquire the GIL during a calculation:
+// they would wait for nothing, and acquiring it while Python shuts down would end the process.
 bool may_handle_signals() {
 #if defined(__linux__)
   return syscall(SYS_gettid) == getpid();

@@ -1,4 +1,4 @@
-// The shapes and dtypes that the Echo kernels are called with.
+// Bindings of the shapes and dtypes that describe a call of the Echo kernels.
 #include "bindings/bindings.h"
 #include "echo/echo.h"
 #include "echo/matrix.h"
@@ -6,7 +6,7 @@
 
 namespace echo_ext {
 
-// Local to the module, because the tests load these bindings a second time.
+// The classes are local to the module, because the tests load these bindings a second time.
 void bind_problems(py::module_& m) {
   py::class_<EchoProblem>(m, "EchoProblem", py::module_local())
       .def(py::init([](int64_t rows, int64_t bank_rows, int64_t width, int64_t num_terms, bool exclude_self,

@@ -168,7 +168,7 @@ __device__ __forceinline__ void atomic_add(float4* at, float4 value) {
 #endif
 }
 
-// ---- Elements whose dtype is known at run time: for the edges of a kernel, where memory is what takes time ---------
+// ---- Elements whose dtype is known only at run time, for code that is limited by memory ----------------------------
 
 template <typename T>
 __device__ T load_element(DType dtype, const void* from, int64_t index);

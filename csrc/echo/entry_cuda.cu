@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kIndexThreads = 128;
 
-// A thread makes every so many terms of every so many rows: what the draws share is worth making for a few of them.
+// A thread computes a strided subset of the rows and terms. What all draws of a row share is computed once for several
+// terms.
 __global__ void __launch_bounds__(kIndexThreads)
     indices_kernel(EchoProblem problem, const int64_t* seed, int64_t* indices) {
   const Draws draws = draws_of(problem, *seed);
@@ -23,7 +24,7 @@ __global__ void __launch_bounds__(kIndexThreads)
       const RingPlace place = ring_place(draws, row);
       const DrawKey key = circle_key(draws.seed, place.circle);
       for (uint32_t term = first; term < num_terms; term += stride) {
-        const uint32_t position = static_cast<uint32_t>(place.start) + term;  // both are less than bank_rows
+        const uint32_t position = static_cast<uint32_t>(place.start) + term;  // the sum is less than 2 * bank_rows
         to[term] = order(key, position < bank_rows ? position : position - bank_rows);
       }
     } else {
@@ -33,9 +34,9 @@ __global__ void __launch_bounds__(kIndexThreads)
   }
 }
 
-// As many blocks as the device runs at once, where there is work for as many.
+// As many blocks as the device runs at once, if there is work for all of them.
 cudaError_t indices_grid(const EchoProblem& problem, const DeviceLimits& limits, dim3* grid) {
-  constexpr int64_t kMaxRows = 65535;  // of a grid
+  constexpr int64_t kMaxRows = 65535;  // in a grid
   int resident = 0;
   const cudaError_t status = resident_blocks(indices_kernel, kIndexThreads, 0, &resident);
   if (status != cudaSuccess) return status;
@@ -51,7 +52,7 @@ cudaError_t indices_grid(const EchoProblem& problem, const DeviceLimits& limits,
 constexpr int64_t kMaxWidth = 0x7fffffff;
 
 int64_t workspace_bytes(const EchoProblem& problem, int device, bool backward, bool deterministic) {
-  const DeviceGuard guard(device);  // plans ask for the occupancy of the current device
+  const DeviceGuard guard(device);  // the launch plan depends on the occupancy of the current device
   DeviceLimits limits{};
   if (guard.status() != cudaSuccess || device_limits(device, &limits) != cudaSuccess) return -1;
   if (problem.bank_rows == 0 || problem.width == 0) return 0;

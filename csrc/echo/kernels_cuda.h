@@ -1,4 +1,4 @@
-// Between the files of the CUDA implementation; callers use echo.h.
+// Internal to the CUDA implementation. Callers include echo.h.
 #pragma once
 
 #include "common/cuda_support.h"
@@ -6,7 +6,7 @@
 
 namespace echo_ext {
 
-// Permutation and replacement sampling (echo_rows_cuda.cu), on the current device.
+// Permutation and replacement sampling (rows_cuda.cu), on the current device.
 int64_t echo_rows_cuda_workspace_bytes(const EchoProblem& problem, bool backward, bool deterministic,
                                        const DeviceLimits& limits);
 const char* echo_rows_cuda_forward(const EchoProblem& problem, const EchoForward& io, const DeviceLimits& limits,
@@ -14,7 +14,7 @@ const char* echo_rows_cuda_forward(const EchoProblem& problem, const EchoForward
 const char* echo_rows_cuda_backward(const EchoProblem& problem, const EchoBackward& io, bool deterministic,
                                     const DeviceLimits& limits, cudaStream_t stream);
 
-// The ring's scans (echo_ring_cuda.cu), on the current device.
+// Ring sampling (ring_cuda.cu), on the current device.
 int64_t echo_ring_cuda_workspace_bytes(const EchoProblem& problem, bool backward, const DeviceLimits& limits);
 const char* echo_ring_cuda_forward(const EchoProblem& problem, const EchoForward& io, const DeviceLimits& limits,
                                    cudaStream_t stream);

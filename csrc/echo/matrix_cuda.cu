@@ -1,8 +1,12 @@
-// Matrix Echo noise on CUDA. The circle is cut into arcs as on the CPU, with a block for each. A step needs the value
-// of the step before and little arithmetic, so that time goes by waiting: matrices are copied to shared memory some
-// steps ahead, four lanes add up an output, and one warp does what the next step need not wait for, so that a step
-// takes one barrier. Nobody can tell the host when all entries have converged, so that it launches a fixed number of
-// rounds, in which converged arcs do nothing, and then one block that goes on by itself where they were not enough.
+// Matrix Echo noise on CUDA, see matrix.h. As on the CPU, the circle is cut into arcs; here each arc has its own block.
+//
+// A step of the recurrence needs the value of the preceding step and little arithmetic, so latency dominates. Therefore
+// matrices are copied to shared memory a few steps ahead, four lanes compute one output, and a separate warp does
+// everything that the next step need not wait for. A step then takes a single barrier.
+//
+// The host cannot find out whether the iteration has converged without a synchronization. It therefore launches a fixed
+// number of rounds, in which converged arcs do nothing, and then a single block that continues until convergence if
+// those rounds were not enough.
 #include <algorithm>
 
 #include "common/cuda_support.h"
@@ -11,18 +15,19 @@
 namespace echo_ext {
 namespace {
 
-constexpr int kOutputsPerWarp = 8,
-              kLanesPerOutput = kWarp / kOutputsPerWarp;  // of a warp, and the lanes that add up one of them
+constexpr int kOutputsPerWarp = 8, kLanesPerOutput = kWarp / kOutputsPerWarp;
 constexpr int kMaxThreads = (kMaxMatrixDim / kOutputsPerWarp + 1) * kWarp;
 constexpr int kOuterThreads = 128;
 constexpr int kMaxStages = 3;
-constexpr unsigned kVectorSlots = kMaxStages + 1;  // vectors are looked at a step later than matrices are used
-constexpr int64_t kMaxRounds = 32;  // after the first: what is forgotten within as many arcs needs no more
+constexpr unsigned kVectorSlots = kMaxStages + 1;  // a vector is used one step longer than a matrix
+// After the first round. An influence that decays within this many arcs needs no more rounds.
+constexpr int64_t kMaxRounds = 32;
 
 int threads_of(int dim) { return (static_cast<int>(ceil_div(dim, kOutputsPerWarp)) + 1) * kWarp; }
 
-// As short as the steps that an entry matters for, which are walked run again, or as long as leaves enough of them to
-// store_and_compare a device busy; a number that depends on the shape alone, so that results do as well.
+// The length of an arc. It should be about the distance over which a starting value has influence, because that many
+// steps are repeated, but long enough that the number of arcs does not exceed what keeps a device busy. It depends only
+// on the problem's shape, and so do the results.
 int64_t arc_steps(const EchoMatrixProblem& problem) {
   constexpr int64_t kMin = 64, kEnough = 1 << 14;
   return std::max(kMin, ceil_div(problem.rows * problem.dim, kEnough));
@@ -31,9 +36,9 @@ int64_t arc_steps(const EchoMatrixProblem& problem) {
 template <typename T>
 struct Arcs {
   int64_t count, steps;
-  T* entries;             // (arcs, dim): the value before each arc that it was last walked run from
-  T* outputs;             // (2, arcs, dim): the last value of each arc, after rounds of even and of odd number
-  bool* needs_finishing;  // whether an arc was walked run in the last round
+  T* entries;             // (arcs, dim): the value before each arc, from which it was last processed
+  T* outputs;             // (2, arcs, dim): the last value of each arc, after even and after odd rounds
+  bool* needs_finishing;  // whether any arc was processed in the last round
   int stages = 0;
 
   Arcs(const EchoMatrixProblem& problem, Workspace& workspace)
@@ -44,7 +49,7 @@ struct Arcs {
         needs_finishing(workspace.take<bool>(1)) {}
 };
 
-// Calls body(i) for this lane's elements of a vector.
+// Calls body(i) for the elements of a vector that belong to this lane.
 template <typename Body>
 __device__ __forceinline__ void for_each_of_lane(int dim, const Body& body) {
 #pragma unroll
@@ -54,7 +59,7 @@ __device__ __forceinline__ void for_each_of_lane(int dim, const Body& body) {
   }
 }
 
-// Found by a warp, for all its lanes.
+// The function of matrix.h for all values of a row. Called by all lanes of a warp, which get the same result.
 template <typename T>
 __device__ __forceinline__ bool row_has_converged(const T* before, const T* now, int dim) {
   T largest = 0;
@@ -68,8 +73,9 @@ __device__ __forceinline__ bool row_has_converged(const T* before, const T* now,
   return __all_sync(kFullWarp, converged);
 }
 
-// A block's walker run one arc after another. Every warp but the last makes outputs of the steps; the last one, the
-// keeper, makes ready what the others copy, stores what they have made and looks whether it has converged.
+// Computes the steps of one arc after another. All warps except the last compute outputs. The last one, the storing
+// warp, prepares what the other warps copy, stores the values that they have computed, and checks whether these have
+// converged.
 template <typename T>
 class ArcWalker {
  public:
@@ -95,23 +101,23 @@ class ArcWalker {
         previous_(sources_ + kVectorSlots * side_),
         now_(previous_ + kVectorSlots * side_) {
     const int columns = copies_vectors_ ? dim_ / kVector : dim_, thread = static_cast<int>(threadIdx.x);
-    int lanes = 1;  // of a row that is copied
+    int lanes = 1;  // that copy one row
     while (lanes < columns && lanes < kWarp) lanes *= 2;
     row_ = thread % lanes < columns ? thread / lanes : dim_;
     column_ = thread % lanes * (copies_vectors_ ? kVector : 1);
     row_stride_ = (static_cast<int>(blockDim.x) - kWarp) / lanes;
     const int elements = stages * side_ * stride_ + (2 * kVectorSlots + 2) * side_;
-    // Beyond a matrix and a vector it stays zero.
+    // The padding of matrices and vectors remains zero.
     for (int i = thread; i < elements; i += static_cast<int>(blockDim.x)) matrices_[i] = 0;
     __syncthreads();
   }
 
-  // Where the value before the next walker belongs.
+  // The value before the first step of the next run must be stored here.
   __device__ T* entry() const { return now_; }
   __device__ const T* value_at(int64_t step) const { return values_ + circle_.row(step) * dim_; }
 
-  // Goes run the steps [first, end), as far as values change where there are some from an earlier walker. The last
-  // value, in shared memory, or null where it has not got there.
+  // Computes the steps [first, end). Unless this is the first round, stops early at a value that has converged. Returns
+  // the last value, in shared memory, or null if it stopped early.
   __device__ __forceinline__ const T* run(int64_t first, int64_t end, bool is_first) {
     const int count = static_cast<int>(end - first), thread = static_cast<int>(threadIdx.x);
     if (thread < stages_ && thread < count) shared_->steps[thread] = step_of(rows_at(first + thread));
@@ -120,12 +126,12 @@ class ArcWalker {
     __syncthreads();
     bool row_has_converged = false;
     for (int n = 1 - stages_, stage = 0; n <= count; ++n) {
-      if (n >= 0) wait_and_synchronize();  // what is behind is not needed any more, and step n is there
+      if (n >= 0) wait_and_synchronize();  // step n has arrived, and the buffers of step n - 1 are free
       if (n + stages_ - 1 < count) copy_step(n + stages_ - 1, stage, is_first);
       commit_copies();
-      stage = stage + 1 == stages_ ? 0 : stage + 1;  // that of step n
+      stage = stage + 1 == stages_ ? 0 : stage + 1;  // the stage of step n
       if (n < 0) continue;
-      if (stages_ == 1) wait_and_synchronize();  // step n has only now been copied
+      if (stages_ == 1) wait_and_synchronize();  // with a single stage, step n has only just been copied
       row_has_converged = !is_first && n > 1 && shared_->row_has_converged[(n - 1) % 2];
       if (row_has_converged) break;
       T *now = now_ + n % 2 * side_, *then = now_ + (n + 1) % 2 * side_;
@@ -133,7 +139,7 @@ class ArcWalker {
         if (n < count) multiply(matrices_ + stage * side_ * stride_, sources_ + n % kVectorSlots * side_, now, then);
       } else {
         if (n + stages_ < count && thread % kWarp == 0) shared_->steps[(n + stages_) % kKnownSteps] = step_of(ahead);
-        if (n + stages_ + 1 < count) ahead = rows_at(first + n + stages_ + 1);  // comes while this warp works
+        if (n + stages_ + 1 < count) ahead = rows_at(first + n + stages_ + 1);  // loaded while this warp works
         if (n > 0) store_and_compare(now, n - 1, is_first);
       }
     }
@@ -144,21 +150,22 @@ class ArcWalker {
 
  private:
   static constexpr int kVector = sizeof(float4) / sizeof(T), kUnroll = 8;
-  static constexpr unsigned kKnownSteps = 8;  // that are known at a time: those in flight, one ahead and one behind
+  // Steps whose addresses are known: those in flight, the next one and the last one.
+  static constexpr unsigned kKnownSteps = 8;
   struct Rows {
     int64_t matrix, value;
   };
   struct Step {
     const T* matrix;
-    int64_t at;  // of its vectors and value
+    int64_t at;  // offset of the step's vectors and value
   };
   struct alignas(sizeof(float4)) Shared {
     Step steps[kKnownSteps];
-    bool row_has_converged[2];  // the value before a step of even, and of odd number
+    bool row_has_converged[2];  // for the value before an even step, and before an odd step
   };
 
-  // A matrix has this many rows and columns in shared memory, and rows that lie this far apart, so that what a warp
-  // reads at once lies in different banks.
+  // The padded size of a matrix in shared memory, and the distance between its rows. With this distance, the elements
+  // that a warp reads at once are in different banks.
   __host__ __device__ static int side_of(int dim) {
     constexpr int kWhole = kLanesPerOutput * kUnroll;
     return (dim + kWhole - 1) / kWhole * kWhole;
@@ -173,7 +180,8 @@ class ArcWalker {
     return {all_matrices_ + rows.matrix * dim_ * dim_, rows.value * dim_};
   }
 
-  // All threads, with what they have copied so far but for the step after the next.
+  // Waits until all threads have arrived, along with their copies for the next step. Copies for later steps may remain
+  // in flight.
   __device__ __forceinline__ void wait_and_synchronize() const {
     if (stages_ > 2)
       wait_for_copies<1>();
@@ -206,26 +214,26 @@ class ArcWalker {
     }
   }
 
-  // The next value from the one before: eight outputs to a warp, four lanes to an output.
+  // Computes the next value from the one before. A warp computes eight outputs, with four lanes for each.
   __device__ __forceinline__ void multiply(const T* matrix, const T* source, const T* before, T* next) const {
-    const bool backward = circle_.backward;  // then outputs are columns, and lie side by side
+    const bool backward = circle_.backward;  // then outputs are columns, which are contiguous
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
     const int output = warp * kOutputsPerWarp + (backward ? lane % kOutputsPerWarp : lane / kLanesPerOutput);
     const int part = backward ? lane / kOutputsPerWarp : lane % kLanesPerOutput;
-    const int apart = (backward ? stride_ : 1) * kLanesPerOutput;  // a lane's inputs
+    const int apart = (backward ? stride_ : 1) * kLanesPerOutput;  // distance between the inputs of a lane
     const T* element = matrix + (backward ? part * stride_ + output : output * stride_ + part);
     T sum = 0;
 #pragma unroll 1
     for (int i = part; i < side_; i += kLanesPerOutput * kUnroll, element += kUnroll * apart)
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) sum += element[k * apart] * before[i + k * kLanesPerOutput];
-    const int other = backward ? kOutputsPerWarp : 1;  // lane of the same output
+    const int other = backward ? kOutputsPerWarp : 1;  // distance to another lane of the same output
     sum += __shfl_xor_sync(kFullWarp, sum, other);
     sum += __shfl_xor_sync(kFullWarp, sum, 2 * other);
     if (output < dim_ && part == 0) next[output] = source[output] + sum;
   }
 
-  // Stores the value of a step and looks whether it is what was there.
+  // Stores the value of a step, and compares it with the value of the last round.
   __device__ __forceinline__ void store_and_compare(const T* value, int n, bool is_first) const {
     T* to = values_ + shared_->steps[n % kKnownSteps].at;
     for_each_of_lane(dim_, [&](int i) { to[i] = value[i]; });
@@ -236,17 +244,17 @@ class ArcWalker {
 
   int dim_, side_, stride_, stages_;
   bool is_storing_warp_, copies_vectors_;
-  int row_, column_, row_stride_;  // of a matrix, that this thread copies
+  int row_, column_, row_stride_;  // the part of a matrix that this thread copies
   MatrixCircle circle_;
   const T *source_, *all_matrices_;
   T* values_;
   Shared* shared_;
-  // In shared memory: matrices of the steps in flight, what is added to their products and the values there were, and
-  // the values before and after a step.
+  // In shared memory: the matrices of the steps in flight, what is added to the products, the values of the last round,
+  // and the values before and after a step.
   T *matrices_, *sources_, *previous_, *now_;
 };
 
-// A round of an arc: takes over what the arc before it has outputs on in the round before.
+// One round of one arc. It starts from the last value that the preceding arc had in the round before.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads, 3)
     matrix_arc_kernel(EchoMatrixProblem problem, EchoMatrixScan io, Arcs<T> arcs, int round, bool is_last) {
@@ -260,17 +268,17 @@ __global__ void __launch_bounds__(kMaxThreads, 3)
       value = before[thread];
       outputs[thread] = former[arc * dim + thread];
     }
-    if (row_has_converged(entry, before, dim)) return;  // in every warp, or in none
+    if (row_has_converged(entry, before, dim)) return;  // the same in all warps
   }
   if (thread == 0 && (is_last || (round == 0 && arc == 0))) *arcs.needs_finishing = is_last;
-  ArcWalker<T> walker(problem, io, arcs.stages);  // in which all wait_and_synchronize: they have seen the entry
+  ArcWalker<T> walker(problem, io, arcs.stages);  // has a barrier, after which all warps have read the entry
   if (thread < dim) entry[thread] = walker.entry()[thread] = value;
   const int64_t first = arc * arcs.steps, end = first + arcs.steps;
   const T* last = walker.run(first, end < problem.rows ? end : problem.rows, round == 0);
   if (last != nullptr && thread < dim) outputs[thread] = last[thread];
 }
 
-// By a warp, for all its lanes: tells what now lies before an arc and what did; whether it must be walked run again.
+// The same as in matrix_cpu.cpp. Called by all lanes of a warp, which get the same result.
 template <typename T>
 __device__ __forceinline__ bool entry_changed(MatrixRounds& rounds, const T* before, const T* now, int dim) {
   double squared_norm = 0, squared_change = 0;
@@ -288,7 +296,7 @@ __device__ __forceinline__ bool entry_changed(MatrixRounds& rounds, const T* bef
   return !converged;
 }
 
-// One block: goes round arc by arc until no entry has changed.
+// A single block, which processes arc by arc until no starting value changes any more.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     matrix_finish_kernel(EchoMatrixProblem problem, EchoMatrixScan io, Arcs<T> arcs) {
@@ -296,7 +304,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const int dim = problem.dim, thread = static_cast<int>(threadIdx.x);
   const MatrixCircle circle{io.order, problem.rows, io.backward};
   ArcWalker<T> walker(problem, io, arcs.stages);
-  MatrixRounds rounds;  // every thread's own, and the same
+  MatrixRounds rounds;  // every thread has its own, with the same contents
   int64_t terms = 0;
   do {
     for (int64_t arc = 0; arc < arcs.count; ++arc) {
@@ -304,7 +312,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
       const T* now = walker.value_at(circle.before(first));
       T* entry = arcs.entries + arc * dim;
       if (!entry_changed(rounds, entry, now, dim)) continue;
-      __syncthreads();  // all have seen the entry
+      __syncthreads();  // all warps have read the entry
       if (thread < dim) entry[thread] = walker.entry()[thread] = now[thread];
       walker.run(first, end < problem.rows ? end : problem.rows, false);
     }
@@ -312,7 +320,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   } while (rounds.needs_another_round() && terms < kMaxMatrixTerms);
 }
 
-// The deepest pipeline with which all arcs run at once; else one step ahead, or none where two matrices do not fit.
+// Chooses the deepest pipeline with which all arcs are resident. Otherwise matrices are copied one step ahead, or not
+// ahead if two of them do not fit.
 template <typename T>
 cudaError_t choose_stages(const EchoMatrixProblem& problem, bool backward, const DeviceLimits& limits, Arcs<T>* arcs) {
   const auto bytes = [&](int stages) { return ArcWalker<T>::bytes(problem.dim, backward, stages); };
@@ -334,7 +343,7 @@ const char* matrix_scan(const EchoMatrixProblem& problem, const EchoMatrixScan& 
   const dim3 blocks(static_cast<unsigned>(arcs.count));
   const int threads = threads_of(problem.dim);
   const size_t shared_bytes = ArcWalker<T>::bytes(problem.dim, io.backward, arcs.stages);
-  // One arc goes round by itself.
+  // A single arc is left to the finishing block.
   const int rounds = arcs.count == 1 ? 0 : static_cast<int>(std::min(arcs.count, kMaxRounds));
   for (int round = 0; round <= rounds; ++round)
     ECHO_EXT_CUDA_CHECK(

@@ -1,16 +1,16 @@
-// Echo noise with ring sampling on CUDA: noises are windows on a circle of bank rows, so that neighbors differ by one
-// term and one scan makes them all.
+// Ring sampling on CUDA. The noise of a row is a window on a circle of bank rows. Neighboring windows differ by one
+// term at either end, so that one scan computes all of them.
 //
-// The circle is cut into segments, one for each block that runs at once. What lies following a segment enters as one
-// number for each column, added up until its weight has vanished; then the block goes back through the segment, and
-// reads each value once and writes each result once. Where the weights have not vanished after a while, or windows end
-// before, the segment is flagged, and done exactly (echo_ring_exact_cuda.cu). Nothing is added up by two threads:
-// results are the same in every run.
+// The circle is cut into segments, one for each resident block. First a block sums the terms after its segment until
+// their weight has vanished. This gives one incoming value for each column. Then it goes backward through the segment,
+// where it reads each input once and writes each result once. If the weight does not vanish soon enough, or windows end
+// before it does, the segment is flagged, and computed by the exact method (ring_exact_cuda.cu). Every sum is computed
+// by one thread, so results are the same in every run.
 //
-// Traffic, in units of one tensor: 3 + 2 a forward and 7 + 4 a backward, where 3 and 5 are the minimum; a is the part
-// of a segment that is read beyond it, in whole tiles. 2^20 x 64 float32 on 132 multiprocessors: segments of 7,952
-// positions and tiles of 256, so that a is 0.03 where weights soon vanish, and 0.39 with s = 0.97, whose weight is
-// 2^-126 after 2,867 terms.
+// Memory traffic, in units of one tensor, is 3 + 2a for a forward and 7 + 4a for a backward pass, where the minimum is
+// 3 and 5. Here a is the fraction of a segment that is read beyond its end, rounded up to whole tiles. Example: 2^20 x
+// 64 float32 on 132 multiprocessors has segments of 7,952 positions and tiles of 256. Then a = 0.03 if weights vanish
+// soon, and a = 0.39 with s = 0.97, for which a weight falls below 2^-126 after 2,867 terms.
 #include <initializer_list>
 
 #include "echo/kernels_cuda.h"
@@ -20,15 +20,16 @@
 namespace echo_ext {
 namespace {
 
-// ---- Launch --------------------------------------------------------------------------------------------------------
+// ---- Launches ------------------------------------------------------------------------------------------------------
 
-constexpr int64_t kMaxLaunchedCircles = 16;  // of one call, in launches of their own
+constexpr int64_t kMaxLaunchedCircles = 16;  // maximum number of circles of a call that are launched one by one
 
-// Read following a segment until it is flagged.
+// The maximum distance that is read after a segment before the segment is flagged.
 constexpr int kMaxSegmentsAhead = 2, kMaxTilesAhead = 16;
 
-// Cuts circles into a segment for each block that runs at once, where windows are long enough for that and the bank is
-// not so small that maps of it cost no more. `num_starts` are all that a launch scans, `max_starts` those of a circle.
+// Cuts circles into one segment for each resident block. Leaves num_segments at 0, which selects the exact method, if
+// windows are too short for that, or if the bank is so small that composed maps are no more expensive. `num_starts` is
+// the number of windows that one launch scans, `max_starts` that of one circle.
 void plan_segments(int64_t num_starts, int64_t max_starts, int64_t bank_rows, int64_t num_terms, int64_t tile, int step,
                    RingPlan* plan) {
   const int64_t blocks = plan->resident_scan_blocks > plan->num_scan_column_blocks
@@ -43,13 +44,14 @@ void plan_segments(int64_t num_starts, int64_t max_starts, int64_t bank_rows, in
   plan->segment = ceil_div(segment, step) * step;
   plan->num_segments = ceil_div(max_starts, plan->segment);
   plan->tiles_of_segment = ceil_div(plan->segment, tile);
-  // Few segments of a large bank may look further, in all about as far as maps would.
+  // A few segments of a large bank may look further ahead: in total about as far as maps would.
   plan->max_ahead = bank_rows / plan->num_segments;
   if (plan->max_ahead > kMaxTilesAhead * tile) plan->max_ahead = kMaxTilesAhead * tile;
   if (plan->max_ahead < kMaxSegmentsAhead * plan->segment) plan->max_ahead = kMaxSegmentsAhead * plan->segment;
 }
 
-// Many circles that do not fill the device one by one are done side by side, for copies of the gradients.
+// If there are many circles, each too small to fill the device, they are processed side by side, with several copies of
+// the gradients.
 void plan_copies(const EchoProblem& problem, int64_t tile, const DeviceLimits& limits, RingPlan* plan) {
   if (plan->num_circles == 1) return;
   const bool fills = 2 * problem.bank_rows * plan->num_scan_column_blocks >= plan->resident_scan_blocks * tile;
@@ -58,7 +60,7 @@ void plan_copies(const EchoProblem& problem, int64_t tile, const DeviceLimits& l
   if (plan->num_copies > limits.multiprocessors) plan->num_copies = limits.multiprocessors;
 }
 
-// For so many columns a lane.
+// Plans a call whose lanes have kColumns adjacent columns each.
 template <typename Storage, int kColumns>
 cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, const DeviceLimits& limits,
                       RingPlan* plan) {
@@ -67,7 +69,7 @@ cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, 
   const Windows windows = windows_of(problem, has_rows);
   *plan = {};
   plan->num_circles = num_circles(draws_of(problem, 0), problem.rows);
-  if (plan->num_circles == 0) plan->num_circles = 1;  // a bank that nothing is drawn from has gradients of zero
+  if (plan->num_circles == 0) plan->num_circles = 1;  // the gradients of a bank that nothing is drawn from are zero
   plan_ring_exact(problem, windows, backward, plan);
   plan->scan_lanes = lanes_for(ceil_div(problem.width, kColumns), kMinScanLanes);
   plan->scan_columns = plan->scan_lanes * kColumns;
@@ -81,7 +83,7 @@ cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, 
   if (status != cudaSuccess) return status;
   plan->resident_scan_blocks = static_cast<int64_t>(resident > 0 ? resident : 1) * limits.multiprocessors;
   const int64_t tile = kScanThreads / plan->scan_lanes * (backward ? Backward::kPositions : Forward::kPositions);
-  int64_t max_starts = problem.bank_rows, num_starts = problem.bank_rows;  // of a launch
+  int64_t max_starts = problem.bank_rows, num_starts = problem.bank_rows;  // per launch
   if (backward) {
     plan_copies(problem, tile, limits, plan);
     if (plan->blocks_own_copies) num_starts *= limits.multiprocessors;
@@ -97,7 +99,7 @@ cudaError_t make_plan(const EchoProblem& problem, bool has_rows, bool backward, 
 
 template <typename T>
 struct RingWorkspace {
-  bool* is_exact;  // [circle][segment][block of columns]
+  bool* needs_exact;  // [circle][segment][column block]
   void* maps;
   T* checkpoints;  // [block][tile of a segment][column of a block]
   T* sums;         // [f, s][copy][row][column]
@@ -108,22 +110,22 @@ RingWorkspace<Compute<Storage>> take_workspace(Workspace& memory, const EchoProb
                                                bool backward) {
   using T = Compute<Storage>;
   RingWorkspace<T> workspace{};
-  if (plan.num_segments > 0) workspace.is_exact = memory.take<bool>(plan.num_circles * plan.num_flags());
+  if (plan.num_segments > 0) workspace.needs_exact = memory.take<bool>(plan.num_circles * plan.num_flags());
   const bool is_one_circle = backward && !plan.blocks_own_copies;
   workspace.maps = memory.take<char>(ring_maps_bytes(problem, plan, backward, is_one_circle ? 1 : plan.num_circles));
   if (backward)
     workspace.checkpoints = memory.take<T>(plan.resident_scan_blocks * plan.tiles_of_segment * plan.scan_columns);
-  // One copy adds up in the results, where they are precise enough.
+  // A single copy accumulates in the results themselves, if their dtype is precise enough.
   if (plan.num_copies > 1 || (plan.num_copies == 1 && sizeof(Storage) < sizeof(T)))
     workspace.sums = memory.take<T>(2 * plan.num_copies * problem.bank_rows * problem.width);
   return workspace;
 }
 
-// Adjacent columns of a lane; doubles fill its registers alone.
+// The number of adjacent columns of a lane. With float64, a second column would not fit into registers.
 template <typename Storage>
 constexpr int kLaneColumns = sizeof(Storage) == 8 ? 1 : 2;
 
-// Whether adjacent columns of each can be loaded together.
+// Whether adjacent columns of all these tensors can be loaded by one instruction.
 template <typename Storage>
 bool are_aligned(const EchoProblem& problem, std::initializer_list<const void*> tensors) {
   bool all = problem.width % kLaneColumns<Storage> == 0;
@@ -134,7 +136,7 @@ bool are_aligned(const EchoProblem& problem, std::initializer_list<const void*> 
 
 template <typename Storage>
 int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceLimits& limits) {
-  // With the rows' own terms or without, whatever the tensors' alignment, whichever needs more.
+  // Neither the alignment of the tensors nor the rows are known yet: take the maximum over all cases.
   int64_t max_bytes = 0;
   for (const bool has_rows : {false, true}) {
     for (const bool is_aligned : {false, true}) {
@@ -152,7 +154,7 @@ int64_t workspace_bytes(const EchoProblem& problem, bool backward, const DeviceL
 
 constexpr int kFinishThreads = 256;
 
-// Adds up the copies of each of the gradients' elements.
+// Adds up the copies of each element of the gradients.
 template <typename Storage>
 __global__ void __launch_bounds__(kFinishThreads) ring_finish_kernel(EchoBackward io, RingSums<Compute<Storage>> sums) {
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < sums.copy_stride;
@@ -178,9 +180,9 @@ const char* ring_forward(const EchoProblem& problem, const EchoForward& io, cons
   if (plan.num_segments > 0)
     ECHO_EXT_CUDA_CHECK(launch_teams(ring_forward_kernel<Storage, kColumns>, kScanThreads,
                                      ScanForward<Storage, kColumns>::shared_bytes(plan.scan_lanes), plan, circles,
-                                     plan.num_flags(), limits, stream, problem, io, plan, workspace.is_exact));
+                                     plan.num_flags(), limits, stream, problem, io, plan, workspace.needs_exact));
   ECHO_EXT_CUDA_CHECK(
-      ring_forward_exact<Storage>(problem, io, plan, circles, workspace.is_exact, workspace.maps, limits, stream));
+      ring_forward_exact<Storage>(problem, io, plan, circles, workspace.needs_exact, workspace.maps, limits, stream));
   return nullptr;
 }
 
@@ -208,8 +210,8 @@ const char* ring_backward(const EchoProblem& problem, const EchoBackward& io, co
       ECHO_EXT_CUDA_CHECK(launch_teams(ring_backward_kernel<Storage, kColumns>, kScanThreads,
                                        ScanBackward<Storage, kColumns>::shared_bytes(plan.scan_lanes), plan, circles,
                                        plan.num_flags(), limits, stream, problem, io, plan, sums, workspace.checkpoints,
-                                       workspace.is_exact));
-    ECHO_EXT_CUDA_CHECK(ring_backward_exact<Storage>(problem, io, plan, circles, workspace.is_exact, workspace.maps,
+                                       workspace.needs_exact));
+    ECHO_EXT_CUDA_CHECK(ring_backward_exact<Storage>(problem, io, plan, circles, workspace.needs_exact, workspace.maps,
                                                      sums, limits, stream));
   }
   if (workspace.sums != nullptr) {

@@ -1,4 +1,5 @@
-// What the ring's CUDA files share: its windows, how work is dealt out, and a group of lanes at one block of columns.
+// Common to the CUDA files of the ring: windows, the distribution of work, and a group of lanes that works on one block
+// of columns.
 #pragma once
 
 #include "common/cuda_support.h"
@@ -8,17 +9,20 @@ namespace echo_ext {
 
 // ---- Traits --------------------------------------------------------------------------------------------------------
 
-// Positions whose loads are in flight together, and positions whose values an exact step keeps in registers.
+// The number of positions whose loads are in flight together, and the number of positions that an exact step keeps in
+// registers.
 template <typename T>
 constexpr int kLoadsInFlight = 32 / static_cast<int>(sizeof(T));
 template <typename T>
 constexpr int kStepPositions = 64 / static_cast<int>(sizeof(T));
 
-// Windows as these files see them. A batch's own f + s * eps is the window from the row itself, one term longer.
+// The windows of one call. If the batch is its own bank, f + s * eps is itself a window: it starts at the row itself
+// and is one term longer.
 struct Windows {
   int64_t num_terms;
-  bool at_own_row,
-      after_own_row;  // the window from q belongs to the row at q, or at q - 1; else to row q of the circle
+  // The window from q belongs to the row at q (at_own_row), to the row at q - 1 (after_own_row), or else to row q of
+  // the circle.
+  bool at_own_row, after_own_row;
 };
 
 __host__ __device__ __forceinline__ Windows windows_of(const EchoProblem& problem, bool has_rows) {
@@ -26,56 +30,60 @@ __host__ __device__ __forceinline__ Windows windows_of(const EchoProblem& proble
   return {problem.num_terms + (is_longer ? 1 : 0), is_longer, problem.exclude_self && !has_rows};
 }
 
+// Whether the call is about f + s * eps rather than eps.
 __host__ __device__ __forceinline__ bool has_rows(const EchoForward& io) { return io.f != nullptr; }
 __host__ __device__ __forceinline__ bool has_rows(const EchoBackward& io) { return io.s != nullptr; }
 
+// Whether the rows have an s of their own, separate from the bank's.
 __device__ __forceinline__ bool has_grad_s(const EchoBackward& io, const Windows& windows) {
   return has_rows(io) && !windows.at_own_row;
 }
 
-// Of a circle; those of the circle's rows.
+// The number of windows of a circle.
 __host__ __device__ __forceinline__ int64_t num_windows(const EchoProblem& problem, int64_t circle) {
   return num_windows(draws_of(problem, 0), problem.rows, circle);
 }
 
-// ---- How work is dealt out -----------------------------------------------------------------------------------------
+// ---- Distribution of work ------------------------------------------------------------------------------------------
 
-// Maps of consecutive positions, at levels of growing size; level 0 are the positions themselves.
+// Composed maps of consecutive positions, on levels of increasing size. Level 0 is the positions themselves.
 struct RingLevels {
   static constexpr int kMaxLevels = 16;
-  int count;                  // of levels above the positions
-  int log_size[kMaxLevels];   // of a map, in positions; a level's last map may have fewer
-  int64_t first[kMaxLevels];  // of a level's maps among the circle's
-  int64_t num_maps;           // of a circle
+  int count;                  // number of levels above the positions
+  int log_size[kMaxLevels];   // positions per map; the last map of a level may have fewer
+  int64_t first[kMaxLevels];  // index of a level's first map among those of a circle
+  int64_t num_maps;           // per circle
 };
 
 struct RingPlan {
-  // What is scanned: segments of each circle's positions, in blocks of columns. Without segments all is done exactly.
+  // For the scan: segments of the positions of each circle, in blocks of columns. Without segments, everything is
+  // computed by the exact method.
   int64_t segment, num_segments, max_ahead;
   int scan_lanes, scan_columns;
   int64_t num_scan_column_blocks;
-  int64_t resident_scan_blocks, tiles_of_segment;  // blocks that run at once
-  // What is done exactly: steps of positions, in blocks of columns again.
+  // resident_scan_blocks is the number of blocks that run at once.
+  int64_t resident_scan_blocks, tiles_of_segment;
+  // For the exact method: steps of a few positions, again in blocks of columns.
   int step;
   int64_t num_steps;
   int lanes;
   int64_t num_column_blocks;
   RingLevels levels;
-  // Circles add to the same gradients of the bank. They get a launch each, or a block does one after another for a copy
-  // of the gradients.
+  // All circles add to the same gradients of the bank. Therefore each circle gets its own launch, or else each block
+  // has a copy of the gradients and processes several circles one after another.
   int64_t num_circles, num_copies;
   bool blocks_own_copies;
-  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_column_blocks; }  // of a circle
+  __host__ __device__ int64_t num_flags() const { return num_segments * num_scan_column_blocks; }  // per circle
 };
 
-// Circles [begin, end) are dealt out to teams of so many blocks, one after another.
+// Distributes the circles [begin, end) over teams of `blocks` blocks each. A team processes one circle after another.
 struct RingTeams {
   int64_t begin, end;
   unsigned blocks;
 };
 
-// Calls body(circle, item) for one worker's share of every circle's items; a block has so many workers. A team ends one
-// circle before it begins the next.
+// Calls body(circle, item) for the items of each circle that belong to one of the num_workers workers of a block. The
+// blocks of a team finish a circle before they begin the next.
 template <typename Body>
 __device__ __forceinline__ void for_each_item(const RingTeams& teams, int64_t num_items, int worker, int num_workers,
                                               const Body& body) {
@@ -88,15 +96,15 @@ __device__ __forceinline__ void for_each_item(const RingTeams& teams, int64_t nu
   }
 }
 
-// Where the gradients of a bank go: to the results, or where several circles add up, to sums.
+// The destination of the bank's gradients: the results, or sums if several circles contribute.
 template <typename T>
 struct RingSums {
-  T* f;  // of the first copy; null where there is one circle only
+  T* f;  // of the first copy; null if there is only one circle
   T* s;
   int64_t copy_stride, num_copies;
 };
 
-// The first circle of a copy covers all of it, so that nothing need be cleared.
+// The first circle of a copy writes all of it, so it need not be cleared.
 template <typename Storage>
 __device__ __forceinline__ void store_gradients(const EchoBackward& io, const RingSums<Compute<Storage>>& sums,
                                                 int64_t circle, int64_t at, Compute<Storage> to_f,
@@ -114,7 +122,8 @@ __device__ __forceinline__ void store_gradients(const EchoBackward& io, const Ri
 
 // ---- A group of lanes ----------------------------------------------------------------------------------------------
 
-// Rows drawn for a group: of the positions that it is at, from one before them, and of others.
+// The drawn rows of a group: of its positions, preceded by the row before the first, and of positions after a window or
+// step.
 template <typename T>
 struct GroupRows {
   int32_t here[kStepPositions<T> + 1], following[kStepPositions<T>];
@@ -126,7 +135,7 @@ __device__ __forceinline__ int64_t wrap(int64_t position, int64_t bank_rows) {
   return position;
 }
 
-// Lanes beyond the last column repeat it and write nothing.
+// A group of lanes, each with one column. Lanes after the last column repeat it and write nothing.
 template <typename Storage>
 struct RingGroup {
   using T = Compute<Storage>;
@@ -162,7 +171,7 @@ struct RingGroup {
   }
 
   __device__ __forceinline__ void start(int64_t circle_, int64_t column_block) {
-    if (circle_ != circle || key.step == 0) key = circle_key(seed, circle_);  // a key's step is odd
+    if (circle_ != circle || key.step == 0) key = circle_key(seed, circle_);  // the step of a valid key is odd
     circle = circle_;
     column = static_cast<int>(column_block) * lanes + lane;
     is_column = column < width;
@@ -175,7 +184,7 @@ struct RingGroup {
       to[t] = static_cast<int32_t>(order(key, static_cast<uint32_t>(wrap(first + t, problem.bank_rows))));
     __syncwarp(mask);
   }
-  // The row before the first is drawn where windows belong to it.
+  // Windows that belong to the row before their start need that row as well.
   __device__ __forceinline__ void draw_here(int64_t first, int count) {
     if (windows.after_own_row)
       draw_rows(rows->here, first - 1, count + 1);
@@ -184,7 +193,7 @@ struct RingGroup {
   }
   __device__ __forceinline__ int32_t row_here(int slot) const { return rows->here[slot + 1]; }
 
-  // A bank row's element in this thread's column.
+  // The offset of a bank row's element in this lane's column.
   __device__ __forceinline__ int64_t offset(int32_t row) const { return static_cast<int64_t>(row) * width + column; }
   __device__ __forceinline__ T load(const void* from, int64_t at) const {
     return to_compute(static_cast<const Storage*>(from)[at]);
@@ -201,7 +210,8 @@ struct RingGroup {
     }
   }
 
-  // The element of the row whose window starts at position q, drawn at `slot`; -1 where there is none.
+  // The offset of the element of the row whose window starts at position q, which was drawn at `slot`, or -1 if there
+  // is no such row.
   __device__ __forceinline__ int64_t owner(int64_t q, int slot) const {
     if (windows.at_own_row) return offset(rows->here[slot + 1]);
     if (windows.after_own_row) return offset(rows->here[slot]);
@@ -218,7 +228,7 @@ inline int lanes_for(int64_t columns, int minimum) {
   return lanes;
 }
 
-// Lays circles over the device: at most as many blocks as run at once, in teams that find work for all of their blocks.
+// Launches at most as many blocks as run at once, in teams of no more blocks than a circle has work for.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch_teams(void (*kernel)(Parameters...), int threads, size_t shared_bytes, const RingPlan& plan,
                          RingTeams teams, int64_t blocks_of_circle, const DeviceLimits& limits, cudaStream_t stream,
@@ -239,17 +249,17 @@ cudaError_t launch_teams(void (*kernel)(Parameters...), int threads, size_t shar
                 arguments..., teams);
 }
 
-// The exact way (echo_ring_exact_cuda.cu). `is_exact` has a flag for each circle, segment and block of columns; null:
-// all is done exactly. `maps` has room for each circle of the launch.
+// The exact method (ring_exact_cuda.cu). `needs_exact` has a flag for each circle, segment and column block; null:
+// compute everything. `maps` has space for every circle of the launch.
 int64_t ring_maps_bytes(const EchoProblem& problem, const RingPlan& plan, bool backward, int64_t num_circles);
 void plan_ring_exact(const EchoProblem& problem, const Windows& windows, bool backward, RingPlan* plan);
 template <typename Storage>
 cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io, const RingPlan& plan,
-                               const RingTeams& circles, const bool* is_exact, void* maps, const DeviceLimits& limits,
-                               cudaStream_t stream);
+                               const RingTeams& circles, const bool* needs_exact, void* maps,
+                               const DeviceLimits& limits, cudaStream_t stream);
 template <typename Storage>
 cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& io, const RingPlan& plan,
-                                const RingTeams& circles, const bool* is_exact, void* maps,
+                                const RingTeams& circles, const bool* needs_exact, void* maps,
                                 const RingSums<Compute<Storage>>& sums, const DeviceLimits& limits,
                                 cudaStream_t stream);
 

@@ -1,26 +1,26 @@
-// The ring's windows one by one, on CUDA: for every window exactly its terms, however slowly weights decay, and in time
-// that is linear in the rows whatever they are. Used where the scan (echo_ring_cuda.cu) cannot tell that what lies
-// beyond some terms has vanished, and on circles too small for it.
+// The exact method of ring sampling on CUDA: every window has exactly its terms, however slowly weights decay, in time
+// that is linear in the number of rows. It is used where the scan (ring_cuda.cu) cannot establish that the weights
+// vanish, and for circles that are too small for the scan.
 //
-// A step is a few consecutive positions, few enough for registers:
-//     a window from q = suffix of the step from q, (tail, decay): tail + decay * prefix of what follows the step.
-// All its windows share most of that prefix, which is made of maps: consecutive positions composed, at levels of
-// growing size, so that any stretch of the circle is a few maps of each. Nothing is added up by two threads: results
-// are the same in every run.
+// A step consists of a few consecutive positions, few enough for registers. A window from q in a step is the suffix of
+// the step from q, as an affine map (tail, decay), followed by a prefix of what comes after the step:
+//     tail + decay * prefix.
+// The windows of a step have most of that prefix in common. It is the composition of precomputed maps of consecutive
+// positions (ring_maps_cuda.h). Every sum is computed by one thread, so results are the same in every run.
 #include "echo/ring_cuda.h"
 #include "echo/ring_maps_cuda.h"
 
 namespace echo_ext {
 namespace {
 
-constexpr int kThreads = 128;      // of steps
-constexpr int kMapsThreads = 256;  // of maps
-constexpr int kEnoughMaps = 64;    // of the highest level
+constexpr int kThreads = 128;      // for steps
+constexpr int kMapsThreads = 256;  // for maps
+constexpr int kEnoughMaps = 64;    // on the highest level
 
-// Whether there is anything to do exactly in a circle's blocks of columns [first, first + count). Asked by whole warps,
-// which all get the same answer.
+// Whether any segment in the column blocks [first, first + count) of a circle must be computed. Called by all lanes of
+// a warp, which get the same result.
 struct ExactFlags {
-  const bool* flags;  // null: all is done exactly
+  const bool* flags;  // null: compute everything
   int64_t num_segments, num_column_blocks;
 
   __device__ __forceinline__ bool any(int64_t circle, int64_t first, int64_t count) const {
@@ -40,6 +40,7 @@ struct ExactFlags {
   }
 };
 
+// What both passes share. MapOf<T> is the map that they compose of positions.
 template <typename Io, template <typename> class MapOf, typename Storage>
 struct ExactGroup : RingGroup<Storage> {
   using typename RingGroup<Storage>::T;
@@ -64,7 +65,7 @@ struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
   using typename Group::Map;
   using typename Group::T;
 
-  // At most kStepPositions of them.
+  // The map of at most kStepPositions positions.
   __device__ __forceinline__ Map map_of_positions(int64_t first, int count) {
     this->draw_rows(this->rows->following, first, count);
     Map map;
@@ -79,7 +80,7 @@ struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
     return map;
   }
 
-  // Adds the terms of `length` positions, or of fewer where all columns' weights have vanished.
+  // Adds the terms of `length` positions, or of fewer once the weights of all columns have vanished.
   __device__ __forceinline__ void add_terms(int64_t first_map, int64_t begin, int64_t length, T& sum, T& weight) {
     bool is_settled = false;
     for_each_run(plan.levels, this->problem.bank_rows, begin, length, [&](int level, int64_t first, int count) {
@@ -123,7 +124,7 @@ struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
     static_cast<Storage*>(io.out)[at] = from_compute<Storage>(eps);
   }
 
-  // At most kStepPositions windows, each with its own end.
+  // Computes at most kStepPositions windows, each with its own end.
   __device__ __forceinline__ void step(int64_t first_map, int64_t first, int count) {
     const int64_t shared_terms = this->windows.num_terms - count;
     this->draw_here(first, count);
@@ -132,7 +133,7 @@ struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
     for (int k = kStepPositions<T> - 1; k >= 0; --k) {
       if (k >= count) continue;
       const T term_s = this->load(this->s, this->offset(this->row_here(k)));
-      // The last term's s is no factor of anything.
+      // The s of a window's last term is not a factor of anything.
       tail = this->load(this->f, this->offset(this->row_here(k))) + (k + 1 < count ? term_s * tail : 0);
       decay *= term_s;
       tails[k] = tail;
@@ -155,9 +156,9 @@ struct ExactForward : ExactGroup<EchoForward, AffineMap, Storage> {
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
 
-// The adjoint, seen from the positions: with g_q the gradient of the window from q,
-//     df_x = the sum over windows that contain x of g_q * (the product of s from q to x),
-//     ds_x = the same with what each window still has following x.
+// The adjoint, position by position. With g_q the gradient of the window from q,
+//     df_x = the sum, over all windows that contain x, of g_q * (the product of s from q to x),
+//     ds_x = the same sum, where each summand is multiplied by the rest of its window after x.
 template <typename Storage>
 struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
   using Group = ExactGroup<EchoBackward, WindowsMap, Storage>;
@@ -184,14 +185,14 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
       store_gradients<Storage>(io, sums, this->circle, this->offset(this->row_here(slot)), to_f, to_s);
   }
 
-  // The gradient of the row's own s in f + s * eps.
+  // Writes the gradient of the row's own s in f + s * eps.
   __device__ __forceinline__ void emit_row(int64_t q, int slot, T eps) {
     if (!has_grad_s(io, this->windows) || !this->is_column) return;
     const int64_t at = this->owner(q, slot);
     if (at >= 0) static_cast<Storage*>(io.grad_s)[at] = from_compute<Storage>(this->load(io.grad, at) * eps);
   }
 
-  // Of the windows that start at these positions, at most kStepPositions.
+  // The map of the windows that start at at most kStepPositions positions.
   __device__ __forceinline__ Map map_of_positions(int64_t first, int count) {
     this->draw_here(first, count);
     this->draw_rows(this->rows->following, first + this->windows.num_terms, count);
@@ -220,7 +221,7 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
     return all;
   }
 
-  // Past `length` windows; the product of s at their starts.
+  // Passes `length` windows. Returns the product of s at their starts.
   __device__ __forceinline__ T pass(int64_t first_map, int64_t begin, int64_t length, PassedWindows<T>& passed) {
     T weight = 1;
     for_each_run(plan.levels, this->problem.bank_rows, begin, length, [&](int level, int64_t first, int count) {
@@ -244,8 +245,8 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
     return weight;
   }
 
-  // At most kStepPositions positions. A window that ends in the step has its own sum there; one that goes through it
-  // has (tail, decay) of the step and a prefix of what is following.
+  // Computes the gradients of at most kStepPositions positions. A window that ends in the step is summed by itself. A
+  // window that extends beyond the step is the suffix (tail, decay) of the step and a prefix of what follows it.
   __device__ __forceinline__ void step(int64_t first_map, int64_t begin, int count) {
     const int64_t num_terms = this->windows.num_terms, end = begin + count;
     PassedWindows<T> passed;
@@ -258,7 +259,7 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
       add_ending_windows(begin, count, weight, to_f, to_s);
     }
 
-    // Suffixes of the step following each position.
+    // The suffixes of the step that follow each position.
     this->draw_here(begin, count);
     this->draw_rows(this->rows->following, begin + num_terms, count);
     T tails[kStepPositions<T>], decays[kStepPositions<T>], tail = 0, decay = 1;
@@ -288,11 +289,12 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
     }
   }
 
-  // Of the windows that end in the step: the one from begin + l + 1 - num_terms ends at begin + l. `weight` is the
-  // product of s from the first window that goes through the step to its begin.
+  // The contribution of windows that end in the step: the window from begin + l + 1 - num_terms ends at begin + l.
+  // `weight` is the product of s from the start of the first window that extends beyond the step to the beginning of
+  // the step.
   __device__ __forceinline__ void add_ending_windows(int64_t begin, int count, T weight, T (&to_f)[kStepPositions<T>],
                                                      T (&to_s)[kStepPositions<T>]) {
-    // Products from the step's begin, in to_f; then downwards over the windows' ends.
+    // First the products from the beginning of the step, stored in to_f. Then backward over the ends of the windows.
     this->draw_rows(this->rows->following, begin, count);
     T product = 1;
 #pragma unroll
@@ -303,7 +305,7 @@ struct ExactBackward : ExactGroup<EchoBackward, WindowsMap, Storage> {
     }
     const int64_t first = begin + 1 - this->windows.num_terms;
     this->draw_here(first, count - 1);
-    T reaching = 0, following = 0;  // gradients that reach a position, and with the windows' sums following it
+    T reaching = 0, following = 0;  // the gradients that reach a position, and the same times the rest of their windows
 #pragma unroll
     for (int k = kStepPositions<T> - 1; k >= 0; --k) {
       if (k >= count - 1) {
@@ -335,7 +337,8 @@ struct ExactOf<EchoBackward, Storage> {
 template <typename Io, typename Storage>
 using Exact = typename ExactOf<Io, Storage>::type;
 
-// Makes the two levels above `level`: a group composes kStepPositions children, a block what its groups have.
+// Computes the two levels above `level`: each group composes kStepPositions children, and each block composes the maps
+// of its groups.
 template <typename Io, typename Storage>
 __global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 1 : 2)
     ring_maps_kernel(EchoProblem problem, Io io, RingPlan plan, ExactFlags flags, Compute<Storage>* maps, int level,
@@ -379,7 +382,7 @@ __global__ void __launch_bounds__(kMapsThreads, sizeof(Compute<Storage>) == 8 ? 
   });
 }
 
-// A group's share of all circles' steps.
+// Computes a group's share of the steps of all circles.
 template <typename Group>
 __device__ __forceinline__ void do_steps(Group& group, const ExactFlags& flags, const RingTeams& teams) {
   const RingPlan& plan = group.plan;
@@ -417,7 +420,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   do_steps(group, flags, teams);
 }
 
-// ---- Launch --------------------------------------------------------------------------------------------------------
+// ---- Launches ------------------------------------------------------------------------------------------------------
 
 template <typename Storage, typename Io>
 cudaError_t make_maps(const EchoProblem& problem, const Io& io, const RingPlan& plan, const RingTeams& circles,
@@ -458,7 +461,7 @@ void plan_exact(const EchoProblem& problem, const Windows& windows, bool backwar
   };
   int log_groups = 0;
   while (1 << log_groups < kMapsThreads / plan->lanes) ++log_groups;
-  // As long as there are many maps, of fewer positions than windows have.
+  // Add levels as long as there are many maps and each covers fewer positions than a window.
   while (windows.num_terms > kStepPositions<T> && levels.count + 2 < RingLevels::kMaxLevels &&
          int64_t{1} << levels.log_size[levels.count] < windows.num_terms &&
          maps_of_level(levels, levels.count, problem.bank_rows) > kEnoughMaps) {
@@ -483,10 +486,10 @@ void plan_ring_exact(const EchoProblem& problem, const Windows& windows, bool ba
 
 template <typename Storage>
 cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io, const RingPlan& plan,
-                               const RingTeams& circles, const bool* is_exact, void* maps, const DeviceLimits& limits,
-                               cudaStream_t stream) {
+                               const RingTeams& circles, const bool* needs_exact, void* maps,
+                               const DeviceLimits& limits, cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
+  const ExactFlags flags{needs_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;
@@ -498,11 +501,11 @@ cudaError_t ring_forward_exact(const EchoProblem& problem, const EchoForward& io
 
 template <typename Storage>
 cudaError_t ring_backward_exact(const EchoProblem& problem, const EchoBackward& io, const RingPlan& plan,
-                                const RingTeams& circles, const bool* is_exact, void* maps,
+                                const RingTeams& circles, const bool* needs_exact, void* maps,
                                 const RingSums<Compute<Storage>>& sums, const DeviceLimits& limits,
                                 cudaStream_t stream) {
   auto* numbers = static_cast<Compute<Storage>*>(maps);
-  const ExactFlags flags{is_exact, plan.num_segments, plan.num_scan_column_blocks};
+  const ExactFlags flags{needs_exact, plan.num_segments, plan.num_scan_column_blocks};
   const cudaError_t status = make_maps<Storage>(problem, io, plan, circles, flags, numbers, limits, stream);
   if (status != cudaSuccess) return status;
   const int groups = kThreads / plan.lanes;

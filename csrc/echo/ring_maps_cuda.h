@@ -1,15 +1,16 @@
-// Consecutive positions of a circle, composed.
+// Composed maps of consecutive positions of a circle, on levels of increasing size: any part of the circle consists of
+// a few maps of each level.
 #pragma once
 
 #include "echo/ring_cuda.h"
 
 namespace echo_ext {
 
-// t -> constant + scale * t: from what follows some positions to the window from the first of them.
+// t -> constant + scale * t, from the value after some positions to the window from the first of them.
 template <typename T>
 struct AffineMap {
   static constexpr int kNumbers = 2;
-  T numbers[kNumbers] = {0, 1};  // constant, scale
+  T numbers[kNumbers] = {0, 1};  // constant and scale
 
   __device__ __forceinline__ AffineMap then(const AffineMap& next) const {
     AffineMap both;
@@ -19,11 +20,11 @@ struct AffineMap {
   }
 };
 
-// What windows that start at consecutive positions do to what passes over them: with v the gradients of all windows
-// that have started so far, u the same times those windows' prefixes, and (sum, weight) the prefix of the next window,
-// which every window extends by the term following its end,
-//     v -> decay * v + grad,     u -> decay * u + grad_sum * sum + both * weight,
-//     sum -> sum + weight * tail,     weight -> weight * scale.
+// The effect of windows that start at consecutive positions on sums that pass over these positions. Let v be the
+// gradients of all windows that have started so far, u the same times the prefixes of these windows, and (sum, weight)
+// the prefix of the next window, which each window extends by the term after its end. Then
+//     v -> decay * v + grad,           u -> decay * u + grad * sum + both * weight,
+//     sum -> sum + weight * tail,      weight -> weight * scale.
 template <typename T>
 struct PassedWindows {
   T v = 0, u = 0, sum = 0, weight = 1;
@@ -31,7 +32,7 @@ struct PassedWindows {
 template <typename T>
 struct WindowsMap {
   static constexpr int kNumbers = 5;
-  T numbers[kNumbers] = {1, 0, 0, 1, 0};  // decay, grad, tail, scale, both
+  T numbers[kNumbers] = {1, 0, 0, 1, 0};  // decay, grad, tail, scale and both
 
   __device__ __forceinline__ WindowsMap then(const WindowsMap& next) const {
     const auto& [decay, grad, tail, scale, both] = numbers;
@@ -52,7 +53,7 @@ struct WindowsMap {
   }
 };
 
-// The maps of a launch's circles: for each its numbers, each of them a row of all columns.
+// The maps of all circles of a launch. Each number of a map is stored as a row of all columns.
 template <typename Map, typename T>
 struct MapTable {
   T* numbers;
@@ -74,8 +75,8 @@ __host__ __device__ __forceinline__ int64_t maps_of_level(const RingLevels& leve
   return (bank_rows + (int64_t{1} << levels.log_size[level]) - 1) >> levels.log_size[level];
 }
 
-// Calls visit(level, first, count) for runs of maps that make up the circle's positions from `begin` on, in order, each
-// as large as can be.
+// Calls visit(level, first, count) for runs of maps that cover `length` positions from `begin` on in order, with maps
+// as large as possible.
 template <typename Visit>
 __device__ __forceinline__ void for_each_run(const RingLevels& levels, int64_t bank_rows, int64_t begin, int64_t length,
                                              const Visit& visit) {
@@ -91,7 +92,7 @@ __device__ __forceinline__ void for_each_run(const RingLevels& levels, int64_t b
       };
       while (level < levels.count && fits(level + 1)) ++level;
       int64_t stop = end;
-      if (level < levels.count) {  // a larger map may begin before
+      if (level < levels.count) {  // stop where a larger map can be used
         const int64_t larger = ((begin >> levels.log_size[level + 1]) + 1) << levels.log_size[level + 1];
         if (larger < stop) stop = larger;
       }

@@ -1,4 +1,4 @@
-// The ring's scans over one segment: the kernels of ring_cuda.cu.
+// The forward and the backward scan of one segment, see ring_cuda.cu.
 #pragma once
 
 #include "echo/ring_scan_cuda.h"
@@ -8,7 +8,7 @@ namespace {
 
 // ---- Forward -------------------------------------------------------------------------------------------------------
 
-// With the terms of this group's positions; those it does not have change nothing.
+// A block with the terms of its groups' positions. Missing positions are neutral: f = 0 and s = 1.
 template <typename Io, typename Storage, int kColumns, int kPositions, int kNumbers>
 struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
   using Block = ScanBlock<Storage, kColumns, kPositions, kNumbers>;
@@ -38,7 +38,8 @@ struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
     for (int k = 0; k < kPositions; ++k) load(k, row, share);
   }
 
-  // t -> first + second * t: from what follows the group's positions to the window from the first of them.
+  // The map t -> numbers[0] + numbers[1] * t, from the value after the group's positions to the window from the first
+  // of them.
   __device__ __forceinline__ void compose(Exchanged* own) const {
     own->numbers[0] = filled<kColumns, T>(0);
     own->numbers[1] = filled<kColumns, T>(1);
@@ -49,8 +50,8 @@ struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
     }
   }
 
-  // Adds terms from `position` on to sum until all weights have vanished; how many are in, or limit + 1 where the
-  // weights have not vanished at the limit.
+  // Adds the terms from `position` on to `sum` until all weights have vanished. Returns the number of terms added, or
+  // limit + 1 if the weights have not vanished at the limit.
   __device__ __forceinline__ int64_t add_following(int64_t position, int64_t limit, Value* sum) {
     Value weight = filled<kColumns, T>(1);
     for (int64_t done = 0; done < limit; done += this->tile()) {
@@ -71,8 +72,9 @@ struct ScanTerms : ScanBlock<Storage, kColumns, kPositions, kNumbers> {
     return limit + 1;
   }
 
-  // What enters a group, given what follows the tile, in place of which is left what the tile hands on.
-  __device__ __forceinline__ Value enter_from_following(const Exchanged* all, Value* eps) const {
+  // On entry, `eps` is the value after the tile; on return, the value at its beginning. Returns the value after this
+  // group's positions.
+  __device__ __forceinline__ Value incoming_from_following(const Exchanged* all, Value* eps) const {
     Value own = *eps;
 #pragma unroll 4
     for (int g = this->groups - 1; g >= 0; --g) {
@@ -106,7 +108,7 @@ struct ScanForward : ScanTerms<EchoForward, Storage, kColumns, kStepPositions<Co
     store_columns<Storage, kColumns>(io.out, at, eps);
   }
 
-  // Windows [begin, end); false where their ends matter.
+  // Computes the windows [begin, end). Returns false, without a result, if the ends of windows matter.
   __device__ __forceinline__ bool scan(int64_t begin, int64_t end, int64_t max_ahead) {
     const int64_t margin = this->windows.num_terms - (end - begin), limit = margin < max_ahead ? margin : max_ahead;
     Value eps = filled<kColumns, T>(0);
@@ -121,9 +123,9 @@ struct ScanForward : ScanTerms<EchoForward, Storage, kColumns, kStepPositions<Co
       if (!is_last) this->draw(set ^ 1, first - tile, tile);
       Exchanged own;
       this->compose(&own);
-      Value noise = this->enter_from_following(this->exchange_maps(own), &eps);
+      Value noise = this->incoming_from_following(this->exchange_maps(own), &eps);
       const int32_t *row = this->drawn(set), *next_row = this->drawn(set ^ 1);
-      // The next tile's terms take the place of those that are done.
+      // Load the next tile's terms into the registers of those that are done.
 #pragma unroll
       for (int k = kPositions - 1; k >= 0; --k) {
         noise = plus_product(this->f[k], this->s[k], noise);
@@ -139,22 +141,22 @@ struct ScanForward : ScanTerms<EchoForward, Storage, kColumns, kStepPositions<Co
 
 template <typename Storage, int kColumns>
 __global__ void __launch_bounds__(kScanThreads, 1)
-    ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* is_exact, RingTeams teams) {
+    ring_forward_kernel(EchoProblem problem, EchoForward io, RingPlan plan, bool* needs_exact, RingTeams teams) {
   ScanForward<Storage, kColumns> block(problem, io, plan);
   for_each_item(teams, plan.num_flags(), 0, 1, [&](int64_t circle, int64_t item) {
     block.start(circle, item % plan.num_scan_column_blocks);
     const int64_t begin = item / plan.num_scan_column_blocks * plan.segment, windows = num_windows(problem, circle);
     const int64_t end = begin + plan.segment < windows ? begin + plan.segment : windows;
     const bool done = begin >= end || block.scan(begin, end, plan.max_ahead);
-    if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
+    if (threadIdx.x == 0) needs_exact[circle * plan.num_flags() + item] = !done;
   });
 }
 
 // ---- Backward ------------------------------------------------------------------------------------------------------
 
-// The adjoint, seen from the positions: with g_p the gradient of the window from p,
-//     v_x = g_x + s_{x-1} * v_{x-1},   df_x = v_x,   ds_x = v_x * (the window from x + 1),
-// where what lies before a segment enters as one number too.
+// The adjoint, position by position. With g_p the gradient of the window from p,
+//     v_x = g_x + s_{x-1} * v_{x-1},   df_x = v_x,   ds_x = v_x * (the window from x + 1).
+// What precedes a segment enters as one number for each column, too.
 template <typename Storage, int kColumns>
 struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<Compute<Storage>>, 3> {
   static constexpr int kPositions = kLoadsInFlight<Compute<Storage>>;
@@ -164,7 +166,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
   using typename Terms::T;
   using typename Terms::Value;
   RingSums<T> sums;
-  T* checkpoints;  // of this block: what follows each tile of a segment
+  T* checkpoints;  // of this block: the value after each tile of a segment
   Value grad[kPositions];
 
   __device__ ScanBackward(const EchoProblem& problem, const EchoBackward& io_, const RingPlan& plan,
@@ -184,7 +186,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
 
   __device__ __forceinline__ int64_t position(int64_t first) const { return first + this->group * kPositions; }
 
-  // v -> third + second * v: from what comes before the group's positions to what they hand on.
+  // The map v -> numbers[2] + numbers[1] * v, from the value before the group's positions to the one after them.
   __device__ __forceinline__ void compose_gradients(Exchanged* own) const {
     own->numbers[1] = filled<kColumns, T>(1);
     own->numbers[2] = filled<kColumns, T>(0);
@@ -197,7 +199,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
     }
   }
 
-  // As add_following, of the windows that start before `position`.
+  // The same as add_following, for the windows that start before `position`.
   __device__ __forceinline__ int64_t add_preceding(int64_t position, int64_t limit, Value* carry) {
     Value weight = filled<kColumns, T>(1);
     for (int64_t done = 0; done < limit; done += this->tile()) {
@@ -226,7 +228,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
     return limit + 1;
   }
 
-  // Down through the segment; leaves what follows each tile.
+  // Goes backward through the segment and stores the value after each tile.
   __device__ __forceinline__ void save_checkpoints(int64_t begin, int64_t end, Value eps) {
     const int tile = this->tile();
     int64_t first = begin + (end - 1 - begin) / tile * tile;
@@ -246,7 +248,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
         for (int c = 0; c < kColumns; ++c)
           checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c] = eps.at[c];
       }
-      this->enter_from_following(this->exchange_maps(own), &eps);
+      this->incoming_from_following(this->exchange_maps(own), &eps);
     }
     __syncthreads();
   }
@@ -268,7 +270,7 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
     for (int c = 0; c < kColumns; ++c) store_gradients<Storage>(io, sums, this->circle, at + c, to_f.at[c], to_s.at[c]);
   }
 
-  // The gradient of the row's own s in f + s * eps.
+  // Writes the gradient of the row's own s in f + s * eps.
   __device__ __forceinline__ void emit_row(int64_t q, const int32_t* row, const Value& eps) {
     if (!has_grad_s(io, this->windows) || !this->is_column) return;
     const int64_t at = this->owner(q, row);
@@ -276,8 +278,9 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
       store_columns<Storage, kColumns>(io.grad_s, at, product(load_columns<Storage, kColumns>(io.grad, at), eps));
   }
 
-  // What enters a group from before, given what comes before the tile, in place of which is left what it hands on.
-  __device__ __forceinline__ Value enter_from_preceding(const Exchanged* all, Value* carry) const {
+  // On entry, `carry` is the value before the tile; on return, the value after it. Returns the value before this
+  // group's positions.
+  __device__ __forceinline__ Value incoming_from_preceding(const Exchanged* all, Value* carry) const {
     Value own = *carry;
 #pragma unroll 4
     for (int g = 0; g < this->groups; ++g) {
@@ -306,17 +309,17 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
 #pragma unroll
       for (int c = 0; c < kColumns; ++c) eps.at[c] = checkpoints[(first - begin) / tile * (this->lanes * kColumns) + c];
       const Exchanged* all = this->exchange_maps(own);
-      eps = this->enter_from_following(all, &eps);
-      Value v = enter_from_preceding(all, &carry);
+      eps = this->incoming_from_following(all, &eps);
+      Value v = incoming_from_preceding(all, &carry);
       const int32_t *row = this->drawn(set), *next_row = this->drawn(set ^ 1);
 #pragma unroll
       for (int k = kPositions - 1; k >= 0; --k) {
         const Value here = plus_product(this->f[k], this->s[k], eps);
         if (k < share) emit_row(position(first) + k, row + k, here);
-        this->f[k] = eps;  // from now on the window from following
+        this->f[k] = eps;  // from here on, f holds the window from the next position
         eps = here;
       }
-      // The next tile's terms take the place of those that are done.
+      // Load the next tile's terms into the registers of those that are done.
 #pragma unroll
       for (int k = 0; k < kPositions; ++k) {
 #pragma unroll
@@ -329,9 +332,11 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
     }
   }
 
-  // The gradients of positions [begin, end); false where windows' ends matter.
+  // Computes the gradients of the positions [begin, end). Returns false, without a result, if the ends of windows
+  // matter.
   __device__ __forceinline__ bool scan(int64_t begin, int64_t end, int64_t max_ahead) {
-    // Every window that counts must end beyond what counts following the segment.
+    // The scan treats windows as endless. Therefore every window that contributes must be long enough to include all
+    // following terms that matter.
     const int64_t margin = this->windows.num_terms - (end - begin);
     const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
     Value eps = filled<kColumns, T>(0), carry = filled<kColumns, T>(0);
@@ -348,14 +353,14 @@ struct ScanBackward : ScanTerms<EchoBackward, Storage, kColumns, kLoadsInFlight<
 template <typename Storage, int kColumns>
 __global__ void __launch_bounds__(kScanThreads, 1)
     ring_backward_kernel(EchoProblem problem, EchoBackward io, RingPlan plan, RingSums<Compute<Storage>> sums,
-                         Compute<Storage>* checkpoints, bool* is_exact, RingTeams teams) {
+                         Compute<Storage>* checkpoints, bool* needs_exact, RingTeams teams) {
   ScanBackward<Storage, kColumns> block(problem, io, plan, sums, checkpoints);
   for_each_item(teams, plan.num_flags(), 0, 1, [&](int64_t circle, int64_t item) {
     block.start(circle, item % plan.num_scan_column_blocks);
     const int64_t begin = item / plan.num_scan_column_blocks * plan.segment, bank_rows = problem.bank_rows;
     const int64_t end = begin + plan.segment < bank_rows ? begin + plan.segment : bank_rows;
     const bool done = block.scan(begin, end, plan.max_ahead);
-    if (threadIdx.x == 0) is_exact[circle * plan.num_flags() + item] = !done;
+    if (threadIdx.x == 0) needs_exact[circle * plan.num_flags() + item] = !done;
   });
 }
 

@@ -1,6 +1,6 @@
-// A block at one segment of a circle (echo_ring_cuda.cu): it goes through the segment in tiles, of which every group of
-// lanes has a few consecutive positions in registers. Groups compose their positions, exchange_set what they have
-// composed, and know then what enters their own. A lane has one column or two adjacent ones.
+// A block that scans one segment of a circle (ring_cuda.cu). It goes through the segment in tiles. Each group of lanes
+// holds a few consecutive positions of a tile in registers, and composes them to a map. The groups exchange these maps,
+// from which each computes the value that enters its own positions. A lane has one column or two adjacent ones.
 #pragma once
 
 #include "echo/ring_cuda.h"
@@ -8,7 +8,7 @@
 namespace echo_ext {
 
 constexpr int kScanThreads = 512;
-constexpr int kMinScanLanes = 4;  // bounds what is drawn by a warp
+constexpr int kMinScanLanes = 4;  // limits the number of rows that a warp draws
 
 // ---- Adjacent columns ----------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ __device__ __forceinline__ bool has_vanished(const AdjacentColumns<T, kColumns>&
   return all;
 }
 
-// What is loaded and stored in one instruction.
+// The type by which adjacent columns are loaded and stored in one instruction.
 template <size_t kBytes>
 struct MemoryWordOf;
 template <>
@@ -95,13 +95,13 @@ __device__ __forceinline__ void store_columns(void* to, int64_t at,
 
 // ---- The block -----------------------------------------------------------------------------------------------------
 
-// What a group tells the others of its positions, for each of a lane's columns.
+// The map of a group's positions that it shares with the other groups, for each column of a lane.
 template <typename T, int kColumns, int kNumbers>
 struct alignas(sizeof(T) * kColumns * kNumbers % 16 == 0 ? 16 : sizeof(T) * kColumns) GroupMaps {
   AdjacentColumns<T, kColumns> numbers[kNumbers];
 };
 
-// kPositions of a group, kNumbers that groups exchange_set.
+// Each group has kPositions positions, and exchanges maps of kNumbers numbers.
 template <typename Storage, int kColumns, int kPositions, int kNumbers>
 struct ScanBlock {
   using T = Compute<Storage>;
@@ -113,10 +113,11 @@ struct ScanBlock {
   uint64_t seed;
   Bijection order;
   int lanes, lane, group, groups;
-  int32_t* rows;            // of this warp: two sets of its groups' positions, each from one before them
-  int set_stride, own_row;  // where a position's window belongs, from its own row
-  Exchanged* exchanged;     // two sets of all groups'
-  int exchange_set = 0;     // the set of the next exchange_set
+  int32_t* rows;  // of this warp: two sets of its groups' positions, each preceded by the row before
+  // own_row is the offset from a position's row to the row that its window belongs to.
+  int set_stride, own_row;
+  Exchanged* exchanged;  // two sets of the maps of all groups
+  int exchange_set = 0;  // the set that the next exchange uses
   int64_t column = 0, circle = 0;
   bool is_column = false;
   DrawKey key = {};
@@ -144,7 +145,7 @@ struct ScanBlock {
 
   __device__ __forceinline__ int tile() const { return groups * kPositions; }
 
-  // Lanes beyond the last column repeat it and write nothing.
+  // Lanes after the last column repeat it and write nothing.
   __device__ __forceinline__ void start(int64_t circle_, int64_t column_block) {
     circle = circle_;
     key = circle_key(seed, circle_);
@@ -153,7 +154,7 @@ struct ScanBlock {
     if (!is_column) column = problem.width - kColumns;
   }
 
-  // The rows of `count` positions of a tile, into set 0 or 1.
+  // Draws the rows of `count` positions of a tile into set 0 or 1.
   __device__ __forceinline__ void draw(int set, int64_t first, int count) {
     const int of_warp = set_stride - 1, begin = group / (kWarp / lanes) * of_warp;
     int now = count - begin < of_warp ? count - begin : of_warp;
@@ -164,26 +165,27 @@ struct ScanBlock {
           static_cast<int32_t>(order(key, static_cast<uint32_t>(wrap(first + begin + t, problem.bank_rows))));
     __syncwarp();
   }
-  // This group's first.
+  // The first row of this group's positions.
   __device__ __forceinline__ const int32_t* drawn(int set) const {
     return rows + set * set_stride + 1 + group % (kWarp / lanes) * kPositions;
   }
-  // How many of a tile's `count` positions are this group's.
+  // How many of the `count` positions of a tile belong to this group. May be negative or exceed kPositions.
   __device__ __forceinline__ int share(int count) const { return count - group * kPositions; }
 
-  // Rows have fewer than 2^31 elements: one multiplication.
+  // Rows have fewer than 2^31 elements, so one 32-bit multiplication is enough.
   __device__ __forceinline__ int64_t offset(int32_t row) const {
     return static_cast<int64_t>(uint64_t{static_cast<uint32_t>(row)} * static_cast<uint32_t>(problem.width)) + column;
   }
 
-  // The element of the row whose window starts at a position, given the position's row; -1 where there is none.
+  // The offset of the element of the row whose window starts at position q, given a pointer to the row at q, or -1 if
+  // there is no such row.
   __device__ __forceinline__ int64_t owner(int64_t q, const int32_t* row) const {
     if (problem.exclude_self) return offset(row[own_row]);
     const int64_t of_circle = circle * problem.bank_rows + wrap(q, problem.bank_rows);
     return of_circle < problem.rows ? of_circle * problem.width + column : -1;
   }
 
-  // Makes this group's numbers known; what all groups of the lane's columns have, one after another.
+  // Publishes the map of this group. Returns those of all groups for the lane's columns, in order.
   __device__ __forceinline__ const Exchanged* exchange_maps(const Exchanged& own) {
     Exchanged* all = exchanged + exchange_set * kScanThreads;
     exchange_set ^= 1;
@@ -192,7 +194,8 @@ struct ScanBlock {
     return all + lane;
   }
 
-  // Whether the weights of all columns have vanished, the same for all threads: every warp sees all of them.
+  // Whether the weights of all columns have vanished. The result is the same for all threads, because every warp holds
+  // all columns.
   __device__ __forceinline__ bool all_vanished(const Value& weight) const {
     return __all_sync(kFullWarp, has_vanished(weight));
   }

@@ -1,7 +1,7 @@
-// Echo noise with permutation and replacement sampling on CUDA. Rows are independent; each gathers bank rows in its own
-// order. What they draw is written down first. A block keeps a tile of the bank's columns in shared memory, or reads a
-// packed one from L2 where the bank has too many rows; a group of lanes then walks one row's draws with one 16-byte
-// load per lane and term, until a vote of the warp finds that no further term can change a result.
+// Permutation and replacement sampling on CUDA. Every row gathers bank rows in its own order. First the draws are
+// written to memory. A block then copies a tile of the bank's columns to shared memory, or reads a packed tile through
+// L2 if the bank has too many rows. A group of lanes processes the draws of one row, with one 16-byte load for each
+// lane and term, until the lanes of the warp agree that no further term can change a result.
 #include "echo/kernels_cuda.h"
 #include "echo/rows_plan_cuda.h"
 
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   const uint32_t num_terms = static_cast<uint32_t>(problem.num_terms);
   const int64_t rows_of_block = blockDim.x / kLanes, stride = rows_of_block * gridDim.y;
 
-  // A warp's rows start together; past the last row its groups repeat that row and write nothing.
+  // The rows of a warp start together. Groups after the last row repeat it and write nothing.
   const int64_t first_of_warp = blockIdx.y * rows_of_block + threadIdx.x / kWarp * (kWarp / kLanes);
   for (int64_t first_row = first_of_warp; first_row < problem.rows; first_row += stride) {
     const int64_t row = first_row + threadIdx.x % kWarp / kLanes;
@@ -70,34 +70,34 @@ struct alignas(sizeof(T) * kColumns<T>) Weights {
   T value[kColumns<T>];
 };
 
-// Weights are needed in descending order of terms, and dividing them back would lose them. Those ahead of each step are
-// checkpoints, of all steps where memory suffices; else of one interval of 2^interval_bits steps at a time, and of all
-// intervals' first steps.
+// The backward pass needs the weights of the terms in reverse order, and cannot recover them by division. It stores the
+// weights before each step of terms: for all steps if memory suffices, and otherwise for one interval of
+// 2^interval_bits steps at a time and for the first step of every interval.
 template <typename T>
 struct Checkpoints {
   Weights<T>* steps;      // [step of the interval][thread]
-  Weights<T>* intervals;  // [interval but the first][thread]
+  Weights<T>* intervals;  // [interval except the first][thread]
   int64_t threads;
   int interval_bits;
 };
 
-// Gradients of the bank in the compute type, laid out like its cells: [copy][tile][bank row][lane].
+// The gradients of the bank in the compute type, in the same layout as its cells: [copy][tile][bank row][lane].
 template <typename T>
 struct BankGradients {
   typename Traits<T>::Vector* values;
   int64_t copies;
-  int64_t size;  // of a copy
+  int64_t size;  // of one copy
 };
 
-// One row's backward_row up its terms and down again.
+// The backward pass of one row: forward through its terms, and backward again.
 template <typename T, int kLanes, bool kStaged>
 struct BackwardRow {
   using Vector = typename Traits<T>::Vector;
 
   const RowWalk<T, kLanes, kStaged>& walk;
   Checkpoints<T> checkpoints;  // this thread's
-  Vector* gradient;            // this lane's of bank row 0
-  bool is_row;                 // else nothing is added
+  Vector* gradient;            // this lane's element for bank row 0
+  bool is_row;                 // otherwise nothing is added
   T grad_eps[kColumns<T>];
   T tail[kColumns<T>] = {};
 
@@ -105,7 +105,7 @@ struct BackwardRow {
     return checkpoints.steps[(step & ((1u << checkpoints.interval_bits) - 1)) * checkpoints.threads];
   }
 
-  // Walks to where no further term counts, and returns the number of those that do.
+  // Goes forward until no further term matters. Returns the number of terms that do.
   __device__ __forceinline__ uint32_t walk_forward(uint32_t num_terms) {
     T sum[kColumns<T>] = {}, largest[kColumns<T>] = {}, left_out[kColumns<T>] = {};
     Bounds<T> bounds[kColumns<T>];
@@ -134,8 +134,9 @@ struct BackwardRow {
         }
       });
       if (num_terms - first <= kStepTerms) return num_terms;
-      // What remains must be negligible for the gradients too: a term's own s is no factor of its derivative, and the
-      // gradient of f is made of weights, none of which may be dropped before it is negligible itself.
+      // The remaining terms must be negligible for the gradients as well. A term's own s is missing from the product in
+      // its gradient. The gradient of f consists of weights, which must not be dropped before they are negligible
+      // themselves.
       bool done = true;
 #pragma unroll
       for (int v = 0; v < kColumns<T>; ++v) {
@@ -147,7 +148,7 @@ struct BackwardRow {
     }
   }
 
-  // Keeps the weights of an earlier interval, which has nothing but whole steps.
+  // Stores the weights of an earlier interval again. It has only complete steps.
   __device__ __forceinline__ void restore_weights(uint32_t interval) {
     Weights<T> weight;
 #pragma unroll
@@ -162,9 +163,9 @@ struct BackwardRow {
     }
   }
 
-  // What eight terms of a step from a given one on add, the last of them first; `weight` is that ahead of them. Of the
-  // last step only the first `count` terms exist, and the s of the last term of all is no factor of anything, not even
-  // where it is NaN.
+  // Adds the gradients of eight terms of a step, terms [from, from + 8), last term first. `weight` is the weight before
+  // them. In the last step, only the first `count` terms exist. The s of the row's very last term is not a factor of
+  // anything, not even if it is NaN.
   template <bool kLast>
   __device__ __forceinline__ void add_eight_gradients(const StepRows<kStaged>& rows, int from, Weights<T> weight,
                                                       int count, bool is_row_end) {
@@ -198,8 +199,8 @@ struct BackwardRow {
     return (step & ((1u << checkpoints.interval_bits) - 1)) == 0;
   }
 
-  // The same of a step, whose rows and weights give backward_row to those of the step below: between its halves, where
-  // the fewest registers are taken.
+  // The same for a whole step. Between its two halves, where the fewest registers are in use, `rows` and `weight` are
+  // replaced by those of the preceding step.
   template <bool kLast>
   __device__ __forceinline__ void walk_step_backward(uint32_t step, StepRows<kStaged>& rows, Weights<T>& weight,
                                                      int count, bool is_row_end) {
@@ -220,7 +221,7 @@ struct BackwardRow {
     add_eight_gradients<kLast>(low_rows, 0, low_weight, count, is_row_end);
   }
 
-  // Adds what each of the row's `used` terms adds; `tail` is eps in the end.
+  // Adds the gradients of the `used` terms of the row. Afterwards `tail` is eps.
   __device__ __forceinline__ void walk_backward(uint32_t used, bool is_row_end) {
     const uint32_t last = (used - 1) / kStepTerms;
     StepRows<kStaged> rows = walk.rows_of_step(last * kStepTerms);
@@ -238,8 +239,9 @@ struct BackwardRow {
   }
 };
 
-// Gradients are summed by atomic additions, which in float32 take what is below the normal numbers as zero. Those to a
-// column of a copy that belongs to one row in flight come from one thread, and so are done in its order.
+// Gradients are summed by atomic additions, which treat subnormal float32 numbers as zero. If each row in flight has
+// its own copy of the gradients, all additions to one element come from the same thread, and so happen in a fixed
+// order.
 template <typename T, int kLanes, bool kStaged>
 __global__ void __launch_bounds__(kMaxThreads, 1)
     backward_kernel(EchoProblem problem, EchoBackward io, PackedBank<T> bank, DrawnRows drawn,
@@ -256,7 +258,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   backward_row.gradient += blockIdx.x * problem.bank_rows * kLanes + walk.lane;
   if (gradients.copies > 1) backward_row.gradient += first_row * gradients.size;
 
-  // Groups past the last row repeat it as long as their warp has rows.
+  // Groups after the last row repeat it while other groups of their warp have rows.
   const int64_t ahead = threadIdx.x % kWarp / kLanes;
   for (int64_t row = first_row; row - ahead < problem.rows; row += stride) {
     backward_row.is_row = row < problem.rows;
@@ -275,7 +277,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
     const uint32_t used = backward_row.walk_forward(num_terms);
     backward_row.walk_backward(used, used == num_terms);
 
-    // What f + s * eps itself adds:
+    // The contribution of f + s * eps itself.
     if (io.s == nullptr || !backward_row.is_row) continue;
     Cell<T> own;
 #pragma unroll
@@ -291,7 +293,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
 
 constexpr int kFinishThreads = 256;
 
-// Sums the copies and writes the gradients as the caller's dtype. Blocks (tile, bank rows).
+// Adds up the copies, and writes the gradients in the caller's dtype. Blocks are indexed by (tile, bank rows).
 template <typename T>
 __global__ void __launch_bounds__(kFinishThreads)
     finish_kernel(EchoProblem problem, EchoBackward io, BankGradients<T> gradients, int lanes) {
@@ -320,7 +322,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
 }
 
-// ---- Launch --------------------------------------------------------------------------------------------------------
+// ---- Launches ------------------------------------------------------------------------------------------------------
 
 template <typename T>
 auto forward_kernel_of(const RowsPlan& plan) {
@@ -368,8 +370,9 @@ BankGradients<T> take_gradients(Workspace& workspace, const EchoProblem& problem
   return gradients;
 }
 
-// For a multiprocessor: enough for all steps of 1024 terms in blocks of any size. Intervals are halved until their
-// checkpoints fit, or would become more: 2^20 terms have 2^16 steps, and then each thread has some 2^9 checkpoints.
+// Per multiprocessor. This is enough for all steps of 1024 terms with any block size. Intervals are halved until their
+// weights fit, or until halving would increase the total. For example, 2^20 terms are 2^16 steps, for which each thread
+// stores about 2^9 weights.
 constexpr int64_t kCheckpointBytes = int64_t{256} << 10;
 
 template <typename T>
@@ -390,7 +393,7 @@ Checkpoints<T> take_checkpoints(Workspace& workspace, const EchoProblem& problem
   return checkpoints;
 }
 
-// Writes down the draws, and packs the bank where blocks do not stage it.
+// Writes the draws to memory, and packs the bank if it does not fit into shared memory.
 template <typename T>
 cudaError_t prepare(const EchoProblem& problem, const RowsPlan& plan, const PackedBank<T>& bank, const DrawnRows& drawn,
                     const int64_t* seed, const void* f, const void* s, const DeviceLimits& limits,

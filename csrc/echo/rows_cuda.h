@@ -1,5 +1,5 @@
-// What the row kernels (echo_rows_cuda.cu) stand on: the bank in tiles of columns, the bounds that let rows stop, and a
-// group of lanes that walks one row's draws.
+// The building blocks of the kernels in rows_cuda.cu: the bank in tiles of columns, bounds on the remaining terms of a
+// row, and a group of lanes that processes the draws of one row.
 #pragma once
 
 #include "common/cuda_support.h"
@@ -10,7 +10,8 @@ namespace echo_ext {
 
 // ---- Traits --------------------------------------------------------------------------------------------------------
 
-// A lane holds kColumns columns of a tile, kLanes apart; a cell is what one bank row has there.
+// A lane holds kColumns columns of a tile, which are kLanes columns apart. A cell is the part of a bank row that a lane
+// holds.
 template <typename T>
 struct Traits;
 template <>
@@ -18,7 +19,7 @@ struct Traits<float> {
   using Vector = float4;
   using Bits = unsigned int;
   static constexpr int kColumns = 2;
-  // Below the rounding of any order of summation.
+  // Smaller than the rounding error of any order of summation.
   static constexpr float kNegligible = 0x1p-30f;
 };
 template <>
@@ -47,7 +48,7 @@ __device__ __forceinline__ void atomic_add(double2* at, double2 value) {
   atomicAdd(&at->y, value.y);
 }
 
-// Magnitudes compare as their bits do, NaN above infinity.
+// Magnitudes of floating-point numbers can be compared by their bits; NaN is greater than infinity.
 __device__ __forceinline__ unsigned int magnitude_bits(float value) { return float_bits(value) & 0x7fffffffu; }
 __device__ __forceinline__ unsigned long long magnitude_bits(double value) {
   unsigned long long bits;
@@ -61,8 +62,8 @@ __device__ __forceinline__ double from_magnitude_bits(unsigned long long bits) {
   return value;
 }
 
-// A bank too large for shared memory, as kernels read it: cells of [tile][bank row][lane], and per column the largest
-// |f| and |s|.
+// A bank that is too large for shared memory: the cells, [tile][bank row][lane], and the largest |f| and |s| of each
+// column.
 template <typename T>
 struct PackedBank {
   typename Traits<T>::Vector* cells;
@@ -70,7 +71,7 @@ struct PackedBank {
   int lanes;
 };
 
-// The columns of a tile that a lane holds.
+// The v-th column of a tile that a lane holds.
 template <typename T>
 __device__ __forceinline__ int64_t column_of(int64_t tile, int v, int lanes, int lane) {
   return (tile * kColumns<T> + v) * lanes + lane;
@@ -83,7 +84,8 @@ __device__ __forceinline__ void update_maximum(Bits& largest, Bits to) {
   if (to > largest) largest = to;
 }
 
-// Raises a tile's [column][f, s] to the values of all lanes of the warp; a lane holds the columns of lane % lanes.
+// Updates the maxima of a tile, [column][f, s], by the values of all lanes of a warp. A lane holds the columns of lane
+// % lanes.
 template <typename T>
 __device__ __forceinline__ void update_maxima_of_tile(typename Traits<T>::Bits* largest,
                                                       const typename Traits<T>::Bits (&mine)[kColumns<T>][2],
@@ -99,7 +101,8 @@ __device__ __forceinline__ void update_maxima_of_tile(typename Traits<T>::Bits* 
     }
 }
 
-constexpr int kPackThreads = 256;  // four blocks at least: unasked, the compiler wants eight, and spills
+// With a minimum of four blocks; otherwise the compiler would aim for eight, and spill registers.
+constexpr int kPackThreads = 256;
 constexpr int64_t kPackRows = 64;
 
 template <typename T>
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(kPackThreads, 4)
 
 // ---- Staging -------------------------------------------------------------------------------------------------------
 
-// A tile in shared memory, [bank row][lane], with its columns' largest magnitudes [column][f, s] behind it.
+// A tile in shared memory, [bank row][lane], followed by the largest magnitudes of its columns, [column][f, s].
 template <typename T>
 constexpr int64_t staged_bytes(int64_t bank_rows, int lanes) {
   return (bank_rows * static_cast<int64_t>(sizeof(typename Traits<T>::Vector)) +
@@ -139,8 +142,8 @@ constexpr int64_t staged_bytes(int64_t bank_rows, int lanes) {
 
 constexpr int kCellsInFlight = 4;
 
-// Fills the block's tile from f and s as they are. Clamped loads whose values are all used need no branches, and so are
-// in flight together.
+// Copies the block's tile from f and s. Out-of-range rows and columns load a valid element instead of branching, so
+// that all loads are in flight together.
 template <typename T, int kLanes, typename Element>
 __device__ __forceinline__ void stage_cells(const EchoProblem& problem, const Element* f, const Element* s,
                                             typename Traits<T>::Vector* tile,
@@ -199,10 +202,10 @@ __device__ __forceinline__ void stage_tile(const EchoProblem& problem, const voi
   __syncthreads();
 }
 
-// ---- Walking a row -------------------------------------------------------------------------------------------------
+// ---- The terms of a row --------------------------------------------------------------------------------------------
 
-// What the terms behind a weight can still add: |weight| * reach to a sum of weights, |weight| * bound to eps.
-// Columns whose values or products are not bounded never stop: their bounds are infinite, or NaN where a value is.
+// Bounds on the contribution of all terms after a weight: at most |weight| * reach to a sum of weights, and |weight| *
+// bound to eps. Columns without a bound never stop: their bounds are infinite, or NaN if a value is NaN.
 template <typename T>
 struct Bounds {
   T bound, reach;
@@ -219,8 +222,8 @@ __device__ __forceinline__ Bounds<T> column_bounds(const typename Traits<T>::Bit
 __device__ __forceinline__ float magnitude(float value) { return fabsf(value); }
 __device__ __forceinline__ double magnitude(double value) { return fabs(value); }
 
-// Whether nothing behind this weight can exceed `limit`. Behind a weight of zero everything finite is zero, also where
-// no bound exists.
+// Whether nothing after this weight can exceed `limit`. After a weight of zero, every finite contribution is zero, even
+// if there is no bound.
 template <typename T>
 __device__ __forceinline__ bool is_negligible(T weight, T bound, T limit) {
   return magnitude(weight) * bound <= limit || (weight == 0 && bound == bound);
@@ -230,20 +233,20 @@ __device__ __forceinline__ int at_most(uint32_t count, int limit) {
   return count < static_cast<uint32_t>(limit) ? static_cast<int>(count) : limit;
 }
 
-// One group of kLanes lanes at work on one row; the rows of a warp go together.
+// A group of kLanes lanes that processes one row. All groups of a warp proceed together.
 template <typename T, int kLanes, bool kStaged>
 struct RowWalk {
   using Vector = typename Traits<T>::Vector;
 
   const EchoProblem& problem;
   const int64_t* seed;
-  const Vector* cells = nullptr;  // this lane's cell of bank row 0, where the tile is not staged
+  const Vector* cells = nullptr;  // this lane's cell of bank row 0, if the tile is not staged
   const DrawnRows& draws;
   uint32_t prefix_terms;
   const typename Traits<T>::Bits* largest;  // of this lane's first column
   int lane;
   int64_t row = 0;
-  const Index<kStaged>* drawn = nullptr;  // by this row
+  const Index<kStaged>* drawn = nullptr;  // by the current row
 
   __device__ RowWalk(const EchoProblem& problem_, const int64_t* seed_, const void* f, const void* s,
                      const PackedBank<T>& bank, const DrawnRows& draws_)
@@ -272,7 +275,7 @@ struct RowWalk {
     drawn = static_cast<const Index<kStaged>*>(draws.rows) + row * draws.capacity;
   }
 
-  // The bank rows of the step whose first term is given; all lanes of the warp together.
+  // The bank rows of the step that begins with term `first`. Must be called by all lanes of the warp together.
   __device__ __forceinline__ StepRows<kStaged> rows_of_step(uint32_t first) const {
     StepRows<kStaged> rows{};
     if (first < prefix_terms)
@@ -282,7 +285,7 @@ struct RowWalk {
     return rows;
   }
 
-  // Each lane draws some of the terms.
+  // Draws a step. Each lane computes some of the terms.
   __device__ __forceinline__ void draw(uint32_t first, StepRows<kStaged>* rows) const {
     const Draws all = draws_of(problem, *seed);
     const Bijection order(num_candidates(all));
@@ -300,11 +303,12 @@ struct RowWalk {
     }
   }
 
-  // The cells of eight terms of a step from a given one on, their loads in flight together.
+  // Loads the cells of eight terms of a step, terms [from, from + 8). The loads are in flight together.
   __device__ __forceinline__ void load_eight(const StepRows<kStaged>& rows, int from, Cell<T> (&cell)[8]) const {
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      if constexpr (kStaged) {  // so written, an address takes one instruction
+      // Written in this way, the address takes a single instruction.
+      if constexpr (kStaged) {
         constexpr int kRowBytes = kLanes * static_cast<int>(sizeof(Vector));
         const int offset = lane * static_cast<int>(sizeof(Vector)) + rows.get(from + k) * kRowBytes;
         const char* at = reinterpret_cast<const char*>(dynamic_shared_memory) + offset;

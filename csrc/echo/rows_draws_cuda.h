@@ -1,6 +1,6 @@
-// The bank rows that each row draws, written down once for the walks of all tiles (echo_rows_cuda.cu). Most rows stop
-// long before their last term where |s| is well below one, so a sample of s tells how many terms are worth writing
-// down; a walk that goes on behind them draws for itself.
+// The draws of all rows, written to memory once and read for every tile (rows_cuda.cu). Where |s| is well below one,
+// most rows stop long before their last term. The number of terms worth writing is therefore estimated from a sample of
+// s. A row that needs more terms computes further draws itself.
 #pragma once
 
 #include <type_traits>
@@ -10,20 +10,20 @@
 
 namespace echo_ext {
 
-// Terms come in steps, the last of a row padded with bank row 0; after each step a row may stop.
+// Terms are processed in steps, after each of which a row may stop. The last step of a row is padded with bank row 0.
 constexpr int kStepTerms = 16;
 
-// A bank in shared memory has fewer than 2^16 rows.
+// A bank that fits into shared memory has fewer than 2^16 rows.
 template <bool kStaged>
 using Index = std::conditional_t<kStaged, uint16_t, int32_t>;
 
 struct DrawnRows {
-  void* rows;              // [row][capacity], of an Index
-  uint32_t* prefix_terms;  // how many terms of each row are written, whole steps; chosen on the device
+  void* rows;              // [row][capacity], of type Index
+  uint32_t* prefix_terms;  // number of terms written for each row, a multiple of kStepTerms; determined on the device
   int64_t capacity;
 };
 
-// The bank rows of one row's step, in registers.
+// The bank rows of one step of a row, in registers.
 template <bool kStaged>
 struct StepRows {
   static constexpr int kWords = kStepTerms * static_cast<int>(sizeof(Index<kStaged>)) / 4;
@@ -52,7 +52,8 @@ struct StepRows {
   }
 };
 
-// Calls work with an element of the type that a dtype has in memory, so that loops over elements do not ask.
+// Calls work(element) with an element of the storage type of a dtype, so that loops over elements need not branch on
+// it.
 template <typename T, typename Work>
 __device__ __forceinline__ void with_element_of(DType dtype, const Work& work) {
   if constexpr (std::is_same_v<T, double>) {
@@ -70,13 +71,14 @@ __device__ __forceinline__ void with_element_of(DType dtype, const Work& work) {
 constexpr int kDrawThreads = 256;
 constexpr int kSampleRows = 16;
 
-// About how many terms it takes until the weights of each column have lost kBits bits, which they do at the mean of
-// -log2 |s|. All threads of the block together; the same in every block.
+// Estimates the number of terms after which the weights in each column have lost kBits bits. They lose -log2 |s| bits
+// per term on average. Must be called by all threads of a block; the result is the same in every block.
 template <typename T>
 __device__ __forceinline__ uint32_t estimate_terms(const EchoProblem& problem, const void* s, uint32_t capacity) {
-  constexpr float kBits = std::is_same_v<T, double> ? 66 : 36;  // until negligible, and what the bounds take
+  // Until terms are negligible, plus a reserve for the bounds.
+  constexpr float kBits = std::is_same_v<T, double> ? 66 : 36;
   constexpr float kMargin = 1.25f;
-  constexpr float kMin = 0x1p-7f;  // so that the product of a sample is a normal number
+  constexpr float kMinScale = 0x1p-7f;  // keeps the product of the samples a normal number
   auto* max_terms = reinterpret_cast<uint32_t*>(dynamic_shared_memory);
   if (threadIdx.x == 0) *max_terms = kStepTerms;
   __syncthreads();
@@ -93,7 +95,7 @@ __device__ __forceinline__ uint32_t estimate_terms(const EchoProblem& problem, c
       for (int k = 0; k < kSampleRows; ++k) sample[k] = values[k * stride];
 #pragma unroll
       for (int k = 0; k < kSampleRows; ++k) {
-        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kMin);  // 1 where it is NaN
+        product *= fmaxf(fminf(fabsf(static_cast<float>(to_compute(sample[k]))), 1), kMinScale);  // NaN counts as 1
       }
     });
     const float wanted = kMargin * kBits * kSampleRows / -log2f(product) + kStepTerms;
@@ -104,7 +106,7 @@ __device__ __forceinline__ uint32_t estimate_terms(const EchoProblem& problem, c
   return *max_terms;
 }
 
-// Each row is drawn by a warp in each of blockIdx.y.
+// The rows are distributed over blockIdx.x and the warps of a block, the terms over blockIdx.y and the lanes.
 template <typename T, bool kStaged>
 __global__ void __launch_bounds__(kDrawThreads)
     draws_kernel(EchoProblem problem, const int64_t* seed, const void* s, DrawnRows drawn) {
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(kDrawThreads)
   }
 }
 
-// As much memory as the rows' own f and s may go into draws, or this much where that is less.
+// The draws may take as much memory as the rows' own f and s, but at least this many bytes.
 constexpr int64_t kMinDrawBytes = int64_t{32} << 20;
 
 inline DrawnRows take_draws(Workspace& workspace, const EchoProblem& problem, bool staged) {

@@ -1,4 +1,4 @@
-// How the row kernels (echo_rows_cuda.cu) are laid over a device.
+// The launch plan of the kernels in rows_cuda.cu.
 #pragma once
 
 #include "echo/rows_cuda.h"
@@ -6,26 +6,27 @@
 namespace echo_ext {
 
 struct RowsPlan {
-  int lanes;       // of a row: a tile is lanes * kColumns wide
-  bool staged;     // the tile lies in shared memory
+  int lanes;       // per row; a tile is lanes * kColumns columns wide
+  bool staged;     // whether the tile is copied to shared memory
   int64_t tiles;   // grid.x
-  int64_t groups;  // grid.y: rows are dealt out to them
+  int64_t groups;  // grid.y: the rows are distributed over the groups
   int threads;
   size_t shared_bytes;
-  int64_t copies;  // of the bank's gradients, 0 in a forward pass
+  int64_t copies;  // of the bank's gradients; 0 in a forward pass
 
   int64_t num_threads() const { return tiles * groups * threads; }
 };
 
-constexpr int kMaxThreads = 512;  // leaves a thread 128 registers
+constexpr int kMaxThreads = 512;  // leaves 128 registers per thread
 constexpr int kWideLanes = kWarp, kStagedLanes = 8, kMinLanes = 2;
 constexpr int64_t kMaxGroups = 65535;
 
-// A deterministic backward pass gives each row in flight a copy of the bank's gradients of its own: a power of two of
-// them, that the problem and the width of tiles determine, so that the sums are those of any device with as wide tiles.
+// In a deterministic backward pass, each row in flight has its own copy of the bank's gradients. The number of copies
+// is a power of two that depends only on the problem and on the width of a tile. The sums are therefore the same on all
+// devices that use the same width.
 constexpr int64_t kCopyBytes = int64_t{256} << 20;
-constexpr int64_t kMinCopies = 8;     // also where they take more
-constexpr int64_t kMaxCopies = 1024;  // which are summed one after another
+constexpr int64_t kMinCopies = 8;     // even if they exceed kCopyBytes
+constexpr int64_t kMaxCopies = 1024;  // copies are summed one after another
 
 template <typename T>
 int64_t deterministic_copies(const EchoProblem& problem, int lanes) {
@@ -36,9 +37,8 @@ int64_t deterministic_copies(const EchoProblem& problem, int lanes) {
   return copies;
 }
 
-// Shared memory serves a bank several times faster than L2 does, also where it holds few columns of it: narrow rows of
-// cells in shared memory only meet in its banks. What L2 serves is read best by whole warps, unless max_copies of their
-// lanes had no column.
+// Shared memory is several times faster than L2, even if it holds only a few columns of the bank: narrow rows merely
+// cause bank conflicts. Reads through L2 are fastest for whole warps, unless most of their lanes have no column.
 template <typename T>
 RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
   RowsPlan plan{};
@@ -54,9 +54,10 @@ RowsPlan tiles_of(const EchoProblem& problem, const DeviceLimits& limits) {
   return plan;
 }
 
-// Chooses the size of blocks and how many there are: never more than run at once, unless there are more tiles, so that
-// each stages its tile once and checkpoints stay few. A pass over the rows in flight takes the time of one warp's
-// loads, as long as a few warps keep the multiprocessor busy, and of all threads of the fullest multiprocessor.
+// Chooses the block size and the number of blocks. Unless there are more tiles, no more blocks are launched than run at
+// once, so that each block stages its tile only once and few checkpoints are needed. In the cost model, one pass over
+// the rows in flight takes the latency of a warp's loads, as long as a few warps keep a multiprocessor busy, plus a
+// time proportional to the number of threads on the fullest multiprocessor.
 template <typename T, typename Kernel>
 cudaError_t choose_blocks(const EchoProblem& problem, const DeviceLimits& limits, Kernel kernel, bool deterministic,
                           RowsPlan* plan) {

@@ -1,5 +1,5 @@
-// The scan on CUDA: a thread for each column of each chunk, so that neighboring threads read neighboring memory. Rows
-// lie anywhere: a thread fetches a flight of them before it works on the first.
+// The scan on CUDA, see scan.h. There is one thread for each column of each chunk, so that neighboring threads read
+// neighboring memory. Since rows lie anywhere in memory, a thread loads a batch of them before it uses the first.
 #include "common/cuda_support.h"
 #include "echo/scan.h"
 
@@ -9,7 +9,7 @@ namespace {
 constexpr int kScanThreads = 128;
 constexpr int kLoadsInFlight = 8;
 
-// What one thread works on.
+// The chunk and the column of a thread.
 struct ChunkColumn {
   int64_t chunk, column;
 
@@ -20,7 +20,8 @@ struct ChunkColumn {
   }
 };
 
-// Calls body(first, count, at) for the flights of a chunk's steps, at[i] the element of the column at step first + i.
+// Calls body(first, count, at) for batches of a chunk's steps, where at[i] is the offset of the column's element at
+// step first + i.
 template <typename Body>
 __device__ __forceinline__ void for_each_batch(const EchoScanProblem& problem, const int64_t* order,
                                                const ChunkColumn& own, bool backward, const Body& body) {
@@ -35,7 +36,7 @@ __device__ __forceinline__ void for_each_batch(const EchoScanProblem& problem, c
   }
 }
 
-// The flight's elements of a tensor; zero next_z its end.
+// Loads a batch of a tensor's elements. Elements after the end of the batch are zero.
 template <typename T>
 __device__ __forceinline__ void load_batch(DType dtype, const void* tensor, const int64_t (&at)[kLoadsInFlight],
                                            int count, T (&values)[kLoadsInFlight]) {
@@ -43,7 +44,7 @@ __device__ __forceinline__ void load_batch(DType dtype, const void* tensor, cons
   for (int i = 0; i < kLoadsInFlight; ++i) values[i] = i < count ? load_element<T>(dtype, tensor, at[i]) : T(0);
 }
 
-// Calls body(at, source, s) for a chunk's steps, with the two tensors' elements there.
+// Calls body(at, source, s) for the steps of a chunk, with the elements of the two tensors.
 template <typename T, typename Body>
 __device__ __forceinline__ void for_each_step(const EchoScanProblem& problem, const int64_t* order,
                                               const ChunkColumn& own, bool backward, const void* sources,

@@ -244,7 +244,7 @@ void count_in_tree(const CountJob<T>& job, int num_threads) {
   });
 }
 
-// ---- Both ----------------------------------------------------------------------------------------------------------
+// ---- One item ------------------------------------------------------------------------------------------------------
 
 // Subtracts the neighbors that exclude_within excludes.
 template <typename T, Metric M, bool kInclusive>

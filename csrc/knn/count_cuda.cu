@@ -40,7 +40,7 @@ __device__ __forceinline__ int64_t count_excluded(const KnnCount& p, int64_t ite
   return excluded;
 }
 
-// ---- One column: the values lie sorted, tile after tile ------------------------------------------------------------
+// ---- One column: the tiles hold the sorted values ------------------------------------------------------------------
 
 constexpr int kThreads = 256;
 

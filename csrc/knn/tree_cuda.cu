@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, 1) keys_kernel(KnnKeys p) {
   p.keys[i] = static_cast<int64_t>(key);
 }
 
-// ---- The tree ------------------------------------------------------------------------------------------------------
+// ---- Tree ----------------------------------------------------------------------------------------------------------
 
 template <typename T>
 __device__ __forceinline__ void store_box(T* box, int dim, int column, T low, T high) {

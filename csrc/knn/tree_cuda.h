@@ -112,7 +112,7 @@ __device__ __forceinline__ T farthest_gap(T query_low, T query_high, T low, T hi
   return maximum(high - query_low, query_high - low);
 }
 
-// ---- What a lane asks for ------------------------------------------------------------------------------------------
+// ---- Queries of a lane ---------------------------------------------------------------------------------------------
 
 // One value for each column. With kColumns > 0 they are in registers, for at most that many columns; with 0 they are
 // read from memory.
@@ -245,8 +245,7 @@ __device__ __forceinline__ T distance_to(int dim, const T* point, const ColumnVa
   return distance;
 }
 
-// ---- The traverse
-// ------------------------------------------------------------------------------------------------------
+// ---- Traversal -----------------------------------------------------------------------------------------------------
 
 // Visits a node and the nodes under it, depth first, with all lanes together:
 //       visitor.should_descend(level, node)  whether to visit the node
