@@ -13,7 +13,7 @@ from torch import Tensor
 
 from echo_ext._types import Array, Estimate, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients
-from echo_ext.estimators._backend import constants, digamma
+from echo_ext.estimators._backend import backend_of, constants, digamma
 from echo_ext.estimators._neighbors import PointSet, count_neighbors_among
 from echo_ext.estimators.samples import (
     Options,
@@ -166,9 +166,12 @@ def group_labels(labels: Tensor, exclude_within: int = 0) -> list[LabelGroup]:
     sizes = torch.unique_consecutive(ordered, return_counts=True)[1]
     rows_of = [rows for rows in torch.split(order, sizes.tolist()) if len(rows) > 1]
     others = [count_neighbors_among(rows, exclude_within) for rows in rows_of]
-    if not rows_of:
-        return []
-    fewest, most = torch.stack([torch.stack(each.aminmax()) for each in others]).T.tolist()
+    if exclude_within == 0:
+        fewest = most = [len(rows) - 1 for rows in rows_of]
+    elif others:
+        fewest, most = torch.stack([torch.stack(each.aminmax()) for each in others]).T.tolist()
+    else:
+        fewest = most = []
     return [LabelGroup(*each) for each in zip(rows_of, others, fewest, most, strict=True)]
 
 
@@ -189,25 +192,31 @@ def count_by_ross(
         exclude_within: The Theiler window.
         search: What searches the neighbors of the same label, in the place of the package's own search.
     """
-    n, device = points.shape[-2], points.device
-    radii = points.new_empty((len(ks), *points.shape[:-1]))
-    own_k = torch.empty((len(ks), n), dtype=torch.int64, device=device)
-    own_others = torch.empty(n, dtype=torch.int64, device=device)
+    radii = []
     for group in groups:
         alike, k = points[..., group.rows, :], min(max(ks), group.most)
         if search is None:
             found = PointSet(alike).search_distances(k, exclude_within=exclude_within, rows=group.rows)
         else:
             found = search(alike, k)
-        k_of_each = torch.minimum(constants(ks, torch.int64, device).unsqueeze(-1), group.others)
-        place = (k_of_each - 1).view(len(ks), *([1] * (points.ndim - 2)), -1).expand(len(ks), *found.shape[:-1])
-        radii[..., group.rows] = found.movedim(-1, 0).gather(0, place)
-        own_k[:, group.rows] = k_of_each
-        own_others[group.rows] = group.others
-    rows = torch.cat([group.rows for group in groups]).sort().values
-    nearer = PointSet(points[..., rows, :]).count(radii[..., rows], exclude_within=exclude_within, rows=rows)
+        radii.append(_radii(found, group, ks))
+    rows, order = torch.cat([group.rows for group in groups]).sort()
+    own_others = torch.cat([group.others for group in groups])[order]
+    own_k = torch.minimum(constants(ks, torch.int64, points.device).unsqueeze(-1), own_others)
+    radius_of_rows = torch.cat(radii, -1)[..., order]
+    kept = points if len(rows) == points.shape[-2] else points[..., rows, :]
+    nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=rows)
     others = count_neighbors_among(rows, exclude_within)
-    return RossCounts(rows, others, own_others[rows], own_k[:, rows], nearer)
+    return RossCounts(rows, others, own_others, own_k, nearer)
+
+
+def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
+    """Select each sample's distance to its k-th neighbor, or to its last: (K, *batch, M) from (*batch, M, k)."""
+    if group.fewest == group.most:
+        return backend_of(distances).select_kth(distances, [min(k, group.most) for k in ks])
+    k_of_each = torch.minimum(constants(ks, torch.int64, distances.device).unsqueeze(-1), group.others)
+    place = (k_of_each - 1).view(len(ks), *([1] * (distances.ndim - 2)), -1).expand(len(ks), *distances.shape[:-1])
+    return distances.movedim(-1, 0).gather(0, place)
 
 
 def _local_values(points: Tensor, groups: Sequence[LabelGroup], options: Options) -> Tensor:

@@ -80,6 +80,8 @@ def check_same_kind(both: str, given: object, tensor: Tensor, other_given: objec
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:
     """Return the shape to which all shapes broadcast."""
+    if all(shape == shapes[0] for shape in shapes):  # to ask PyTorch would take longer than a small search
+        return torch.Size(shapes[0])
     return torch.Size(torch.broadcast_shapes(*shapes))
 
 
