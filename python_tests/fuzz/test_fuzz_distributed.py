@@ -145,7 +145,7 @@ def check_echo(case, answers, numbers):
         return assert_same_error(answers, "ValueError", f"at least 2 rows.*got {total}")
     if case["num_terms"] is not None and case["num_terms"] >= total:
         return assert_same_error(
-            answers, "ValueError", f"num_terms is {case['num_terms']}, but there are only {total - 1}"
+            answers, "ValueError", f"num_terms must be at most {total - 1}.*got {case['num_terms']}"
         )
     if case["sampling"] == "ring":
         expected = definitions.ring(f, s, definitions.circle(sizes, case["seeds"]), weights)
