@@ -404,7 +404,7 @@ def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
         axes.set_axis_off()
         if latent >= codes.shape[1]:
             continue
-        values, mean, std = codes[:, latent], found.mean[latent].item(), found.deviation[latent].item()
+        values, mean, std = codes[:, latent], found.mean[latent].item(), found.std[latent].item()
         axes.hist(_numbers(values), bins=40, density=True, color=_COLORS[1], alpha=0.55)
         x = torch.linspace(mean - 3.5 * std, mean + 3.5 * std, 100, dtype=torch.float64)
         density = (-0.5 * ((x - mean) / std) ** 2).exp() / (std * math.sqrt(2 * math.pi))

@@ -25,8 +25,8 @@ from sklearn.utils import check_array, check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 
 from echo_ext.estimators import mutual_information_matrix
-from echo_ext.estimators._neighbors import PointSet
 from echo_ext.estimators.discrete import count_by_ross, group_labels
+from echo_ext.estimators.neighbors import PointSet
 
 __all__ = ["mutual_info_classif", "mutual_info_regression"]
 

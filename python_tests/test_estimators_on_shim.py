@@ -18,7 +18,7 @@ import echo_ext
 from echo_ext.estimators import discrete, ksg, matrix, samples
 from echo_ext.estimators._backend import BACKENDS, constants
 from echo_ext.estimators._backend_cuda import Cuda
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 
 SOURCES = [
     *sorted(CSRC.glob("knn/*.cu")),

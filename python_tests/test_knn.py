@@ -10,7 +10,7 @@ from knn_cases import KINDS, fresh, sample
 
 import echo_ext
 from echo_ext import reference
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 
 # Where child processes run: at the root they would import the sources, not what is installed.
 HERE = Path(__file__).parent

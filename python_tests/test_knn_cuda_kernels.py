@@ -7,7 +7,7 @@ from emulated_device import KnnProblem, Shim, ShimError
 from knn_cases import KINDS, fresh, related, sample
 
 import echo_ext
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 
 
 @pytest.fixture(scope="module")

@@ -452,7 +452,7 @@ def test_marginal_statistics_know_a_normal_law_from_another():
     codes = torch.stack([3 + 2 * torch.randn(5000), torch.rand(5000), -torch.rand(5000).log()], 1).double()
     found = metrics.marginal_statistics(codes)
     torch.testing.assert_close(found.mean, torch.tensor([3.0, 0.5, 1.0]).double(), rtol=0, atol=0.2)
-    torch.testing.assert_close(found.deviation, torch.tensor([2.0, 12**-0.5, 1.0]).double(), rtol=0, atol=0.15)
+    torch.testing.assert_close(found.std, torch.tensor([2.0, 12**-0.5, 1.0]).double(), rtol=0, atol=0.15)
     torch.testing.assert_close(found.skewness[:2], torch.zeros(2).double(), rtol=0, atol=0.25)
     torch.testing.assert_close(found.excess_kurtosis[:2], torch.tensor([0.0, -1.2]).double(), rtol=0, atol=0.5)
     assert found.skewness[2] > 1.3

@@ -15,8 +15,8 @@ from echo_ext._types import Array, Estimate, Method, NumNeighbors, TensorOrArray
 from echo_ext.distributed._collectives import CALL, Ranks
 from echo_ext.distributed._rows import gather_rows
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators._neighbors import PointSet
 from echo_ext.estimators.ksg import METHODS
+from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import (
     MAX_SAMPLES,
     Options,

@@ -14,7 +14,7 @@ from torch import Tensor
 from echo_ext._types import Array, Estimate, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import backend_of, constants, digamma
-from echo_ext.estimators._neighbors import PointSet, count_neighbors_among
+from echo_ext.estimators.neighbors import PointSet, count_neighbors_among
 from echo_ext.estimators.samples import (
     Options,
     broadcast_batches,

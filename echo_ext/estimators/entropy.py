@@ -13,7 +13,7 @@ from echo_ext import _checks
 from echo_ext._types import Array, Estimate, Metric, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import constants
-from echo_ext.estimators._neighbors import PointSet, count_neighbors
+from echo_ext.estimators.neighbors import PointSet, count_neighbors
 from echo_ext.estimators.samples import read_options, read_samples, reduce_local_values
 
 __all__ = ["METRICS", "entropy", "log_unit_ball"]

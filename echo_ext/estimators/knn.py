@@ -10,8 +10,8 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Array, Indices, Metric, TensorOrArray
 from echo_ext.estimators import gradients
-from echo_ext.estimators._neighbors import PointSet
 from echo_ext.estimators.entropy import METRICS
+from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import Samples, broadcast_batches, check_same_kind, read_options, read_samples
 
 __all__ = ["knn"]

@@ -13,7 +13,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Array, Estimate, KsgMethod, Method, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import Options, read_options, read_samples, reduce_local_values
 
 __all__ = ["KSG_METHODS", "METHODS", "conditional_mutual_information", "mutual_information", "total_correlation"]

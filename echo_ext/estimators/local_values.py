@@ -14,8 +14,8 @@ from torch import Tensor
 
 from echo_ext._types import KsgMethod, Method
 from echo_ext.estimators._backend import backend_of, constants, digamma
-from echo_ext.estimators._neighbors import PointSet, count_neighbors
 from echo_ext.estimators.entropy import log_unit_ball
+from echo_ext.estimators.neighbors import PointSet, count_neighbors
 from echo_ext.estimators.samples import Options, broadcast
 
 LocalValues: TypeAlias = Callable[[Sequence[PointSet], Options], Tensor]

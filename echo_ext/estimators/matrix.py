@@ -13,8 +13,8 @@ from echo_ext import _checks
 from echo_ext._types import Array, Estimate, Method, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients, local_values
 from echo_ext.estimators._backend import backend_of
-from echo_ext.estimators._neighbors import PointSet
 from echo_ext.estimators.ksg import METHODS
+from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import Options, convert_estimates, read_options, read_samples
 
 __all__ = ["mutual_information_matrix"]

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from echo_ext import _checks
 from echo_ext._types import Estimate, NumNeighbors, Unit
 from echo_ext.estimators._backend import backend_of
-from echo_ext.estimators._neighbors import ALL
+from echo_ext.estimators.neighbors import ALL
 
 MAX_EXACT = 2**53  # up to here float64 represents every integer
 MAX_SAMPLES = 2**30  # the kernels number rows in 32 bits, and bisection steps beyond the last

@@ -11,7 +11,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Array, Estimate, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import read_options, read_samples, reduce_local_values
 
 __all__ = ["transfer_entropy"]

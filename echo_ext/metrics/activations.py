@@ -22,7 +22,7 @@ class MarginalStatistics(NamedTuple):
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     skewness: Tensor
     excess_kurtosis: Tensor
     statistic: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,8 @@ from echo_ext.models.densities import log_mean_exp, log_normal
 
 __all__ = ["EchoSignal", "echo_signal", "gaussian_total_correlation", "latent_information"]
 
-METHODS = ("formula", "knn")
+InformationMethod: TypeAlias = Literal["formula", "knn"]
+METHODS: tuple[InformationMethod, ...] = get_args(InformationMethod)
 # Densities held at once.
 BLOCK = 1 << 21
 
@@ -46,7 +47,9 @@ def gaussian_total_correlation(samples: TensorOrArray) -> float:
     return float("inf") if eigenvalues[0] <= rounding else -0.5 * float(eigenvalues.log().sum())
 
 
-def latent_information(model: Model, x: Data, *, method: str = "formula", k: int = 3, batch_size: int = 1000) -> Tensor:
+def latent_information(
+    model: Model, x: Data, *, method: InformationMethod = "formula", k: int = 3, batch_size: int = 1000
+) -> Tensor:
     """Compute the information ``I(z_j; x)`` of each latent, in nats: (latent_dim,), float64.
 
     * "formula", Echo: the mean over the rows of ``-log s_j(x)``, which is exact.

@@ -12,6 +12,7 @@ from echo_ext import metrics
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.metrics import RateDistortion
+from echo_ext.metrics.information import InformationMethod
 from echo_ext.models import Model
 from echo_ext.models.channels import GaussianOutput
 from echo_ext.training.fitting import evaluation_batch_size
@@ -40,7 +41,7 @@ def evaluate(
     importance_samples: int | None = None,
     importance_rows: int = 1000,
     embedding: bool = False,
-    information: str = "formula",
+    information: InformationMethod = "formula",
 ) -> dict[str, Any]:
     """Evaluate the model of a run on its test rows; write ``evaluation.json`` and figures of the codes into its folder.
 
