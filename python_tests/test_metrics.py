@@ -185,7 +185,7 @@ def test_the_bound_falls_to_the_truth():
 
 def test_what_cannot_be_measured_is_refused():
     model, x = trained_echo()
-    with pytest.raises(TypeError, match="Echo has no density"):
+    with pytest.raises(TypeError, match=r"the density q\(z\|x\), which Echo does not have"):
         metrics.importance_nll(model, x)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), samples=0)

@@ -29,7 +29,7 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
         if (refusal := torch_refusal() or cuda_refusal()) is not None:
-            raise ValueError(f"--device must be usable, got {name!r}, but {refusal}")
+            raise ValueError(f"--device must be a device that can be used, got {name!r}: {refusal}")
         if (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"--device must be one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return device

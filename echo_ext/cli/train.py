@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     parser.add_argument("--recipe", metavar="NAME", help="model to train; echo-ext recipes lists them")
     parser.add_argument("--data", metavar="NAME", help="data set; echo-ext data lists them")
-    parser.add_argument("--beta", type=float, help="weight of the rate in the loss (default: that of the recipe)")
+    parser.add_argument(
+        "--beta", type=float, help="weight of the rate; a larger one gives a smaller rate (default: that of the recipe)"
+    )
     parser.add_argument(
         "--seed", type=int, help="seed of the weights, the order of rows, the noise and the binarization (default: 0)"
     )

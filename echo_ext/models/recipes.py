@@ -140,7 +140,7 @@ for _decoder, _model in _two_level.items():
     for _short, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
         for _objective in ("vae", "a-mim", "mim"):
             RECIPES[f"{_decoder}-{_short}-{_objective}"] = Recipe(
-                f"two-level VAE, {_prior} prior, "
+                f"two-level model, {'N(0, I) prior' if _prior == 'standard-normal' else 'VampPrior'}, "
                 f"{'convolutional' if _model is ConvHVAE else 'autoregressive'} decoder, {_objective.upper()} loss",
                 _model,
                 {"objective": _objective, "prior": _prior},
