@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from echo_ext import models
-from echo_ext.data import catalogue
+from echo_ext.data import catalog
 
 DATA = "fashion-mnist"
-ROWS = catalogue.CATALOGUE[DATA].rows[0]
+ROWS = catalog.CATALOG[DATA].rows[0]
 
 
 def main():
@@ -68,7 +68,7 @@ def one_epoch(recipe, limit, data_dir):
 
 
 def table(found):
-    lines = ["| recipe | training rows | epoch, s | with measures and pictures, s | rate | distortion | -ELBO |"]
+    lines = ["| recipe | training rows | epoch, s | with metrics and figures, s | rate | distortion | -ELBO |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for recipe, row in found.items():
         rate = f"{row['rate']:.1f} (exact)" if "rate" in row else f"{row['rate_bound']:.1f} (bound)"

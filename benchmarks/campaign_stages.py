@@ -28,7 +28,7 @@ DSPRITES = ("--beta", "1", "--latent-dim", "10", "--seeds", "0,1,2")
 TWO_LEVELS = tuple(f"{kind}-{loss}" for kind in ("convhvae-s", "convhvae-vp") for loss in ("vae", "a-mim"))
 PIXELS = tuple(f"{kind}-{loss}" for kind in ("pixelhvae-s", "pixelhvae-vp") for loss in ("vae", "a-mim"))
 FULL_MIM = ("convhvae-s-mim", "convhvae-vp-mim")
-HVAE = ("--binarise", "dynamic", "--latent-dim", "80", "--beta", "1", "--seeds", "0")
+HVAE = ("--binarize", "dynamic", "--latent-dim", "80", "--beta", "1", "--seeds", "0")
 SMALL = ("--latent-dim", "4", "--set", "hidden=[32]")
 
 

@@ -26,7 +26,7 @@ from campaign_archive import ArchiveError, pack, run_states, unpack
 from campaign_stages import STAGES
 
 import echo_ext
-from echo_ext.data import catalogue
+from echo_ext.data import catalog
 from echo_ext.training import RunDirectory
 from echo_ext.training.evaluation import EVALUATION
 from echo_ext.training.run_directory import CHECKPOINT
@@ -274,7 +274,7 @@ def find_device(device, work):
 def rebuilt_data(stage, data_dir):
     """The stage's data sets whose files were made again by others, not published by the authors."""
     names = {words[words.index("--data") + 1] for sweeps in STAGES[stage].lanes.values() for words in sweeps}
-    files = {name: catalogue.find(name).found(data_dir) for name in names}
+    files = {name: catalog.find(name).found(data_dir) for name in names}
     return sorted(name for name, file in files.items() if file is not None and "rebuilt" in file.name)
 
 

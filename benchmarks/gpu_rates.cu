@@ -2,7 +2,8 @@
 //   - fp32 atomic additions to random 128-byte rows of a 1 MB table (what the gradients of a bank do), by scalar and,
 //     on sm_90 and later, by float4 additions;
 //   - reads of random 128-byte rows of a table in shared memory, 16 bytes a thread (what noise is made from);
-//   - copies of random rows of 128 and 256 bytes of a table larger than the L2 cache (what the ring does), and of rows in
+//   - copies of random rows of 128 and 256 bytes of a table larger than the L2 cache (what the ring does), and of rows
+//   in
 //     their order.
 // Usage: gpu_rates [probe]        probe: a few launches on small tables, to find out whether a tool works here.
 #include <cstdint>
@@ -12,13 +13,13 @@
 #include <numeric>
 #include <vector>
 
-#define CHECK(call)                                                                                        \
-  do {                                                                                                     \
-    const cudaError_t status = (call);                                                                     \
-    if (status != cudaSuccess) {                                                                           \
-      std::fprintf(stderr, "gpu_rates: %s failed: %s\n", #call, cudaGetErrorString(status));               \
-      std::exit(2);                                                                                        \
-    }                                                                                                      \
+#define CHECK(call)                                                                          \
+  do {                                                                                       \
+    const cudaError_t status = (call);                                                       \
+    if (status != cudaSuccess) {                                                             \
+      std::fprintf(stderr, "gpu_rates: %s failed: %s\n", #call, cudaGetErrorString(status)); \
+      std::exit(2);                                                                          \
+    }                                                                                        \
   } while (false)
 
 constexpr int kThreads = 256, kTableRows = 8192, kRowFloats = 32, kAdds = 512;
@@ -89,7 +90,8 @@ __global__ void copy_kernel(float4* to, const float4* from, uint32_t row_vectors
   to[i] = from[(random ? scatter(row, bits) : row) * row_vectors + i % row_vectors];
 }
 
-__global__ void verify_kernel(const float4* to, uint32_t row_vectors, int bits, bool random, unsigned long long* wrong) {
+__global__ void verify_kernel(const float4* to, uint32_t row_vectors, int bits, bool random,
+                              unsigned long long* wrong) {
   const uint32_t i = blockIdx.x * kThreads + threadIdx.x, row = i / row_vectors;
   const float expected = static_cast<float>(random ? scatter(row, bits) : row);
   if (to[i].x != expected || to[i].w != static_cast<float>(i % row_vectors)) atomicAdd(wrong, 1ull);

@@ -1,4 +1,5 @@
-# The native core: tensors are addresses of contiguous memory, streams are addresses of cudaStream_t, 0 stands for none.
+# The native core. Tensors are the addresses of contiguous memory, streams those of a cudaStream_t; 0 stands for None.
+# `dtype` is the index of a dtype in echo_ext._native.DTYPES.
 
 cuda_version: str | None
 cuda_archs: str
@@ -28,15 +29,7 @@ class EchoProblem:
     ) -> None: ...
 
 def echo_cpu_forward(
-    problem: EchoProblem,
-    seed: int,
-    bank_f: int,
-    bank_s: int,
-    f: int,
-    s: int,
-    out: int,
-    num_threads: int,
-    /,
+    problem: EchoProblem, seed: int, bank_f: int, bank_s: int, f: int, s: int, out: int, num_threads: int
 ) -> None: ...
 def echo_cpu_backward(
     problem: EchoProblem,
@@ -49,13 +42,12 @@ def echo_cpu_backward(
     grad_bank_f: int,
     grad_bank_s: int,
     num_threads: int,
-    /,
 ) -> None: ...
-def echo_cpu_indices(problem: EchoProblem, seed: int, indices: int, num_threads: int, /) -> None: ...
+def echo_cpu_indices(problem: EchoProblem, *, seed: int, indices: int, num_threads: int) -> None: ...
 
 # Only in a build with CUDA (cuda_version is not None):
-def echo_cuda_forward_workspace_bytes(problem: EchoProblem, device: int, /) -> int: ...
-def echo_cuda_backward_workspace_bytes(problem: EchoProblem, deterministic: bool, device: int, /) -> int: ...
+def echo_cuda_forward_workspace_bytes(problem: EchoProblem, *, device: int) -> int: ...
+def echo_cuda_backward_workspace_bytes(problem: EchoProblem, *, deterministic: bool, device: int) -> int: ...
 def echo_cuda_forward(
     problem: EchoProblem,
     seed: int,
@@ -67,7 +59,6 @@ def echo_cuda_forward(
     workspace: int,
     device: int,
     stream: int,
-    /,
 ) -> None: ...
 def echo_cuda_backward(
     problem: EchoProblem,
@@ -83,29 +74,21 @@ def echo_cuda_backward(
     deterministic: bool,
     device: int,
     stream: int,
-    /,
 ) -> None: ...
-def echo_cuda_indices(problem: EchoProblem, seed: int, indices: int, device: int, stream: int, /) -> None: ...
+def echo_cuda_indices(problem: EchoProblem, *, seed: int, indices: int, device: int, stream: int) -> None: ...
 
 class EchoMatrixProblem:
-    def __init__(self, rows: int, dim: int, single: bool) -> None: ...
+    def __init__(self, rows: int, dim: int, dtype: int) -> None: ...
 
 def echo_matrix_cpu_scan(
-    problem: EchoMatrixProblem,
-    order: int,
-    source: int,
-    matrices: int,
-    values: int,
-    backward: bool,
-    num_threads: int,
-    /,
+    problem: EchoMatrixProblem, *, order: int, source: int, matrices: int, values: int, backward: bool, num_threads: int
 ) -> None: ...
 def echo_matrix_cpu_outer(
-    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, num_threads: int, /
+    problem: EchoMatrixProblem, *, order: int, values: int, z: int, grad_matrices: int, num_threads: int
 ) -> None: ...
 
 # Only in a build with CUDA:
-def echo_matrix_cuda_workspace_bytes(problem: EchoMatrixProblem, /) -> int: ...
+def echo_matrix_cuda_workspace_bytes(problem: EchoMatrixProblem) -> int: ...
 def echo_matrix_cuda_scan(
     problem: EchoMatrixProblem,
     order: int,
@@ -116,10 +99,9 @@ def echo_matrix_cuda_scan(
     workspace: int,
     device: int,
     stream: int,
-    /,
 ) -> None: ...
 def echo_matrix_cuda_outer(
-    problem: EchoMatrixProblem, order: int, values: int, z: int, grad_matrices: int, device: int, stream: int, /
+    problem: EchoMatrixProblem, *, order: int, values: int, z: int, grad_matrices: int, device: int, stream: int
 ) -> None: ...
 
 class EchoScanProblem:
@@ -129,6 +111,7 @@ class EchoScanProblem:
 
 def echo_scan_cpu_compose(
     problem: EchoScanProblem,
+    *,
     order: int,
     source: int,
     s: int,
@@ -136,13 +119,13 @@ def echo_scan_cpu_compose(
     scales: int,
     backward: bool,
     num_threads: int,
-    /,
 ) -> None: ...
 def echo_scan_cpu_forward(
-    problem: EchoScanProblem, order: int, f: int, s: int, entries: int, z: int, num_threads: int, /
+    problem: EchoScanProblem, *, order: int, f: int, s: int, entries: int, z: int, num_threads: int
 ) -> None: ...
 def echo_scan_cpu_backward(
     problem: EchoScanProblem,
+    *,
     order: int,
     s: int,
     grad: int,
@@ -152,12 +135,12 @@ def echo_scan_cpu_backward(
     grad_f: int,
     grad_s: int,
     num_threads: int,
-    /,
 ) -> None: ...
 
 # Only in a build with CUDA:
 def echo_scan_cuda_compose(
     problem: EchoScanProblem,
+    *,
     order: int,
     source: int,
     s: int,
@@ -166,13 +149,13 @@ def echo_scan_cuda_compose(
     backward: bool,
     device: int,
     stream: int,
-    /,
 ) -> None: ...
 def echo_scan_cuda_forward(
-    problem: EchoScanProblem, order: int, f: int, s: int, entries: int, z: int, device: int, stream: int, /
+    problem: EchoScanProblem, *, order: int, f: int, s: int, entries: int, z: int, device: int, stream: int
 ) -> None: ...
 def echo_scan_cuda_backward(
     problem: EchoScanProblem,
+    *,
     order: int,
     s: int,
     grad: int,
@@ -183,10 +166,10 @@ def echo_scan_cuda_backward(
     grad_s: int,
     device: int,
     stream: int,
-    /,
 ) -> None: ...
 def knn_search(
-    single: bool,
+    *,
+    dtype: int,
     points: int,
     queries: int,
     rows: int,
@@ -202,7 +185,8 @@ def knn_search(
     num_threads: int,
 ) -> None: ...
 def knn_count(
-    single: bool,
+    *,
+    dtype: int,
     points: int,
     radii: int,
     groups: int,
@@ -218,9 +202,10 @@ def knn_count(
     counts: int,
     num_threads: int,
 ) -> None: ...
-def knn_add_digamma(counts: int, values: int, size: int, shift: int, factor: float, num_threads: int) -> None: ...
+def knn_add_digamma(*, counts: int, values: int, size: int, shift: int, factor: float, num_threads: int) -> None: ...
 def knn_boundary(
-    single: bool,
+    *,
+    dtype: int,
     points: int,
     radii: int,
     skip: int,
@@ -235,13 +220,14 @@ def knn_boundary(
 
 # Only in a build with CUDA:
 class KnnTree:
-    def __init__(self, points: int, order: int, batch: int, num_points: int, dim: int) -> None: ...
-    def part(self, single: bool, first: int, count: int, /) -> KnnTree: ...
-    def bytes(self, single: bool, /) -> int: ...
+    def __init__(self, *, dtype: int, points: int, order: int, batch: int, num_points: int, dim: int) -> None: ...
+    def part(self, first: int, count: int) -> KnnTree: ...
+    def bytes(self) -> int: ...
 
-def knn_cuda_max_neighbours(device: int, /) -> int: ...
+def knn_cuda_max_neighbors(device: int) -> int: ...
 def knn_cuda_keys(
-    single: bool,
+    *,
+    dtype: int,
     points: int,
     sample: int,
     batch: int,
@@ -252,9 +238,9 @@ def knn_cuda_keys(
     device: int,
     stream: int,
 ) -> None: ...
-def knn_cuda_build(single: bool, tree: KnnTree, memory: int, device: int, stream: int) -> None: ...
+def knn_cuda_build(*, tree: KnnTree, memory: int, device: int, stream: int) -> None: ...
 def knn_cuda_search(
-    single: bool,
+    *,
     points: KnnTree,
     queries: KnnTree | None,
     rows: int,
@@ -268,7 +254,7 @@ def knn_cuda_search(
     stream: int,
 ) -> None: ...
 def knn_cuda_count(
-    single: bool,
+    *,
     points: KnnTree,
     radii: int,
     groups: int,
@@ -283,25 +269,18 @@ def knn_cuda_count(
     stream: int,
 ) -> None: ...
 def knn_cuda_boundary(
-    single: bool,
-    points: KnnTree,
-    radii: int,
-    skip: int,
-    width: int,
-    exclude_within: int,
-    indices: int,
-    device: int,
-    stream: int,
+    *, points: KnnTree, radii: int, skip: int, width: int, exclude_within: int, indices: int, device: int, stream: int
 ) -> None: ...
 
 class KnnColumns:
-    def __init__(self, values: int, sorted: int, order: int, gaps: int, count: int) -> None: ...
+    def __init__(self, *, values: int, sorted: int, order: int, gaps: int, count: int) -> None: ...
 
-knn_cuda_pairs_max_neighbours: int
+knn_cuda_pairs_max_neighbors: int
 
-def knn_cuda_pairs_max_points(single: bool, device: int, /) -> int: ...
+def knn_cuda_pairs_max_points(*, dtype: int, device: int) -> int: ...
 def knn_cuda_pairs(
-    single: bool,
+    *,
+    dtype: int,
     x: KnnColumns,
     y: KnnColumns,
     symmetric: bool,

@@ -1,14 +1,27 @@
-"""Echo noise and k-nearest-neighbour information estimators for PyTorch."""
+"""Echo noise and k-nearest-neighbor information estimators for PyTorch."""
 
-from importlib.util import find_spec
+from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if find_spec("echo_ext._C") is None:
+if _find_spec("echo_ext._C") is None:
     raise ImportError(
         f"echo_ext's native core is not in {__path__[0]}, where Python found it: if this is the source tree and "
         "echo_ext is installed, run Python from another folder; CONTRIBUTING.md builds the core into the source tree"
     )
 
-from echo_ext.channel import ChannelOutput, EchoChannel, EchoMatrixChannel
+from echo_ext.echo import (
+    ChannelOutput,
+    EchoChannel,
+    EchoMatrixChannel,
+    echo_indices,
+    echo_noise,
+    echo_rate,
+    echo_rate_matrix,
+    echo_sample,
+    echo_sample_matrix,
+    max_scale,
+)
 from echo_ext.estimators import (
     conditional_mutual_information,
     entropy,
@@ -21,8 +34,15 @@ from echo_ext.estimators import (
     total_correlation,
     transfer_entropy,
 )
-from echo_ext.matrix import echo_rate_matrix, echo_sample_matrix
-from echo_ext.ops import echo_indices, echo_noise, echo_rate, echo_sample, max_scale
+
+if _TYPE_CHECKING:
+    from echo_ext import data as data
+    from echo_ext import distributed as distributed
+    from echo_ext import metrics as metrics
+    from echo_ext import models as models
+    from echo_ext import reference as reference
+    from echo_ext import sklearn as sklearn
+    from echo_ext import training as training
 
 __version__ = "0.1.0"
 
@@ -48,3 +68,16 @@ __all__ = [
     "total_correlation",
     "transfer_entropy",
 ]
+
+# Imported when they are first used: some need packages that are optional, and all take time.
+_SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn", "training")
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return _import_module(f"echo_ext.{name}")
+    raise AttributeError(f"module 'echo_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES, "__version__"])

@@ -1,4 +1,4 @@
-"""``python -m echo_ext``: the same as the command ``echo-ext``."""
+"""The entry point of ``python -m echo_ext``, which is the same as the command ``echo-ext``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The versions that results depend on."""
+"""The versions of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["versions"]
 
 
 def versions() -> dict[str, str]:
-    """Each package with its version; recorded beside every result."""
+    """Return the version of each package, which is saved with every result."""
     return {
         "echo-ext": echo_ext.__version__,
         "python": platform.python_version(),

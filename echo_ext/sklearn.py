@@ -1,13 +1,16 @@
-"""scikit-learn's mutual_info_regression and mutual_info_classif, with its signatures, values and errors, faster.
+"""scikit-learn's mutual_info_regression and mutual_info_classif, with its signatures, values and errors, but faster.
 
-Needs scikit-learn. As there, continuous variables are scaled to unit variance and a little noise, drawn from
-``random_state``, parts repeated values; negative estimates become 0. The functions of `echo_ext` itself do neither.
+This module needs scikit-learn. As there, continuous variables are scaled to unit variance, a little noise from
+``random_state`` separates repeated values, and negative estimates become 0. The functions of `echo_ext` itself do none
+of this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,57 +24,90 @@ from sklearn.preprocessing import scale
 from sklearn.utils import check_array, check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 
-from .estimators import mutual_information_matrix
-from .estimators._neighbours import count, search
+from echo_ext.estimators import mutual_information_matrix
+from echo_ext.estimators.discrete import count_by_ross, group_labels
+from echo_ext.estimators.neighbors import PointSet
 
 __all__ = ["mutual_info_classif", "mutual_info_regression"]
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
+DiscreteFeatures: TypeAlias = Literal["auto"] | bool | npt.ArrayLike
+RandomState: TypeAlias = int | np.random.RandomState | None
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def mutual_info_regression(
     X: Any,
-    y: Any,
+    y: npt.ArrayLike,
     *,
-    discrete_features: Any = "auto",
+    discrete_features: DiscreteFeatures = "auto",
     n_neighbors: int = 3,
     copy: bool = True,
-    random_state: Any = None,
+    random_state: RandomState = None,
     n_jobs: int | None = None,
 ) -> Numbers:
-    """Mutual information, in nats, of each feature with a continuous target (n_features,).
+    """Estimate the mutual information of each feature with a continuous target, in nats.
 
     Args:
-        X: (n_samples, n_features), dense, or sparse if every feature is discrete.
-        y: (n_samples,).
-        discrete_features: "auto" (none if X is dense, all if sparse), a bool, a mask or indices.
-        n_neighbors: k, at least 1.
+        X: Features (n_samples, n_features): dense, or sparse if every feature is discrete.
+        y: The target (n_samples,).
+        discrete_features: Which features are discrete: "auto" (none if X is dense, all if it is sparse), a bool for
+            all of them, a mask, or indices.
+        n_neighbors: The number of neighbors, at least 1. A larger number reduces the variance of the estimates and
+            increases their bias.
         copy: False allows X to be overwritten.
-        random_state: Seed or generator of the noise.
-        n_jobs: Number of threads; None is 1, -1 all.
+        random_state: The seed or generator of the noise that is added to continuous variables.
+        n_jobs: The number of threads. None is 1, and -1 is all.
 
     Returns:
-        Estimates of Kraskov et al. (2004) for continuous features and of Ross (2014) for discrete ones, at least 0.
+        The estimates (n_features,), at least 0: those of Kraskov et al. 2004 for continuous features, and those of Ross
+        2014 for discrete ones.
 
     Raises:
-        ValueError, TypeError: As scikit-learn's function of this name.
+        ValueError, TypeError: As scikit-learn's function of this name raises them.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext.sklearn import mutual_info_regression
+        >>> X = np.random.default_rng(0).standard_normal((500, 3))
+        >>> mutual_info_regression(X, X[:, 0] ** 2 + 0.1 * X[:, 1], random_state=0).round(1)
+        array([1.8, 0.1, 0. ])
     """
     return _estimate(X, y, False, discrete_features, n_neighbors, copy, random_state, n_jobs, "mutual_info_regression")
 
 
 def mutual_info_classif(
     X: Any,
-    y: Any,
+    y: npt.ArrayLike,
     *,
-    discrete_features: Any = "auto",
+    discrete_features: DiscreteFeatures = "auto",
     n_neighbors: int = 3,
     copy: bool = True,
-    random_state: Any = None,
+    random_state: RandomState = None,
     n_jobs: int | None = None,
 ) -> Numbers:
-    """Mutual information, in nats, of each feature with a discrete target (n_features,).
+    """Estimate the mutual information of each feature with a discrete target, in nats.
 
-    Args, Returns, Raises: As `mutual_info_regression`, with class labels for y.
+    Args:
+        X, discrete_features, n_neighbors, copy, random_state, n_jobs: As in :func:`mutual_info_regression`.
+        y: The class labels (n_samples,).
+
+    Returns:
+        The estimates (n_features,), at least 0: those of Ross 2014 for continuous features, and the mutual information
+        of the empirical distribution for discrete ones.
+
+    Raises:
+        ValueError, TypeError: As scikit-learn's function of this name raises them.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext.sklearn import mutual_info_classif
+        >>> X = np.random.default_rng(0).standard_normal((500, 3))
+        >>> mutual_info_classif(X, X[:, 0] > 0, random_state=0).round(1)
+        array([0.7, 0. , 0. ])
     """
     check_classification_targets(y)
     return _estimate(X, y, True, discrete_features, n_neighbors, copy, random_state, n_jobs, "mutual_info_classif")
@@ -81,10 +117,10 @@ def _estimate(
     X: Any,
     y: Any,
     discrete_target: bool,
-    discrete_features: Any,
+    discrete_features: DiscreteFeatures,
     n_neighbors: int,
     copy: bool,
-    random_state: Any,
+    random_state: RandomState,
     n_jobs: int | None,
     name: str,
 ) -> Numbers:
@@ -102,13 +138,11 @@ def _estimate(
     continuous = ~discrete
     if continuous.any():
         X = X.astype(np.float64, copy=copy)
-        X[:, continuous] = _parted(scale(X[:, continuous], with_mean=False, copy=False), generator)
+        X[:, continuous] = _add_noise(scale(X[:, continuous], with_mean=False, copy=False), generator)
     if not discrete_target:
-        y = _parted(scale(y, with_mean=False), generator)
+        y = _add_noise(scale(y, with_mean=False), generator)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(effective_n_jobs(n_jobs))
-    try:
+    with _num_threads(effective_n_jobs(n_jobs)):
         values = np.zeros(X.shape[1])
         for i in np.flatnonzero(discrete):
             column = X[:, [i]].toarray().ravel() if issparse(X) else X[:, i]
@@ -116,18 +150,26 @@ def _estimate(
         if continuous.any() and discrete_target:
             values[continuous] = _ross(X[:, continuous].T, y, n_neighbors)
         elif continuous.any():
-            _check_neighbours(n_neighbors, len(y))
+            _check_neighbors(n_neighbors, len(y))
             values[continuous] = np.ravel(mutual_information_matrix(X[:, continuous], y, k=n_neighbors))
-    finally:
-        torch.set_num_threads(threads)
     return np.maximum(values, 0.0)
+
+
+@contextmanager
+def _num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_positive_int(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
-def _discrete_mask(discrete_features: Any, X: Any) -> npt.NDArray[np.bool_]:
+def _discrete_mask(discrete_features: DiscreteFeatures, X: Any) -> npt.NDArray[np.bool_]:
     if isinstance(discrete_features, str):
         if discrete_features != "auto":
             raise ValueError("Invalid string value for discrete_features.")
@@ -142,13 +184,13 @@ def _discrete_mask(discrete_features: Any, X: Any) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _parted(values: Numbers, generator: np.random.RandomState) -> Numbers:
-    """Values of unit variance with so little noise that only repeated ones notice."""
+def _add_noise(values: Numbers, generator: np.random.RandomState) -> Numbers:
+    """Add so little noise to values of unit variance that it changes the order of repeated values alone."""
     size = np.maximum(1, np.mean(np.abs(values), axis=0))
     return np.asarray(values + 1e-10 * size * generator.standard_normal(size=values.shape))
 
 
-def _check_neighbours(n_neighbors: int, n_samples: int) -> None:
+def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
     if n_neighbors >= n_samples:
         raise ValueError(
             "Expected n_neighbors < n_samples_fit, but n_neighbors = "
@@ -157,27 +199,22 @@ def _check_neighbours(n_neighbors: int, n_samples: int) -> None:
 
 
 def _ross(columns: Numbers, labels: Any, n_neighbors: int) -> Numbers:
-    """Ross's estimate between each row of `columns` (p, N) and the labels (N,)."""
-    _, label_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    ks = np.minimum(n_neighbors, sizes - 1)
-    points = torch.from_numpy(np.ascontiguousarray(columns)).unsqueeze(-1)
-    radii = points.new_empty(columns.shape)
-    ends = np.cumsum(sizes)
-    for k, rows in zip(ks, np.split(np.argsort(label_of, kind="stable"), ends[:-1]), strict=True):
-        if k >= 1:
-            radii[:, rows] = _distance_to_kth(points[:, rows], int(k))
-    kept = np.flatnonzero(sizes[label_of] > 1)
-    if len(kept) == 0:
+    """Return the estimate of Ross 2014 between each row of ``columns`` (p, N) and the labels (N,)."""
+    codes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
+    groups = group_labels(codes)
+    if not groups:
         raise ValueError("Found array with 0 sample(s): every label occurs only once.")
-    near = count(points[:, kept], radii[None, :, kept])[0].numpy()
-    constant = digamma(len(kept)) + digamma(ks[label_of[kept]]).mean() - digamma(sizes[label_of[kept]]).mean()
-    return np.asarray(constant - digamma(near + 1).mean(-1))
+    points = torch.from_numpy(np.ascontiguousarray(columns)).unsqueeze(-1)
+    counts = count_by_ross(points, groups, [n_neighbors], search=_search_distances)
+    own_k, own_size, nearer = counts.own_k[0].numpy(), counts.own_others.numpy() + 1, counts.nearer[0].numpy()
+    constant = digamma(len(counts.rows)) + digamma(own_k).mean() - digamma(own_size).mean()
+    return np.asarray(constant - digamma(nearer + 1).mean(-1))
 
 
-def _distance_to_kth(points: torch.Tensor, k: int) -> torch.Tensor:
-    """(p, n) from (p, n, 1)."""
+def _search_distances(points: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the distances (p, n, k) of points (p, n, 1) to their k nearest, rounded as scikit-learn rounds them."""
     if k < points.shape[1] // 2:
-        return search(points, k)[0][..., -1]
+        return PointSet(points).search_distances(k)
     # Here scikit-learn multiplies matrices instead of subtracting, and its rounding decides what is strictly nearer.
-    each = [NearestNeighbors(n_neighbors=k).fit(column).kneighbors()[0][:, -1] for column in points.numpy()]
+    each = [NearestNeighbors(n_neighbors=k).fit(column).kneighbors()[0] for column in points.numpy()]
     return torch.from_numpy(np.stack(each))

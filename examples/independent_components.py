@@ -1,8 +1,8 @@
-"""Independent components by minimising an estimate of mutual information.
+"""Find independent components by minimizing an estimate of mutual information.
 
-Two independent sources are mixed by a matrix. After whitening a rotation is left, found by gradient descent on
-echo_ext.mutual_information itself: no contrast function, no density model. The script succeeds (exit status 0) when the
-rotation undoes the mixing to within 2 degrees, and writes independent_components.png.
+Two independent sources are mixed by a matrix. After whitening, only a rotation is unknown. Gradient descent on
+echo_ext.mutual_information finds it, without a contrast function or a density model. The script writes
+independent_components.png and succeeds (exit status 0) if the rotation undoes the mixing to within 2 degrees.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import echo_ext
 
 
 def mixed_sources(n):
-    """A uniform and a bimodal source, mixed and whitened; the sources, and the mixture, (n, 2) each."""
+    """Return a uniform and a bimodal source, and their whitened mixture, (n, 2) each."""
     uniform = torch.rand(n, dtype=torch.float64) - 0.5
     bimodal = torch.randn(n, dtype=torch.float64) * 0.3 + (torch.rand(n) < 0.5).double().mul(2).sub(1)
     sources = torch.stack([uniform / uniform.std(), bimodal / bimodal.std()], dim=1)
@@ -59,8 +59,8 @@ def main():
     found = rotated(white, angle.detach())
     correlation = (found.T @ sources / args.n).abs()
     worst = math.degrees(math.acos(min(1.0, correlation.max(dim=1).values.min().item())))
-    print(f"mutual information: {path[0][1]:.3f} nats mixed, {information(found).item():.3f} unmixed")
-    print(f"each component meets a source within {worst:.2f} degrees")
+    print(f"mutual information: {path[0][1]:.3f} nats before, {information(found).item():.3f} after")
+    print(f"largest angle between a component and its source: {worst:.2f} degrees")
     plot(white, found, path, args.out)
     print(f"wrote {args.out}")
     return 0 if worst < 2 else 1
@@ -79,8 +79,8 @@ def plot(white, found, path, out):
     landscape.plot(angles, [information(rotated(white, a)).item() for a in angles], color="0.6")
     landscape.plot(*zip(*path, strict=True), "o-", markersize=3, linewidth=0.8)
     landscape.set_xlabel("angle")
-    landscape.set_ylabel("I (nats)")
-    landscape.set_title("the descent")
+    landscape.set_ylabel("mutual information (nats)")
+    landscape.set_title("gradient descent")
     figure.savefig(out, dpi=130)
 
 

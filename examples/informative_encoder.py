@@ -1,9 +1,9 @@
-"""An encoder that keeps what two views of the same thing share, by maximising I(z; x) between them.
+"""Train two encoders to keep what two views share, by maximizing the mutual information between their codes.
 
-A signal of one dimension is hidden in two noisy views of ten dimensions each, behind fixed random non-linear maps. The
-loudest directions of the views are noise of their own. Maximising echo_ext.mutual_information between the codes of the
-two views finds the signal nevertheless: nothing else is told to the encoders. The script succeeds (exit status 0) when
-the rank correlation between code and hidden signal, on fresh samples, exceeds 0.8; it writes informative_encoder.png.
+A one-dimensional signal is hidden in two noisy views of ten dimensions each, behind fixed random nonlinear maps. The
+directions of largest variance are independent noise. Maximizing echo_ext.mutual_information between the codes of the
+two views still finds the signal, without any other supervision. The script writes informative_encoder.png and succeeds
+(exit status 0) if the rank correlation between the code and the hidden signal exceeds 0.8 on fresh samples.
 """
 
 import argparse
@@ -18,19 +18,19 @@ DIM = 10
 
 
 class Views:
-    """Draws pairs of views of one hidden signal."""
+    """Pairs of views of a hidden signal."""
 
     def __init__(self):
         self.maps = torch.randn(2, DIM, DIM) / DIM**0.5
 
     def draw(self, n):
-        """The signal (n,) and the two views (n, DIM)."""
+        """Draw the signal (n,) and the two views (n, DIM)."""
         signal = torch.rand(n) * 2 - 1
         views = []
         for mix in self.maps:
             sources = torch.randn(n, DIM)
             sources[:, 0] = 2 * signal + 0.2 * torch.randn(n)
-            sources[:, 1:4] *= 3  # louder than the signal, and the view's own
+            sources[:, 1:4] *= 3  # noise of this view alone, larger than the signal
             mixed = sources @ mix
             views.append(mixed + 0.1 * mixed.tanh())
         return signal, *views
@@ -62,7 +62,7 @@ def main():
     signal, test_a, test_b = views.draw(4000)
 
     def codes(a, b):
-        # The estimate is blind to scale within reason; unit variance keeps the codes within reason.
+        # The estimate barely depends on the scale of the codes; unit variance keeps it from drifting.
         return [(z - z.mean()) / z.std() for z in (encode_a(a), encode_b(b))]
 
     history = []
@@ -80,8 +80,8 @@ def main():
         code, other = codes(test_a, test_b)
         reached = echo_ext.mutual_information(code, other).item()
         correlation = rank_correlation(code[:, 0], signal)
-    print(f"information between the codes: {history[0][1]:.3f} nats at first, {reached:.3f} in the end")
-    print(f"rank correlation of code and hidden signal: {history[0][2]:.2f} at first, {correlation:.2f} in the end")
+    print(f"information between the codes: {history[0][1]:.3f} nats before training, {reached:.3f} after")
+    print(f"rank correlation of code and hidden signal: {history[0][2]:.2f} before training, {correlation:.2f} after")
     plot(history, signal, code, args.out)
     print(f"wrote {args.out}")
     return 0 if correlation > 0.8 else 1
@@ -93,7 +93,7 @@ def plot(history, signal, code, out):
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     curves, scatter = figure.subplots(1, 2)
     steps, information, correlation = zip(*history, strict=True)
-    curves.plot(steps, information, label="I between the codes (nats)")
+    curves.plot(steps, information, label="mutual information of the codes (nats)")
     curves.plot(steps, correlation, label="rank correlation with the signal")
     curves.set_xlabel("step")
     curves.legend()

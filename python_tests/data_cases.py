@@ -1,4 +1,4 @@
-"""Small files of every form that data sets come in."""
+"""Small files in the formats of the data sets."""
 
 import gzip
 import os
@@ -10,11 +10,11 @@ import pytest
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 REAL = os.environ.get("ECHO_EXT_DATA")
-needs_real_files = pytest.mark.skipif(not REAL, reason="needs the real files: set ECHO_EXT_DATA to their folder")
+needs_real_files = pytest.mark.skipif(not REAL, reason="needs the real files; set ECHO_EXT_DATA to their folder")
 
 
 def away_from_all_data(monkeypatch, tmp_path):
-    """Neither the user's files nor the network; a cache of the test's own, which is returned."""
+    """Hide the user's files and the network from a test; return a cache of its own."""
     monkeypatch.delenv("ECHO_EXT_DATA", raising=False)
     monkeypatch.setenv("ECHO_EXT_OFFLINE", "1")
     monkeypatch.setenv("ECHO_EXT_CACHE", str(tmp_path / "cache"))

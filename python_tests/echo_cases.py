@@ -1,4 +1,4 @@
-"""What the Echo tests share: inputs, and the oracle's results and gradients in float64."""
+"""Shared helpers of the Echo tests: random inputs, and float64 results and gradients of the reference (the oracle)."""
 
 import torch
 
@@ -7,7 +7,7 @@ from echo_ext import reference
 
 SAMPLINGS = ("permutation", "replacement", "ring")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Largest error beside the largest value: the contract's for wide types, a rounding of the result for half types.
+# Maximum error relative to the largest value; for half-precision types, one rounding of the result.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
@@ -18,7 +18,7 @@ def signal_and_scale(shape, dtype=torch.float64, largest_scale=0.9, device="cpu"
 
 
 def relative_error(actual, expected):
-    """The largest difference beside the largest expected value."""
+    """Return the largest difference relative to the largest expected value."""
     assert actual.shape == expected.shape
     if expected.numel() == 0:
         return 0.0
@@ -28,13 +28,13 @@ def relative_error(actual, expected):
 
 
 def results(function, tensors, weights):
-    """The function's value and the gradients of its weighted sum."""
+    """Return the value of the function and the gradients of its weighted sum."""
     value = function(*tensors)
     return (value, *torch.autograd.grad((value * weights.to(value)).sum(), tensors))
 
 
 def oracle(name, tensors, indices, weights, *, with_bank):
-    """The same in float64 by the plain definition, on given draws."""
+    """Return the results of the reference implementation in float64 for the given draws."""
     wide = [tensor.detach().cpu().double().requires_grad_() for tensor in tensors]
     function = getattr(reference, name)
     indices = indices.cpu()
@@ -44,7 +44,7 @@ def oracle(name, tensors, indices, weights, *, with_bank):
 
 
 def check_against_oracle(device, shape, dtype, sampling, num_terms, largest_scale, *, bank_rows=None, size=None):
-    """echo_sample and echo_noise, forward and backward, on the draws that echo_indices names."""
+    """Compare echo_sample and echo_noise, forward and backward, with the reference on the draws of echo_indices."""
     tensors = signal_and_scale(shape, dtype, largest_scale, device)
     if bank_rows is not None:
         tensors += signal_and_scale((bank_rows, *shape[1:]), dtype, largest_scale, device)
@@ -73,7 +73,7 @@ def check_against_oracle(device, shape, dtype, sampling, num_terms, largest_scal
         actual = results(call, used, weights)
         if bank_rows is None or name == "echo_sample":
             expected = oracle(name, used, indices, weights, with_bank=bank_rows is not None)
-        else:  # the noise of a bank is that of its rows
+        else:  # noise drawn from a bank depends only on the bank
             expected = oracle(name, used, indices, weights, with_bank=False)
         for what, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):  # the value, then the gradients
             assert ours.dtype == dtype

@@ -15,8 +15,8 @@ import torch
 
 SHIM = Path(__file__).parent / "cuda_shim"
 CSRC = Path(__file__).parent.parent / "csrc"
-KNN_KERNELS = sorted(CSRC.glob("knn_*.cu"))
-KERNELS = [source for source in sorted(CSRC.glob("*.cu")) if source not in KNN_KERNELS]
+KNN_KERNELS = sorted(CSRC.glob("knn/*.cu"))
+KERNELS = [source for source in sorted(CSRC.glob("*/*.cu")) if source not in KNN_KERNELS]
 PROGRAM = "driver"
 SOURCES = [*KERNELS, SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
 KNN_SOURCES = [*KNN_KERNELS, SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
@@ -46,7 +46,7 @@ KNN_OPERATIONS = {
     "search": 1,
     "count": 2,
     "boundary": 3,
-    "max_neighbours": 4,
+    "max_neighbors": 4,
     "pairs": 5,
     "max_pair_points": 6,
 }
@@ -159,7 +159,7 @@ def usage_of(source: Path, folder: Path, architecture: str = "sm_90") -> dict[st
     if nvcc is None:
         pytest.skip("nvcc is needed to know the kernels' registers")
     command = [nvcc, "-std=c++17", "-cubin", f"-arch={architecture}", "-Xptxas=-v", "-DECHO_EXT_WITH_CUDA", f"-I{CSRC}"]
-    command += ["-fmad=false"] if source.stem.startswith("knn") else []
+    command += ["-fmad=false"] if source.parent.name == "knn" else []
     text = subprocess.run([*command, source, "-o", folder / source.stem], capture_output=True, text=True, check=True)
     pattern = r"function '(\S+)' for.*\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores.*\n.*Used (\d+) reg"
     found = re.findall(pattern, text.stderr + text.stdout)
@@ -261,7 +261,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class KnnProblem:
-    """A request of the nearest-neighbour kernels."""
+    """A request of the nearest-neighbor kernels."""
 
     single: bool = False
     descending: bool = False

@@ -1,4 +1,4 @@
-"""Samples on which nearest neighbours are hard to get right, and what the estimator tests share."""
+"""Shared helpers of the estimator tests: samples with ties, outliers and extreme magnitudes."""
 
 import numpy as np
 import torch
@@ -7,12 +7,12 @@ KINDS = ("normal", "ties", "duplicates", "constant", "heavy", "offset", "tiny", 
 
 
 def fresh():
-    """A generator that follows the seed in the report's header."""
+    """Return a NumPy generator seeded from torch's, and so from ECHO_EXT_TEST_SEED."""
     return np.random.default_rng(int(torch.randint(2**62, ())))
 
 
 def sample(rng, n, d, kind="normal", dtype=np.float64):
-    """(n, d) values of one kind."""
+    """Return an (n, d) array of one kind of values."""
     values = rng.standard_normal((n, d))
     if kind == "ties":
         values = np.round(rng.uniform(-2, 2, (n, d)))  # zeros of both signs among them
@@ -21,7 +21,7 @@ def sample(rng, n, d, kind="normal", dtype=np.float64):
     elif kind == "constant":
         values[:, rng.integers(d)] = 2.5
     elif kind == "heavy":
-        values = np.clip(rng.standard_cauchy((n, d)) ** 3, -1e15, 1e15)  # squares fit float32
+        values = np.clip(rng.standard_cauchy((n, d)) ** 3, -1e15, 1e15)  # squares are finite in float32
     elif kind == "offset":
         values = 1e5 + values
     elif kind == "tiny":
@@ -37,7 +37,7 @@ def sample(rng, n, d, kind="normal", dtype=np.float64):
 
 
 def related(rng, n, dx=1, dy=1, kind="normal", dtype=np.float64):
-    """x and y of one kind that depend on each other."""
+    """Return dependent x and y of one kind of values."""
     x = sample(rng, n, dx, kind, dtype)
     y = sample(rng, n, dy, kind, dtype)
     shared = min(dx, dy)

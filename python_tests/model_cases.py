@@ -1,4 +1,4 @@
-"""What the tests of every model share: short training, and a state that survives saving."""
+"""Helpers for the tests of all models: short training, saving and loading, autocast, and data of the wrong shape."""
 
 import io
 
@@ -8,7 +8,7 @@ from echo_ext.models import build
 
 
 def fit(model, x, *, steps, learning_rate=3e-3, clip_gradients=False):
-    """The mean losses of the first and of the last fifth of some Adam steps on the rows of x."""
+    """Train on x with Adam; return the mean loss over the first and over the last fifth of the steps."""
     optimizer = torch.optim.Adam(model.parameter_groups(learning_rate))
     model.prepare(x)
     model.train()
@@ -27,7 +27,7 @@ def fit(model, x, *, steps, learning_rate=3e-3, clip_gradients=False):
 
 
 def same_after_saving(recipe, data_shape, model, x, **settings):
-    """Whether a model built anew makes of x what this one does, once it has this one's state."""
+    """Whether a new model with this model's state computes the same losses of x."""
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -41,16 +41,16 @@ def same_after_saving(recipe, data_shape, model, x, **settings):
 
 
 def wide_under_autocast(model, x):
-    """Whether losses and samples are float32 where the networks compute in bfloat16."""
+    """Whether losses and samples are float32 although the networks compute in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         results = [*model.loss(x).values(), model.sample(2)]
     return all(result.dtype == torch.float32 for result in results)
 
 
 def refuses_other_shapes(model, x):
-    """Whether a batch that has a column too many is named."""
+    """Whether a batch with one column too many raises an error that names x."""
     try:
         model.loss(torch.cat([x, x[..., :1]], dim=-1))
     except ValueError as error:
-        return str(error).startswith("x must be (B, ")
+        return str(error).startswith("x must have shape (B, ")
     return False

@@ -1,4 +1,4 @@
-// Checks of the thread pool that need tasks of their own: exceptions from any thread, nested and after each other.
+// Tests of the thread pool with custom tasks: exceptions from any thread, nested calls, repeated failures, interrupts.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "parallel.h"
+#include "common/parallel.h"
 
 using namespace echo_ext;
 
@@ -25,7 +25,7 @@ void expect(bool holds, const char* what) {
 
 void pause() { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
 
-// Every task runs once, and helpers take part.
+// Checks that every task runs once and that helper threads take part.
 void expect_usable(const char* after) {
   std::vector<std::atomic<int>> runs(3000);
   std::atomic<bool> helped{false};
@@ -41,7 +41,8 @@ void expect_usable(const char* after) {
   expect(helped, after);
 }
 
-// Throws in one slot and checks that the exception arrives, that no task runs afterwards, and that tasks are left out.
+// Throws in one slot and checks that no task runs after the call returns and that the remaining tasks are skipped.
+// Returns whether the exception reached the caller.
 template <typename Throw>
 bool run_failing(int failing_slot, const Throw& raise) {
   std::atomic<int64_t> begun{0}, running{0};
@@ -63,7 +64,7 @@ bool run_failing(int failing_slot, const Throw& raise) {
   }
   returned = true;
   expect(running == 0, "a task was running after its job had returned");
-  expect(!caught || begun < 100000, "no task was left out");
+  expect(!caught || begun < 100000, "no task was skipped after the exception");
   return caught;
 }
 
@@ -93,7 +94,7 @@ int main() {
   expect(caught, "a nested exception was lost");
   expect_usable("the pool does not work after a nested exception");
 
-  // A failure elsewhere ends a long task of a helper, which polls.
+  // An exception in one thread stops a long task of a helper that polls for interrupts.
   std::atomic<bool> waits{false};
   caught = false;
   try {
@@ -109,12 +110,12 @@ int main() {
     caught = true;
   }
   expect(caught, "the caller's exception was lost while a helper was polling");
-  expect_usable("the pool does not work after a long task was ended");
+  expect_usable("the pool does not work after a long task was stopped");
 
-  // An interrupt ends the call on any number of threads, and is asked for on the caller's thread only.
+  // An interrupt ends the call for any number of threads. Only the caller's thread checks for interrupts.
   static const std::thread::id caller = std::this_thread::get_id();
   set_interrupt_check([] {
-    expect(std::this_thread::get_id() == caller, "a helper asked for interrupts");
+    expect(std::this_thread::get_id() == caller, "a helper thread checked for interrupts");
     if (++checks > 2) throw std::runtime_error("interrupt");
   });
   for (const int threads : {1, kThreads}) {
@@ -129,7 +130,7 @@ int main() {
     }
     expect(caught, "an interrupt was lost");
   }
-  // The caller, whose own tasks are done, waits for a helper.
+  // The interrupt arrives while the caller has finished its own tasks and waits for a helper.
   checks = 0;
   caught = false;
   waits = false;

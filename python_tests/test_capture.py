@@ -1,7 +1,7 @@
-"""Recorded training steps: what a replay must read afresh, and what keeps a step from being recorded.
+"""Recorded training steps: inputs that a replay must read again, and reasons why a step cannot be recorded.
 
-A stand-in for the GPU traces a step into its tensor operations and repeats these, as a CUDA graph does: whatever Python
-computed is frozen in the recording, and only tensors carry anything into a replay.
+A substitute for the GPU traces the tensor operations of a step and repeats them, as a CUDA graph does. Values that
+Python computed are fixed by the recording, and only tensors pass new values to a replay.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class TracingRecorder:
-    """Records on the CPU. The step is taken once while it is traced; what that changed is put back."""
+    """A recorder on the CPU. Tracing runs the step once, and its changes are undone afterwards."""
 
     def __init__(self, obstacle=None):
         self.obstacle = obstacle
@@ -61,7 +61,7 @@ class TracingRecorder:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """Has every run record its steps; learning rates are tensors, as on a GPU."""
+    """Make every run record its steps, with learning rates in tensors as on a GPU."""
     recorder = TracingRecorder()
     stepper = fitting.Stepper
 
@@ -81,7 +81,7 @@ def _as_on_a_gpu(monkeypatch):
             group["lr"] = torch.tensor(float(group["lr"]))
 
     monkeypatch.setattr(fitting, "prepare_optimizer", prepare)
-    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
 
 
 SETTINGS = {
@@ -90,13 +90,13 @@ SETTINGS = {
     "epochs": 6,
     "latent_dim": 4,
     "warm_up_epochs": 2,
-    "binarisation": "dynamic",
+    "binarization": "dynamic",
     "gradient_clip": 30.0,
 }
 
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
-def test_recorded_steps_are_the_steps(tmp_path, recorder, recipe):
+def test_recorded_steps_equal_ordinary_steps(tmp_path, recorder, recipe):
     model = {"num_terms": 20} if recipe.startswith("echo") else {}
     model |= {"discriminator_width": 20} if recipe == "echo-tc" else {}
     settings = {**SETTINGS, "model": model}
@@ -111,7 +111,7 @@ def test_recorded_steps_are_the_steps(tmp_path, recorder, recipe):
     assert recorder.replays > 0
 
 
-def test_a_recording_is_made_once_for_each_warm_up_weight(tmp_path, recorder):
+def test_step_is_recorded_once_for_each_warm_up_weight(tmp_path, recorder):
     configuration = Configuration.of("vae", "digits", **{**SETTINGS, "limit": 600, "epochs": 4})
     training.train(configuration, tmp_path)
     assert recorder.recordings == recorder.rehearsals == 3
@@ -119,7 +119,7 @@ def test_a_recording_is_made_once_for_each_warm_up_weight(tmp_path, recorder):
     assert recorder.replays == 4 * 6 - 3 * 3
 
 
-def test_a_step_that_waits_for_the_device_is_taken_by_itself(tmp_path, recorder, caplog):
+def test_step_that_waits_for_the_device_is_not_recorded(tmp_path, recorder, caplog):
     recorder.obstacle = "called a synchronizing CUDA operation (model.py:7)"
     configuration = Configuration.of("vae", "digits", **SETTINGS)
     with caplog.at_level(logging.WARNING):
@@ -128,12 +128,12 @@ def test_a_step_that_waits_for_the_device_is_taken_by_itself(tmp_path, recorder,
     assert recorded == {**alone, "seconds": recorded["seconds"]}
     assert (recorder.rehearsals, recorder.recordings) == (1, 0)
     assert [record.getMessage() for record in caplog.records] == [
-        "vae: steps are launched kernel by kernel, for a CUDA graph cannot hold them: "
+        "vae: steps are launched kernel by kernel, because a CUDA graph cannot contain them: "
         "called a synchronizing CUDA operation (model.py:7)"
     ]
 
 
-def test_an_optimizer_goes_from_recorded_runs_to_others_and_back():
+def test_optimizer_switches_between_recorded_and_ordinary_steps():
     parameter = torch.nn.Parameter(torch.zeros(3))
     saved = torch.optim.Adam([parameter], lr=0.25, fused=True).state_dict()
     for recorded in (True, False, True):
@@ -149,7 +149,7 @@ def test_an_optimizer_goes_from_recorded_runs_to_others_and_back():
         saved = optimizer.state_dict()
 
 
-# Operations whose result the host must see in the middle of a step.
+# Operations whose result the host must read in the middle of a step.
 WAITING = {
     "aten::_local_scalar_dense",
     "aten::_unique2",
@@ -161,8 +161,8 @@ WAITING = {
 }
 
 
-class Watch(TorchDispatchMode):
-    """Notes the operations that would keep a step out of a CUDA graph."""
+class WaitDetector(TorchDispatchMode):
+    """Collects the operations that prevent a step from being recorded as a CUDA graph."""
 
     def __init__(self):
         super().__init__()
@@ -176,7 +176,7 @@ class Watch(TorchDispatchMode):
         return operation(*arguments, **(keywords or {}))
 
 
-def test_the_watch_notices_what_waits():
+def test_wait_detector_finds_waiting_operations():
     x = torch.arange(5.0)
     for wait in (
         lambda: x.sum().item(),
@@ -184,9 +184,9 @@ def test_the_watch_notices_what_waits():
         lambda: x[x > 2],
         lambda: x.unique(),
     ):
-        with Watch() as watch:
+        with WaitDetector() as detector:
             wait()
-        assert watch.waiting
+        assert detector.waiting
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -196,8 +196,8 @@ def test_no_recipe_waits_for_the_device_in_a_step(recipe):
     x = torch.rand(24, 1, 8, 8).round()
     model.prepare(x)
     model.train()
-    model.warmth = 0.5
+    model.warm_up_weight = 0.5
     model.loss(x)["loss"].backward()  # the first batch fills banks
-    with Watch() as watch:
+    with WaitDetector() as detector:
         model.loss(x)["loss"].backward()
-    assert not watch.waiting
+    assert not detector.waiting

@@ -1,4 +1,4 @@
-"""EchoChannel: the parameterisation, the bank, and living in a model."""
+"""EchoChannel: its parameterization, its bank, and its use inside a model."""
 
 import copy
 import math
@@ -17,8 +17,8 @@ def trained(rows=30, shape=(4,), **options):
     return channel
 
 
-def test_parameterisation():
-    """Equations of the paper, with the one r in the noise and in the rate."""
+def test_parameterization_matches_paper():
+    """The channel follows the equations of the paper, with the same scale bound r in the noise and in the rate."""
     channel = EchoChannel(num_terms=20, bound=2.0, activation_scale=4.0, bank_size=30)
     f_raw, s_raw = torch.randn(30, 4, dtype=torch.float64) * 5, torch.randn(30, 4, dtype=torch.float64)
     torch.manual_seed(1)
@@ -31,13 +31,13 @@ def test_parameterisation():
     assert (rate > -math.log(channel.scale)).all()
 
 
-def test_rate_is_exact_where_scales_underflow():
+def test_rate_is_exact_when_scales_underflow():
     channel = EchoChannel(num_terms=5)
     rate = channel(torch.zeros(6, 1), torch.full((6, 1), -1000.0)).rate
     assert torch.allclose(rate, torch.full((6, 1), 1000.0 - math.log(channel.scale)))
 
 
-def test_multiplicative_noise_is_the_exponential():
+def test_multiplicative_output_is_exp_of_additive():
     plain, multiplicative = EchoChannel(5, bank_size=9), EchoChannel(5, bank_size=9, multiplicative=True)
     f_raw, s_raw = torch.randn(9, 3), torch.randn(9, 3)
     torch.manual_seed(2)
@@ -58,7 +58,7 @@ def test_gradients_reach_both_inputs():
     assert s_raw.grad.abs().min() > 0
 
 
-def test_the_bank_holds_the_newest_rows_first():
+def test_bank_holds_newest_rows_first():
     channel = EchoChannel(num_terms=3, bank_size=7, activation_scale=1.0)
     batches = [torch.randn(5, 2) for _ in range(3)]
     for batch in batches:
@@ -69,14 +69,14 @@ def test_the_bank_holds_the_newest_rows_first():
     assert not channel.bank_f.requires_grad
 
 
-def test_the_first_batch_fills_the_bank():
+def test_first_batch_fills_bank():
     channel = trained(rows=21, bank_size=50)
     assert channel.bank_f.shape == (50, 4)
     assert torch.equal(channel.bank_f[:21], channel.bank_f[21:42])
 
 
 @pytest.mark.parametrize("sampling", ["permutation", "replacement", "ring"])
-def test_eval_encodes_one_sample_independently_of_its_batch(sampling):
+def test_eval_encoding_is_independent_of_batch(sampling):
     channel = trained(sampling=sampling).eval()
     bank = channel.bank_f.clone()
     f_raw, s_raw = torch.randn(6, 4), torch.randn(6, 4)
@@ -88,7 +88,7 @@ def test_eval_encodes_one_sample_independently_of_its_batch(sampling):
     assert torch.equal(channel.bank_f, bank)
 
 
-def test_a_small_training_batch_is_filled_from_the_bank():
+def test_small_training_batch_draws_from_bank():
     channel = trained(num_terms=20, bank_size=50)
     f_raw = torch.randn(3, 4, requires_grad=True)
     z, rate = channel(f_raw, torch.zeros(3, 4))
@@ -97,8 +97,8 @@ def test_a_small_training_batch_is_filled_from_the_bank():
     assert f_raw.grad.abs().min() > 0
 
 
-def test_sample_has_the_law_of_the_latent():
-    """The marginal q(z): draws from the bank and encodings of the bank's rows agree in mean and variance."""
+def test_sample_matches_latent_distribution():
+    """Samples of the marginal q(z) and encodings of the rows in the bank agree in mean and variance."""
     channel = EchoChannel(num_terms=60, bank_size=2000, activation_scale=1.0).eval()
     channel.train()
     f_raw, s_raw = torch.randn(2000, 3), torch.randn(2000, 3)
@@ -109,7 +109,7 @@ def test_sample_has_the_law_of_the_latent():
     assert torch.allclose(draws.var(0), z.var(0), rtol=0.25)
 
 
-def test_images_of_latents():
+def test_image_shaped_latents():
     channel = EchoChannel(num_terms=10)
     z, rate = channel(torch.randn(11, 2, 3, 5), torch.randn(11, 2, 3, 5))
     assert z.shape == rate.shape == (11, 2, 3, 5)
@@ -128,7 +128,7 @@ def test_state_dict_round_trip():
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda channel: pickle.loads(pickle.dumps(channel))])
-def test_copies_are_whole_and_apart(clone):
+def test_copies_are_equal_and_independent(clone):
     channel = trained()
     other = clone(channel)
     torch.manual_seed(5)
@@ -140,17 +140,17 @@ def test_copies_are_whole_and_apart(clone):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_moves_between_dtypes(dtype):
+def test_channel_converts_between_dtypes(dtype):
     channel = trained().to(dtype)
     assert channel.sample(3).dtype == dtype
     z, rate = channel(torch.randn(25, 4, dtype=dtype), torch.randn(25, 4, dtype=dtype))
     assert z.dtype == dtype
     assert rate.dtype == torch.promote_types(dtype, torch.float32)
-    assert channel.eval()(torch.randn(1, 4), torch.randn(1, 4)).z.dtype == torch.float32  # the bank follows its input
+    assert channel.eval()(torch.randn(1, 4), torch.randn(1, 4)).z.dtype == torch.float32  # as the input
 
 
-def test_a_drop_in_for_the_gaussian():
-    """As in the README: the same lines with another channel train."""
+def test_replaces_gaussian_channel_in_training():
+    """The training loop of the README runs with EchoChannel in place of a Gaussian channel."""
     layer = torch.nn.Linear(5, 6)
     channel = EchoChannel(num_terms=15)
     x = torch.randn(16, 5)
@@ -167,25 +167,25 @@ def test_a_drop_in_for_the_gaussian():
     assert rates[-1] > -3 * math.log(channel.scale)
 
 
-# ---- Bad input -------------------------------------------------------------------------------------------------------
+# ---- Invalid input ---------------------------------------------------------------------------------------------------
 
 
-def test_a_first_batch_that_is_too_small_says_what_to_do():
-    with pytest.raises(ValueError, match=r"10 rows, but num_terms=20 needs 21 and the bank is still empty"):
+def test_too_small_first_batch_raises():
+    with pytest.raises(ValueError, match=r"at least 21 rows for num_terms=20 while the bank is still empty, got 10"):
         EchoChannel(num_terms=20)(torch.randn(10, 2), torch.randn(10, 2))
 
 
-def test_eval_and_sample_before_training_say_what_to_do():
+def test_eval_and_sample_before_training_raise():
     with pytest.raises(ValueError, match="train a batch first"):
         EchoChannel().eval()(torch.randn(1, 2), torch.randn(1, 2))
     with pytest.raises(ValueError, match="train a batch first"):
         EchoChannel().sample(3)
 
 
-def test_another_width_than_in_training():
-    with pytest.raises(ValueError, match=r"rows of shape \(4,\), as in training, but they have \(5,\)"):
+def test_row_shape_differing_from_training_raises():
+    with pytest.raises(ValueError, match=r"rows of the shape seen in training, \(4,\), got \(5,\)"):
         trained().eval()(torch.randn(1, 5), torch.randn(1, 5))
-    with pytest.raises(ValueError, match=r"rows of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"shape seen in training, \(4,\)"):
         trained()(torch.randn(30, 5), torch.randn(30, 5))
 
 
@@ -199,7 +199,7 @@ def test_another_width_than_in_training():
         ({"num_terms": 99, "bank_size": 50}, "bank_size must be at least 99, got 50"),
     ],
 )
-def test_bad_settings(options, message):
+def test_invalid_settings_raise(options, message):
     with pytest.raises(ValueError, match=message):
         EchoChannel(**options)
 
@@ -207,7 +207,7 @@ def test_bad_settings(options, message):
 # ---- The rate floor --------------------------------------------------------------------------------------------------
 
 
-def test_more_terms_lower_the_rate_floor():
+def test_more_terms_lower_rate_floor():
     floors = {terms: -math.log(echo_ext.max_scale(terms)) for terms in (99, 1023, 8191)}
     assert floors[99] == pytest.approx(0.179, abs=5e-4)
     assert floors[8191] < 0.003
@@ -215,8 +215,8 @@ def test_more_terms_lower_the_rate_floor():
 
 
 @pytest.mark.parametrize(("num_terms", "floor"), [(99, 0.18), (8191, 0.003)])
-def test_training_reaches_the_rate_floor(num_terms, floor):
-    """An encoder that is asked for nothing but a low rate sends what its channel must."""
+def test_training_reaches_rate_floor(num_terms, floor):
+    """An encoder trained only to lower the rate reaches the minimum that the channel allows."""
     channel = EchoChannel(num_terms, sampling="ring", bank_size=num_terms)
     encoder = torch.nn.Linear(4, 4)
     optimizer = torch.optim.Adam(encoder.parameters(), 1.0)
@@ -228,13 +228,13 @@ def test_training_reaches_the_rate_floor(num_terms, floor):
     assert -math.log(channel.scale) < float(rate.detach().mean()) < floor
 
 
-def test_the_lowest_rate_is_the_information():
-    """f normal, s = r at 8191 terms: the correlation of f and z has I = -log(1 - correlation**2) / 2 = -log r."""
+def test_minimum_rate_is_mutual_information():
+    """For normal f and s = r, the maximum scale, the information is -log(1 - corr(f, z)**2) / 2 = -log r."""
     scale = echo_ext.max_scale(8191)
     f = torch.randn(16, 8192, 8, dtype=torch.float64)
     z = torch.stack([echo_ext.echo_sample(one, torch.full_like(one, scale), sampling="ring") for one in f])
     sample = lambda t: t.transpose(1, 2).reshape(-1, 8192)  # noqa: E731
-    product = ((sample(f) * sample(z)).mean(1) * math.sqrt(1 - scale**2)).mean()  # of unit variances
+    product = ((sample(f) * sample(z)).mean(1) * math.sqrt(1 - scale**2)).mean()  # z scaled to unit variance
     error = 1 / math.sqrt(f.numel())
     assert abs(float(product) - math.sqrt(1 - scale**2)) < 6 * error
     assert -math.log(1 - (1 - scale**2)) / 2 == pytest.approx(-math.log(scale))

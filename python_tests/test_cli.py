@@ -1,4 +1,4 @@
-"""The command line: what it prints, and that every error is one line with the right exit code."""
+"""The command line: its output, and errors in one line with the right exit code."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ import echo_ext
 from echo_ext import _C, cli
 from echo_ext.cli import demo, machine
 
-# Where child processes run: at the root they would import the sources, not what is installed.
+# The working directory of child processes. At the root they would import the sources instead of the installed package.
 HERE = Path(__file__).parent
 
 NO_HEAVY_IMPORTS = """
@@ -27,7 +27,7 @@ sys.exit(f"imported {loaded}" if loaded else code)
 
 
 def fail(capsys, *argv):
-    """The exit code and the one line on standard error."""
+    """Run a command that fails; return its exit code and its one line on stderr."""
     try:
         code = cli.main(argv)
     except SystemExit as stop:
@@ -40,7 +40,7 @@ def fail(capsys, *argv):
     return code, captured.err
 
 
-def test_info_tells_versions_and_what_the_core_can_do(capsys):
+def test_info_prints_versions_and_build_options(capsys):
     assert cli.main(["info"]) == 0
     facts = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     facts = {name: fact.strip() for name, fact in facts.items()}
@@ -57,7 +57,7 @@ def test_info_tells_versions_and_what_the_core_can_do(capsys):
     assert facts["CUDA usable"].startswith("cuda:0 (" if torch.cuda.is_available() else "no; ")
 
 
-def test_info_says_why_cuda_is_not_usable(capsys, monkeypatch, pretend_driver):
+def test_info_gives_the_reason_why_cuda_is_not_usable(capsys, monkeypatch, pretend_driver):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cli.main(["info"]) == 0
@@ -69,7 +69,7 @@ def test_info_says_why_cuda_is_not_usable(capsys, monkeypatch, pretend_driver):
     assert "no; echo-ext was built without CUDA" in capsys.readouterr().out
 
 
-def test_info_needs_nothing_but_torch_and_numpy():
+def test_info_needs_only_torch_and_numpy():
     command = [sys.executable, "-m", "echo_ext", "info"]
     by_module = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
     assert by_module.returncode == 0, by_module.stderr
@@ -94,11 +94,14 @@ def test_version(capsys):
         (["info", "--loud"], "unrecognized arguments: --loud"),
         (["demo", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["demo", "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["demo", "--beta", "-1"], "--beta must be 0 or more, got -1.0"),
-        (["demo", "--beta", "nan"], "--beta must be 0 or more, got nan"),
-        (["demo", "--seed", "-1"], "--seed must be between 0 and 2**63 - 1, got -1"),
-        (["demo", "--data", "cifar"], "no data set 'cifar'; there are digits, fashion-mnist, mnist"),
-        (["demo", "--data", "mnist", "--data-dir", "/nowhere/at/all"], "the data folder /nowhere/at/all is not there"),
+        (["demo", "--beta", "-1"], "--beta must be a finite number of at least 0, got -1.0"),
+        (["demo", "--beta", "nan"], "--beta must be a finite number of at least 0, got nan"),
+        (["demo", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["demo", "--data", "cifar"], "--data must be one of 'digits', 'fashion-mnist', 'mnist', got 'cifar'"),
+        (
+            ["demo", "--data", "mnist", "--data-dir", "/nowhere/at/all"],
+            "the data folder /nowhere/at/all does not exist",
+        ),
         (["demo", "--device", "abacus"], "--device must be cpu, cuda or cuda:N, got 'abacus'"),
     ],
 )
@@ -110,7 +113,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cuda_device_that_is_not_there_is_refused(capsys, monkeypatch, pretend_driver):
+def test_missing_cuda_device_is_refused(capsys, monkeypatch, pretend_driver):
     def warn_of_the_driver():
         warnings.warn("CUDA initialization:\n the driver is too old", stacklevel=2)
         return False
@@ -137,51 +140,51 @@ def no_training(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_training")
-def test_an_unusable_out_is_refused_before_training(capsys, tmp_path):
+def test_unusable_out_is_refused_before_training(capsys, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     for out in (file, file / "below" / "it"):
         code, line = fail(capsys, "demo", "--out", str(out))
         assert code == 2
-        assert f"--out {out} cannot be a folder: {file} is a file" in line or "Not a directory" in line
+        assert f"--out must be a folder, got {out}, but {file} is a file" in line or "Not a directory" in line
     assert file.read_text() == "mine"
 
     taken = tmp_path / "taken"
     (taken / "curves.png").mkdir(parents=True)
     code, line = fail(capsys, "demo", "--out", str(taken))
     assert code == 2
-    assert f"--out {taken} has a folder where curves.png is to be written" in line
+    assert f"--out must have no folder curves.png, which is the name of a result, got {taken}" in line
 
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="everything is writable for root")
-def test_a_read_only_out_is_refused_before_training(capsys, tmp_path):
+def test_read_only_out_is_refused_before_training(capsys, tmp_path):
     tmp_path.chmod(0o500)
     code, line = fail(capsys, "demo", "--out", str(tmp_path / "new"))
     assert code == 2
-    assert f"--out {tmp_path / 'new'} is not writable: Permission denied" in line
+    assert f"--out must be writable, got {tmp_path / 'new'}: Permission denied" in line
 
 
 @pytest.mark.usefixtures("no_training")
-def test_an_out_that_the_system_refuses_is_refused_before_training(capsys, tmp_path, monkeypatch):
+def test_out_without_permission_is_refused_before_training(capsys, tmp_path, monkeypatch):
     def refuse(*, dir):
         raise PermissionError(13, "Permission denied", dir)
 
     monkeypatch.setattr(demo.tempfile, "TemporaryFile", refuse)
     code, line = fail(capsys, "demo", "--out", str(tmp_path / "new"))
     assert code == 2
-    assert f"--out {tmp_path / 'new'} is not writable: Permission denied" in line
+    assert f"--out must be writable, got {tmp_path / 'new'}: Permission denied" in line
 
 
 @pytest.mark.usefixtures("no_training")
-def test_missing_packages_are_named_with_what_to_install(capsys, tmp_path, monkeypatch):
+def test_missing_packages_are_named_with_their_extra(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
     code, line = fail(capsys, "demo", "--out", str(tmp_path))
     assert code == 1
     assert "the demo needs matplotlib and rich: pip install 'echo-ext[demo]'" in line
 
 
-def test_an_unexpected_failure_is_one_line_and_exit_code_1_and_debug_shows_it(capsys, tmp_path, monkeypatch):
+def test_unexpected_error_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):
     def break_down(*_):
         raise RuntimeError("the\nground shook")
 
@@ -194,7 +197,7 @@ def test_an_unexpected_failure_is_one_line_and_exit_code_1_and_debug_shows_it(ca
             cli.main(argv)
 
 
-def test_interrupted_is_one_line_and_exit_code_130(capsys, tmp_path, monkeypatch):
+def test_interrupt_is_one_line_and_exit_code_130(capsys, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -206,7 +209,7 @@ def test_interrupted_is_one_line_and_exit_code_130(capsys, tmp_path, monkeypatch
     assert not out.exists()
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_closed_pipe_prints_no_error():
     command = f"{sys.executable} -m echo_ext info"
     read, write = os.pipe()
     os.close(read)

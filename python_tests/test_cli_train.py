@@ -1,4 +1,4 @@
-"""The commands recipes, train, evaluate and sweep: what they print, their exit codes, and runs killed from outside."""
+"""The commands recipes, train, evaluate and sweep: their output and exit codes, and runs that are killed."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def fail(capsys, *argv):
-    """The exit code and the one line on standard error."""
+    """Run a command that fails; return its exit code and its one line on stderr."""
     try:
         code = cli.main([str(word) for word in argv])
     except SystemExit as stop:
@@ -39,7 +39,7 @@ def fail(capsys, *argv):
     return code, captured.err
 
 
-def test_recipes_lists_every_recipe_in_one_line(capsys):
+def test_recipes_prints_one_line_per_recipe(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[0]: line.split(maxsplit=1)[1] for line in lines} == models.recipes()
@@ -53,15 +53,15 @@ def test_recipes_lists_every_recipe_in_one_line(capsys):
         (("train", "--recipe", "vay", "--data", "digits"), "there is no recipe 'vay'; the most similar are vae"),
         (("train", "--recipe", "vae", "--data", "digit"), "no data set 'digit'"),
         (("train", "--recipe", "vae", "--data", "mnist", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
-        ((*TRAIN, "--latent-dim", "0"), "latent_dim must be an integer, at least 1, got 0"),
-        ((*TRAIN, "--beta", "-1"), "beta must be at least 0, got -1.0"),
+        ((*TRAIN, "--latent-dim", "0"), "latent_dim must be at least 1, got 0"),
+        ((*TRAIN, "--beta", "-1"), "beta must be a finite number of at least 0, got -1.0"),
         ((*TRAIN, "--set", "hidden"), "--set must be NAME=VALUE, got 'hidden'"),
-        ((*TRAIN, "--set", "hidden=[1"), "--set hidden: '[1' is not YAML"),
+        ((*TRAIN, "--set", "hidden=[1"), "--set hidden must be YAML, got '[1'"),
         ((*TRAIN, "--set", "hiden=1"), "recipe 'vae' has no argument 'hiden'; it has"),
-        ((*TRAIN, "--set", "architecture=conv28"), "takes images of 28 x 28, but data_shape is (1, 8, 8)"),
+        ((*TRAIN, "--set", "architecture=conv28"), "(channels, 28, 28) for architecture 'conv28', got (1, 8, 8)"),
         ((*TRAIN, "--resume"), "there is nothing to resume in runs/vae-digits-beta1-seed0"),
         (("train", "--resume", "--out", "empty"), "there is no run in empty"),
-        (("train", "--resume"), "--resume needs --out, or the run's --recipe and --data"),
+        (("train", "--resume"), "--resume needs --out, or --recipe and --data of the run"),
         ((*TRAIN, "--device", "abacus"), "--device must be cpu, cuda or cuda:N, got 'abacus'"),
         (("evaluate", "empty"), "there is no run in empty"),
         (("evaluate", "empty", "--draws", "0"), "--draws must be at least 1, got 0"),
@@ -71,25 +71,25 @@ def test_recipes_lists_every_recipe_in_one_line(capsys):
         ),
         (
             ("sweep", "--recipe", "vae", "--data", "digits", "--beta", "1", "--out", "o", "--jobs", "0"),
-            "jobs must be at least 1, got 0",
+            "--jobs must be at least 1, got 0",
         ),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2_and_leaves_nothing(capsys, tmp_path, argv, complaint):
+def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, argv, complaint):
     code, line = fail(capsys, *argv)
     assert complaint in line
     assert code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_packages_are_named_with_the_extra_that_has_them(capsys, monkeypatch):
+def test_missing_packages_of_train_are_named_with_their_extra(capsys, monkeypatch):
     monkeypatch.setattr(cli.machine.importlib.util, "find_spec", lambda package: None)
     code, line = fail(capsys, *TRAIN)
     assert code == 1
     assert "train needs lightning and matplotlib and tqdm and yaml: pip install 'echo-ext[train]'" in line
 
 
-def test_a_run_from_the_shell_is_reported_evaluated_and_guarded(capsys):
+def test_run_is_reported_evaluated_and_protected(capsys):
     assert cli.main([*TRAIN, *QUICK, "--out", "run"]) == 0
     report = capsys.readouterr().out
     assert "rate bound" in report
@@ -100,12 +100,12 @@ def test_a_run_from_the_shell_is_reported_evaluated_and_guarded(capsys):
         assert measure in report
 
     code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
-    assert (code, "holds this run already: resume it (--resume)" in line) == (2, True)
+    assert (code, "contains this run already; resume it (--resume)" in line) == (2, True)
     for again in ((*TRAIN, *QUICK, "--beta", "2"), ("train", "--beta", "2")):
         code, line = fail(capsys, *again, "--out", "run", "--resume")
-        assert (code, "holds another run: it has beta 1.0, not 2.0" in line) == (2, True)
+        assert (code, "contains another run, with beta 1.0, not 2.0" in line) == (2, True)
     code, line = fail(capsys, "train", "--recipe", "echo", "--data", "digits", "--out", "run", "--resume")
-    assert (code, "holds another run: it has recipe 'vae', not 'echo'" in line) == (2, True)
+    assert (code, "contains another run, with recipe 'vae', not 'echo'" in line) == (2, True)
 
     Path("run/result.json").unlink()
     Path("run/last.ckpt").write_bytes(Path("run/last.ckpt").read_bytes()[:2000])
@@ -114,7 +114,7 @@ def test_a_run_from_the_shell_is_reported_evaluated_and_guarded(capsys):
         assert (code, "last.ckpt is damaged" in line) == (2, True)
 
 
-def test_a_sweep_from_the_shell_prints_its_table(capsys):
+def test_sweep_prints_its_table(capsys):
     words = ["sweep", "--recipe", "vae", "beta-vae", "--data", "digits", "--beta", "0.5,1", "--seeds", "0,1"]
     assert cli.main([*words, "--out", "grid", *QUICK]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -125,7 +125,7 @@ def test_a_sweep_from_the_shell_prints_its_table(capsys):
     assert all(row.count("+-") == 3 for row in rows)
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
+def test_interrupted_run_prints_how_to_continue(capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -133,13 +133,13 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch):
         interrupted.setattr("echo_ext.training.running.fit", interrupt)
         code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
     assert code == 130
-    assert line.endswith("no epoch was finished; to go on: echo-ext train --resume --out run\n")
+    assert line.endswith("no epoch was finished; continue by: echo-ext train --resume --out run\n")
     assert cli.main(["train", "--resume", "--out", "run"]) == 0
 
 
-def test_a_run_killed_and_terminated_ends_bit_equal_to_one_left_alone(tmp_path, one_thread):
+def test_killed_and_terminated_run_resumes_bit_equal(tmp_path, one_thread):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarise", "dynamic")
+    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarize", "dynamic")
     settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2")
     broken = tmp_path / "broken"
 
@@ -163,7 +163,7 @@ def test_a_run_killed_and_terminated_ends_bit_equal_to_one_left_alone(tmp_path, 
         _, errors = run.communicate(timeout=100)
         assert run.returncode == code, errors
         run = start("train", "--resume", "--out", broken)
-    assert errors.endswith(f"to go on: echo-ext train --resume --out {broken}\n")
+    assert errors.endswith(f"continue by: echo-ext train --resume --out {broken}\n")
     assert errors.count("\n") == 1
     assert cli.main([*echo, *settings, "--out", str(tmp_path / "alone")]) == 0
     _, errors = run.communicate(timeout=100)

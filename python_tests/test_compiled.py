@@ -1,4 +1,4 @@
-"""A whole Echo autoencoder's training step compiled: one graph, one recompilation, the same numbers as eagerly."""
+"""torch.compile on the training step of an Echo autoencoder: one graph, one recompilation, same results as eager."""
 
 import copy
 
@@ -15,7 +15,7 @@ BATCHES = (64, 100, 128, 333, 512, 777, 1000, 1024)
 
 
 class Autoencoder(nn.Module):
-    """The layers around a channel, and the loss."""
+    """Encoder and decoder around a channel; the forward pass returns the loss."""
 
     def __init__(self, channel, width=4):
         super().__init__()
@@ -51,7 +51,7 @@ def gradients(model):
 
 
 def train(model, step, batches):
-    """The weights after a step of Adam on each batch."""
+    """Take one Adam step on each batch and return the parameters."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for seed, x in enumerate(batches):
         torch.manual_seed(seed)
@@ -61,22 +61,22 @@ def train(model, step, batches):
     return list(model.parameters())
 
 
-def test_one_graph_and_one_recompilation(model):
+def test_compiles_at_most_twice_and_matches_eager(model):
     counter = CompileCounterWithBackend("aot_eager")
     step = torch.compile(model, fullgraph=True, backend=counter)
-    twin = copy.deepcopy(model)
+    eager_model = copy.deepcopy(model)
     batches = [torch.randn(rows, 8) for rows in BATCHES]
-    compiled, eager = train(model, step, batches), train(twin, twin, batches)
-    assert counter.frame_count <= 2  # for 64 rows, then for any number
+    compiled, eager = train(model, step, batches), train(eager_model, eager_model, batches)
+    assert counter.frame_count <= 2  # once for 64 rows, then for a dynamic batch size
     assert all(relative_error(ours, theirs) < 1e-4 for ours, theirs in zip(compiled, eager, strict=True))
-    assert torch.allclose(model.channel.bank_f, twin.channel.bank_f, atol=1e-5)
+    assert torch.allclose(model.channel.bank_f, eager_model.channel.bank_f, atol=1e-5)
 
 
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch cannot compile a backward pass"
 )
-def test_backward_pass_and_update_in_the_same_graph(model):
-    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+def test_backward_and_update_in_one_graph(model):
+    eager_model, x = copy.deepcopy(model), torch.randn(64, 8)
     parameters = list(model.parameters())
 
     def step(x):
@@ -91,18 +91,18 @@ def test_backward_pass_and_update_in_the_same_graph(model):
         torch.manual_seed(1)
         loss = torch.compile(step, fullgraph=True, backend="aot_eager")(x)
     torch.manual_seed(1)
-    expected = twin(x)
+    expected = eager_model(x)
     expected.backward()
     assert relative_error(loss, expected) < 1e-5
-    for ours, theirs in zip(parameters, twin.parameters(), strict=True):
+    for ours, theirs in zip(parameters, eager_model.parameters(), strict=True):
         assert relative_error(ours, theirs - 1e-2 * theirs.grad) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_compiled_under_autocast(model, dtype):
-    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+def test_compiled_matches_eager_under_autocast(model, dtype):
+    eager_model, x = copy.deepcopy(model), torch.randn(64, 8)
     losses = []
-    for each, step in ((model, torch.compile(model, fullgraph=True, backend="aot_eager")), (twin, twin)):
+    for each, step in ((model, torch.compile(model, fullgraph=True, backend="aot_eager")), (eager_model, eager_model)):
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=dtype):
             loss = step(x)
@@ -112,29 +112,29 @@ def test_compiled_under_autocast(model, dtype):
     assert relative_error(*losses) < 20 * torch.finfo(dtype).eps
 
 
-def test_checkpointing_repeats_the_noise(model):
-    twin, x = copy.deepcopy(model), torch.randn(64, 8)
+def test_checkpointing_reproduces_noise(model):
+    eager_model, x = copy.deepcopy(model), torch.randn(64, 8)
     torch.manual_seed(1)
     model(x).backward()
     torch.manual_seed(1)
-    checkpoint(twin, x, use_reentrant=False).backward()
-    assert all(map(torch.equal, gradients(model), gradients(twin)))
+    checkpoint(eager_model, x, use_reentrant=False).backward()
+    assert all(map(torch.equal, gradients(model), gradients(eager_model)))
 
 
-def test_a_compiled_gradient_transform_is_refused_by_name():
+def test_compiled_func_grad_raises():
     torch._dynamo.reset()
     f, s = torch.randn(8, 3), torch.rand(8, 3)
     slope = torch.func.grad(lambda f: echo_ext.echo_sample(f, s, seed=1).sum())
-    with pytest.raises(Exception, match=r"the gradients of torch\.func do not go through"):
+    with pytest.raises(Exception, match=r"torch\.func cannot differentiate Echo noise"):
         torch.compile(slope, fullgraph=True, backend="aot_eager")(f)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::FutureWarning:torch.*")  # its own, while it lowers a triangle
-def test_generated_code_trains_as_eager(model):
-    twin = copy.deepcopy(model)
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.*")  # raised inside torch while it lowers tril
+def test_inductor_training_matches_eager(model):
+    eager_model = copy.deepcopy(model)
     batches = [torch.randn(rows, 8) for rows in BATCHES[:4]]
     with torch._inductor.config.patch(fallback_random=True):
         compiled = train(model, torch.compile(model, fullgraph=True), batches)
-    eager = train(twin, twin, batches)
+    eager = train(eager_model, eager_model, batches)
     assert all(relative_error(ours, theirs) < 1e-4 for ours, theirs in zip(compiled, eager, strict=True))

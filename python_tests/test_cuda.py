@@ -152,7 +152,7 @@ def test_compiles_and_moves_between_devices():
 
 def test_devices_must_agree():
     f, s = (t.detach() for t in signal_and_scale((5, 3)))
-    with pytest.raises(ValueError, match="must be on one device, got cuda:0 and cpu"):
+    with pytest.raises(ValueError, match="must be on the same device, got cuda:0 and cpu"):
         echo_ext.echo_sample(f.cuda(), s)
-    with pytest.raises(ValueError, match="seed must be on f's device cuda:0, got cpu"):
+    with pytest.raises(ValueError, match="seed must be on f's device, cuda:0, got cpu"):
         echo_ext.echo_sample(f.cuda(), s.cuda(), seed=torch.tensor(1))

@@ -1,4 +1,4 @@
-"""Which drivers and which devices a CUDA build runs on, and what it says where it does not."""
+"""The drivers and devices that a CUDA build supports, and the errors for those that it does not."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from echo_ext import _C, _cuda, cli
+from echo_ext import _C, _cuda, _native, cli
 
 ROOT = Path(__file__).parent.parent
 REBUILD_WITH_CUDA_12 = (
@@ -26,7 +26,7 @@ TOO_OLD = (
     ("supported", "built"),
     [(13000, "13.0.88"), (13000, "13.2.1"), (13020, "13.0.88"), (12040, "12.9.86"), (13000, "12.9.86")],
 )
-def test_a_driver_of_the_same_major_version_or_newer_will_do(supported, built):
+def test_supported_driver_is_accepted(supported, built):
     assert _cuda.driver_refusal(supported, built, "580.65.06") is None
 
 
@@ -58,11 +58,11 @@ def test_a_driver_of_the_same_major_version_or_newer_will_do(supported, built):
         ),
     ],
 )
-def test_a_driver_that_is_too_old_is_refused(supported, built, version, refusal):
+def test_unsupported_driver_is_rejected(supported, built, version, refusal):
     assert _cuda.driver_refusal(supported, built, version) == refusal
 
 
-def test_this_driver_version_is_a_cuda_version():
+def test_reported_driver_version_is_plausible():
     supported = _C.cuda_driver_version()
     assert supported == 0 or supported >= 11000
     if torch.cuda.is_available() and _C.cuda_version is not None:
@@ -76,11 +76,11 @@ def test_this_driver_version_is_a_cuda_version():
         (("13.0.88", 12080, "570.86.10"), TOO_OLD),
     ],
 )
-def test_the_first_cuda_call_says_what_is_missing(pretend_driver, driver, refusal):
+def test_cuda_call_reports_missing_support(pretend_driver, driver, refusal):
     pretend_driver(*driver)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=re.escape(f"f is a CUDA tensor, but {refusal}")) as caught:
-            _cuda.device_and_stream("f", torch.device("cuda"))
+            _native.device_and_stream("f", torch.device("cuda"))
         assert "\n" not in str(caught.value)
 
 
@@ -96,13 +96,13 @@ def test_the_first_cuda_call_says_what_is_missing(pretend_driver, driver, refusa
         ((None,), "none found"),
     ],
 )
-def test_info_shows_the_driver(capsys, pretend_driver, driver, fact):
+def test_info_shows_driver(capsys, pretend_driver, driver, fact):
     pretend_driver(*driver)
     assert cli.main(["info"]) == 0
     assert f"\ndriver        {fact}\n" in capsys.readouterr().out
 
 
-def test_commands_refuse_an_old_driver_and_leave_nothing(capsys, tmp_path, monkeypatch, pretend_driver):
+def test_commands_reject_old_driver_without_output(capsys, tmp_path, monkeypatch, pretend_driver):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     pretend_driver("13.0.88", 12080, "570.86.10")
@@ -111,20 +111,21 @@ def test_commands_refuse_an_old_driver_and_leave_nothing(capsys, tmp_path, monke
     for command in (("train", "--recipe", "echo", "--data", "digits"), ("demo",)):
         assert cli.main([*command, "--device", "cuda"]) == 2
         captured = capsys.readouterr()
-        assert captured.err == f"echo-ext {command[0]}: error: --device is 'cuda', but {TOO_OLD}\n"
+        refusal = f"--device must be a device that can be used, got 'cuda': {TOO_OLD}"
+        assert captured.err == f"echo-ext {command[0]}: error: {refusal}\n"
         assert captured.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
 # ---- Architectures ---------------------------------------------------------------------------------------------------
 
-CAPABILITIES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)  # that nvcc 13 knows
-TEGRA = (87, 110)  # Orin and Thor; machine code for other devices does not run on them
+CAPABILITIES = (75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)  # supported by nvcc 13
+TEGRA = (87, 110)  # Orin and Thor, which do not run machine code built for other devices
 
 
 def default_architectures():
     lists = re.findall(r"set\(CMAKE_CUDA_ARCHITECTURES (\d[^)]*)\)", (ROOT / "CMakeLists.txt").read_text())
-    assert len(lists) == 2  # for an older and a newer nvcc
+    assert len(lists) == 2  # for older and newer versions of nvcc
     return [architectures.split() for architectures in lists]
 
 
@@ -136,4 +137,4 @@ def test_default_architectures_cover_every_device(architectures):
         assert min(ptx) <= capability
         if capability not in TEGRA and capability <= max(machine_code):
             assert any(code // 10 == capability // 10 and code <= capability for code in machine_code), capability
-    assert max(code for code in ptx if code <= 110) == 90  # what Thor compiles
+    assert max(code for code in ptx if code <= 110) == 90  # the PTX that Thor compiles

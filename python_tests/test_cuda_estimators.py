@@ -87,7 +87,7 @@ def test_gradients(dims, kind):
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch calls a prototype
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_waits_after_the_check_of_the_input(method, monkeypatch):
-    monkeypatch.setattr("echo_ext.estimators._samples.check_finite", lambda *_: None)
+    monkeypatch.setattr("echo_ext.estimators.samples.check_finite", lambda *_: None)
     x, y = (v.cuda() for v in draw(500, 1, 2))
     labels = (x[:, 0] > 0).long()
     groups = discrete._read_groups(labels, 0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from emulated_device import DTYPES, SAMPLINGS, Launch, Problem, Shim, ShimError
 
-from echo_ext.distributed import _scan
+from echo_ext.echo import scan as ring_scan
 from echo_ext.reference import echo_matrix_circle
 
 # Of the largest sum of magnitudes in a column; half types round the result once.
@@ -616,17 +616,17 @@ def test_matrices_that_are_too_large_are_refused(shim, dim):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scan_of_one_ranks_rows(shim, rows, width, chunk_rows, dtype, monkeypatch):
     """As the CPU's kernels, whose own tests have the recurrence."""
-    monkeypatch.setattr(_scan, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(ring_scan, "CHUNK_ROWS", chunk_rows)
     f, grad = torch.randn(2, rows, width).to(DTYPES[dtype])
     s = (0.9 * torch.rand(rows, width)).to(DTYPES[dtype])
     order, entries = torch.randperm(rows), torch.randn(2, width).to(torch.promote_types(f.dtype, torch.float32))
-    composition, adjoint = _scan.Composition(order, f, s), _scan.Composition(order, grad, s, backward=True)
-    z = _scan.scan(order, f, s, entries[0], composition)
+    composition, adjoint = ring_scan.Composition(order, f, s), ring_scan.Composition(order, grad, s, backward=True)
+    z = ring_scan.scan(order, f, s, entries[0], composition)
     expected = (
         *composition.levels[0],
         *adjoint.levels[0],
         z,
-        *_scan.scan_backward(order, s, grad, z, *entries, adjoint),
+        *ring_scan.scan_backward(order, s, grad, z, *entries, adjoint),
     )
     inputs = [order, f, s, grad, entries[0], composition.entries(entries[0]), adjoint.entries(entries[1])]
     results = [torch.empty_like(value) for value in expected]

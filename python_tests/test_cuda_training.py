@@ -1,4 +1,4 @@
-"""Training on a GPU: recorded steps, runs that stop and go on, and measures, for every recipe."""
+"""Training on a GPU: recorded steps, stopped and resumed runs, and evaluation, for every recipe."""
 
 import logging
 
@@ -23,7 +23,7 @@ SETTINGS = {
     "epochs": 3,
     "latent_dim": 4,
     "warm_up_epochs": 1,
-    "binarisation": "dynamic",
+    "binarization": "dynamic",
 }
 
 
@@ -33,8 +33,8 @@ def configure(recipe, **more):
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def recordings(monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_every_recipe_is_recorded_and_measured(tmp_path, caplog, recordings, recipe):
+def test_every_recipe_is_recorded_and_evaluated(tmp_path, caplog, recordings, recipe):
     with caplog.at_level(logging.WARNING):
         result = training.train(configure(recipe, epochs=1), tmp_path, device=DEVICE)
     assert caplog.records == []
@@ -55,7 +55,7 @@ def test_every_recipe_is_recorded_and_measured(tmp_path, caplog, recordings, rec
 
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
-def test_recorded_steps_are_the_steps(tmp_path, recordings, recipe):
+def test_recorded_steps_equal_ordinary_steps(tmp_path, recordings, recipe):
     recorded, alone = (
         training.train(configure(recipe), tmp_path / name, device=DEVICE, cuda_graph=name == "recorded")
         for name in ("recorded", "alone")
@@ -66,7 +66,7 @@ def test_recorded_steps_are_the_steps(tmp_path, recordings, recipe):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+def test_stopped_run_resumes_with_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     alone = training.train(configure("echo"), tmp_path / "alone", device=DEVICE)
     with pytest.raises(training.TimeLimitReached):
@@ -75,7 +75,7 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
     assert resumed["neg_elbo"] == pytest.approx(alone["neg_elbo"], rel=1e-3)
 
 
-def test_a_run_moves_between_devices_and_is_evaluated(tmp_path):
+def test_run_of_one_device_is_evaluated_on_another(tmp_path):
     training.train(configure("echo", epochs=1), tmp_path / "run", device=DEVICE)
     found = {device: training.evaluate(tmp_path / "run", device=device) for device in ("cpu", DEVICE)}
     assert found[DEVICE]["rate"] == pytest.approx(found["cpu"]["rate"], rel=1e-4)

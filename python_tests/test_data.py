@@ -1,4 +1,4 @@
-"""Data sets by name: what they hold, and what is said about folders and files that are not as they should be."""
+"""Data sets by name: their content, and the errors for missing and damaged folders and files."""
 
 import gzip
 import re
@@ -11,7 +11,7 @@ from data_cases import REAL, away_from_all_data, idx, needs_real_files, write_id
 from torch.utils.data import DataLoader
 
 from echo_ext import cli, data
-from echo_ext.data import catalogue, mixtures, principal
+from echo_ext.data import catalog, mixtures, principal
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def isolated(monkeypatch, tmp_path):
     away_from_all_data(monkeypatch, tmp_path)
 
 
-def test_digits_are_split_into_disjoint_parts_of_pixels_in_the_unit_interval():
+def test_digits_parts_have_their_sizes_and_values():
     pytest.importorskip("sklearn")
     parts = data.load("digits")
     assert {part: len(rows) for part, rows in parts.items()} == {"train": 1297, "valid": 200, "test": 300}
@@ -28,12 +28,12 @@ def test_digits_are_split_into_disjoint_parts_of_pixels_in_the_unit_interval():
     assert (x.dtype, labels.dtype) == (torch.float32, torch.int64)
     assert (x.min(), x.max()) == (0, 1)
     assert set(labels.tolist()) == set(range(10))
-    for rows in parts.values():  # every digit about as often in every part
+    for rows in parts.values():  # all digits are about equally frequent in every part
         assert torch.bincount(rows.labels).min() > 0.06 * len(rows)
     assert torch.equal(x, data.load("digits")["train"][:][0])
 
 
-def test_a_dataset_gives_rows_slices_and_batches():
+def test_dataset_returns_rows_slices_and_batches():
     levels = torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2)
     dataset = data.ImageDataset(levels, torch.arange(6), white=23)
     x, label = dataset[5]
@@ -50,7 +50,7 @@ def test_a_dataset_gives_rows_slices_and_batches():
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("subfolder", [True, False])
 @pytest.mark.parametrize("by_variable", [True, False])
-def test_idx_files_are_found_in_either_layout(tmp_path, monkeypatch, name, packed, subfolder, by_variable):
+def test_idx_files_are_found_in_every_layout(tmp_path, monkeypatch, name, packed, subfolder, by_variable):
     how = {} if packed else {"pack": bytes, "suffix": ""}
     arrays = write_idx(tmp_path / name if subfolder else tmp_path, **how)
     if by_variable:
@@ -71,40 +71,40 @@ def test_idx_files_are_found_in_either_layout(tmp_path, monkeypatch, name, packe
         ("?", ", ".join(data.names())),
     ],
 )
-def test_an_unknown_name_lists_the_nearest(name, near):
+def test_unknown_name_suggests_similar_ones(name, near):
     with pytest.raises(ValueError, match=rf"no data set {re.escape(repr(name))}; the most similar are {near}"):
         data.load(name)
 
 
-def test_without_a_folder_it_says_how_to_give_one():
+def test_missing_folder_error_names_the_options():
     with pytest.raises(FileNotFoundError, match=r"https://github.com/zalandoresearch.*--data-dir.*ECHO_EXT_DATA"):
         data.load("fashion-mnist")
 
 
 def test_missing_folder_and_missing_file_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'nowhere'} is not there")):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path / 'nowhere'} does not exist")):
         data.load("mnist", tmp_path / "nowhere")
     write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*it can be had at https://",
+        match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*it is available from https://",
     ):
         data.load("mnist", tmp_path)
 
 
-def test_another_data_sets_folder_is_not_taken_for_this_one(tmp_path):
+def test_folder_of_another_data_set_is_refused(tmp_path):
     write_idx(tmp_path / "fashion-mnist")
-    with pytest.raises(FileNotFoundError, match="the folder of fashion-mnist, not of mnist"):
+    with pytest.raises(FileNotFoundError, match="must be the data folder for mnist, but looks like that of fashion-mn"):
         data.load("mnist", tmp_path / "fashion-mnist")
 
 
-def test_a_published_file_that_was_changed_is_named(tmp_path):
-    # As long as MNIST's own, so that it must be MNIST's own.
+def test_modified_published_file_is_named(tmp_path):
+    # A file of the length of the published one must be the published one.
     write_idx(tmp_path)
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(10_000, np.uint8))))
-    with pytest.raises(ValueError, match=r"is not the file of mnist: as long as .* another SHA-256") as error:
+    with pytest.raises(ValueError, match=r"is not the file of mnist: it has the length .* another SHA-256") as error:
         data.load("mnist", tmp_path)
     assert str(path) in str(error.value)
 
@@ -118,14 +118,14 @@ def damaged(change):
     [
         (lambda content: gzip.compress(content)[:-20], "is not a whole gzip file"),
         (lambda content: content, "is not a whole gzip file"),
-        (damaged(lambda content: b"\0\0\x0d" + content[3:]), "should begin with 00000803, got 00000d03"),
-        (damaged(lambda content: b""), "should begin with 00000803, got $"),
-        (damaged(lambda content: content[:9]), "truncated: its header has 16 bytes, but the file only 9"),
+        (damaged(lambda content: b"\0\0\x0d" + content[3:]), "must begin with 00000803, got 00000d03"),
+        (damaged(lambda content: b""), "must begin with 00000803, got $"),
+        (damaged(lambda content: content[:9]), "truncated: its header must have 16 bytes, got 9"),
         (damaged(lambda content: content[:-7]), "announces 18 x 28 x 28 = 14112 bytes, but 14105 follow"),
         (damaged(lambda content: content + b"x"), "announces 18 x 28 x 28 = 14112 bytes, but 14113 follow"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, pack, complaint):
+def test_damaged_file_is_named_with_the_reason(tmp_path, pack, complaint):
     arrays = write_idx(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(pack(idx(arrays["train-images-idx3-ubyte"])))
@@ -137,11 +137,11 @@ def test_a_damaged_file_is_named_with_what_is_wrong(tmp_path, pack, complaint):
 def test_images_without_labels_are_refused(tmp_path):
     write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(4, np.uint8))))
-    with pytest.raises(ValueError, match="one label per image, but there are 5 and 4"):
+    with pytest.raises(ValueError, match="labels must have one label for each of 5 images, got 4"):
         data.load("mnist", tmp_path)
 
 
-def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'echo-ext\[demo\]'"):
@@ -152,26 +152,26 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(mixtures.MIXTURES))
-def test_mixtures_have_their_law(name):
-    law = mixtures.MIXTURES[name]
+def test_mixtures_have_their_distribution(name):
+    mixture = mixtures.MIXTURES[name]
     parts = data.load(name)
-    components, columns = law.means.shape
+    components, columns = mixture.means.shape
     assert parts["train"].data_shape == (columns,)
     x, labels = parts["train"][:]
     assert (x.dtype, labels.dtype) == (torch.float32, torch.int64)
     rows = len(x)
-    # Weights, means and spread, each within five standard errors.
+    # The weights, means and variances agree within five standard errors.
     share = torch.bincount(labels, minlength=components) / rows
     assert (share - 1 / components).abs().max() < 5 * (1 / components / rows) ** 0.5
-    noise = (x - law.means[labels]) / law.sigma
+    noise = (x - mixture.means[labels]) / mixture.sigma
     assert noise.mean(0).abs().max() < 5 * rows**-0.5
     assert (noise.square().mean() - 1).abs() < 5 * (2 / (rows * columns)) ** 0.5
-    # Between the pairwise bounds on a mixture's entropy (Kolchinsky & Tracey 2017): that of the noise,
-    # and how far the components are from each other, by Bhattacharyya and by Kullback-Leibler.
-    of_noise = columns * (np.log(law.sigma) + 0.5 * np.log(2 * np.pi * np.e))
-    squares = torch.cdist(law.means, law.means).square() / law.sigma**2
-    low, high = (float(of_noise - (-squares / scale).exp().mean(1).log().mean()) for scale in (8, 2))
-    estimate = -law.log_prob(x)
+    # The estimate lies between the pairwise bounds on the entropy of a mixture (Kolchinsky & Tracey 2017), which
+    # depend on the Bhattacharyya and the Kullback-Leibler distances of the components.
+    noise_entropy = columns * (np.log(mixture.sigma) + 0.5 * np.log(2 * np.pi * np.e))
+    squares = torch.cdist(mixture.means, mixture.means).square() / mixture.sigma**2
+    low, high = (float(noise_entropy - (-squares / scale).exp().mean(1).log().mean()) for scale in (8, 2))
+    estimate = -mixture.log_prob(x)
     error = 5 * float(estimate.std()) * rows**-0.5
     assert low - error < float(estimate.mean()) < high + error
     assert torch.equal(x, data.load(name)["train"][:][0])
@@ -204,11 +204,11 @@ def test_principal_axes_of_a_known_covariance():
     assert axes.gather(0, axes.abs().argmax(0, keepdim=True)).min() > 0
 
 
-def test_projections_are_distances_kept(tmp_path):
+def test_projection_preserves_distances(tmp_path):
     write_idx(tmp_path / "fashion-mnist", train=24)
     images, vectors = data.load("fashion-mnist", tmp_path), data.load("fashion-pca20", tmp_path)
     assert vectors["test"].data_shape == (20,)
-    # 20 training rows span 19 dimensions, so that nothing between them is lost.
+    # 20 training rows span 19 dimensions, so the projection keeps their distances.
     torch.testing.assert_close(
         torch.pdist(vectors["train"][:][0]), torch.pdist(images["train"][:][0].flatten(1)), rtol=1e-4, atol=1e-4
     )
@@ -217,24 +217,24 @@ def test_projections_are_distances_kept(tmp_path):
 
 
 @needs_real_files
-def test_twenty_axes_have_the_share_of_the_variance_that_the_paper_states():
+def test_twenty_axes_have_the_variance_of_the_paper():
     x = data.load("fashion-mnist", REAL)["train"][:][0].flatten(1)
     assert float(principal.principal_axes(x, 20)[2].sum()) == pytest.approx(0.785, abs=5e-4)
 
 
-# ---- The catalogue ---------------------------------------------------------------------------------------------------
+# ---- The catalog ---------------------------------------------------------------------------------------------------
 
-EMBEDDED = {name for name, entry in catalogue.CATALOGUE.items() if not entry.files}
+EMBEDDED = {name for name, entry in catalog.CATALOG.items() if not entry.files}
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDED))
-def test_the_catalogue_says_what_is_loaded(name):
+def test_catalog_agrees_with_generated_data(name):
     check_entry(name, data.load(name))
 
 
 @needs_real_files
-@pytest.mark.parametrize("name", sorted(set(catalogue.CATALOGUE) - EMBEDDED))
-def test_the_catalogue_says_what_the_real_files_hold(name):
+@pytest.mark.parametrize("name", sorted(set(catalog.CATALOG) - EMBEDDED))
+def test_catalog_agrees_with_the_real_files(name):
     parts = data.load(name, REAL)
     check_entry(name, parts)
     if "dsprites" in name:
@@ -247,7 +247,7 @@ def test_the_catalogue_says_what_the_real_files_hold(name):
 
 
 def check_entry(name, parts):
-    entry = catalogue.CATALOGUE[name]
+    entry = catalog.CATALOG[name]
     assert tuple(map(len, parts.values())) == entry.rows
     assert list(parts) == ["train", "valid", "test"]
     for part in parts.values():
@@ -262,7 +262,7 @@ def check_entry(name, parts):
         assert not part.binary or set(x.unique().tolist()) == {0, 1}
 
 
-def test_the_command_lists_every_data_set_and_where_it_is(tmp_path, capsys):
+def test_command_lists_every_data_set_and_its_files(tmp_path, capsys):
     pytest.importorskip("sklearn")
     write_idx(tmp_path / "mnist")
     assert cli.main(["data", "--data-dir", str(tmp_path)]) == 0
@@ -270,12 +270,12 @@ def test_the_command_lists_every_data_set_and_where_it_is(tmp_path, capsys):
     assert [line.split()[0] for line in lines[::3]] == data.names()
     entries = dict(zip(data.names(), zip(lines[::3], lines[1::3], lines[2::3], strict=True), strict=True))
     assert "1 x 28 x 28, 50000 / 10000 / 10000 rows" in entries["mnist"][0]
-    assert f"here: {tmp_path / 'mnist' / 'train-images-idx3-ubyte.gz'}" in entries["mnist"][2]
-    assert "licence: MIT" in entries["fashion-mnist"][1]
-    assert "not here; downloaded when it is loaded: https://github.com/zala" in entries["fashion-mnist"][2]
-    assert "not here; drawn when it is loaded" in entries["dsprites"][2]
+    assert f"found: {tmp_path / 'mnist' / 'train-images-idx3-ubyte.gz'}" in entries["mnist"][2]
+    assert "license: MIT" in entries["fashion-mnist"][1]
+    assert "not found; will be downloaded: https://github.com/zala" in entries["fashion-mnist"][2]
+    assert "not found; generated when it is loaded" in entries["dsprites"][2]
 
 
-def test_the_command_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+def test_command_refuses_a_missing_folder(tmp_path, capsys):
     assert cli.main(["data", "--data-dir", str(tmp_path / "nowhere")]) == 2
-    assert capsys.readouterr().err == f"echo-ext data: error: the data folder {tmp_path / 'nowhere'} is not there\n"
+    assert capsys.readouterr().err == f"echo-ext data: error: the data folder {tmp_path / 'nowhere'} does not exist\n"

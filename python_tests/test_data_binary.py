@@ -1,4 +1,4 @@
-"""Making pixels zeros and ones: the law of the draws, and what they depend on."""
+"""Binarization of images: the distribution of the pixels, and the values that they depend on."""
 
 import pickle
 
@@ -25,9 +25,9 @@ def test_random_numbers_are_splitmix64():
     assert [int(value) % 2**64 for value in datasets._mix(state)][:4] == list(expected)
 
 
-def test_pixels_are_one_as_often_as_they_are_bright(images):
+def test_pixels_are_one_with_the_probability_of_their_level(images):
     seed = int(torch.randint(2**31, ()))
-    drawn = data.binarise(images, "dynamic", seed=seed)
+    drawn = data.binarize(images, "dynamic", seed=seed)
     epochs = []
     for epoch in range(50):
         drawn.set_epoch(epoch)
@@ -36,28 +36,28 @@ def test_pixels_are_one_as_often_as_they_are_bright(images):
     assert set(draws.unique().tolist()) == {0, 1}
     probability = torch.arange(256) / 255
     assert torch.equal(draws.mean(0)[[0, 255]], torch.tensor([0.0, 1.0]))
-    deviation = (draws.mean(0) - probability)[1:-1] / (probability * (1 - probability) / len(draws))[1:-1].sqrt()
-    # 254 nearly independent normal deviates: mean square 1 with standard error sqrt(2 / 254).
-    assert deviation.abs().max() < 5
-    assert abs(float(deviation.square().mean()) - 1) < 5 * (2 / 254) ** 0.5
+    scores = (draws.mean(0) - probability)[1:-1] / (probability * (1 - probability) / len(draws))[1:-1].sqrt()
+    # The 254 scores are nearly independent N(0, 1): their mean square is 1 with the standard error sqrt(2 / 254).
+    assert scores.abs().max() < 5
+    assert abs(float(scores.square().mean()) - 1) < 5 * (2 / 254) ** 0.5
 
 
-def test_draws_of_epochs_rows_and_pixels_are_independent():
-    grey = data.ImageDataset(torch.full((200, 1, 10, 10), 51, dtype=torch.uint8), torch.zeros(200).long(), white=102)
-    drawn = data.binarise(grey, "dynamic", seed=int(torch.randint(2**31, ())))
+def test_pixels_of_epochs_rows_and_places_are_independent():
+    gray = data.ImageDataset(torch.full((200, 1, 10, 10), 51, dtype=torch.uint8), torch.zeros(200).long(), white=102)
+    drawn = data.binarize(gray, "dynamic", seed=int(torch.randint(2**31, ())))
     epochs = []
     for epoch in range(2):
         drawn.set_epoch(epoch)
         epochs.append(2 * drawn.values(slice(None)).flatten(1) - 1)
     first, second = epochs
-    other = 2 * data.binarise(grey, "static", seed=drawn.seed + 1).values(slice(None)).flatten(1) - 1
+    other = 2 * data.binarize(gray, "static", seed=drawn.seed + 1).values(slice(None)).flatten(1) - 1
     pairs = [(first, second), (first, other), (first[1:], first[:-1]), (first[:, 1:], first[:, :-1])]
     for left, right in pairs:  # products of independent fair signs: mean 0, variance 1
         assert abs(float((left * right).mean())) < 5 / left.numel() ** 0.5
 
 
-def test_draws_depend_on_seed_epoch_row_and_pixel_alone(images):
-    drawn = data.binarise(images, "dynamic", seed=SEED)
+def test_pixels_depend_only_on_seed_epoch_row_and_place(images):
+    drawn = data.binarize(images, "dynamic", seed=SEED)
     first = drawn.values(slice(None))
     drawn.set_epoch(3)
     third = drawn.values(slice(None))
@@ -71,58 +71,58 @@ def test_draws_depend_on_seed_epoch_row_and_pixel_alone(images):
     assert torch.equal(pickle.loads(pickle.dumps(drawn))[:][0], third)
     drawn.set_epoch(0)
     assert torch.equal(drawn.values(slice(None)), first)
-    assert not torch.equal(data.binarise(images, "dynamic", seed=SEED + 1).values(slice(None)), first)
+    assert not torch.equal(data.binarize(images, "dynamic", seed=SEED + 1).values(slice(None)), first)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 - 1, 2**70])
-def test_any_integer_is_a_seed(images, seed):
-    drawn = data.binarise(images, "static", seed=seed).values(slice(None))
+def test_any_integer_is_a_valid_seed(images, seed):
+    drawn = data.binarize(images, "static", seed=seed).values(slice(None))
     assert drawn.mean() == pytest.approx(0.5, abs=0.05)
-    assert not torch.equal(drawn, data.binarise(images, "static", seed=seed + 1).values(slice(None)))
+    assert not torch.equal(drawn, data.binarize(images, "static", seed=seed + 1).values(slice(None)))
 
 
-def test_a_loader_with_workers_sees_the_same_draws(images):
-    drawn = data.binarise(images, "dynamic", seed=SEED)
+def test_loader_workers_have_the_same_pixels(images):
+    drawn = data.binarize(images, "dynamic", seed=SEED)
     drawn.set_epoch(2)
     loaded = torch.cat([x for x, _ in DataLoader(drawn, batch_size=16, num_workers=1, timeout=60)])
     assert torch.equal(loaded, drawn.values(slice(None)))
 
 
-def test_static_draws_stay(images):
-    drawn = data.binarise(images, "static", seed=SEED)
+def test_static_pixels_do_not_change(images):
+    drawn = data.binarize(images, "static", seed=SEED)
     first = drawn.values(slice(None))
     drawn.set_epoch(5)
     assert torch.equal(drawn.values(slice(None)), first)
     assert drawn.binary
-    assert data.binarise(drawn, "dynamic") is drawn
+    assert data.binarize(drawn, "dynamic") is drawn
 
 
-def test_nothing_is_drawn_where_nothing_is_asked_or_grey(images):
-    assert data.binarise(images, "none") is images
+def test_binary_images_and_how_none_are_returned_unchanged(images):
+    assert data.binarize(images, "none") is images
     black_and_white = data.ImageDataset(torch.randint(2, (4, 1, 3, 3), dtype=torch.uint8), torch.zeros(4), white=1)
-    assert data.binarise(black_and_white, "dynamic") is black_and_white
+    assert data.binarize(black_and_white, "dynamic") is black_and_white
 
 
-def test_load_draws_training_pixels_anew_and_the_others_once():
+def test_load_redraws_only_training_pixels():
     pytest.importorskip("sklearn")
-    grey = data.load("digits")
-    drawn = data.load("digits", binarisation="dynamic", seed=5)
-    again = data.load("digits", binarisation="dynamic", seed=5)
+    gray = data.load("digits")
+    drawn = data.load("digits", binarization="dynamic", seed=5)
+    again = data.load("digits", binarization="dynamic", seed=5)
     before = {part: rows.values(slice(None)) for part, rows in drawn.items()}
     for part, rows in drawn.items():
-        assert torch.equal(rows.labels, grey[part].labels)
+        assert torch.equal(rows.labels, gray[part].labels)
         assert torch.equal(before[part], again[part].values(slice(None)))
         rows.set_epoch(1)
     changed = {part: not torch.equal(rows.values(slice(None)), before[part]) for part, rows in drawn.items()}
     assert changed == {"train": True, "valid": False, "test": False}
-    static = data.load("digits", binarisation="static", seed=5)
+    static = data.load("digits", binarization="static", seed=5)
     assert torch.equal(static["train"].values(slice(None)), before["train"])
 
 
-def test_what_cannot_be_binarised_is_refused(images):
-    with pytest.raises(ValueError, match="binarisation must be one of none, static, dynamic, not 'daily'"):
-        data.binarise(images, "daily")
-    with pytest.raises(ValueError, match="not 'daily'"):
-        data.load("digits", binarisation="daily")
-    with pytest.raises(TypeError, match="only grey images can be made binary, not the rows of a VectorDataset"):
-        data.load("gmm2d", binarisation="static")
+def test_bad_binarizations_raise(images):
+    with pytest.raises(ValueError, match="binarization must be one of 'none', 'static', 'dynamic', got 'daily'"):
+        data.binarize(images, "daily")
+    with pytest.raises(ValueError, match="got 'daily'"):
+        data.load("digits", binarization="daily")
+    with pytest.raises(TypeError, match="dataset must be an ImageDataset to be binarized, got VectorDataset"):
+        data.load("gmm2d", binarization="static")

@@ -1,4 +1,4 @@
-"""dSprites: the geometry of the shapes, the grid of factors, the subset whose factors depend, and the files."""
+"""dSprites: the geometry of the shapes, the grid of factors, the subset with dependent factors, and the files."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import torch
 from data_cases import REAL, away_from_all_data, needs_real_files
 
 from echo_ext import data
-from echo_ext.data import _files, dsprites, sprites
+from echo_ext.data import dsprites, sprites
 
 SQUARE, ELLIPSE, HEART = range(3)
 EVERY = list(itertools.product(range(3), range(6), range(40)))
@@ -33,41 +33,41 @@ def some(count):
 
 
 def moments(pixels):
-    """Area, centre (x, y) and second central moments of a white shape, pixels as unit squares."""
+    """The area, center (x, y) and second central moments of a white shape made of unit squares."""
     y, x = np.nonzero(pixels)
     points = np.stack([x + 0.5, y + 0.5])
     return len(x), points.mean(1), np.cov(points, bias=True)
 
 
 @pytest.mark.parametrize("scale", range(6))
-def test_squares_have_their_area_and_centre(scale):
+def test_squares_have_their_area_and_center(scale):
     side = 2 * 9.599 * sprites.SCALES[scale]
     for orientation in (0, 3, 17, 30):
         shown = frames(SQUARE, scale, orientation)
         areas = shown.sum((2, 3))
-        # A mean over positions counts the lattice points of a square laid at random: its area.
+        # The mean over positions is the mean number of lattice points in a randomly placed square, which is its area.
         assert areas.mean() == pytest.approx(side**2, rel=0.02)
         assert abs(areas - side**2).max() < 4 * side
         for column, row in ((0, 31), (13, 7)):
-            _, centre, spread = moments(shown[column, row])
+            _, center, covariance = moments(shown[column, row])
             wanted = 16 + 32 * sprites.POSITIONS[[column, row]]
-            assert centre == pytest.approx(wanted, abs=0.5)
-            assert np.diag(spread) == pytest.approx(side**2 / 12, rel=0.15)
+            assert center == pytest.approx(wanted, abs=0.5)
+            assert np.diag(covariance) == pytest.approx(side**2 / 12, rel=0.15)
 
 
-def test_ellipses_have_their_axes_and_turn_against_the_clock():
+def test_ellipses_have_their_axes_and_rotate_counterclockwise():
     for orientation in range(0, 39, 4):
-        area, _, spread = moments(frames(ELLIPSE, 5, orientation)[16, 16])
+        area, _, covariance = moments(frames(ELLIPSE, 5, orientation)[16, 16])
         assert area == pytest.approx(math.pi * 12.77 * 7.21, rel=0.03)
-        small, large = np.linalg.eigvalsh(spread)  # a solid ellipse's variances: its half axes squared, over 4
+        small, large = np.linalg.eigvalsh(covariance)  # the variances of an ellipse are its squared half axes over 4
         assert (2 * large**0.5, 2 * small**0.5) == pytest.approx((12.77, 7.21), rel=0.03)
-        # Rows count downwards, so that a turn against the clock is a negative angle.
-        angle = 0.5 * math.atan2(2 * spread[0, 1], spread[0, 0] - spread[1, 1])
+        # Row numbers increase downward, so a counterclockwise rotation has a negative angle.
+        angle = 0.5 * math.atan2(2 * covariance[0, 1], covariance[0, 0] - covariance[1, 1])
         assert math.remainder(angle + sprites.ORIENTATIONS[orientation], math.pi) == pytest.approx(0, abs=0.05)
 
 
-def test_hearts_are_notched_above_and_pointed_below():
-    heart = frames(HEART, 5, 0)[0, 0]  # centred at (16, 16)
+def test_hearts_have_a_notch_above_and_a_tip_below():
+    heart = frames(HEART, 5, 0)[0, 0]  # centered at (16, 16)
     assert np.array_equal(heart[:, :32], heart[:, 31::-1])
     rows = np.flatnonzero(heart.any(1))
     assert heart[rows[0], 15:17].sum() == 0
@@ -83,14 +83,14 @@ def test_shapes_are_symmetric_about_the_middle_of_the_grid(shape):
     assert np.array_equal(upright[::-1, :, :, ::-1], upright)
     if shape == HEART:
         return
-    for scale, orientation in some(3):  # half a turn brings a square and an ellipse back
+    for scale, orientation in some(3):  # squares and ellipses are symmetric under half a turn
         shown = frames(shape, scale, orientation)
         assert (shown[::-1, ::-1, ::-1, ::-1] != shown).mean() < 1e-5
 
 
 @pytest.mark.parametrize("shape", [SQUARE, ELLIPSE, HEART])
-def test_the_last_orientation_is_the_first(shape):
-    # One is 2 pi and the other 0, to rounding: a pixel on the very edge may differ.
+def test_last_orientation_equals_the_first(shape):
+    # The angles are 2 pi and 0 up to rounding, so pixels on the edge may differ.
     assert (frames(shape, 2, 39) != frames(shape, 2, 0)).mean() < 1e-5
 
 
@@ -99,14 +99,14 @@ def test_shapes_grow_with_their_scale_and_stay_inside(shape):
     orientation = int(torch.randint(40, ()))
     shown = [frames(shape, scale, orientation) for scale in range(6)]
     for smaller, larger in itertools.pairwise(shown):
-        assert not (smaller & ~larger).any()  # all three are star-shaped around their centre
+        assert not (smaller & ~larger).any()  # all three are star-shaped around their center
         assert (larger.sum((2, 3)) > smaller.sum((2, 3))).all()
     edges = shown[-1][..., [0, 63], :].any() or shown[-1][..., :, [0, 63]].any()
     assert not edges
 
 
-def test_a_step_of_the_position_moves_the_shape():
-    # 31 steps are 32 pixels exactly.
+def test_position_steps_shift_the_shape():
+    # 31 steps are exactly 32 pixels.
     for shape, (scale, orientation) in itertools.product(range(3), some(2)):
         shown = frames(shape, scale, orientation)
         assert np.array_equal(shown[31, 5][:, 32:], shown[0, 5][:, :32])
@@ -114,7 +114,7 @@ def test_a_step_of_the_position_moves_the_shape():
 
 
 @needs_real_files
-def test_frames_are_the_rebuilt_ones_bit_for_bit():
+def test_frames_equal_the_rebuilt_ones():
     with np.load(f"{REAL}/dsprites/{dsprites.REBUILT}") as arrays:
         rebuilt = arrays["images_packed"]
     for index in torch.randperm(len(EVERY))[:24].tolist():
@@ -123,7 +123,7 @@ def test_frames_are_the_rebuilt_ones_bit_for_bit():
 
 @pytest.mark.slow
 @needs_real_files
-def test_all_frames_are_the_rebuilt_ones_bit_for_bit():
+def test_all_frames_equal_the_rebuilt_ones():
     with np.load(f"{REAL}/dsprites/{dsprites.REBUILT}") as arrays:
         rebuilt = arrays["images_packed"]
     assert all(np.array_equal(sprites.render(*index), rebuilt[index]) for index in EVERY)
@@ -134,13 +134,13 @@ def test_all_frames_are_the_rebuilt_ones_bit_for_bit():
 
 @pytest.fixture(scope="module")
 def numbered():
-    """A grid whose every frame holds the number of its row in its first 32 pixels."""
+    """A grid whose frames have the number of their row in their first 32 pixels."""
     bits = np.zeros((737280, 512), dtype=np.uint8)
     bits[:, :4] = np.arange(737280, dtype=">u4").view(np.uint8).reshape(-1, 4)
     return data.DSprites(torch.from_numpy(bits))
 
 
-def test_rows_carry_their_pixels_factors_and_labels(numbered):
+def test_rows_have_their_pixels_factors_and_labels(numbered):
     rows = torch.randint(737280, (50,))
     x, labels = numbered[rows]
     assert x.shape == (50, 1, 64, 64)
@@ -163,12 +163,12 @@ def test_factor_values_are_those_of_the_original(numbered):
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_dependent_factors_are_as_dependent_as_in_the_paper(numbered):
+def test_dependent_factors_agree_with_the_paper(numbered):
     subset = numbered.select(dsprites.dependent_rows())
     assert len(subset) / len(numbered) == pytest.approx(0.15, abs=0.005)
     assert dsprites.total_correlation(subset.factors) == pytest.approx(1.49, abs=0.005)
     assert dsprites.total_correlation(numbered.factors) == pytest.approx(0, abs=1e-9)
-    # A pair of bins of two factors is there in the measure that the others leave, or not at all.
+    # A pair of bins of two factors either occurs as the other exclusions allow, or not at all.
     bins = subset.factors * 4 // torch.tensor([4, 6, 40, 32, 32])
     missing = 0
     for first, second in itertools.combinations(range(5), 2):
@@ -179,7 +179,7 @@ def test_dependent_factors_are_as_dependent_as_in_the_paper(numbered):
     assert missing > 0
 
 
-def test_total_correlation_is_the_divergence_from_the_product_of_marginals():
+def test_total_correlation_is_a_divergence():
     table = torch.randint(2, (3, 4, 5)).bool()
     table[0, 0, 0] = True
     factors = table.nonzero()
@@ -189,7 +189,7 @@ def test_total_correlation_is_the_divergence_from_the_product_of_marginals():
     assert dsprites.total_correlation(factors) == pytest.approx(float(divergence), abs=1e-12)
 
 
-def test_no_exclusion_leaves_everything():
+def test_no_exclusion_keeps_all_rows():
     assert torch.equal(dsprites.dependent_rows(exclude=0), torch.arange(737280))
     assert len(dsprites.dependent_rows(exclude=1)) == 0
 
@@ -197,7 +197,7 @@ def test_no_exclusion_leaves_everything():
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_drawn_once_and_kept(monkeypatch, cache):
+def test_images_are_rendered_once_and_cached(monkeypatch, cache):
     drawn = []
 
     def render(*index):
@@ -217,15 +217,15 @@ def test_images_are_drawn_once_and_kept(monkeypatch, cache):
     assert set(again["valid"].rows.tolist()) <= set(dsprites.dependent_rows().tolist())
 
 
-def test_a_cache_that_cannot_be_written_costs_a_warning(monkeypatch, tmp_path):
+def test_unwritable_cache_warns(monkeypatch, tmp_path):
     monkeypatch.setattr(sprites, "render", lambda *_: np.zeros((32, 32, 512), np.uint8))
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="dSprites could not be kept and will be drawn again"):
+    with pytest.warns(UserWarning, match="dSprites could not be saved and will be rendered again"):
         assert len(data.load("dsprites")["test"]) == 36864
 
 
 def write_original(path, *, rows=737280, keep=None):
-    """The original's form: every image an entry of ``imgs``; here each is white in as many pixels as its row says."""
+    """Write a file in the format of the original, whose images have as many white pixels as their row modulo 97."""
     images = [b"\1" * white + bytes(4096 - white) for white in range(97)]
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -238,7 +238,7 @@ def write_original(path, *, rows=737280, keep=None):
 
 
 @pytest.mark.slow
-def test_the_original_form_is_read(tmp_path):
+def test_original_format_is_read(tmp_path):
     write_original(tmp_path / dsprites.ORIGINAL)
     part = data.load("dsprites", tmp_path)["valid"]
     white = torch.cat([part[rows][0].sum((1, 2, 3)) for rows in torch.arange(len(part)).split(1024)])
@@ -246,7 +246,7 @@ def test_the_original_form_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["short", "other shape", "cut", "text"])
-def test_a_damaged_original_is_named(tmp_path, how):
+def test_damaged_original_is_named(tmp_path, how):
     path = tmp_path / dsprites.ORIGINAL
     write_original(path, rows=4096 if how == "other shape" else 737280, keep=8192)
     if how == "cut":
@@ -259,15 +259,14 @@ def test_a_damaged_original_is_named(tmp_path, how):
 
 
 @pytest.mark.parametrize("keep", [4096, 4097, 8191, 8193])
-def test_a_single_image_is_not_repeated_over_the_last_rows(tmp_path, monkeypatch, keep):
+def test_truncated_last_chunk_is_not_broadcast(tmp_path, monkeypatch, keep):
     monkeypatch.setattr(dsprites, "_ROWS", 8192)
     write_original(tmp_path / dsprites.ORIGINAL, rows=8192, keep=keep)
     with pytest.raises(ValueError, match="is not a whole dSprites file"):
         data.load("dsprites", tmp_path)
 
 
-def test_a_rebuilt_file_of_another_shape_is_named(tmp_path):
-    with _files.writing(tmp_path / dsprites.REBUILT) as file:
-        np.savez(file, images_packed=np.zeros((3, 6, 40, 8, 512), np.uint8))
-    with pytest.raises(ValueError, match=r"'images_packed' should be numbers of 3 x 6 x 40 x 32 x 32 x 512"):
+def test_rebuilt_file_of_another_shape_is_named(tmp_path):
+    np.savez(tmp_path / dsprites.REBUILT, images_packed=np.zeros((3, 6, 40, 8, 512), np.uint8))
+    with pytest.raises(ValueError, match=r"'images_packed' must be numbers of shape 3 x 6 x 40 x 32 x 32 x 512"):
         data.load("dsprites", tmp_path)

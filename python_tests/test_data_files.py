@@ -1,4 +1,4 @@
-"""Binary MNIST and Omniglot in each of their forms, and files that are fetched from a server."""
+"""Binary MNIST and Omniglot in all of their formats, hostile files, and downloads from a server."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ from data_cases import IDX, REAL, away_from_all_data, needs_real_files, write_id
 from data_cases import idx as idx_bytes
 
 from echo_ext import data
-from echo_ext.data import _files, binary_mnist, idx, omniglot
-from echo_ext.data._files import Published
+from echo_ext.data import binary_mnist, idx, omniglot
+from echo_ext.data._files import RemoteFile
 
 PARTS = {"train": 6, "valid": 3, "test": 2}
 
@@ -52,7 +52,7 @@ def write_packed(folder, bits):
 
 
 @pytest.mark.parametrize("write", [write_amat, functools.partial(write_amat, end=" \r\n"), write_packed])
-def test_binary_mnist_is_read_in_either_form(tmp_path, bits, write):
+def test_binary_mnist_is_read_in_every_format(tmp_path, bits, write):
     write(tmp_path / "binary-mnist", bits)
     parts = data.load("binary-mnist", tmp_path)
     for part, rows in bits.items():
@@ -61,29 +61,29 @@ def test_binary_mnist_is_read_in_either_form(tmp_path, bits, write):
         assert parts[part].binary
 
 
-def test_binary_mnist_takes_labels_that_lie_beside_it(tmp_path, bits):
+def test_binary_mnist_reads_labels_from_its_folder(tmp_path, bits):
     write_packed(tmp_path, bits)
     labels = {part: np.arange(rows, dtype=np.uint8) for part, rows in PARTS.items()}
     np.savez(tmp_path / "labels.npz", **{f"{part}_label": values for part, values in labels.items()})
     parts = data.load("binary-mnist", tmp_path)
     assert [parts[part].labels.tolist() for part in PARTS] == [list(range(rows)) for rows in PARTS.values()]
     np.savez(tmp_path / "labels.npz", train_label=np.zeros(5, int))
-    with pytest.raises(ValueError, match=r"labels.npz: 'train_label' should be numbers of 6, got int64 of \(5,\)"):
+    with pytest.raises(ValueError, match=r"'train_label' must be numbers of shape 6, got int64 of shape \(5,\)"):
         data.load("binary-mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda text: text[:-7], "its 1565 numbers are not whole lines of 784"),
-        (lambda text: text.replace(b"\n", b" ", 1), "are not whole lines of 784"),
-        (lambda text: b"0 " + text[:-3] + b"\n", "its 1568 numbers are not whole lines of 784"),
-        (lambda text: b"", "its 0 numbers are not whole lines"),
-        (lambda text: b"2" + text[1:], "is not a file of zeros and ones"),
-        (lambda text: gzip.compress(text), "is not a file of zeros and ones"),
+        (lambda text: text[:-7], "its 1565 numbers are not in lines of 784"),
+        (lambda text: text.replace(b"\n", b" ", 1), "are not in lines of 784"),
+        (lambda text: b"0 " + text[:-3] + b"\n", "its 1568 numbers are not in lines of 784"),
+        (lambda text: b"", "its 0 numbers are not in lines"),
+        (lambda text: b"2" + text[1:], "must contain only zeros and ones"),
+        (lambda text: gzip.compress(text), "must contain only zeros and ones"),
     ],
 )
-def test_a_damaged_amat_file_is_named(tmp_path, bits, change, complaint):
+def test_damaged_amat_file_is_named(tmp_path, bits, change, complaint):
     write_amat(tmp_path, bits)
     path = tmp_path / "binarized_mnist_test.amat"
     path.write_bytes(change(path.read_bytes()))
@@ -100,7 +100,7 @@ def damage(path, *, keep=None, flip=None):
 
 
 @pytest.mark.parametrize("how", [{"keep": -40}, {"keep": 0}, {"keep": 300}, {"flip": 400}])
-def test_a_damaged_npz_file_is_named(tmp_path, bits, how):
+def test_damaged_npz_file_is_named(tmp_path, bits, how):
     write_packed(tmp_path, bits)
     path = tmp_path / binary_mnist.PACKED
     damage(path, **how)
@@ -109,7 +109,7 @@ def test_a_damaged_npz_file_is_named(tmp_path, bits, how):
     assert str(path) in str(error.value)
 
 
-def test_an_npz_file_of_something_else_is_named(tmp_path, bits):
+def test_npz_file_with_other_arrays_is_named(tmp_path, bits):
     np.savez(tmp_path / binary_mnist.PACKED, train=np.zeros((4, 98), np.uint8), other=np.zeros(3))
     with pytest.raises(ValueError, match=r"binarized_mnist.npz has no array 'valid'; it has train, other"):
         data.load("binary-mnist", tmp_path)
@@ -118,19 +118,19 @@ def test_an_npz_file_of_something_else_is_named(tmp_path, bits):
     with pytest.raises(ValueError, match=r"is not a whole npz file: File is not a zip file"):
         data.load("binary-mnist", tmp_path)
     write_packed(tmp_path, {part: rows[:, :700] for part, rows in bits.items()})
-    with pytest.raises(ValueError, match=r"'train' should be numbers of rows x 98, got uint8 of \(6, 88\)"):
+    with pytest.raises(ValueError, match=r"'train' must be numbers of shape rows x 98, got uint8 of shape \(6, 88\)"):
         data.load("binary-mnist", tmp_path)
 
 
-def test_binary_mnist_of_the_published_size_must_be_the_published_one(tmp_path, bits):
+def test_content_of_the_published_size_must_be_published(tmp_path, bits):
     write_packed(tmp_path, bits | {"test": np.zeros((10_000, 784), np.uint8)})
-    with pytest.raises(ValueError, match="is not the test part of binary-mnist: as long as the published file"):
+    with pytest.raises(ValueError, match="is not the test part of binary-mnist: it has the length of the published"):
         data.load("binary-mnist", tmp_path)
 
 
 @needs_real_files
-def test_the_real_bits_are_the_published_text():
-    # The text that they stand for has the checksum that its publishers' file has.
+def test_real_bits_have_the_published_checksum():
+    # Written as text, the bits have the checksum of the published file.
     rows = data.load("binary-mnist", REAL)["valid"].levels.flatten(1).numpy()
     text = np.full((len(rows), 2 * 784), ord(" "), dtype=np.uint8)
     text[:, ::2] = rows + ord("0")
@@ -148,7 +148,7 @@ def write_omniglot(folder, name):
         io = pytest.importorskip("scipy.io")
         arrays = {}
         for prefix, part in (("", "train"), ("test", "test")):
-            # Column by column, as MATLAB has it.
+            # MATLAB stores images column by column.
             arrays[f"{prefix}data"] = np.stack([image.flatten(order="F") / 255 for image in levels[part]], axis=1)
             arrays[f"{prefix}target"] = np.eye(50)[:, alphabets[part]]
         io.savemat(folder / name, arrays, do_compression=True)
@@ -159,13 +159,13 @@ def write_omniglot(folder, name):
 
 
 def publish(monkeypatch, path):
-    """Make a file of a test's own the published chardata.mat."""
+    """Accept the file of a test as the published chardata.mat."""
     digest = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setattr(omniglot, "FILE", dataclasses.replace(omniglot.FILE, checksum=f"md5:{digest}"))
 
 
 @pytest.mark.parametrize("name", ["chardata.mat", "omniglot28_rebuilt.npz"])
-def test_omniglot_is_read_in_either_form(tmp_path, monkeypatch, name):
+def test_omniglot_is_read_in_every_format(tmp_path, monkeypatch, name):
     levels, alphabets = write_omniglot(tmp_path, name)
     if name == "chardata.mat":
         publish(monkeypatch, tmp_path / name)
@@ -184,13 +184,13 @@ def test_omniglot_is_read_in_either_form(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("how", [{"keep": -400}, {"keep": 0}, {"keep": 90}, {"flip": 1000}, {}])
-def test_no_parser_sees_a_chardata_other_than_the_published(tmp_path, monkeypatch, how):
+def test_only_the_published_chardata_is_parsed(tmp_path, monkeypatch, how):
     write_omniglot(tmp_path, "chardata.mat")
     if how:
         publish(monkeypatch, tmp_path / "chardata.mat")
         damage(tmp_path / "chardata.mat", **how)
     monkeypatch.setattr("scipy.io.loadmat", None)
-    with pytest.raises(ValueError, match=r"must be the published chardata\.mat \(md5:.*, got md5:.*give other images"):
+    with pytest.raises(ValueError, match=r"must be the published chardata\.mat \(md5:.*, got md5:.*save other images"):
         data.load("omniglot", tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_no_parser_sees_a_chardata_other_than_the_published(tmp_path, monkeypatc
 
 
 def peak_of(action):
-    """The most memory that Python and NumPy had at once, in bytes."""
+    """The peak memory of Python and NumPy during an action, in bytes."""
     tracemalloc.start()
     try:
         action()
@@ -207,7 +207,7 @@ def peak_of(action):
         tracemalloc.stop()
 
 
-def test_no_more_of_a_gzip_file_is_unpacked_than_its_header_announces(tmp_path):
+def test_gzip_is_unpacked_only_to_the_announced_size(tmp_path):
     arrays = write_idx(tmp_path)
     path = tmp_path / f"{IDX[0]}.gz"
     path.write_bytes(gzip.compress(idx_bytes(arrays[IDX[0]]) + bytes(1 << 26)))
@@ -233,23 +233,23 @@ def test_no_more_of_a_gzip_file_is_unpacked_than_its_header_announces(tmp_path):
         (IDX[1], (0,)),
     ],
 )
-def test_idx_files_must_hold_images_of_28_by_28_in_no_more_rows_than_published(tmp_path, name, shape):
+def test_idx_files_of_other_shapes_are_refused(tmp_path, name, shape):
     write_idx(tmp_path)
     header = struct.pack(f">BBBB{len(shape)}I", 0, 0, 8, len(shape), *shape)
     content = bytes(math.prod(shape)) if math.prod(shape) < 2**20 else bytes(2**20)
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(header + content))
     wanted = "rows x 28 x 28" if len(shape) == 3 else "rows"
-    with pytest.raises(ValueError, match=rf"must hold {wanted} bytes of mnist with 1 to \d+ rows, but announces"):
+    with pytest.raises(ValueError, match=rf"must have {wanted} bytes of mnist with 1 to \d+ rows, got"):
         data.load("mnist", tmp_path)
 
 
 def test_every_part_must_have_rows(tmp_path):
     write_idx(tmp_path, train=5)
-    with pytest.raises(ValueError, match="the valid part of mnist must have rows, but its files are too small for any"):
+    with pytest.raises(ValueError, match="the valid part of mnist must have rows, but its files are too small"):
         data.load("mnist", tmp_path)
 
 
-def test_a_compressed_npz_file_is_unpacked_only_where_its_shape_is_right(tmp_path, bits):
+def test_npz_of_another_shape_is_not_unpacked(tmp_path, bits):
     write_packed(tmp_path, bits)
     np.savez_compressed(tmp_path / binary_mnist.PACKED, train=np.zeros((700_000, 98), np.uint8))
 
@@ -260,13 +260,13 @@ def test_a_compressed_npz_file_is_unpacked_only_where_its_shape_is_right(tmp_pat
     assert peak_of(load) < 1 << 23
 
 
-def test_an_npz_header_that_announces_too_much_is_named(tmp_path, bits):
+def test_npz_header_that_announces_too_much_is_named(tmp_path, bits):
     write_packed(tmp_path, bits)
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**15, 98)})
     with zipfile.ZipFile(tmp_path / binary_mnist.PACKED, "w") as archive:
         archive.writestr("train.npy", header.getvalue())
-    with pytest.raises(ValueError, match=r"'train' must take 98000000000000128 bytes by its header.*but takes 128"):
+    with pytest.raises(ValueError, match=r"'train' must have 98000000000000128 bytes according to its .*, got 128"):
         data.load("binary-mnist", tmp_path)
 
 
@@ -274,7 +274,7 @@ def test_an_npz_header_that_announces_too_much_is_named(tmp_path, bits):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; of a file called in ``cut`` only half is sent, though all is announced."""
+    """Serves a folder. It announces a file in ``cut`` completely, but sends only half of it."""
 
     def log_message(self, *_):
         pass
@@ -292,7 +292,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """MNIST's publisher, with small files."""
+    """A server for MNIST with small files."""
     pytest.importorskip("pooch")
     monkeypatch.delenv("ECHO_EXT_OFFLINE")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -304,13 +304,13 @@ def server(tmp_path, monkeypatch):
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}/"
         digests = [hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest() for name in IDX]
-        monkeypatch.setitem(idx.FILES, "mnist", idx._published(address, *digests))
+        monkeypatch.setitem(idx.FILES, "mnist", idx._remote_files(address, *digests))
         yield running
         running.shutdown()
         thread.join()
 
 
-def test_files_that_are_nowhere_are_downloaded_once(tmp_path, server, cache):
+def test_missing_files_are_downloaded_once(tmp_path, server, cache):
     parts = data.load("mnist")
     expected = data.load("mnist", tmp_path / "server")
     for part in parts:
@@ -321,39 +321,39 @@ def test_files_that_are_nowhere_are_downloaded_once(tmp_path, server, cache):
     assert len(server.asked) == 4
 
 
-def test_a_file_that_is_missing_in_the_folder_is_downloaded_beside_the_others(tmp_path, server, cache):
+def test_single_missing_file_is_downloaded(tmp_path, server, cache):
     write_idx(tmp_path / "mine" / "mnist")
     (tmp_path / "mine" / "mnist" / f"{IDX[2]}.gz").unlink()
     data.load("mnist", tmp_path / "mine")
     assert [path.name for path in (cache / "mnist").iterdir()] == [f"{IDX[2]}.gz"]
 
 
-def test_a_download_with_another_checksum_is_not_kept(tmp_path, server, cache):
+def test_download_with_another_checksum_is_not_kept(tmp_path, server, cache):
     (tmp_path / "server" / f"{IDX[1]}.gz").write_bytes(b"a page that says: not found")
-    with pytest.raises(ValueError, match=rf"127.0.0.1:\d+/{IDX[1]}.gz sent is not {IDX[1]}.gz.*nothing was kept"):
+    with pytest.raises(ValueError, match=rf"127.0.0.1:\d+/{IDX[1]}.gz must be {IDX[1]}.gz with .*; it was not kept"):
         data.load("mnist")
     assert [path.name for path in (cache / "mnist").iterdir()] == [f"{IDX[0]}.gz"]
 
 
-def test_an_interrupted_download_leaves_nothing(server, cache):
+def test_interrupted_download_leaves_no_files(server, cache):
     server.cut.append(f"/{IDX[0]}.gz")
-    with pytest.raises(FileNotFoundError, match=rf"{IDX[0]}.gz .* downloading http://127.* failed .*can be had at"):
+    with pytest.raises(FileNotFoundError, match=rf"{IDX[0]}.gz .* downloading http://127.* failed .*is available from"):
         data.load("mnist")
     assert list((cache / "mnist").iterdir()) == []
 
 
 @pytest.mark.parametrize("problem", ["gone", "not there"])
-def test_a_server_without_the_file_is_reported(tmp_path, server, monkeypatch, problem):
+def test_server_without_the_file_is_reported(tmp_path, server, monkeypatch, problem):
     if problem == "gone":
         (tmp_path / "server" / f"{IDX[0]}.gz").unlink()
     else:
-        address = "http://127.0.0.1:9/"  # the discard port, on which nothing listens
-        monkeypatch.setitem(idx.FILES, "mnist", (Published("a.gz", f"{address}a.gz", "md5:0"),))
+        address = "http://127.0.0.1:9/"  # the discard port, where no server listens
+        monkeypatch.setitem(idx.FILES, "mnist", (RemoteFile("a.gz", f"{address}a.gz", "md5:0"),))
     with pytest.raises(FileNotFoundError, match=r"was not found in .* and downloading http://127.0.0.1.* failed"):
         data.load("mnist")
 
 
-def test_offline_it_says_what_was_looked_for_where(tmp_path):
+def test_offline_error_names_file_and_folders(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileNotFoundError) as error:
         data.load("omniglot", tmp_path / "mine")
@@ -363,24 +363,8 @@ def test_offline_it_says_what_was_looked_for_where(tmp_path):
     assert "\n" not in message
 
 
-def test_without_pooch_it_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_pooch_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.delenv("ECHO_EXT_OFFLINE")
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
-    with pytest.raises(FileNotFoundError, match=r"pip install 'echo-ext\[train\]' would be needed to download it"):
+    with pytest.raises(FileNotFoundError, match=r"downloading it needs pooch: pip install 'echo-ext\[train\]'"):
         data.load("binary-mnist")
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "deep" / "file"
-    with _files.writing(path) as file:
-        file.write(b"first")
-
-    def interrupted():
-        with _files.writing(path) as file:
-            file.write(b"sec")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_bytes() == b"first"
-    assert [entry.name for entry in path.parent.iterdir()] == ["file"]

@@ -1,4 +1,4 @@
-"""The demonstration: its models learn, its numbers hold together, its pictures show something."""
+"""The demonstration: its models learn, its numbers are consistent, and its figures are not empty."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
     return results
 
 
-def test_the_numbers_hold_together(runs):
+def test_numbers_are_consistent(runs):
     _, result = runs[0]
     echo, vae = result["models"]["echo"], result["models"]["vae"]
     assert echo["rate"] + echo["distortion"] == pytest.approx(echo["neg_elbo"], rel=1e-12)
@@ -57,14 +57,14 @@ def test_the_numbers_hold_together(runs):
     assert result["seconds"] > 0
 
 
-def test_the_same_seed_gives_the_same_numbers(runs):
+def test_same_seed_gives_the_same_numbers(runs):
     first, second, other = (result["models"] for _, result in runs)
     assert first == second
     assert first["echo"]["distortion"] != other["echo"]["distortion"]
     assert first["vae"]["distortion"] != other["vae"]["distortion"]
 
 
-def test_the_pictures_show_something_and_nothing_else_is_left(runs):
+def test_figures_are_not_empty_and_no_other_files_are_left(runs):
     from matplotlib.image import imread
 
     out, _ = runs[0]
@@ -78,7 +78,7 @@ def test_the_pictures_show_something_and_nothing_else_is_left(runs):
         assert (out / name).stat().st_size < 150_000
 
 
-def test_the_table_says_what_is_exact_and_what_a_bound(capsys, tmp_path):
+def test_table_marks_exact_rates_and_bounds(capsys, tmp_path):
     assert cli.main(["demo", "--epochs", "1", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     echo, vae = (json.loads((tmp_path / "result.json").read_text())["models"][kind] for kind in ("echo", "vae"))
@@ -92,25 +92,25 @@ def test_the_table_says_what_is_exact_and_what_a_bound(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["echo", "vae"])
-def test_training_lowers_the_loss_on_rows_never_seen(digits, kind):
+def test_training_lowers_the_loss_of_unseen_rows(digits, kind):
     model = training.build(kind, digits["train"], SETTING, beta=1.0, seed=0)
     history = list(training.train(model, digits, SETTING, seed=0, device=CPU))
     assert len(history) == SETTING.epochs
     assert history[-1][0].neg_elbo < history[0][0].neg_elbo - 4
     assert history[-1][1].neg_elbo < history[0][1].neg_elbo - 2
     tested = training.measure(model, digits["test"], device=CPU, draws=4)
-    # Better than the best code that sends nothing: every pixel's mean over the training rows.
+    # Better than the best model without a latent, which predicts the mean of each pixel.
     mean, x = digits["train"][:][0].mean(0).clamp(1e-3, 1 - 1e-3), digits["test"][:][0]
-    blind = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1).mean().item()
-    assert tested.neg_elbo < blind - 1
+    baseline = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1).mean().item()
+    assert tested.neg_elbo < baseline - 1
 
 
-def test_both_models_begin_with_the_same_weights(digits):
+def test_both_models_have_the_same_initial_weights(digits):
     echo, vae = (training.build(kind, digits["train"], SETTING, beta=1.0, seed=5) for kind in ("echo", "vae"))
-    theirs = dict(vae.named_parameters())
-    ours = dict(echo.named_parameters())
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    vae_weights = dict(vae.named_parameters())
+    echo_weights = dict(echo.named_parameters())
+    assert echo_weights.keys() == vae_weights.keys()
+    assert all(torch.equal(echo_weights[name], vae_weights[name]) for name in echo_weights)
 
 
 def test_beta_trades_rate_for_distortion(digits):
@@ -126,8 +126,8 @@ def test_beta_trades_rate_for_distortion(digits):
     assert low.distortion < high.distortion - 1
 
 
-def test_the_total_correlation_of_noise_made_of_correlated_rows():
-    """eps of rows f with a constant s has f's own correlation matrix."""
+def test_noise_total_correlation_of_correlated_rows():
+    """For a constant s, eps has the correlation matrix of f."""
     torch.manual_seed(0)
     channel = EchoChannel(num_terms=40, bank_size=4000)
     f = torch.randn(4000, 2)
@@ -137,7 +137,7 @@ def test_the_total_correlation_of_noise_made_of_correlated_rows():
     assert training.noise_total_correlation(channel) == pytest.approx(-0.5 * math.log(1 - 0.36), abs=0.03)
 
 
-def test_the_number_of_threads_is_put_back():
+def test_number_of_threads_is_restored():
     torch.set_num_threads(2)
     with contextlib.suppress(KeyError), training.one_thread():
         assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""Which rows a noise is made of: uniform orderings, never oneself, the same draws everywhere."""
+"""The rows that each noise draws: uniform permutations, never the row itself, reproducible for a seed."""
 
 import itertools
 import math
@@ -11,38 +11,38 @@ import echo_ext
 
 
 def chi_square_score(counts, expected):
-    """How many standard deviations the chi-square statistic lies above its mean."""
+    """Return by how many standard deviations the chi-square statistic exceeds its mean."""
     counts = counts.double()
-    freedom = counts.numel() - 1
-    return float((((counts - expected) ** 2).sum() / expected - freedom) / math.sqrt(2 * freedom))
+    degrees_of_freedom = counts.numel() - 1
+    return float((((counts - expected) ** 2).sum() / expected - degrees_of_freedom) / math.sqrt(2 * degrees_of_freedom))
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 17, 64, 65, 66, 100, 257])
-def test_without_replacement_a_row_is_an_ordering_of_the_others(batch_size):
+def test_draws_without_replacement_are_permutations(batch_size):
     for sampling in ("permutation", "ring"):
         indices = echo_ext.echo_indices(batch_size, sampling=sampling, seed=int(torch.randint(2**62, ())))
         assert indices.shape == (batch_size, batch_size - 1)
         assert indices.dtype == torch.int64
-        everyone = torch.arange(batch_size)
-        with_self = torch.cat([indices, everyone[:, None]], dim=1)
-        assert torch.equal(with_self.sort(dim=1).values, everyone.expand(batch_size, -1))
+        all_rows = torch.arange(batch_size)
+        with_self = torch.cat([indices, all_rows[:, None]], dim=1)
+        assert torch.equal(with_self.sort(dim=1).values, all_rows.expand(batch_size, -1))
 
 
 @pytest.mark.parametrize("bank_size", [1, 2, 7, 90])
 @pytest.mark.parametrize("sampling", ["permutation", "ring"])
-def test_a_bank_is_drawn_whole(sampling, bank_size):
+def test_bank_draws_are_permutations(sampling, bank_size):
     indices = echo_ext.echo_indices(3 * bank_size + 1, sampling=sampling, seed=1, bank_size=bank_size)
     assert torch.equal(indices.sort(dim=1).values, torch.arange(bank_size).expand(3 * bank_size + 1, -1))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_fewer_terms_are_the_first_of_more(sampling):
+def test_fewer_terms_are_a_prefix(sampling):
     whole = echo_ext.echo_indices(80, sampling=sampling, seed=2)
     assert torch.equal(echo_ext.echo_indices(80, num_terms=13, sampling=sampling, seed=2), whole[:, :13])
 
 
-def test_a_ring_is_one_circle():
-    """Every row's second draw is the first draw of its first."""
+def test_ring_is_one_cycle():
+    """The second draw of every row is the first draw of the row it draws first."""
     indices = echo_ext.echo_indices(50, sampling="ring", seed=3)
     assert torch.equal(indices[:, 1], indices[indices[:, 0], 0])
     assert torch.equal(indices[:, 0].sort().values, torch.arange(50))
@@ -50,8 +50,8 @@ def test_a_ring_is_one_circle():
 
 @pytest.mark.parametrize("batch_size", [4, 5, 6])
 @pytest.mark.parametrize("sampling", ["permutation", "ring"])
-def test_all_orderings_are_equally_likely(batch_size, sampling):
-    """Chi-square over every ordering of the others, for rows and seeds together."""
+def test_all_permutations_are_equally_likely(batch_size, sampling):
+    """A chi-square test over all permutations of the other rows, pooled over rows and seeds."""
     orderings = list(itertools.permutations(range(batch_size - 1)))
     position = {ordering: i for i, ordering in enumerate(orderings)}
     counts = torch.zeros(len(orderings))
@@ -60,7 +60,9 @@ def test_all_orderings_are_equally_likely(batch_size, sampling):
     for seed in range(start, start + seeds):
         indices = echo_ext.echo_indices(batch_size, sampling=sampling, seed=seed)
         indices = indices - (indices > torch.arange(batch_size)[:, None]).long()
-        rows = indices.tolist() if sampling == "permutation" else indices[:1].tolist()  # a ring's rows are dependent
+        rows = (
+            indices.tolist() if sampling == "permutation" else indices[:1].tolist()
+        )  # the rows of a ring are dependent
         for row in rows:
             counts[position[tuple(row)]] += 1
     assert abs(chi_square_score(counts, counts.sum() / len(orderings))) < 6
@@ -69,7 +71,7 @@ def test_all_orderings_are_equally_likely(batch_size, sampling):
 @pytest.mark.parametrize("batch_size", [24, 65, 100])
 @pytest.mark.parametrize("sampling", ["permutation", "replacement"])
 def test_pairs_of_terms_are_uniform(batch_size, sampling):
-    """Two terms of a row, over many rows of one seed: no pair of bank rows is preferred."""
+    """Over many rows of one seed, two terms of a row are uniform over all pairs of bank rows."""
     rows = 20 * batch_size**2
     seed = int(torch.randint(2**62, ()))
     draws = echo_ext.echo_indices(rows, num_terms=9, sampling=sampling, seed=seed, bank_size=batch_size)
@@ -82,8 +84,8 @@ def test_pairs_of_terms_are_uniform(batch_size, sampling):
         assert abs(chi_square_score(counts, rows / counts.numel())) < 6
 
 
-def test_rows_and_seeds_draw_independently():
-    """Neighbouring rows and neighbouring seeds agree in a term as often as chance has it."""
+def test_rows_and_seeds_are_independent():
+    """Terms of adjacent rows and of adjacent seeds coincide no more often than by chance."""
     count, bank = 200_000, 50
     first = echo_ext.echo_indices(count, num_terms=2, seed=100, bank_size=bank)
     second = echo_ext.echo_indices(count, num_terms=2, seed=101, bank_size=bank)
@@ -92,8 +94,8 @@ def test_rows_and_seeds_draw_independently():
         assert abs(share - 1 / bank) < 6 * math.sqrt(1 / bank / count)
 
 
-def test_draws_do_not_change_between_releases():
-    """Seeds in users' papers stay good: these were computed once and written down."""
+def test_draws_match_recorded_values():
+    """A seed must give the same draws in every release, so that published results stay reproducible."""
     assert echo_ext.echo_indices(6, seed=1).tolist() == PERMUTATION_OF_6
     assert echo_ext.echo_indices(100, num_terms=5, seed=1)[7].tolist() == PERMUTATION_OF_100
     assert echo_ext.echo_indices(6, sampling="ring", seed=1)[0].tolist() == RING_OF_6

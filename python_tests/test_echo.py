@@ -1,4 +1,4 @@
-"""The Echo ops against their oracle, and against the laws that they are made to obey."""
+"""The Echo ops compared with the reference implementation, and the statistical properties of Echo noise."""
 
 import math
 import multiprocessing
@@ -28,7 +28,7 @@ SHAPES = [(2, 1), (2, 33), (3, 5), (16, 16), (17, 1), (66, 67), (101, 129), (257
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_the_oracle(shape, dtype, sampling):
+def test_matches_reference(shape, dtype, sampling):
     for largest_scale in (0.05, 0.6, 0.97):
         for num_terms in {None, 1, shape[0] // 2}:
             check_against_oracle("cpu", shape, dtype, sampling, num_terms, largest_scale)
@@ -39,17 +39,17 @@ def test_agrees_with_the_oracle(shape, dtype, sampling):
 @pytest.mark.parametrize(
     ("shape", "bank_rows"), [((1, 3), 1), ((1, 40), 70), ((9, 17), 5), ((67, 4), 131), ((300, 5), 33)]
 )
-def test_bank_agrees_with_the_oracle(shape, bank_rows, dtype, sampling):
+def test_bank_matches_reference(shape, bank_rows, dtype, sampling):
     for num_terms in {None, 1, bank_rows // 2 + 1}:
         check_against_oracle("cpu", shape, dtype, sampling, num_terms, 0.8, bank_rows=bank_rows)
     check_against_oracle("cpu", shape, dtype, sampling, None, 0.8, bank_rows=bank_rows, size=3 * bank_rows + 1)
 
 
-def test_orderings_of_every_small_bank_agree_with_the_oracle():
-    """Orderings of at most 256 rows are drawn in another way."""
+def test_every_small_bank_size_matches_reference():
+    """Permutations of at most 256 rows are drawn by a different algorithm than longer ones."""
     for bank_rows in range(1, 260):
         f = torch.randn(bank_rows, 1, dtype=torch.float64)
-        s = 0.9 + 0.1 * torch.rand(bank_rows, 1, dtype=torch.float64)  # every term counts
+        s = 0.9 + 0.1 * torch.rand(bank_rows, 1, dtype=torch.float64)  # no term is negligible
         indices = echo_ext.echo_indices(5, seed=bank_rows, bank_size=bank_rows)
         noise = echo_ext.echo_noise(None, None, size=5, bank=(f, s), seed=bank_rows)
         assert relative_error(noise, reference.echo_noise(f, s, indices)) < 1e-12, bank_rows
@@ -57,16 +57,19 @@ def test_orderings_of_every_small_bank_agree_with_the_oracle():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_agrees_with_the_oracle_at_working_sizes(sampling):
+def test_realistic_batch_size_matches_reference(sampling):
     for dtype in (torch.float32, torch.float64):
         for largest_scale in (0.97, 1.0):
             check_against_oracle("cpu", (512, 128), dtype, sampling, None, largest_scale)
 
 
 def recurrence(f, s, order):
-    """Noises of the windows from every position, by going twice round the circle: what lies further back is nothing."""
+    """Return the noise of the window starting at every position of the circle.
+
+    The recurrence runs around the circle twice; earlier terms are negligible.
+    """
     noises, noise = [], torch.zeros_like(f[0])
-    f_rows, s_rows = f.unbind(), s.unbind()  # f[row] would have a gradient of f's size for every row
+    f_rows, s_rows = f.unbind(), s.unbind()  # indexing f[row] would allocate a gradient of f's size for every row
     for row in (order.tolist() * 2)[::-1]:
         noise = f_rows[row] + s_rows[row] * noise
         noises.append(noise)
@@ -79,22 +82,24 @@ def recurrence(f, s, order):
     [
         (torch.float64, 3, None, None),
         (torch.float64, 3, None, 8000),
-        (torch.float64, 3, 6007, None),  # fewer than the bank has
-        (torch.float64, 3, 12_000, 8000),  # more: a second circle
+        (torch.float64, 3, 6007, None),  # fewer rows than the bank
+        (torch.float64, 3, 12_000, 8000),  # more rows than the bank: a second circle
         (torch.float32, 3, None, None),
         (torch.float32, 40, 6007, 8000),
         (torch.bfloat16, 3, None, 8000),
         (torch.bfloat16, 40, 12_000, None),
     ],
 )
-def test_long_ring_is_one_recurrence(dtype, width, rows, slow_stretch, num_terms):
-    """So long that it is worked on in parts, which hand on what they know of each other; weights vanish over some of
-    them and not over others. Few rows have a gradient, some scales are zero.
+def test_long_ring_matches_recurrence(dtype, width, rows, slow_stretch, num_terms):
+    """The ring is long enough to be processed in segments that pass their state on.
+
+    The product of scales underflows over some segments but not over others. Few rows have a nonzero gradient, and some
+    scales are zero.
     """
     bank_rows, seed = 9001, int(torch.randint(2**62, ()))
     circles = -(-(rows or 1) // bank_rows)
     starts = echo_ext.echo_indices(circles * bank_rows, num_terms=1, sampling="ring", seed=seed, bank_size=bank_rows)
-    orders = starts.view(circles, bank_rows)  # window i of a circle starts at its position i
+    orders = starts.view(circles, bank_rows)  # window i starts at position i of its circle
     f, s = (tensor.detach() for tensor in signal_and_scale((bank_rows, width), dtype))
     s[torch.rand(bank_rows) < 0.001] = 0
     s[orders[0, 2000 : 2000 + slow_stretch]] = 1 - 2**-20 if dtype != torch.bfloat16 else 1 - 2**-8
@@ -109,11 +114,11 @@ def test_long_ring_is_one_recurrence(dtype, width, rows, slow_stretch, num_terms
         noises = torch.cat([recurrence(f, s, order) for order in orders])
         if rows is not None:
             return noises[:rows]
-        return noises.roll(-1, 0)[orders[0].argsort()]  # the row at position p has the window from p + 1
+        return noises.roll(-1, 0)[orders[0].argsort()]  # the row at position p uses the window that starts at p + 1
 
     tensors = f.requires_grad_(), s.requires_grad_()
     wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    # Thousands of roundings, as in any float32 sum of them; half types round once.
+    # Slow decay accumulates thousands of rounding errors. bfloat16 results are rounded only once.
     tolerance = TOLERANCE[dtype] * (100 if slow_stretch and dtype != torch.bfloat16 else 1)
     for actual, theirs in zip(results(ours, tensors, weights), results(expected, wide, weights), strict=True):
         assert relative_error(actual, theirs) < tolerance
@@ -124,14 +129,14 @@ def test_long_ring_is_one_recurrence(dtype, width, rows, slow_stretch, num_terms
     [
         pytest.param(torch.float64, 0, None, marks=pytest.mark.slow),
         pytest.param(torch.float64, 10_000, None, marks=pytest.mark.slow),
-        (torch.float64, 27_000, None),  # one segment reaches further than a chunk may
+        (torch.float64, 27_000, None),  # the terms of one segment reach beyond a whole chunk
         (torch.float64, 27_000, 25_000),
         pytest.param(torch.float32, 10_000, None, marks=pytest.mark.slow),
         (torch.bfloat16, 0, None),
     ],
 )
-def test_very_long_ring_is_one_recurrence(dtype, slow, num_terms):
-    """Two chunks, whose gradients reach into each other; positions from 15,000 on may hardly decay."""
+def test_multi_chunk_ring_matches_recurrence(dtype, slow, num_terms):
+    """The ring spans two chunks whose gradients depend on each other; `slow` positions after 15,000 hardly decay."""
     rows, seed = 40_000, int(torch.randint(2**62, ()))
     f, s = (tensor.detach() for tensor in signal_and_scale((rows, 2), dtype))
     order = echo_ext.echo_indices(rows, num_terms=1, sampling="ring", seed=seed, bank_size=rows)[:, 0]
@@ -143,7 +148,7 @@ def test_very_long_ring_is_one_recurrence(dtype, slow, num_terms):
 
     def expected(f, s):
         noises = recurrence(f, s, order)
-        if num_terms is not None:  # less what lies behind each window
+        if num_terms is not None:  # subtract the terms beyond each window
             inside = torch.cat([s[order], s[order]]).log().cumsum(0)
             reach = torch.cat([inside.new_zeros(1, 2), inside])
             noises = noises - (reach[num_terms : num_terms + rows] - reach[:rows]).exp() * noises.roll(-num_terms, 0)
@@ -153,17 +158,17 @@ def test_very_long_ring_is_one_recurrence(dtype, slow, num_terms):
     wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
     tolerance = TOLERANCE[dtype] * (100 if slow else 1)
     if num_terms is not None:
-        tolerance *= 1000  # the oracle takes differences of sums of many logarithms
+        tolerance *= 1000  # the expected value subtracts sums of many logarithms
     for actual, theirs in zip(results(ours, tensors, weights), results(expected, wide, weights), strict=True):
         assert relative_error(actual, theirs) < tolerance
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bank_that_nothing_draws_from_has_zero_gradients(dtype, sampling):
+def test_unused_bank_has_zero_gradients(dtype, sampling):
     bank, empty = signal_and_scale((70, 9), dtype), torch.empty(0, 9, dtype=dtype)
     leftovers = [torch.full((70, 9), 7, dtype=dtype) for _ in range(50)]
-    del leftovers  # what fresh memory then holds
+    del leftovers  # uninitialized memory then contains sevens
     z = echo_ext.echo_sample(empty, empty, bank=bank, sampling=sampling)
     for gradient in torch.autograd.grad(z.sum(), bank):
         assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -171,7 +176,7 @@ def test_a_bank_that_nothing_draws_from_has_zero_gradients(dtype, sampling):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("shape", [(2, 0), (40, 3, 0)])
-def test_rows_of_no_columns(sampling, shape):
+def test_zero_width_rows(sampling, shape):
     f, s = signal_and_scale(shape)
     z = echo_ext.echo_sample(f, s, sampling=sampling)
     assert z.shape == shape
@@ -179,8 +184,8 @@ def test_rows_of_no_columns(sampling, shape):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_every_term_counts_where_scales_do_not_decay(sampling):
-    """Scales at and beyond 1, alternating signs: no row may stop early."""
+def test_no_early_stopping_without_decay(sampling):
+    """With scales near or above 1 and random signs, no row may stop summing early."""
     for scale in (0.999, 1.0, 1.02):
         f = torch.randn(130, 9, dtype=torch.float64)
         s = scale * torch.randn(130, 9, dtype=torch.float64).sign()
@@ -191,8 +196,8 @@ def test_every_term_counts_where_scales_do_not_decay(sampling):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_scales_end_a_noise_but_not_its_gradient(sampling, dtype):
-    """A term whose scale is zero hides what follows from the noise, and yet the gradient of that scale sees it."""
+def test_gradient_of_zero_scale_includes_later_terms(sampling, dtype):
+    """A zero scale removes all later terms from the noise, but the gradient of that scale depends on them."""
     f, s = signal_and_scale((150, 20), dtype)
     s = (s.detach() * (torch.rand(150, 20) > 0.3)).requires_grad_()
     indices = echo_ext.echo_indices(150, sampling=sampling, seed=2)
@@ -204,19 +209,19 @@ def test_zero_scales_end_a_noise_but_not_its_gradient(sampling, dtype):
 
 
 @pytest.mark.parametrize("magnitude", [1e-12, 1e12])
-def test_outliers_and_scale_of_f_do_not_matter(magnitude):
-    """Stopping early is exact beside each column's own noise, whatever its magnitude, even with one huge row."""
+def test_precision_with_outliers_and_extreme_magnitudes(magnitude):
+    """Early stopping loses nothing relative to the magnitude of each column, even if one row is huge."""
     f = torch.randn(200, 8, dtype=torch.float64) * magnitude
     f[17] *= 1e9
     s = 0.9 * torch.rand(200, 8, dtype=torch.float64)
     indices = echo_ext.echo_indices(200, seed=3)
     actual, expected = echo_ext.echo_noise(f, s, seed=3), reference.echo_noise(f, s, indices)
-    terms = reference.echo_noise(f.abs(), s, indices)  # the sum of magnitudes: what rounding is relative to
+    terms = reference.echo_noise(f.abs(), s, indices)  # rounding errors are relative to the sum of magnitudes
     assert ((actual - expected).abs() / terms).max() < 1e-13
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_strides_do_not_matter(sampling):
+def test_noncontiguous_inputs_give_equal_results(sampling):
     f, s = signal_and_scale((40, 21))
     expected = echo_ext.echo_sample(f, s, sampling=sampling, seed=4)
     strided = echo_ext.echo_sample(
@@ -226,8 +231,8 @@ def test_strides_do_not_matter(sampling):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_expanded_gradients(sampling):
-    """The gradient of a sum comes as one number with strides of zero."""
+def test_expanded_upstream_gradient(sampling):
+    """The upstream gradient of a sum is a single expanded number with strides of zero."""
     f, s = signal_and_scale((30, 7))
     summed = torch.autograd.grad(echo_ext.echo_sample(f, s, sampling=sampling, seed=5).sum(), (f, s))
     z = echo_ext.echo_sample(f, s, sampling=sampling, seed=5)
@@ -247,7 +252,7 @@ def test_gradcheck(sampling):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_saved_tensors_may_come_back_with_other_strides(sampling):
+def test_saved_tensors_hooks_may_change_strides(sampling):
     f, s = signal_and_scale((40, 21))
     expected = torch.autograd.grad(echo_ext.echo_sample(f, s, sampling=sampling, seed=4).sum(), (f, s))
 
@@ -259,7 +264,7 @@ def test_saved_tensors_may_come_back_with_other_strides(sampling):
     assert all(map(torch.equal, torch.autograd.grad(z.sum(), (f, s)), expected))
 
 
-def test_gradients_only_where_asked():
+def test_gradient_of_f_alone():
     f, s = signal_and_scale((8, 2))
     s = s.detach()
     (grad_f,) = torch.autograd.grad(echo_ext.echo_sample(f, s, seed=7).sum(), f)
@@ -267,7 +272,7 @@ def test_gradients_only_where_asked():
     assert torch.equal(grad_f, both[0])
 
 
-def test_double_backward_is_refused():
+def test_double_backward_raises():
     f, s = signal_and_scale((4, 2))
     (grad,) = torch.autograd.grad(echo_ext.echo_sample(f, s, seed=8).sum(), f, create_graph=True)
     with pytest.raises(RuntimeError, match="no double backward"):
@@ -275,7 +280,7 @@ def test_double_backward_is_refused():
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_nothing_is_written_in_place(sampling):
+def test_inputs_are_not_modified(sampling):
     f, s = signal_and_scale((20, 3))
     copies = f.clone(), s.clone()
     versions = f._version, s._version
@@ -286,7 +291,7 @@ def test_nothing_is_written_in_place(sampling):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_nan_reaches_the_rows_that_draw_it_and_no_others(sampling):
+def test_nan_reaches_only_rows_that_draw_it(sampling):
     f, s = (tensor.detach() for tensor in signal_and_scale((40, 5)))
     f[11, 2] = torch.nan
     indices = echo_ext.echo_indices(40, num_terms=6, sampling=sampling, seed=9)
@@ -297,7 +302,7 @@ def test_nan_reaches_the_rows_that_draw_it_and_no_others(sampling):
     assert torch.equal(noise.isnan(), expected)
 
 
-def test_infinities_of_both_signs_make_nan():
+def test_opposite_infinities_give_nan():
     f, s = torch.zeros(40, 5), torch.full((40, 5), 0.9)
     f[3], f[7] = torch.inf, -torch.inf
     assert echo_ext.echo_noise(f, s, seed=9).isnan()[[i for i in range(40) if i not in (3, 7)]].all()
@@ -305,7 +310,7 @@ def test_infinities_of_both_signs_make_nan():
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_gradient_where_f_is_zero(sampling, dtype):
+def test_gradient_with_zero_signal(sampling, dtype):
     f, s = torch.zeros(60, 5, dtype=dtype), torch.rand(60, 5, dtype=dtype)
     tensors = (f.requires_grad_(), s.requires_grad_())
     weights = torch.randn(60, 5, dtype=torch.float64)
@@ -318,18 +323,18 @@ def test_gradient_where_f_is_zero(sampling, dtype):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("shape", [(100, 32), (1, 7, 3), (300, 130), (1024, 16)])
-def test_results_do_not_depend_on_threads(sampling, shape):
-    check_threads(sampling, *signal_and_scale((shape[0] + 1, *shape[1:]), torch.float32))
+def test_results_are_equal_for_any_thread_count(sampling, shape):
+    check_thread_counts(sampling, *signal_and_scale((shape[0] + 1, *shape[1:]), torch.float32))
 
 
-def test_a_long_ring_does_not_depend_on_threads():
+def test_long_ring_is_equal_for_any_thread_count():
     f, s = signal_and_scale((40_000, 5), torch.float32)
     with torch.no_grad():
-        s[7, 1] = torch.nan  # a column that never settles
-    check_threads("ring", f, s)
+        s[7, 1] = torch.nan  # a column that never converges
+    check_thread_counts("ring", f, s)
 
 
-def check_threads(sampling, f, s):
+def check_thread_counts(sampling, f, s):
     shape = f.shape
     threads = torch.get_num_threads()
     outcomes = []
@@ -347,14 +352,14 @@ def check_threads(sampling, f, s):
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
-def test_every_instruction_set_agrees_with_the_oracle(isa):
-    """The kernels for lesser processors, in a process that is told to use them."""
+def test_every_instruction_set_matches_reference(isa):
+    """Run the kernels of older instruction sets, selected in a child process by ECHO_EXT_ISA."""
     tests = [
-        "test_echo.py::test_orderings_of_every_small_bank_agree_with_the_oracle",
-        "test_echo.py::test_agrees_with_the_oracle[shape5-dtype0-permutation]",
-        "test_echo.py::test_agrees_with_the_oracle[shape5-dtype1-ring]",
-        "test_echo.py::test_agrees_with_the_oracle[shape6-dtype1-permutation]",
-        "test_echo.py::test_agrees_with_the_oracle[shape6-dtype2-replacement]",
+        "test_echo.py::test_every_small_bank_size_matches_reference",
+        "test_echo.py::test_matches_reference[shape5-dtype0-permutation]",
+        "test_echo.py::test_matches_reference[shape5-dtype1-ring]",
+        "test_echo.py::test_matches_reference[shape6-dtype1-permutation]",
+        "test_echo.py::test_matches_reference[shape6-dtype2-replacement]",
     ]
     script = (
         "import sys, pytest, echo_ext._C as core\n"
@@ -369,11 +374,11 @@ def test_every_instruction_set_agrees_with_the_oracle(isa):
 
 
 def _noise_in_child(connection, f, s):
-    # As bytes: torch's own threads do not survive a fork, so the child leaves all other ops alone.
+    # Send bytes, because torch's own threads do not survive a fork and the child must not run other torch ops.
     connection.send_bytes(echo_ext.echo_sample(f, s, seed=11).numpy().tobytes())
 
 
-def test_works_in_a_forked_worker_after_the_parent_used_its_threads():
+def test_fork_after_parent_used_thread_pool():
     f, s = (tensor.detach() for tensor in signal_and_scale((300, 200)))
     expected = echo_ext.echo_sample(f, s, seed=11)
     context = multiprocessing.get_context("fork")
@@ -381,7 +386,7 @@ def test_works_in_a_forked_worker_after_the_parent_used_its_threads():
     child = context.Process(target=_noise_in_child, args=(sender, f, s))
     child.start()
     try:
-        assert receiver.poll(60), "the child hangs"
+        assert receiver.poll(60), "the child process does not respond"
         assert receiver.recv_bytes() == expected.numpy().tobytes()
     finally:
         child.kill()
@@ -393,7 +398,7 @@ def _encode(batch):
     return echo_ext.echo_sample(f, torch.full_like(f, 0.5))
 
 
-def test_works_in_a_data_loader():
+def test_data_loader_workers():
     data = list(torch.randn(64, 3).tanh())
     loader = torch.utils.data.DataLoader(data, batch_size=16, num_workers=2, collate_fn=_encode, timeout=60)
     batches = list(loader)
@@ -404,7 +409,7 @@ def test_works_in_a_data_loader():
 # ---- Seeds -----------------------------------------------------------------------------------------------------------
 
 
-def test_manual_seed_makes_runs_repeat():
+def test_manual_seed_reproduces_samples():
     f, s = signal_and_scale((10, 2))
     torch.manual_seed(12)
     first, second = echo_ext.echo_sample(f, s), echo_ext.echo_sample(f, s)
@@ -415,16 +420,16 @@ def test_manual_seed_makes_runs_repeat():
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
-def test_a_seed_may_be_an_int_or_a_tensor(seed):
+def test_int_and_tensor_seeds_are_equivalent(seed):
     f, s = signal_and_scale((10, 2))
     assert torch.equal(echo_ext.echo_sample(f, s, seed=seed), echo_ext.echo_sample(f, s, seed=torch.tensor(seed)))
     assert not torch.equal(echo_ext.echo_sample(f, s, seed=seed), echo_ext.echo_sample(f, s, seed=seed ^ 1))
 
 
-# ---- The method's laws -----------------------------------------------------------------------------------------------
+# ---- Statistical properties ------------------------------------------------------------------------------------------
 
 
-def test_max_scale_solves_its_equation_and_meets_known_roots():
+def test_max_scale_solves_equation_with_known_roots():
     for num_terms, bound, root in [(99, 1.0, 0.83587), (99, 10.0, 0.8175), (64, 1.0, 0.7622)]:
         scale = echo_ext.max_scale(num_terms, bound=bound)
         assert scale == pytest.approx(root, abs=5e-5)
@@ -434,7 +439,7 @@ def test_max_scale_solves_its_equation_and_meets_known_roots():
     assert echo_ext.max_scale(100_000) < 1
 
 
-def test_rate_is_minus_log_scale():
+def test_rate_is_negative_log_scale():
     s = torch.tensor([0.5, -0.25, 1.0], dtype=torch.float64, requires_grad=True)
     rate = echo_ext.echo_rate(s)
     assert torch.allclose(rate, torch.tensor([math.log(2), math.log(4), 0.0], dtype=torch.float64), rtol=0, atol=1e-15)
@@ -443,30 +448,31 @@ def test_rate_is_minus_log_scale():
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_noise_of_constant_channels_is_the_geometric_series(sampling):
+def test_constant_channel_noise_is_geometric_series(sampling):
     f, s = torch.full((101, 3), 0.7, dtype=torch.float64), torch.full((101, 3), 0.6, dtype=torch.float64)
     noise = echo_ext.echo_noise(f, s, sampling=sampling)
     assert torch.allclose(noise, torch.full_like(noise, 0.7 * (1 - 0.6**100) / (1 - 0.6)), rtol=1e-14)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_output_and_noise_have_one_law(sampling):
-    """z = f + s eps is distributed as eps: at constant s the mean is E f / (1 - s), the variance Var f / (1 - s^2)."""
+def test_output_and_noise_have_same_distribution(sampling):
+    """z = f + s eps has the distribution of eps: for constant s, mean E f / (1 - s) and variance Var f / (1 - s^2)."""
     count, scale = 20_000, 0.8
     f = torch.rand(count, 4, dtype=torch.float64) - 0.3
     s = torch.full_like(f, scale)
     z = echo_ext.echo_sample(f, s, num_terms=200, sampling=sampling)
     noise = echo_ext.echo_noise(f, s, num_terms=200, sampling=sampling)
     for draws in (z, noise):
-        # Neighbours on a ring share their terms: the mean has (1 + s) / (1 - s) = 9 times the independent variance.
+        # Neighbors on a ring share terms, so the variance of the mean is (1 + s) / (1 - s) = 9 times that of
+        # independent samples.
         error = 6 * math.sqrt(9 / count)
         assert torch.allclose(draws.mean(0), f.mean(0) / (1 - scale), atol=error * 0.5)
         assert torch.allclose(draws.var(0), f.var(0) / (1 - scale**2), rtol=error)
 
 
 @pytest.mark.parametrize("sampling", ["permutation", "ring"])
-def test_rows_of_a_batch_are_exchangeable(sampling):
-    """A row's noise is unbiased over seeds: its mean is the others' mean times the geometric series."""
+def test_batch_rows_are_exchangeable(sampling):
+    """Averaged over seeds, the noise of a row is the mean of the other rows times the geometric series."""
     f = torch.arange(5, dtype=torch.float64)[:, None]
     s = torch.full_like(f, 0.5)
     noise = torch.stack([echo_ext.echo_noise(f, s, sampling=sampling, seed=q) for q in range(4000)]).mean(0)

@@ -1,4 +1,4 @@
-"""The ops inside PyTorch's engines: opcheck, torch.compile, torch.export, autocast, data-parallel training."""
+"""The ops inside PyTorch: opcheck, torch.compile, torch.export, autocast, checkpointing and DistributedDataParallel."""
 
 import os
 
@@ -32,7 +32,7 @@ def test_opcheck(sampling):
 
 
 class Encoder(nn.Module):
-    """Linear layers around a channel, as in a small autoencoder."""
+    """A small autoencoder: linear layers around a channel."""
 
     def __init__(self, **options):
         super().__init__()
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_compiles_without_a_graph_break(sampling):
+def test_compiles_without_graph_breaks(sampling):
     torch._dynamo.reset()
     f, s = signal_and_scale((12, 3), torch.float32)
     eager = lambda f, s: echo_ext.echo_sample(2 * f, s, sampling=sampling, seed=5).square().sum()  # noqa: E731
@@ -56,7 +56,7 @@ def test_compiles_without_a_graph_break(sampling):
     assert all(torch.allclose(a, e, rtol=1e-5, atol=1e-6) for a, e in zip(actual, expected, strict=True))
 
 
-def test_a_training_step_compiles_and_draws_fresh_noise():
+def test_compiled_training_step_draws_fresh_noise():
     torch._dynamo.reset()
     model = Encoder()
     x = torch.randn(10, 4)
@@ -72,7 +72,7 @@ def test_a_training_step_compiles_and_draws_fresh_noise():
     assert torch.equal(compiled(x)[0], first)
 
 
-def test_exports():
+def test_exports_with_dynamic_batch_size():
     model = Encoder()
     model(torch.randn(10, 4))
     model.eval()
@@ -95,7 +95,7 @@ def test_trains_under_autocast(dtype):
     assert model.layer.weight.grad.isfinite().all()
 
 
-def test_autocast_takes_the_wider_of_two_dtypes():
+def test_autocast_promotes_to_wider_dtype():
     f, s = signal_and_scale((10, 3), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = echo_ext.echo_sample(f.bfloat16(), s, seed=1)
@@ -103,18 +103,18 @@ def test_autocast_takes_the_wider_of_two_dtypes():
     assert torch.equal(mixed, echo_ext.echo_sample(f.bfloat16().float(), s, seed=1))
 
 
-def test_meta_and_fake_tensors_have_shapes():
+def test_meta_tensors_propagate_shapes():
     f = torch.empty(10, 2, 3, device="meta")
     assert echo_ext.echo_sample(f, f, seed=torch.empty((), dtype=torch.int64, device="meta")).shape == (10, 2, 3)
 
 
-def test_activation_checkpointing_repeats_the_noise():
+def test_activation_checkpointing_reproduces_noise():
     f, s = signal_and_scale((20, 3))
-    send = lambda f, s: echo_ext.echo_sample(f, s).square()  # noqa: E731
+    add_noise = lambda f, s: echo_ext.echo_sample(f, s).square()  # noqa: E731
     torch.manual_seed(3)
-    plain = torch.autograd.grad(send(f, s).sum(), (f, s))
+    plain = torch.autograd.grad(add_noise(f, s).sum(), (f, s))
     torch.manual_seed(3)
-    checkpointed = torch.utils.checkpoint.checkpoint(send, f, s, use_reentrant=False)
+    checkpointed = torch.utils.checkpoint.checkpoint(add_noise, f, s, use_reentrant=False)
     assert all(map(torch.equal, torch.autograd.grad(checkpointed.sum(), (f, s)), plain))
 
 
@@ -136,8 +136,8 @@ def _train_as_rank(rank, world_size, port, results):
     torch.distributed.destroy_process_group()
 
 
-def test_trains_data_parallel():
-    """Ranks see different rows and noise, and hold the same weights."""
+def test_data_parallel_ranks_keep_equal_weights():
+    """Ranks see different rows and noise but keep equal weights."""
     import socket
 
     with socket.socket() as probe:

@@ -15,11 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import echo_ext
-from echo_ext.estimators import _neighbours, _neighbours_cuda, _samples, discrete, ksg, matrix
+from echo_ext.estimators import discrete, ksg, matrix, samples
+from echo_ext.estimators._backend import BACKENDS, constants
+from echo_ext.estimators._backend_cuda import Cuda
+from echo_ext.estimators.neighbors import PointSet
 
 SOURCES = [
-    *sorted(CSRC.glob("knn_*.cu")),
-    CSRC / "knn_cuda_bindings.cpp",
+    *sorted(CSRC.glob("knn/*.cu")),
+    CSRC / "bindings" / "knn_cuda.cpp",
     *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
 ]
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
@@ -45,7 +48,7 @@ def native(tmp_path_factory):
     return module
 
 
-# What reads a tensor's values on the host, beside operators that do it within.
+# What reads a tensor's values on the host, in addition to operators that do it within.
 READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "repeat_interleave")
 
@@ -63,17 +66,24 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class EmulatedCuda(Cuda):
+    """The CUDA backend, with the emulated kernels and a stream of the test's choice."""
+
+    def __init__(self, native, stream=0):
+        self.core, self.stream = native, stream
+
+    def place(self, tensor):
+        return {"device": 0, "stream": self.stream}
+
+
 class Device:
-    """Calls estimators with CPU tensors passed off as a CUDA device's."""
+    """Calls estimators with CPU tensors that the CUDA backend computes with."""
 
     def __init__(self, native):
         self.native = native
 
     def pretend(self, patch):
-        patch.setattr(_neighbours_cuda, "_C", self.native)
-        patch.setattr(_neighbours_cuda, "device_and_stream", lambda name, device: (0, 0))
-        for module in (_neighbours, ksg, matrix):
-            patch.setattr(module, "on_cuda", lambda tensor: True)
+        patch.setitem(BACKENDS, "cpu", EmulatedCuda(self.native))
 
     def __call__(self, estimate, *arguments, **options):
         with pytest.MonkeyPatch.context() as patch:
@@ -88,7 +98,7 @@ class Device:
 
         with pytest.MonkeyPatch.context() as patch:
             self.pretend(patch)
-            patch.setattr(_samples, "check_finite", lambda *_: None)
+            patch.setattr(samples, "check_finite", lambda *_: None)
             if estimate is echo_ext.mutual_information_discrete:
                 groups = discrete._read_groups(arguments[1], options.get("exclude_within", 0))
                 patch.setattr(discrete, "_read_groups", lambda *_: groups)
@@ -154,7 +164,7 @@ def test_conditional_and_total(device, method):
 
 @pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_entropy_and_neighbours(device, metric, dtype):
+def test_entropy_and_neighbors(device, metric, dtype):
     for dim in (1, 3):
         x, queries = draw(110, dim, dim, dtype=dtype)
         device.check(
@@ -245,25 +255,25 @@ def test_waiting_is_noticed(device):
 
 
 def test_too_large_a_k_names_the_limit(device):
-    most = device.native.knn_cuda_max_neighbours(0)
+    most = device.native.knn_cuda_max_neighbors(0)
     (x,) = draw(most + 2, 1)
     with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, got {most + 1}"):
         device(echo_ext.knn, x, k=most + 1)
 
 
-def test_a_cloud_follows_the_current_stream(native, monkeypatch):
-    recorder, streams = Recorder(native), []
-    Device(recorder).pretend(monkeypatch)
-    monkeypatch.setattr(_neighbours_cuda, "device_and_stream", lambda *_: (0, streams[-1]))
+def test_a_point_set_follows_the_current_stream(native, monkeypatch):
+    recorder = Recorder(native)
+    backend = EmulatedCuda(recorder)
+    monkeypatch.setitem(BACKENDS, "cpu", backend)
     (points,) = draw(70, 2)
-    cloud = _neighbours.Cloud(points)
+    point_set = PointSet(points)
     radii = torch.ones(1, 70, dtype=torch.float64)
-    for streams in ([11], [12], [13]):
+    for backend.stream in (11, 12, 13):
         recorder.calls.clear()
-        _, rows = _neighbours.search(cloud, 3, indices=True)
-        _neighbours.count(cloud, radii)
-        _neighbours.boundary(cloud, radii[0], rows[:, 2], width=2, exclude_within=0)
-        assert {stream for _, stream in recorder.calls} == set(streams)
+        _, rows = point_set.search(3)
+        point_set.count(radii)
+        point_set.boundary(radii[0], rows[:, 2], width=2, exclude_within=0)
+        assert {stream for _, stream in recorder.calls} == {backend.stream}
     assert [name for name, _ in recorder.calls] == ["knn_cuda_search", "knn_cuda_count", "knn_cuda_boundary"]
 
 
@@ -276,17 +286,17 @@ def test_constants_are_not_copied_from_the_host():
             return function(*args, **(kwargs or {}))
 
     with Operators():
-        values = _neighbours.constants([0, 0, 1, 0, 2, 2], torch.int32, torch.device("cpu"))
+        values = constants([0, 0, 1, 0, 2, 2], torch.int32, torch.device("cpu"))
     assert names <= {"full.default", "cat.default"}
     assert torch.equal(values, torch.tensor([0, 0, 1, 0, 2, 2], dtype=torch.int32))
 
 
 def test_which_matrices_one_kernel_estimates(native):
     x, y = draw(50, 3, 2, kind="ties")
-    most = native.knn_cuda_pairs_max_points(False, 0)
+    most = native.knn_cuda_pairs_max_points(dtype=0, device=0)
 
     def kernels(*arguments, max_points=most, **options):
-        recorder = Recorder(native, knn_cuda_pairs_max_points=lambda *_: max_points)
+        recorder = Recorder(native, knn_cuda_pairs_max_points=lambda **_: max_points)
         Device(recorder).check(echo_ext.mutual_information_matrix, *arguments, **options)
         return [name for name, _ in recorder.calls if name != "knn_cuda_pairs_max_points"]
 

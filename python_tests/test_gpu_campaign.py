@@ -81,7 +81,7 @@ SMALL = {"limit": 100, "latent_dim": 2, "model": {"hidden": [8]}}
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """Two finished runs and one that was stopped in its second epoch."""
-    monkeypatch.setattr("echo_ext.training.results.write_pictures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
     monkeypatch.setattr("echo_ext.training.running.MINIMUM_SECONDS", -1.0)
     root = tmp_path / "runs"
     for seed in (0, 1):
@@ -249,7 +249,7 @@ def test_a_stage_that_is_terminated_still_packs(machine, tmp_path):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("table1", "--device", "cuda"), "--device is 'cuda', but "),
+        (("table1", "--device", "cuda"), "--device must be a device that can be used, got 'cuda': "),
         (("table1", "--device", "cpu", "--archive", "{damaged}"), "is damaged: manifest.json is not a manifest"),
         (("table9",), "argument STAGE: invalid choice: 'table9'"),
         (("table1", "--jobs", "0"), "--jobs must be at least 1, got 0"),

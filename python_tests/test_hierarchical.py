@@ -1,4 +1,4 @@
-"""Two-level models: densities and draws against each other, causality of the masks, drawing against teacher forcing."""
+"""Two-level models: samples against densities, causality of the masks, pixel drawing against teacher forcing."""
 
 import math
 
@@ -21,14 +21,14 @@ RECIPES = [
 
 
 def stripes(n, side=8):
-    """Pictures of horizontal or vertical stripes."""
+    """Images of horizontal or vertical stripes."""
     horizontal = (torch.arange(side) % 4 < 2).float()[:, None].expand(side, side)
     upright = torch.rand(n, 1, 1, 1) < 0.5
     return torch.where(upright, horizontal.T, horizontal).contiguous()
 
 
 class LinearGaussian(TwoLevelModel):
-    """p(z2) = N(0, 1), p(z1|z2) = N(b z2, v), p(x|z) = N(c z1 + d z2, w), so that all is known; x is one number."""
+    """A tractable model of a scalar x: p(z2) = N(0, 1), p(z1|z2) = N(b z2, v), p(x|z) = N(c z1 + d z2, w)."""
 
     b, v, c, d, w = 0.8, 0.5, 1.2, -0.7, 0.4
 
@@ -38,7 +38,7 @@ class LinearGaussian(TwoLevelModel):
     def _make_decoder(self, level):
         pass
 
-    def _law(self):
+    def _covariance(self):
         """The covariance of (x, z1, z2)."""
         z1 = self.b**2 + self.v
         joint = torch.tensor([[0.0, 0.0, 0.0], [0.0, z1, self.b], [0.0, self.b, 1.0]], dtype=torch.float64)
@@ -48,15 +48,15 @@ class LinearGaussian(TwoLevelModel):
         return joint
 
     def infer(self, x):
-        """The posterior itself: q(z2|x) and q(z1|x, z2) by conditioning."""
+        """The exact posterior q(z2|x) q(z1|x, z2)."""
         x = x.flatten(1)
-        law = self._law()
-        upper = law[2, 0] / law[0, 0]
-        given = law[1, [0, 2]] @ torch.linalg.inv(law[[0, 2]][:, [0, 2]])
-        spread = law[1, 1] - given @ law[1, [0, 2]]
+        joint = self._covariance()
+        upper = joint[2, 0] / joint[0, 0]
+        given = joint[1, [0, 2]] @ torch.linalg.inv(joint[[0, 2]][:, [0, 2]])
+        variance = joint[1, 1] - given @ joint[1, [0, 2]]
         return TwoLevelPosterior(
-            DiagonalGaussian(upper * x, (law[2, 2] - upper * law[0, 2]).log().expand_as(x)),
-            lambda z2: DiagonalGaussian(given[0] * x + given[1] * z2, spread.log().expand_as(x)),
+            DiagonalGaussian(upper * x, (joint[2, 2] - upper * joint[0, 2]).log().expand_as(x)),
+            lambda z2: DiagonalGaussian(given[0] * x + given[1] * z2, variance.log().expand_as(x)),
         )
 
     def descend(self, z2):
@@ -73,25 +73,25 @@ class LinearGaussian(TwoLevelModel):
         raise NotImplementedError
 
 
-def test_the_two_level_elbo_is_the_evidence_where_the_posterior_is_exact():
+def test_elbo_is_the_evidence_for_the_exact_posterior():
     model = LinearGaussian()
     x = torch.randn(100, 1, 1, 1, dtype=torch.float64)
-    evidence = log_normal(x.flatten(), 0.0, model._law()[0, 0].log())
+    evidence = log_normal(x.flatten(), 0.0, model._covariance()[0, 0].log())
     torch.testing.assert_close(model.log_weight(x), evidence)
     losses = model.loss(x)
     assert losses["loss"].item() == pytest.approx(-evidence.mean().item())
     assert losses["loss"].item() == pytest.approx((losses["rate_bound"] + losses["distortion"]).item())
 
 
-def test_two_level_draws_of_the_prior_have_its_covariance():
+def test_prior_samples_have_the_covariance_of_the_prior():
     model = LinearGaussian()
     z = model.draw_prior(50_000).double()
-    torch.testing.assert_close(z.T.cov(), model._law()[1:, 1:], atol=0.06, rtol=0)
+    torch.testing.assert_close(z.T.cov(), model._covariance()[1:, 1:], atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("recipe", ["convhvae-s-vae", "convhvae-vp-vae"])
-def test_the_prior_is_a_density(recipe):
-    """E_q[p(z) / q(z)] = 1 for draws of a wider q."""
+def test_prior_integrates_to_one(recipe):
+    """The mean of p(z) / q(z) over samples of a wider q is 1."""
     model = build(recipe, (1, 8, 8), latent_dim=2, **({"pseudo_inputs": 5} if "vp" in recipe else {}))
     wide = DiagonalGaussian(torch.zeros(50_000, 2), torch.full((50_000, 2), 2 * math.log(4.0)))
     z = wide.draw()
@@ -100,7 +100,7 @@ def test_the_prior_is_a_density(recipe):
     assert mass.item() == pytest.approx(1, abs=0.05)
 
 
-def test_an_objective_leaves_rate_and_distortion_as_they_are():
+def test_objectives_report_the_same_rate_and_distortion():
     x = stripes(10)
     reported = []
     for objective in ("vae", "a-mim", "mim"):
@@ -120,12 +120,12 @@ def test_layers_are_the_papers():
     assert model.upper[-1].in_features == 294
     assert model.lower[-1].in_features == 300
     assert model.prior.pseudo_inputs.shape == (500, 1, 28, 28)
-    for law in (model.infer_upper(100 * torch.randn(3, 1, 28, 28)),):
-        assert law.log_variance.min() >= -6
-        assert law.log_variance.max() <= 2
+    upper = model.infer_upper(100 * torch.randn(3, 1, 28, 28))
+    assert upper.log_variance.min() >= -6
+    assert upper.log_variance.max() <= 2
 
 
-def test_a_masked_convolution_hides_later_places_and_the_first_inputs_own():
+def test_masked_convolution_hides_later_pixels():
     mask = MaskedConv2d(3, 2, hidden=1).mask
     before = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]])
     own = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]])
@@ -133,10 +133,10 @@ def test_a_masked_convolution_hides_later_places_and_the_first_inputs_own():
         assert torch.equal(output, torch.stack([before, own, own]))
 
 
-def test_a_pixel_depends_on_earlier_pixels_alone_and_on_the_maps_at_its_own_place():
+def test_pixel_depends_on_earlier_pixels_and_its_own_maps():
     side = 5
     network = PixelCNN(2, channels=16).double().eval()
-    for layer in network.layers:  # nothing dead behind a ReLU, so that zeros of the Jacobian are the masks'
+    for layer in network.layers:  # all ReLUs are active, so only the masks make zeros in the Jacobian
         layer.norm.bias.data.fill_(50.0)
     x = torch.rand(1, 1, side, side, dtype=torch.float64)
     maps = torch.randn(1, 2, side, side, dtype=torch.float64)
@@ -149,32 +149,32 @@ def test_a_pixel_depends_on_earlier_pixels_alone_and_on_the_maps_at_its_own_plac
         assert (of_map.diagonal().abs() > 0).all()
 
 
-def test_drawing_pixel_by_pixel_is_what_teacher_forcing_makes_of_the_draws():
+def test_pixel_drawing_agrees_with_teacher_forcing():
     network = PixelCNN(2, channels=8, layers=4).double()
     maps = torch.randn(6, 2, 5, 7, dtype=torch.float64)
-    network(torch.rand(6, 1, 5, 7, dtype=torch.float64).round(), maps)  # moves the running statistics
+    network(torch.rand(6, 1, 5, 7, dtype=torch.float64).round(), maps)  # updates the running statistics
     draws, probabilities = network.draw(maps)
     assert set(draws.unique().tolist()) <= {0.0, 1.0}
     torch.testing.assert_close(torch.sigmoid(network.eval()(draws, maps)), probabilities)
 
 
-def test_drawn_pictures_have_the_law_that_the_density_says():
+def test_drawn_images_have_the_distribution_of_the_density():
     network = PixelCNN(1, channels=4, layers=2).eval()
     nn.init.normal_(network.head.weight, std=3.0)
     maps = torch.randn(1, 1, 2, 2)
-    pictures = torch.tensor([[int(bit) for bit in f"{code:04b}"] for code in range(16)]).float().view(16, 1, 2, 2)
-    logits = network(pictures, maps.expand(16, -1, -1, -1))
-    law = (-nn.functional.binary_cross_entropy_with_logits(logits, pictures, reduction="none").sum((1, 2, 3))).exp()
-    assert law.sum().item() == pytest.approx(1, abs=1e-5)
+    images = torch.tensor([[int(bit) for bit in f"{code:04b}"] for code in range(16)]).float().view(16, 1, 2, 2)
+    logits = network(images, maps.expand(16, -1, -1, -1))
+    density = (-nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))).exp()
+    assert density.sum().item() == pytest.approx(1, abs=1e-5)
     draws, means = network.draw(maps.expand(50_000, -1, -1, -1))
     codes = (draws.flatten(1) @ torch.tensor([8.0, 4.0, 2.0, 1.0])).long()
-    torch.testing.assert_close(codes.bincount(minlength=16) / 50_000, law, atol=0.012, rtol=0)
+    torch.testing.assert_close(codes.bincount(minlength=16) / 50_000, density, atol=0.012, rtol=0)
     torch.testing.assert_close(means.mean(0), draws.mean(0), atol=0.012, rtol=0)
 
 
-def test_decoder_samples_are_evaluated_under_the_law_that_they_are_drawn_from():
+def test_decoder_samples_use_the_running_statistics():
     model = PixelHVAE((1, 4, 4), 4).train()
-    model.loss(stripes(16, side=4))  # moves the running statistics
+    model.loss(stripes(16, side=4))  # updates the running statistics
     with torch.no_grad(), model.decoding():
         z = model.draw_prior(3)
         maps = model._maps(z)
@@ -183,7 +183,7 @@ def test_decoder_samples_are_evaluated_under_the_law_that_they_are_drawn_from():
     assert model.decoder.training
 
 
-def test_a_progress_bar_sees_every_pixel():
+def test_progress_iterates_over_every_pixel():
     seen = []
 
     def progress(places):
@@ -196,7 +196,7 @@ def test_a_progress_bar_sees_every_pixel():
     assert seen == list(range(24))
 
 
-def test_a_pseudo_input_begins_as_a_training_row():
+def test_pseudo_inputs_start_at_training_rows():
     x = stripes(20)
     model = ConvHVAE((1, 8, 8), 4, prior="vamp", pseudo_inputs=30)
     model.prepare(x)
@@ -205,11 +205,11 @@ def test_a_pseudo_input_begins_as_a_training_row():
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_learn_and_keep_their_state(recipe):
+def test_recipes_learn_and_restore_their_state(recipe):
     settings = {"latent_dim": 4, **({"pseudo_inputs": 6} if "-vp-" in recipe else {})}
     model = build(recipe, (1, 4, 4), **settings)
     x = stripes(32, side=4)
-    # Not longer: from about 40 steps on, the loss of MIM with a VampPrior may jump on so few images.
+    # No more steps: after about 40, the loss of MIM with a VampPrior may jump on a data set this small.
     first, last = fit(model, x, steps=35, learning_rate=5e-4, clip_gradients=True)
     assert last < 0.9 * first
     assert model.encode(x).shape == (32, 4)
@@ -232,6 +232,6 @@ def test_recipes_learn_and_keep_their_state(recipe):
         (ConvHVAE, (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
     ],
 )
-def test_bad_input_is_named(model, data_shape, settings, line):
+def test_bad_arguments_raise(model, data_shape, settings, line):
     with pytest.raises(ValueError, match=line):
         model(data_shape, **{"latent_dim": 4, **settings})

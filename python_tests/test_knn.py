@@ -10,7 +10,7 @@ from knn_cases import KINDS, fresh, sample
 
 import echo_ext
 from echo_ext import reference
-from echo_ext.estimators import _neighbours
+from echo_ext.estimators.neighbors import PointSet
 
 # Where child processes run: at the root they would import the sources, not what is installed.
 HERE = Path(__file__).parent
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_neighbours_are_those_of_all_pairs(kind, metric, dtype):
+def test_neighbors_are_those_of_all_pairs(kind, metric, dtype):
     rng = fresh()
     for _ in range(6):
         n, d = int(rng.integers(2, 250)), int(rng.integers(1, 12))
@@ -119,12 +119,11 @@ def test_counts_at_infinite_distances_are_those_of_all_pairs(n, dtype):
     for d, euclidean, grouped in ((1, False, False), (2, True, False), (5, False, False), (3, False, True)):
         points = torch.from_numpy(sample(rng, n, d, "overflow", dtype))
         groups = [c % 2 for c in range(d)] if grouped else None
-        distances, _ = _neighbours.search(points, n - 1, euclidean=euclidean)
+        distances = PointSet(points).search_distances(n - 1, euclidean=euclidean)
         radii = distances[:, rng.integers(n - 1, size=2 if grouped else 1)].T[None].contiguous()
         radii[..., rng.integers(n)] = torch.inf
         for inclusive in (False, True):
-            found = _neighbours.count(
-                points,
+            found = PointSet(points).count(
                 radii if grouped else radii[:, 0],
                 groups=groups,
                 inclusive=inclusive,
@@ -165,14 +164,14 @@ def test_boundaries_are_those_of_all_pairs(dim, kind):
     for dtype in (np.float64, np.float32):
         n, width, window = int(rng.integers(2, 150)), int(rng.integers(1, 15)), int(rng.integers(0, 4))
         points = sample(rng, n, dim, kind, dtype)
-        neighbour = rng.integers(0, n, n)  # on the boundary, as a joint neighbour is not: a harder case
-        radii = np.abs(points - points[neighbour]).max(-1) * rng.choice([1, 0.5, 2], n).astype(dtype)
-        found = _neighbours.boundary(
-            *map(torch.from_numpy, (points, radii, neighbour)), width=width, exclude_within=window
+        neighbor = rng.integers(0, n, n)  # on the boundary, as a joint neighbor is not: a harder case
+        radii = np.abs(points - points[neighbor]).max(-1) * rng.choice([1, 0.5, 2], n).astype(dtype)
+        found = PointSet(torch.from_numpy(points)).boundary(
+            torch.from_numpy(radii), torch.from_numpy(neighbor), width=width, exclude_within=window
         )
         assert found.shape == (n, 2 * width + 1)
         for i, row in enumerate(found.tolist()):
-            expected = boundary_of_all_pairs(points, radii[i], neighbour[i], i, width, window)
+            expected = boundary_of_all_pairs(points, radii[i], neighbor[i], i, width, window)
             assert set(row) - {-1} == expected
             assert row.count(-1) == 2 * width + 1 - len(expected)
 
@@ -230,11 +229,19 @@ def test_instruction_sets_agree_bit_for_bit():
         (dict(points=np.ones((5, 2)), k=0), ValueError, "k must be at least 1, got 0"),
         (dict(points=np.ones((5, 2)), k=1.5), TypeError, "k must be an int"),
         (dict(points=np.ones((5, 2)), metric="l1"), ValueError, "metric must be one of 'chebyshev', 'euclidean'"),
-        (dict(points=np.ones((5, 2)), queries=np.ones((5, 3))), ValueError, "one number of columns, got 2 and 3"),
+        (dict(points=np.ones((5, 2)), queries=np.ones((5, 3))), ValueError, "the same number of columns, got 2 and 3"),
         (dict(points=np.ones((5, 2)), queries=np.ones((5, 2)), k=6), ValueError, "at most the number of points, 5"),
-        (dict(points=np.ones((5, 2)), queries=np.ones((5, 2), np.float32)), TypeError, "one dtype"),
+        (
+            dict(points=np.ones((5, 2)), queries=np.ones((5, 2), np.float32)),
+            TypeError,
+            "the same dtype, got float64 and float32",
+        ),
         (dict(points=np.ones((5, 2)), queries=torch.ones(5, 2)), TypeError, "both tensors or both arrays"),
-        (dict(points=np.ones((5, 2)), exclude_within=2, k=1), ValueError, "have only 0 neighbours left"),
+        (
+            dict(points=np.ones((5, 2)), exclude_within=2, k=1),
+            ValueError,
+            "k must be at most 0, the number of neighbors that exclude_within=2 leaves to some of",
+        ),
         (dict(points=np.ones((5, 0))), ValueError, "points must have at least one column"),
         (dict(points=np.ones((0, 2))), ValueError, "less than the number of samples, got 3 of 0"),
     ],

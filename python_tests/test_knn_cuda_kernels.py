@@ -1,4 +1,4 @@
-"""The nearest-neighbour CUDA kernels' own source, on the CPU under ASan and UBSan: equal to the CPU's bit for bit."""
+"""The nearest-neighbor CUDA kernels' own source, on the CPU under ASan and UBSan: equal to the CPU's bit for bit."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from emulated_device import KnnProblem, Shim, ShimError
 from knn_cases import KINDS, fresh, related, sample
 
 import echo_ext
-from echo_ext.estimators import _neighbours
+from echo_ext.estimators.neighbors import PointSet
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def check_search(shim, points, k, queries=None, rows=None, indices=True, **optio
     )
     options.pop("descending", None)
     options["euclidean"] = bool(options.get("euclidean"))
-    expected, expected_rows = _neighbours.search(points, k, queries=queries, rows=rows, indices=True, **options)
+    expected, expected_rows = PointSet(points).search(k, queries=queries, rows=rows, **options)
     assert torch.equal(distances, expected)
     if indices:
         assert torch.equal(found[0], expected_rows)
@@ -82,7 +82,7 @@ def check_count(shim, points, radii, groups=None, rows=None, **options):
         **options,
     )
     options.pop("descending", None)
-    assert torch.equal(counts, _neighbours.count(points, radii, groups=groups, rows=rows, **options))
+    assert torch.equal(counts, PointSet(points).count(radii, groups=groups, rows=rows, **options))
 
 
 def draw(n, d, kind="normal", dtype=torch.float64, batch=1):
@@ -158,7 +158,7 @@ def test_groups_of_columns(shim):
 @pytest.mark.parametrize("kind", ["normal", "ties"])
 def test_boundary_is_the_cpus(shim, dim, kind):
     points = draw(140, dim, kind, batch=2)
-    distances, indices = _neighbours.search(points, 6, indices=True)
+    distances, indices = PointSet(points).search(6)
     radii, skip = distances[..., 5].contiguous(), indices[..., 5].contiguous()
     for width, window in ((10, 0), (3, 4), (1, 0)):
         found = torch.empty((*radii.shape, 2 * width + 1), dtype=torch.int64)
@@ -171,13 +171,13 @@ def test_boundary_is_the_cpus(shim, dim, kind):
             k=width,
             exclude_within=window,
         )
-        expected = _neighbours.boundary(points, radii, skip, width=width, exclude_within=window)
+        expected = PointSet(points).boundary(radii, skip, width=width, exclude_within=window)
         assert torch.equal(found.sort(-1).values, expected.sort(-1).values)
 
 
 def test_the_largest_k(shim):
     most = torch.empty(1, dtype=torch.int64)
-    call(shim, "max_neighbours", [], [most], shared_bytes=64 * 1024)
+    call(shim, "max_neighbors", [], [most], shared_bytes=64 * 1024)
     assert most.item() == 170
     points = draw(180, 2)
     with pytest.raises(Exception, match="invalid argument"):

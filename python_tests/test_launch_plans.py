@@ -9,7 +9,7 @@ import pytest
 from emulated_device import CSRC, Emulator, Problem, usage_of
 
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024
-SOURCES = ("echo_cuda", "echo_rows_cuda", "echo_ring_cuda", "echo_ring_exact_cuda", "echo_matrix_cuda")
+SOURCES = ("entry_cuda", "rows_cuda", "ring_cuda", "ring_exact_cuda", "matrix_cuda")
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def usage(tmp_path_factory):
         pytest.skip("nvcc is needed to know the kernels' registers")
     folder = tmp_path_factory.mktemp("usage")
     with ThreadPoolExecutor(2) as pool:
-        every = pool.map(lambda name: usage_of(CSRC / f"{name}.cu", folder), SOURCES)
+        every = pool.map(lambda name: usage_of(CSRC / "echo" / f"{name}.cu", folder), SOURCES)
         return {name: one for found in every for name, one in found.items()}
 
 

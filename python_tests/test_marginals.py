@@ -1,4 +1,4 @@
-"""Densities of the marginals by brute force and by integration, and their draws by their densities."""
+"""Densities of the marginals by brute force and by integration, and their samples against the densities."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from echo_ext.models.channels import GaussianChannel, GaussianOutput, IAFChannel
 from echo_ext.models.densities import kl_to_standard_normal
-from echo_ext.models.marginals import MAF, FactorisedAggregate, GaussianMixture, StandardNormal, VampPrior, random_rows
+from echo_ext.models.marginals import MAF, FactorizedAggregate, GaussianMixture, StandardNormal, VampPrior, random_rows
 
 
 def trained_maf():
@@ -29,7 +29,7 @@ def vamp():
 
 
 def aggregate():
-    made = FactorisedAggregate(2, 6)
+    made = FactorizedAggregate(2, 6)
     made.fill(torch.randn(6, 2), 0.5 * torch.randn(6, 2))
     return made
 
@@ -39,14 +39,14 @@ MARGINALS = [lambda: StandardNormal(2), mixture, trained_maf, vamp, aggregate]
 
 @pytest.mark.parametrize("make", MARGINALS)
 @torch.no_grad()
-def test_density_integrates_to_one_and_fits_its_draws(make):
+def test_density_integrates_to_one_and_agrees_with_samples(make):
     marginal = make().double()
     axis = torch.linspace(-14, 14, 281, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     density = marginal.log_prob(grid).exp()
     cell = float(axis[1] - axis[0]) ** 2
     assert density.sum().item() * cell == pytest.approx(1, abs=2e-3)
-    # E log m(z) by its draws and by the integral; the same of |z|^2, which a wrong sample() could not hide from.
+    # Means over samples against integrals, of log m(z) and of two other functions that reveal errors in sample().
     draws = marginal.sample(20_000)
     for value_at_draws, value_on_grid in (
         (marginal.log_prob(draws), marginal.log_prob(grid)),
@@ -58,7 +58,7 @@ def test_density_integrates_to_one_and_fits_its_draws(make):
         assert abs(value_at_draws.mean() - expected) < 5 * error + 0.01 * (1 + abs(expected))
 
 
-def test_mixture_is_torchs():
+def test_mixture_density_is_torchs():
     made, z = mixture(), torch.randn(9, 2)
     normals = Independent(Normal(made.means, (0.5 * made.log_variances).exp()), 1)
     oracle = MixtureSameFamily(Categorical(logits=made.logits), normals)
@@ -69,7 +69,7 @@ def test_vamp_prior_by_brute_force():
     encoder = torch.nn.Linear(4, 6).double()
     prior = VampPrior(lambda x: encoder(x).chunk(2, dim=1), (4,), 7).double()
     with torch.no_grad():
-        prior.pseudo_inputs.normal_()  # beyond the limits, so that they bite
+        prior.pseudo_inputs.normal_()  # some exceed the limits, so clamping matters
     z = torch.randn(5, 3, dtype=torch.float64)
     for row, found in zip(z, prior.log_prob(z), strict=True):
         total = 0.0
@@ -79,7 +79,7 @@ def test_vamp_prior_by_brute_force():
         assert found.item() == pytest.approx(math.log(total), rel=1e-12)
 
 
-def test_vamp_prior_begins_from_training_rows():
+def test_vamp_prior_starts_from_training_rows():
     rows = torch.rand(40, 3)
     prior = VampPrior(lambda x: (x, x), (3,), 30)
     prior.prepare(rows)
@@ -89,23 +89,23 @@ def test_vamp_prior_begins_from_training_rows():
     VampPrior(lambda x: (x, x), (3,), 90).prepare(rows)  # more pseudo-inputs than rows
 
 
-def test_random_rows_are_different_as_long_as_there_are_some():
+def test_random_rows_repeat_only_if_there_are_too_few():
     x = torch.arange(10)
     assert sorted(random_rows(x, 10).tolist()) == list(range(10))
     assert len(set(random_rows(x, 6).tolist())) == 6
     assert torch.bincount(random_rows(x, 25)).tolist().count(3) == 5
 
 
-def test_aggregate_has_the_marginals_and_not_their_dependence():
-    mean = torch.randn(2000, 1).expand(-1, 2)  # both dimensions know the same
-    made = FactorisedAggregate(2, 2000)
+def test_aggregate_has_independent_marginals():
+    mean = torch.randn(2000, 1).expand(-1, 2)  # both dimensions are equal
+    made = FactorizedAggregate(2, 2000)
     made.fill(mean, torch.full_like(mean, -3.0))
     draws = made.sample(20_000)
     variance = mean.var(0) + math.exp(-3)
     torch.testing.assert_close(draws.var(0), variance, rtol=0.05, atol=0)
     assert abs(torch.corrcoef(draws.T)[0, 1]) < 5 / math.sqrt(20_000)
     together = mean[:1000] + math.exp(-1.5) * torch.randn(1000, 2)
-    single = FactorisedAggregate(1, 2000)
+    single = FactorizedAggregate(1, 2000)
     single.fill(mean[:, :1], torch.full_like(mean[:, :1], -3.0))
     torch.testing.assert_close(
         made.log_prob(together), single.log_prob(together[:, :1]) + single.log_prob(together[:, 1:])
@@ -114,13 +114,13 @@ def test_aggregate_has_the_marginals_and_not_their_dependence():
 
 def test_aggregate_is_the_prior_until_filled():
     z = torch.randn(4, 3)
-    torch.testing.assert_close(FactorisedAggregate(3).log_prob(z), StandardNormal(3).log_prob(z))
+    torch.testing.assert_close(FactorizedAggregate(3).log_prob(z), StandardNormal(3).log_prob(z))
 
 
 def test_kl_by_monte_carlo():
     mean, log_variance = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
-    sent = GaussianChannel()(mean.expand(50_000, -1), log_variance.expand(50_000, -1))
-    ratio = sent.log_density - StandardNormal(3).log_prob(sent.z)
+    encoded = GaussianChannel()(mean.expand(50_000, -1), log_variance.expand(50_000, -1))
+    ratio = encoded.log_density - StandardNormal(3).log_prob(encoded.z)
     error = ratio.std() / math.sqrt(len(ratio))
     assert abs(ratio.mean() - kl_to_standard_normal(mean, log_variance).sum()) < 5 * error
 
@@ -134,12 +134,12 @@ def test_kl_in_closed_form():
 def test_iaf_density_by_change_of_variables():
     channel = IAFChannel(3, 4, (16, 16)).double()
     mean, log_variance = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    sent = channel(mean, log_variance)
-    base = channel.flow.inverse(sent.z)  # what the density is at z, from z alone
-    torch.testing.assert_close(sent.log_density, GaussianOutput(base, mean, log_variance).log_density)
+    encoded = channel(mean, log_variance)
+    base = channel.flow.inverse(encoded.z)  # the density is computed from z only
+    torch.testing.assert_close(encoded.log_density, GaussianOutput(base, mean, log_variance).log_density)
 
 
-def test_bad_counts():
+def test_bad_counts_raise():
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         GaussianMixture(2, 0)
     with pytest.raises(ValueError, match="pseudo_inputs must be at least 1, got -3"):

@@ -97,7 +97,7 @@ class Echo(Model):
 
 
 def trained_echo(rows=3000, **settings):
-    """An Echo model whose bank holds rows of the law of x, and such rows."""
+    """An Echo model whose bank holds rows of the distribution of x, and such rows."""
     model, x = Echo(**settings), torch.randn(rows, 2)
     with torch.no_grad():
         model.posterior(torch.randn(4000, 2))
@@ -133,7 +133,7 @@ def test_the_standard_error_is_that_of_the_draws():
     assert math.isnan(metrics.rate_distortion(model, x, draws=1).neg_elbo_error)
 
 
-def test_every_form_of_data_and_every_batch_size_gives_one_result():
+def test_forms_of_data_and_batch_sizes_give_one_result():
     model, x = trained_echo(rows=103, slope=1.0)
     data = TensorDataset(x, torch.zeros(103))
     expected = x.square().sum(1).mean().item()
@@ -185,7 +185,7 @@ def test_the_bound_falls_to_the_truth():
 
 def test_what_cannot_be_measured_is_refused():
     model, x = trained_echo()
-    with pytest.raises(TypeError, match="Echo has no density"):
+    with pytest.raises(TypeError, match=r"the density q\(z\|x\), which Echo does not have"):
         metrics.importance_nll(model, x)
     with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), samples=0)
@@ -383,7 +383,7 @@ def test_latents_that_are_switched_off_take_no_part():
     still = torch.cat([torch.full((60, 2), 0.1), 1e-3 * factors[:, :1], factors], 1).double()
     assert metrics.factor_vae_score(still, factors, **VOTES) == 1
     assert metrics.factor_vae_score(still[:, :3], factors, **VOTES) == 0
-    assert metrics.factor_vae_score(still[:, 1:], factors, least_deviation=0.0, **VOTES) == 1
+    assert metrics.factor_vae_score(still[:, 1:], factors, min_std=0.0, **VOTES) == 1
 
 
 def test_both_forms_of_the_factor_vae_score_are_one():
@@ -410,8 +410,8 @@ def test_factor_vae_score_refuses_bad_numbers():
     for name, value in {"train_votes": 0, "test_votes": 0, "batch_size": 1}.items():
         with pytest.raises(ValueError, match=f"{name} must be at least"):
             metrics.factor_vae_score(factors.double(), factors, **{name: value})
-    with pytest.raises(ValueError, match="least_deviation must be 0 or more, got -1"):
-        metrics.factor_vae_score(factors.double(), factors, least_deviation=-1)
+    with pytest.raises(ValueError, match="min_std must be a finite number of at least 0, got -1"):
+        metrics.factor_vae_score(factors.double(), factors, min_std=-1)
     with pytest.raises(ValueError, match="num_factors must be at least 2, got 1"):
         metrics.factor_vae_score(factors.double(), factors[:, :1])
 
@@ -452,7 +452,7 @@ def test_marginal_statistics_know_a_normal_law_from_another():
     codes = torch.stack([3 + 2 * torch.randn(5000), torch.rand(5000), -torch.rand(5000).log()], 1).double()
     found = metrics.marginal_statistics(codes)
     torch.testing.assert_close(found.mean, torch.tensor([3.0, 0.5, 1.0]).double(), rtol=0, atol=0.2)
-    torch.testing.assert_close(found.deviation, torch.tensor([2.0, 12**-0.5, 1.0]).double(), rtol=0, atol=0.15)
+    torch.testing.assert_close(found.std, torch.tensor([2.0, 12**-0.5, 1.0]).double(), rtol=0, atol=0.15)
     torch.testing.assert_close(found.skewness[:2], torch.zeros(2).double(), rtol=0, atol=0.25)
     torch.testing.assert_close(found.excess_kurtosis[:2], torch.tensor([0.0, -1.2]).double(), rtol=0, atol=0.5)
     assert found.skewness[2] > 1.3
@@ -465,7 +465,7 @@ def test_marginal_statistics_know_a_normal_law_from_another():
         metrics.marginal_statistics(torch.ones(30, 2))
 
 
-def test_rates_beside_activations():
+def test_rates_and_activations():
     model, x = trained_echo(slope=1.0)
     rates, norms = metrics.rates_and_activations(model, x, batch_size=999)
     log_s = math.log(model.channel.scale) + nn.functional.logsigmoid(model.s_raw + x)

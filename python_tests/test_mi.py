@@ -1,3 +1,5 @@
+"""The command `echo-ext mi`: its results against those of the estimators, its plots, and its errors."""
+
 import json
 
 import numpy as np
@@ -98,8 +100,8 @@ def test_lag(mi, tmp_path):
     ("name", "content", "words", "message"),
     [
         ("a.csv", b"x,y\n1,2\n", ["--x", "x", "--y", "q"], "no column 'q'; it has x, y"),
-        ("a.csv", b"x,y\n1,2\n2,oops\n", ["--x", "x", "--y", "y"], "'y' is not numeric: line 3 holds 'oops'"),
-        ("a.csv", b"x,y\n1,2\n2,\n", ["--x", "x", "--y", "y"], "'y' has 1 values that are missing .* line 3"),
+        ("a.csv", b"x,y\n1,2\n2,oops\n", ["--x", "x", "--y", "y"], "'y' must be numeric, got 'oops' in line 3"),
+        ("a.csv", b"x,y\n1,2\n2,\n", ["--x", "x", "--y", "y"], "'y' must have finite values, got 1 .* in line 3"),
         ("a.csv", b"", ["--x", "x", "--y", "y"], "is empty"),
         ("a.csv", b"x,y\n", ["--x", "x", "--y", "y"], "has no rows"),
         ("a.csv", b"\x93NUMPY\x01\x00\xff\xfe", ["--x", "x", "--y", "y"], "cannot be read as CSV"),

@@ -1,4 +1,4 @@
-"""MIM: closed forms of linear Gaussian laws, identities of the objectives, and gradients through discrete draws."""
+"""MIM: closed forms of linear Gaussian models, identities of the objectives, and gradients of discrete samples."""
 
 import math
 
@@ -28,7 +28,7 @@ class Normal(Marginal):
 
 
 class LinearGaussian(JointModel):
-    """q(z|x) = N(a x, v), p(z) = N(0, 1), p(x|z) = N(b z, w)."""
+    """A model with q(z|x) = N(a x, v), p(z) = N(0, 1) and p(x|z) = N(b z, w)."""
 
     def __init__(self, a, v, b, w):
         super().__init__((1,), 1)
@@ -55,21 +55,21 @@ class LinearGaussian(JointModel):
     def loss(self, x):
         raise NotImplementedError
 
-    def encoding_law(self, variance):
-        """The covariance of (x, z) where x ~ N(0, variance) is encoded."""
+    def encoder_covariance(self, variance):
+        """The covariance of (x, z) for encoded x ~ N(0, variance)."""
         return torch.tensor([[variance, self.a * variance], [self.a * variance, self.a**2 * variance + self.v]])
 
-    def decoding_law(self):
+    def decoder_covariance(self):
         return torch.tensor([[self.b**2 + self.w, self.b], [self.b, 1.0]])
 
 
-def cross_entropy(of, by):
-    """-E log N(.; 0, by) under N(0, of)."""
-    return 0.5 * (torch.logdet(2 * math.pi * by) + torch.trace(torch.linalg.solve(by, of)))
+def cross_entropy(true, model):
+    """The cross-entropy -E log N(.; 0, model) under N(0, true)."""
+    return 0.5 * (torch.logdet(2 * math.pi * model) + torch.trace(torch.linalg.solve(model, true)))
 
 
 def consistent(b=0.8, w=0.5):
-    """Both joint laws are one, and x ~ N(0, b^2 + w)."""
+    """A model whose encoder and decoder have the same joint distribution, and the variance of x ~ N(0, b^2 + w)."""
     variance = b**2 + w
     return LinearGaussian(b / variance, w / variance, b, w), variance
 
@@ -77,9 +77,9 @@ def consistent(b=0.8, w=0.5):
 ROWS = 200_000
 
 
-def test_mim_has_its_closed_form_where_both_joint_laws_are_gaussian():
+def test_mim_loss_of_gaussian_joints_in_closed_form():
     model, variance = LinearGaussian(0.7, 0.4, 1.1, 0.6), 1.5
-    encoding, decoding = model.encoding_law(variance), model.decoding_law()
+    encoding, decoding = model.encoder_covariance(variance), model.decoder_covariance()
     halves = [(cross_entropy(half, decoding) + cross_entropy(half, encoding)) / 2 for half in (encoding, decoding)]
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
     losses = joint_losses("mim", model, x, marginal=Normal(variance))
@@ -88,24 +88,24 @@ def test_mim_has_its_closed_form_where_both_joint_laws_are_gaussian():
     assert losses["loss"].item() == pytest.approx((halves[0] + halves[1]).item() / 2, abs=0.02)
 
 
-def test_consistent_laws_reach_the_joint_entropy_and_the_cross_entropy_bounds_mim_from_below():
+def test_mim_loss_of_consistent_joints_is_their_entropy():
     model, variance = consistent()
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
-    entropy = cross_entropy(model.decoding_law(), model.decoding_law()).item()
-    for marginal in (None, Normal(variance)):  # the importance sample is exact where q(z|x) is p(z|x)
+    entropy = cross_entropy(model.decoder_covariance(), model.decoder_covariance()).item()
+    for marginal in (None, Normal(variance)):  # importance sampling is exact if q(z|x) is p(z|x)
         assert joint_losses("mim", model, x, marginal=marginal)["loss"].item() == pytest.approx(entropy, abs=0.02)
-    for other, law in ((model, Normal(variance)), (LinearGaussian(0.2, 0.9, 1.1, 0.6), Normal(1.0))):
+    for other, marginal in ((model, Normal(variance)), (LinearGaussian(0.2, 0.9, 1.1, 0.6), Normal(1.0))):
         losses = []
         for objective in ("cross-entropy", "mim"):
             torch.manual_seed(0)
-            losses.append(joint_losses(objective, other, x[:100], marginal=law)["loss"].item())
+            losses.append(joint_losses(objective, other, x[:100], marginal=marginal)["loss"].item())
         if other is model:
             assert losses[0] == pytest.approx(losses[1], rel=1e-12)
         else:
             assert losses[0] < losses[1]
 
 
-def test_log_weight_is_the_evidence_where_the_encoder_is_the_posterior_and_below_it_otherwise():
+def test_log_weight_is_the_evidence_for_the_exact_posterior():
     model, variance = consistent()
     x = torch.randn(1000, 1, dtype=torch.float64)
     evidence = Normal(variance).log_prob(x)
@@ -124,37 +124,39 @@ def test_identities_between_the_objectives():
     model = MIM((3,), 2, hidden=(8,), min_log_variance=-6)
     x = torch.randn(50, 3)
     torch.manual_seed(11)
-    sent = model.posterior(x)
-    log_decoding = model.log_likelihood(x, sent.z) + model.log_prior(sent.z)
-    of = {objective: same_draws(objective, model, x) for objective in OBJECTIVES if objective != "cross-entropy"}
-    losses = {objective: each["loss"].item() for objective, each in of.items()}
-    entropy = -sent.log_density.mean().item()
+    encoded = model.posterior(x)
+    log_decoding = model.log_likelihood(x, encoded.z) + model.log_prior(encoded.z)
+    terms = {objective: same_draws(objective, model, x) for objective in OBJECTIVES if objective != "cross-entropy"}
+    losses = {objective: each["loss"].item() for objective, each in terms.items()}
+    entropy = -encoded.log_density.mean().item()
     assert losses["a-mim"] == pytest.approx(-log_decoding.mean().item(), rel=1e-5)
     assert losses["vae-h"] == pytest.approx(losses["vae"] + entropy, rel=1e-5)
     assert losses["vae-h"] == pytest.approx(losses["a-mim"], rel=1e-5)
     assert losses["mim-h"] == pytest.approx(losses["mim"] - entropy, rel=1e-5)
-    assert of["mim"]["encoder_half"].item() == pytest.approx(losses["a-mim"], rel=1e-5)
+    assert terms["mim"]["encoder_half"].item() == pytest.approx(losses["a-mim"], rel=1e-5)
     torch.manual_seed(11)
-    minus_elbo = -model.log_weight(x).mean().item()
-    for each in of.values():
-        assert (each["rate_bound"] + each["distortion"]).item() == pytest.approx(minus_elbo, rel=1e-5)
+    neg_elbo = -model.log_weight(x).mean().item()
+    for each in terms.values():
+        assert (each["rate_bound"] + each["distortion"]).item() == pytest.approx(neg_elbo, rel=1e-5)
 
 
-def test_warmth_raises_the_second_term_from_nothing_to_a_half():
+def test_warm_up_weight_multiplies_the_second_term():
     model = MIM((3,), 2, hidden=(8,))
     x = torch.randn(50, 3)
     full = same_draws("a-mim", model, x)["loss"].item()
     halves = same_draws("mim", model, x)
-    for warmth in (0.0, 0.3):
-        model.warmth = warmth
-        assert same_draws("a-mim", model, x)["loss"].item() == pytest.approx((0.5 + 0.5 * warmth) * full, rel=1e-5)
+    for warm_up_weight in (0.0, 0.3):
+        model.warm_up_weight = warm_up_weight
+        assert same_draws("a-mim", model, x)["loss"].item() == pytest.approx(
+            (0.5 + 0.5 * warm_up_weight) * full, rel=1e-5
+        )
         losses = same_draws("mim", model, x)
-        expected = 0.5 * (losses["encoder_half"] + warmth * losses["decoder_half"])
+        expected = 0.5 * (losses["encoder_half"] + warm_up_weight * losses["decoder_half"])
         assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert halves["loss"].item() == pytest.approx((halves["encoder_half"] + halves["decoder_half"]).item() / 2)
 
 
-def test_the_score_function_has_value_zero_and_the_gradient_of_the_expectation():
+def test_score_function_gradient_is_that_of_the_expectation():
     logits = torch.randn(4, dtype=torch.float64, requires_grad=True)
     values = torch.randn(4, dtype=torch.float64)
     (exact,) = torch.autograd.grad((logits.softmax(0) * values).sum(), logits)
@@ -185,7 +187,7 @@ class Uniform(Marginal):
         raise NotImplementedError
 
 
-def test_the_decoder_half_of_discrete_data_has_the_gradient_of_full_enumeration():
+def test_discrete_decoder_half_gradient_is_exact_on_average():
     states = 3
     model = MIM((states,), 1, likelihood="categorical", hidden=(4,)).double()
     point = torch.tensor([[0.4]], dtype=torch.float64)
@@ -204,7 +206,7 @@ def test_the_decoder_half_of_discrete_data_has_the_gradient_of_full_enumeration(
         torch.testing.assert_close(estimate, true, atol=0.03, rtol=0.03, msg=lambda line, name=name: f"{name}: {line}")
 
 
-def test_categorical_draws_and_densities_are_those_of_a_softmax():
+def test_categorical_likelihood_is_a_softmax():
     logits = torch.randn(1, 5)
     draws = Categorical().sample(logits.expand(ROWS, -1))
     assert torch.equal(draws.sum(1), torch.ones(ROWS))
@@ -212,16 +214,16 @@ def test_categorical_draws_and_densities_are_those_of_a_softmax():
     torch.testing.assert_close(Categorical().log_prob(torch.eye(5), logits.expand(5, -1)), logits.log_softmax(1)[0])
 
 
-def test_learned_laws_of_x_and_z_take_part():
+def test_learned_mixtures_of_x_and_z_have_gradients():
     model = MIM((1,), 1, prior="mixture", marginal="mixture", hidden=(10,), activation="swish")
     model.anchor = StandardNormal(1)
     model.loss(torch.randn(64, 1))["loss"].backward()
-    for law in (model.prior, model.marginal):
-        assert isinstance(law, GaussianMixture)
-        assert all(weight.grad.abs().sum() > 0 for weight in law.parameters())
+    for mixture in (model.prior, model.marginal):
+        assert isinstance(mixture, GaussianMixture)
+        assert all(weight.grad.abs().sum() > 0 for weight in mixture.parameters())
 
 
-def test_the_anchor_is_what_decoding_starts_from():
+def test_decoder_samples_start_from_the_anchor():
     model = MIM((1,), 1, hidden=(4,))
     assert not isinstance(model.anchor, nn.Module)
     model.anchor = Point(torch.tensor([[3.0]]))
@@ -229,23 +231,23 @@ def test_the_anchor_is_what_decoding_starts_from():
 
 
 @pytest.mark.parametrize("recipe", ["mim", "a-mim", "mim-h", "vae-h"])
-def test_recipes_learn_and_keep_their_state(recipe):
-    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
-    x = centres[torch.randint(3, (128,))] + 0.25 * torch.randn(128, 2)
+def test_recipes_learn_and_restore_their_state(recipe):
+    centers = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+    x = centers[torch.randint(3, (128,))] + 0.25 * torch.randn(128, 2)
     settings = {"latent_dim": 2, "hidden": (16, 16), "min_log_variance": -6.0}
     model = build(recipe, (2,), **settings)
     first, last = fit(model, x, steps=150)
     assert last < first - 0.3
     assert model.reconstruct(x).shape == x.shape
     assert model.sample(7).shape == (7, 2)
-    if recipe != "mim-h":  # without the joint entropy nothing keeps z from being ignored
+    if recipe != "mim-h":  # without the joint entropy the decoder may ignore z
         assert (model.reconstruct(x) - x).square().mean() < 0.5 * x.var()
     assert wide_under_autocast(model, x)
     assert refuses_other_shapes(model, x)
     assert same_after_saving(recipe, (2,), model, x, **settings)
 
 
-def test_binary_images_learn_through_the_score_function():
+def test_mim_learns_binary_images():
     x = (torch.arange(8) < 4).float().expand(64, 1, 8, 8)
     x = torch.where(torch.rand(64, 1, 1, 1) < 0.5, x, 1 - x)
     first, last = fit(build("mim", (1, 8, 8), latent_dim=2, hidden=(32,)), x, steps=60)
@@ -263,13 +265,13 @@ def test_binary_images_learn_through_the_score_function():
         ({"activation": "step"}, "activation must be one of .*'step'"),
     ],
 )
-def test_bad_input_is_named(settings, line):
+def test_bad_arguments_raise(settings, line):
     with pytest.raises(ValueError, match=line):
         MIM((2,), 2, **settings)
 
 
-def test_a_mixture_of_images_and_categories_of_images_are_refused():
-    with pytest.raises(ValueError, match="marginal 'mixture' takes x of shape"):
+def test_mixtures_and_categories_of_images_raise():
+    with pytest.raises(ValueError, match=r"data_shape must be \(columns,\) for marginal 'mixture', got \(1, 8, 8\)"):
         MIM((1, 8, 8), 2, marginal="mixture")
-    with pytest.raises(ValueError, match="likelihood 'categorical' takes one-hot rows"):
+    with pytest.raises(ValueError, match=r"data_shape must be \(states,\) for likelihood 'categorical', got"):
         MIM((1, 8, 8), 2, likelihood="categorical")

@@ -1,4 +1,4 @@
-"""Every rate-distortion recipe: what its loss is made of, that it learns, and that it is saved whole."""
+"""The rate-distortion recipes: the terms of the loss, learning, generation, and the state that is saved."""
 
 import copy
 import math
@@ -11,14 +11,14 @@ from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.channels import GaussianOutput
 from echo_ext.models.densities import log_mean_exp, log_normal
 from echo_ext.models.recipes import RECIPES, find
-from echo_ext.models.regularisers import mmd
+from echo_ext.models.regularizers import mmd
 
 NAMES = [name for name, recipe in RECIPES.items() if recipe.model is Autoencoder]
 SHAPE = (1, 6, 6)
 
 
 def small(name, shape=SHAPE, **overrides):
-    """A recipe with networks that are quick to train."""
+    """A recipe with small networks that train quickly."""
     quick = {
         "hidden": (32,),
         "flow_hidden": (16,),
@@ -33,13 +33,13 @@ def small(name, shape=SHAPE, **overrides):
 
 
 def blobs(rows):
-    """Binary images of four kinds, some of the pixels flipped."""
+    """Binary images of four kinds with some flipped pixels."""
     kinds = (torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     flipped = (torch.rand(rows, *SHAPE) < 0.05).float()
     return (kinds[torch.randint(4, (rows,))] - flipped).abs()
 
 
-def test_all_single_level_recipes_are_there():
+def test_all_autoencoder_recipes_exist():
     expected = """echo vae beta-vae infovae vae-maf vae-vamp iaf-prior iaf-mmd iaf-maf iaf-vamp factor-vae echo-tc corex
     anchor-vae"""
     assert set(expected.split()) == set(NAMES)
@@ -82,7 +82,7 @@ def test_loss_is_the_sum_of_its_terms(name):
     assert ("discriminator_loss" in terms) == (name in ("factor-vae", "echo-tc"))
 
 
-def test_anchored_latents_have_half_the_price():
+def test_anchored_latents_have_half_the_weight():
     model, x = small("anchor-vae"), blobs(32)
     torch.manual_seed(5)
     terms = model.loss(x)
@@ -93,14 +93,14 @@ def test_anchored_latents_have_half_the_price():
     torch.testing.assert_close(terms["rate_bound"], rate.sum())
 
 
-def test_warmth_weighs_the_rate():
+def test_warm_up_weight_multiplies_the_rate():
     model, x = small("beta-vae"), blobs(32)
-    model.warmth = 0.25
+    model.warm_up_weight = 0.25
     terms = model.loss(x)
     torch.testing.assert_close(terms["loss"], terms["distortion"] + 0.25 * 4 * terms["rate_bound"])
 
 
-def test_echo_rate_is_exact_and_pushes_through_the_channel():
+def test_echo_rate_is_that_of_the_channel():
     model, x = small("echo", beta=0.7), blobs(64)
     terms = model.loss(x)
     s_raw = model.heads(x)[1]
@@ -119,15 +119,15 @@ def test_mean_log_weight_is_the_elbo(name):
     assert weights.mean().item() == pytest.approx(-(terms["distortion"] + terms["rate_bound"]).item(), abs=2 * error)
 
 
-def test_marginal_after_the_flow_by_brute_force():
-    """iaf-vamp's m(z) = mean_k q(z|u_k), each by inverting the flow at z."""
+def test_vamp_marginal_after_the_flow_by_brute_force():
+    """The marginal of iaf-vamp is m(z) = mean_k q(z|u_k), here computed by inverting the flow at z."""
     model = small("iaf-vamp").double()
-    sent = model.posterior(blobs(5).double())
+    encoded = model.posterior(blobs(5).double())
     means, log_variances = model.heads(model.marginal.pseudo_inputs.clamp(0, 1))
-    before = model.channel.flow.inverse(sent.z)
+    before = model.channel.flow.inverse(encoded.z)
     brute = log_mean_exp(log_normal(before[:, None], means, log_variances).sum(2), dim=1)
-    torch.testing.assert_close(model.rate(sent), sent.log_density - brute)
-    # and its draws are that mixture's, whose moments are known before the flow
+    torch.testing.assert_close(model.rate(encoded), encoded.log_density - brute)
+    # Before the flow its samples must have the moments of the mixture, which are known.
     with torch.no_grad():
         draws = model.channel.flow.inverse(model.sample_latent(20_000))
         variance = means.var(0, correction=0) + log_variances.exp().mean(0)
@@ -135,7 +135,7 @@ def test_marginal_after_the_flow_by_brute_force():
     torch.testing.assert_close(draws.var(0), variance, rtol=0.1, atol=0)
 
 
-def test_infovae_penalty_is_the_mmd_of_its_draws():
+def test_infovae_penalty_is_the_mmd():
     model, x = small("infovae"), blobs(64)
     torch.manual_seed(3)
     found = model.loss(x)["mmd"]
@@ -145,7 +145,7 @@ def test_infovae_penalty_is_the_mmd_of_its_draws():
 
 
 @pytest.mark.parametrize("name", ["factor-vae", "echo-tc"])
-def test_one_backward_trains_model_and_discriminator_apart(name):
+def test_one_backward_gives_model_and_discriminator_gradients(name):
     model, x = small(name), blobs(64)
 
     def gradients(loss):
@@ -171,7 +171,7 @@ def test_one_backward_trains_model_and_discriminator_apart(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_rounds_no_sum(name):
+def test_losses_are_float32_under_autocast(name):
     model, x = small(name), blobs(64)
     torch.manual_seed(2)
     full = model.loss(x)
@@ -181,21 +181,21 @@ def test_autocast_rounds_no_sum(name):
     mixed["loss"].backward()
     for key, value in mixed.items():
         assert value.dtype == torch.float32
-        if key != "loss" or not model.mmd_weight:  # 999 times what little z is rounded
+        if key != "loss" or not model.mmd_weight:  # the weight of 999 amplifies the rounding of z
             torch.testing.assert_close(value, full[key], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("name", ["echo", "iaf-vamp", "factor-vae"])
 def test_a_step_compiles_to_one_graph(name):
     model, x = small(name), blobs(64)
-    model.loss(x)  # fills Echo's bank, whose width is not known before
+    model.loss(x)  # fills the bank of Echo, whose width is unknown before
     terms = torch.compile(model.loss, backend="aot_eager", fullgraph=True)(x)
     terms["loss"].backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_saved_whole(name):
+def test_state_dict_and_copies_are_complete(name):
     model, x = small(name), blobs(64)
     model.prepare(x)
     model.loss(x)
@@ -211,7 +211,7 @@ def test_saved_whole(name):
     assert results[0] == results[1] == results[2]
 
 
-def test_copied_vamp_prior_uses_the_copys_encoder():
+def test_copied_vamp_prior_uses_the_copied_encoder():
     model = small("vae-vamp")
     copied = copy.deepcopy(model)
     with torch.no_grad():
@@ -222,7 +222,7 @@ def test_copied_vamp_prior_uses_the_copys_encoder():
     assert not torch.allclose(model.marginal.log_prob(z), log_normal(z).sum(1))
 
 
-def test_refresh_fills_echos_bank_with_the_final_encodings():
+def test_refresh_fills_the_echo_bank_with_current_codes():
     model, x = small("echo"), blobs(64)
     model.loss(blobs(64))
     with torch.no_grad():
@@ -234,7 +234,7 @@ def test_refresh_fills_echos_bank_with_the_final_encodings():
     assert not model.channel.training
     f = torch.tanh(model.heads(x)[0] / 16)
     torch.testing.assert_close(model.channel.bank_f.sort(0).values, f.sort(0).values)
-    model.refresh(x[:5])  # fewer rows than the bank has: repeated
+    model.refresh(x[:5])  # fewer rows than the bank holds, so they are repeated
     assert torch.cdist(model.channel.bank_f, f[:5]).min(1).values.max() < 1e-4
 
 
@@ -247,14 +247,14 @@ def test_refresh_fills_the_aggregate():
     torch.testing.assert_close(model.aggregate.log_variances.sort(0).values, log_variance.sort(0).values)
 
 
-def test_vectors_are_gaussian():
+def test_vectors_have_gaussian_likelihoods():
     model = small("vae", shape=(3,))
     x = torch.randn(20, 3)
     mean, log_variance = model.decoder(model.encode(x)).chunk(2, dim=1)
     assert mean.shape == log_variance.shape == (20, 3)
     assert isinstance(model.posterior(x), GaussianOutput)
     vamp = small("vae-vamp", shape=(3,))
-    vamp.prepare(x + 5)  # not clamped to what pixels may be
+    vamp.prepare(x + 5)  # vectors are not clamped to the range of pixels
     assert vamp.marginal.limits is None
     assert vamp.marginal.pseudo_inputs.mean() > 4
 
@@ -275,8 +275,9 @@ def test_defaults_of_the_papers():
         ("vae", SHAPE, {"betta": 1}, "recipe 'vae' has no argument 'betta'; it has channel, marginal"),
         ("vae", SHAPE, {"beta": -1.0}, r"beta must be a finite number of at least 0, got -1\.0"),
         ("vae", SHAPE, {"beta": math.nan}, "beta must be a finite number of at least 0, got nan"),
-        ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be a positive integer, got 0"),
-        ("vae", (0,), {}, r"data_shape must be positive integers.*got \(0,\)"),
+        ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ("vae", (0,), {}, r"data_shape must be a list or tuple of positive integers, got \(0,\)"),
+        ("vae", (), {}, r"data_shape must have at least one dimension, .* got \(\)"),
         ("vae", SHAPE, {"channel": "ecko"}, "channel must be one of 'echo', 'gaussian', 'iaf', got 'ecko'"),
         ("vae", SHAPE, {"marginal": "wamp"}, "marginal must be one of 'standard-normal', 'vamp', .*, got 'wamp'"),
         (
@@ -291,27 +292,33 @@ def test_defaults_of_the_papers():
             {"likelihood": "poisson"},
             "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', got 'poisson'",
         ),
-        ("vae", SHAPE, {"architecture": "conv28"}, r"'conv28' takes images of 28 x 28, but data_shape is \(1, 6, 6\)"),
+        (
+            "vae",
+            SHAPE,
+            {"architecture": "conv28"},
+            r"data_shape must be \(channels, 28, 28\) for architecture 'conv28', got \(1, 6, 6\)",
+        ),
         ("vae-maf", SHAPE, {"anchored": 2}, "anchored must be 0 where the rate is not a sum over latents, got 2"),
         ("echo", SHAPE, {"sample_from": "aggregate"}, "sample_from must be 'marginal' for channel 'echo', got"),
-        ("vae", SHAPE, {"hidden": 512}, r"hidden must be positive integers, as \(512, 512\), got 512"),
-        ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be positive integers, .*got \(8, 0\)"),
+        ("vae", SHAPE, {"hidden": 512}, "hidden must be a list or tuple of positive integers, got 512"),
+        ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be a list or tuple .*, got \(8, 0\)"),
+        ("vae-maf", SHAPE, {"latent_scale": 0.0}, r"latent_scale must be a finite number above 0, got 0\.0"),
         ("infovae", SHAPE, {"mmd_weight": -1.0}, r"mmd_weight must be a finite number of at least 0, got -1\.0"),
         ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, got 3"),
     ],
 )
-def test_bad_settings(name, shape, overrides, message):
+def test_bad_arguments_raise(name, shape, overrides, message):
     with pytest.raises(ValueError, match=message):
         build(name, shape, **overrides)
 
 
-def test_data_of_another_shape():
-    with pytest.raises(ValueError, match=r"x must be \(B, 1, 6, 6\), got \(4, 1, 5, 6\)"):
+def test_other_data_shapes_raise():
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 1, 6, 6\), got \(4, 1, 5, 6\)"):
         small("vae").loss(torch.rand(4, 1, 5, 6))
 
 
-def test_echo_has_no_density_to_weigh_by():
+def test_echo_has_no_importance_weights():
     model = small("echo")
     model.loss(blobs(64))
-    with pytest.raises(TypeError, match="an Echo channel's q"):
+    with pytest.raises(TypeError, match=r"needs the density q\(z\|x\), which an Echo channel does not have"):
         model.log_weight(blobs(64))

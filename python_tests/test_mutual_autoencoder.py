@@ -1,4 +1,4 @@
-"""The Mutual Autoencoder: its estimate against the information of an enumerable model, gradients, the constraint."""
+"""The Mutual Autoencoder: its estimate and gradients against exact enumeration, and the target information."""
 
 import math
 
@@ -18,13 +18,13 @@ def toy(**settings):
 
 
 def sharpened(model, factor=4.0):
-    """The model with a decoder that tells more of z."""
+    """The model with a decoder whose x carries more information about z."""
     model.decoder[0][-1].weight.data.mul_(factor)
     return model
 
 
 def exact_information(model):
-    """I(x; z) of p(z) p(x|z) by quadrature over z: H(x) - H(x|z)."""
+    """The information I(x; z) = H(x) - H(x|z) of p(z) p(x|z), by quadrature over z."""
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
     weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
     given = model.decode(z).detach()
@@ -33,7 +33,7 @@ def exact_information(model):
 
 
 def exact_bound(model):
-    """I_hat without sampling: x enumerated, z by quadrature. It has gradients."""
+    """The bound I_hat with gradients, by enumeration of x and quadrature over z."""
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)[:, None]
     weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
     given = model.decode(z)
@@ -43,7 +43,7 @@ def exact_bound(model):
     return (weights[:, None] * given * (log_inverse - model.log_prior(z)[:, None])).sum()
 
 
-def test_the_estimate_is_the_bound_and_below_the_information():
+def test_information_estimate_is_a_lower_bound():
     model = sharpened(toy().double())
     bound, information = exact_bound(model).item(), exact_information(model)
     assert bound < information
@@ -51,8 +51,8 @@ def test_the_estimate_is_the_bound_and_below_the_information():
         assert model.model_information(200_000).item() == pytest.approx(bound, abs=0.03)
 
 
-def test_the_bound_is_tight_where_r_is_the_posterior():
-    """x = b z + noise: I = log(1 + b^2 / w) / 2, and p(z|x) is Gaussian."""
+def test_bound_is_tight_if_r_is_the_exact_posterior():
+    """For x = b z + noise the information is log(1 + b^2 / w) / 2, and p(z|x) is Gaussian."""
     b, w = 2.0, 0.5
 
     class Linear(MutualAutoencoder):
@@ -67,7 +67,7 @@ def test_the_bound_is_tight_where_r_is_the_posterior():
     assert estimate == pytest.approx(0.5 * math.log(1 + b**2 / w), abs=0.01)
 
 
-def test_discrete_draws_have_the_gradient_of_full_enumeration():
+def test_information_gradient_equals_full_enumeration():
     model = sharpened(toy().double())
     weights = dict(model.named_parameters())
     exact = torch.autograd.grad(exact_bound(model), list(weights.values()))
@@ -76,40 +76,40 @@ def test_discrete_draws_have_the_gradient_of_full_enumeration():
         torch.testing.assert_close(estimate, true, atol=0.04, rtol=0.04, msg=lambda line, name=name: f"{name}: {line}")
 
 
-def test_beside_the_encoder_r_only_becomes_tighter_and_the_penalty_moves_the_decoder_alone():
-    model = sharpened(toy(inverse="beside", information=0.0, penalty=1000.0).double())
+def test_penalty_trains_only_the_decoder_with_a_separate_r():
+    model = sharpened(toy(inverse="separate", information=0.0, penalty=1000.0).double())
     x = torch.eye(STATES, dtype=torch.float64)
     torch.manual_seed(5)
     model.loss(x)["loss"].backward()
-    of_r = [weight.grad.clone() for weight in model.inverse.parameters()]
+    r_gradients = [weight.grad.clone() for weight in model.inverse.parameters()]
     torch.manual_seed(5)
-    # The same draws as the loss: one of z given x, then those of the joint law.
+    # The same samples as in the loss: one of z given x, then those of the joint distribution.
     model.infer(x).draw()
     z = model.draw_prior(len(x))
     drawn, _ = model.draw_data(z)
     tightness = model.gaussian(model.inverse(drawn)).log_prob(z).mean()
     expected = torch.autograd.grad(-tightness, list(model.inverse.parameters()))
-    for gradient, of_tightness in zip(of_r, expected, strict=True):
-        torch.testing.assert_close(gradient, of_tightness)
-    of_encoder = [weight.grad.clone() for weight in model.encoder.parameters()]
+    for gradient, expected_gradient in zip(r_gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
+    encoder_gradients = [weight.grad.clone() for weight in model.encoder.parameters()]
     model.zero_grad()
     model.penalty = 0.0
     torch.manual_seed(5)
     model.loss(x)["loss"].backward()
-    for before, weight in zip(of_encoder, model.encoder.parameters(), strict=True):
+    for before, weight in zip(encoder_gradients, model.encoder.parameters(), strict=True):
         torch.testing.assert_close(before, weight.grad)
 
 
-def test_the_loss_is_minus_the_elbo_plus_the_price_of_the_difference():
+def test_loss_is_negative_elbo_plus_penalty():
     model = toy(information=0.9, penalty=3.0)
     losses = model.loss(torch.eye(STATES)[torch.randint(STATES, (50,))])
-    minus_elbo = losses["rate_bound"] + losses["distortion"]
-    expected = minus_elbo + 3.0 * (losses["information"] - 0.9).abs()
+    neg_elbo = losses["rate_bound"] + losses["distortion"]
+    expected = neg_elbo + 3.0 * (losses["information"] - 0.9).abs()
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("inverse", ["tied", "beside"])
-def test_the_discrete_toy_reaches_the_information_that_it_is_held_to(inverse):
+@pytest.mark.parametrize("inverse", ["tied", "separate"])
+def test_discrete_toy_reaches_its_target_information(inverse):
     model = toy(information=0.7, penalty=5.0, inverse=inverse, hidden=(32,), draws=256)
     x = torch.eye(STATES).repeat(32, 1)
     fit(model, x, steps=500, learning_rate=5e-3)
@@ -117,21 +117,22 @@ def test_the_discrete_toy_reaches_the_information_that_it_is_held_to(inverse):
         assert model.model_information(20_000).item() == pytest.approx(0.7, abs=0.12)
 
 
-def test_splitting_the_normal_uses_z_where_the_vae_does_not():
+def test_mutual_ae_of_normal_data_uses_z_and_the_vae_does_not():
     x = torch.randn(256, 1)
     settings = {"latent_dim": 1, "hidden": (32,), "min_log_variance": -6.0}
-    held = build("mutual-ae", (1,), information=1.0, penalty=5.0, **settings)
-    free = build("mutual-ae", (1,), penalty=0.0, **settings)
-    for model in (held, free):
+    constrained = build("mutual-ae", (1,), information=1.0, penalty=5.0, **settings)
+    vae = build("mutual-ae", (1,), penalty=0.0, **settings)
+    for model in (constrained, vae):
         fit(model, x, steps=300, learning_rate=5e-3)
     with torch.no_grad():
-        assert held.model_information(20_000).item() == pytest.approx(1.0, abs=0.15)
-        assert free.model_information(20_000).item() < 0.3
+        assert constrained.model_information(20_000).item() == pytest.approx(1.0, abs=0.15)
+        assert vae.model_information(20_000).item() < 0.3
 
 
-def test_the_recipe_learns_and_keeps_its_state():
+def test_recipe_learns_and_restores_its_state():
     x = torch.eye(10).repeat(10, 1)
-    settings = {"latent_dim": 1, "likelihood": "categorical", "hidden": (16,), "information": 1.0, "inverse": "beside"}
+    settings = {"latent_dim": 1, "likelihood": "categorical", "hidden": (16,), "information": 1.0}
+    settings["inverse"] = "separate"
     model = build("mutual-ae", (10,), **settings)
     first, last = fit(model, x, steps=200, learning_rate=1e-2)
     assert last < first - 0.1
@@ -147,10 +148,10 @@ def test_the_recipe_learns_and_keeps_its_state():
     [
         ({"information": -1.0}, "information must be a finite number of at least 0, got -1.0"),
         ({"penalty": math.inf}, "penalty must be a finite number of at least 0, got inf"),
-        ({"inverse": "none"}, "inverse must be one of 'tied', 'beside', got 'none'"),
-        ({"draws": 0}, "draws must be a positive integer or None, got 0"),
+        ({"inverse": "none"}, "inverse must be one of 'tied', 'separate', got 'none'"),
+        ({"draws": 0}, "draws must be at least 1, got 0"),
     ],
 )
-def test_bad_input_is_named(settings, line):
+def test_bad_arguments_raise(settings, line):
     with pytest.raises(ValueError, match=line):
         toy(**settings)

@@ -144,7 +144,7 @@ def test_invariances(method):
 
 
 def test_ranks_are_all_that_a_monotone_map_may_keep():
-    # With one neighbour more than ties the counts depend on order alone along a curve: y = g(x) gives psi(N) - psi(k)
+    # With one neighbor more than ties the counts depend on order alone along a curve: y = g(x) gives psi(N) - psi(k)
     # whatever the increasing g, if x and y are then scaled alike.
     x = np.sort(fresh().standard_normal(300))
     for g in (np.exp, np.tanh, np.cbrt):
@@ -352,7 +352,7 @@ def spoiled(where, value):
         (dict(k=[]), TypeError, "k must be an int or a sequence of ints"),
         (dict(k=True), TypeError, "k must be an int or a sequence of ints, got True"),
         (dict(k="3"), TypeError, "k must be an int or a sequence of ints, got '3'"),
-        (dict(y=np.ones(9)), ValueError, "x and y must have one number of samples, got 10 and 9"),
+        (dict(y=np.ones(9)), ValueError, "x and y must have the same number of samples, got 10 and 9"),
         (dict(x=np.ones((10, 0))), ValueError, r"x must have at least one column, got shape \(10, 0\)"),
         (dict(x=np.float64(3)), ValueError, "x must have shape"),
         (
@@ -360,7 +360,7 @@ def spoiled(where, value):
             ValueError,
             r"must broadcast, got x \(2,\), y \(3,\)",
         ),
-        (dict(y=np.ones(10, np.float32)), TypeError, "one dtype, got float64 and float32"),
+        (dict(y=np.ones(10, np.float32)), TypeError, "x and y must have the same dtype, got float64 and float32"),
         (dict(y=torch.ones(10)), TypeError, "x and y must be both tensors or both arrays"),
         (dict(x=torch.ones(10), y=torch.ones(10).half()), TypeError, "y must be float64 or float32, got float16"),
         (dict(x=np.array(["a"] * 10)), TypeError, "x must be numeric .* dtype <U1"),
@@ -371,7 +371,7 @@ def spoiled(where, value):
         (
             dict(exclude_within=4, k=3),
             ValueError,
-            "with exclude_within=4 some of the 10 samples have only 1 neighbours",
+            "k must be at most 1, the number of neighbors that exclude_within=4 leaves to some .* got 3",
         ),
         (dict(boundary_width=0), ValueError, "boundary_width must be at least 1, got 0"),
     ],

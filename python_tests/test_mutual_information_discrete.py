@@ -75,7 +75,7 @@ def test_batches_broadcast():
         (np.arange(10), ValueError, "labels must repeat, but every one of them occurs once"),
         (np.linspace(0, 1, 10), ValueError, "labels must be discrete, but 8 are not whole numbers, the first 0.111111"),
         (np.array([0.0] * 9 + [np.nan]), ValueError, r"labels must be finite, .* first at \[9\]"),
-        (np.zeros(9), ValueError, "x and labels must have one number of samples, got 10 and 9"),
+        (np.zeros(9), ValueError, "x and labels must have the same number of samples, got 10 and 9"),
         (np.array([object()] * 10), TypeError, "labels must be integers, booleans or strings, got dtype object"),
         (np.array(1), ValueError, "labels must have shape"),
     ],
@@ -85,8 +85,8 @@ def test_bad_labels(labels, error, message):
         mutual_information_discrete(np.arange(10.0), labels)
 
 
-def test_a_window_that_leaves_a_label_without_neighbours():
-    with pytest.raises(ValueError, match="exclude_within=3 leaves a sample without a neighbour of its own label"):
+def test_a_window_that_leaves_a_label_without_neighbors():
+    with pytest.raises(ValueError, match="exclude_within=3 leaves a sample without a neighbor of its own label"):
         mutual_information_discrete(np.arange(20.0), [0, 0] + [1] * 18, exclude_within=3)
 
 

@@ -1,4 +1,4 @@
-"""The rate-distortion objective by hand, and the correlation bound where everything is Gaussian."""
+"""The rate-distortion objective by hand, and the bound on total correlation in a Gaussian case."""
 
 import math
 
@@ -20,14 +20,14 @@ def test_rate_distortion_by_hand():
 def test_anchor_weights():
     assert anchor_weights(7, 5, 0.5).tolist() == [0.5] * 5 + [1, 1]
     assert anchor_weights(3, 0, 0.9).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="anchored must be from 0 to latent_dim, which is 3, got 5"):
+    with pytest.raises(ValueError, match="anchored must be at most 3, got 5"):
         anchor_weights(3, 5, 0.5)
-    with pytest.raises(ValueError, match=r"anchor_strength must be from 0 to 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"anchor_strength must be .* of at least 0 and at most 1, got 1\.5"):
         anchor_weights(3, 2, 1.5)
 
 
 def test_total_correlation_bound_of_a_gaussian():
-    """x_i = a_i y + noise, and one latent z = w.x + noise of unit variance, so that N(0, 1) is its exact marginal."""
+    """The data are x_i = a_i y + noise. The latent z = w.x + noise has unit variance, so N(0, 1) is its marginal."""
     columns, noise, rows = 5, 0.3, 200_000
     a = 0.4 + 0.5 * torch.rand(columns, dtype=torch.float64)
     covariance = torch.outer(a, a) + torch.diag(1 - a.square())

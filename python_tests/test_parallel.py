@@ -1,4 +1,4 @@
-"""Long native calls: interrupted by signals, ended by errors in any thread, computed in the caller's modes."""
+"""Long native calls: interrupts, signal handlers, forks, exceptions in threads, and floating-point modes."""
 
 import shutil
 import subprocess
@@ -10,11 +10,11 @@ import torch
 
 import echo_ext
 
-# Where child processes run: at the root they would import the sources, not what is installed.
+# Child processes run here. In the root of the repository they would import the source tree, not the installed package.
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
 
-# Each call takes many seconds unless it is interrupted.
+# Each call takes many seconds unless interrupted.
 CALLS = """
 import os
 import signal
@@ -71,7 +71,7 @@ for name, call in calls.items():
         print(name, time.monotonic() - sent[0])
     else:
         timer.cancel()
-        print(name, "was done too early")
+        print(name, "finished before the interrupt")
     timer.join()
 torch.set_num_threads(2)
 print("then", echo_ext.mutual_information(x[:5000], y[:5000]).item().hex())
@@ -95,7 +95,7 @@ def run_child(script, *arguments):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_interrupt_ends_a_long_call_soon(threads):
+def test_interrupt_ends_long_call_within_a_second(threads):
     results = run_child(INTERRUPTED, threads, 0.3)
     assert results.pop("then") == results.pop("alone")
     print(results)
@@ -125,7 +125,7 @@ print("handled", len(found))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_signal_handler_may_itself_compute(threads):
+def test_signal_handler_may_call_estimators(threads):
     run_child(HANDLED, threads)
 
 
@@ -159,12 +159,12 @@ print("forked", children)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_signal_handler_may_fork(threads):
+def test_signal_handler_may_fork(threads):
     run_child(FORKED, threads)
 
 
-def test_threads_compute_in_the_callers_floating_point_modes():
-    """Pool threads are started before the mode is changed, and more than once."""
+def test_threads_use_callers_floating_point_mode():
+    """The mode changes several times after the threads of the pool have started."""
     tiny = torch.full((4000, 64), 1e-310, dtype=torch.float64)
     before = torch.get_num_threads()
     try:
@@ -183,12 +183,12 @@ def test_threads_compute_in_the_callers_floating_point_modes():
         torch.set_num_threads(before)
 
 
-def test_the_pool_carries_exceptions_to_the_caller(tmp_path):
+def test_thread_pool_propagates_exceptions(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("the pool's own checks need g++")
+        pytest.skip("the tests of the thread pool need g++")
     program = tmp_path / "pool_driver"
-    sources = [CSRC / "parallel.cpp", HERE / "pool_driver.cpp"]
+    sources = [CSRC / "common" / "parallel.cpp", HERE / "pool_driver.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CSRC}"]
     subprocess.run([compiler, *flags, *sources, "-o", program], check=True)
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""The registered ops, which exported programs reach, refuse what the public functions refuse."""
+"""The registered ops, which exported programs call directly, reject what the public functions reject."""
 
 import os
 import subprocess
@@ -41,59 +41,61 @@ def matrix_backward(**changes):
     return OPS.echo_matrix_backward(*(dict(grad=F, s=MATRICES, z=F, seed=SEED) | changes).values())
 
 
-def test_right_arguments_give_what_the_functions_give():
+def test_valid_arguments_match_public_functions():
     assert torch.equal(echo(), echo_sample(F, S, num_terms=2, seed=1))
     assert torch.equal(indices(), echo_indices(6, num_terms=2, seed=1))
     assert torch.equal(matrix(), echo_sample_matrix(F, MATRICES, seed=1))
     assert echo(rows=0).shape == (0, 3)
 
 
-DRAWS = [
-    (dict(rows=7), ValueError, "rows must be at most the 6 rows of the bank|f must have 7 rows"),
+INVALID_DRAWS = [
+    (dict(rows=7), ValueError, "rows must be at most 6, the number of rows of the bank|f must have 7 rows"),
     (dict(rows=-1), ValueError, "rows must be at least 0"),
-    (dict(num_terms=6), ValueError, "num_terms is 6, but there are only 5"),
+    (dict(num_terms=6), ValueError, "num_terms must be at most 5, the number of other rows in the batch, got 6"),
     (dict(num_terms=0), ValueError, "num_terms must be at least 1"),
     (dict(sampling=77), ValueError, "sampling must be between 0 and 2, got 77"),
     (dict(sampling=-1), ValueError, "sampling must be between 0 and 2, got -1"),
     (dict(seed=SEED[None][:0]), ValueError, "seed must be an int64 tensor of one element"),
     (dict(seed=SEED.double()), ValueError, "seed must be an int64 tensor of one element"),
 ]
-BANKS = [
-    (dict(bank_s=S[:5]), ValueError, "bank_f and bank_s must have one shape"),
-    (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have one dtype"),
+INVALID_BANKS = [
+    (dict(bank_s=S[:5]), ValueError, "bank_f and bank_s must have the same shape"),
+    (dict(bank_s=S.double()), TypeError, "bank_f and bank_s must have the same dtype"),
     (dict(bank_f=F[:0], bank_s=S[:0]), ValueError, "at least 2 rows"),
     (dict(bank_f=F.long(), bank_s=S.long()), TypeError, "bank_f must be one of float64"),
-    (dict(rows=5, sampling=2), ValueError, "rows must be all 6 rows of the batch for the ring, got 5"),
+    (dict(rows=5, sampling=2), ValueError, "rows must be 6 for the ring, all rows of the batch, got 5"),
     (dict(s=S[:5]), ValueError, "s must have 6 rows, got 5"),
-    (dict(s=S[:, :2]), ValueError, "s must have rows of bank_f's shape"),
-    (dict(s=S.double()), TypeError, "s must have bank_f's dtype"),
-    (dict(s=S.to("meta")), ValueError, "s must be on bank_f's device cpu, got meta"),
-    (dict(seed=SEED.to("meta")), ValueError, "device cpu, got meta"),
+    (dict(s=S[:, :2]), ValueError, "s must have rows of the shape of bank_f's rows"),
+    (dict(s=S.double()), TypeError, "s and bank_f must have the same dtype"),
+    (dict(s=S.to("meta")), ValueError, "s and bank_f must be on the same device, got meta and cpu"),
+    (dict(seed=SEED.to("meta")), ValueError, "device.*, got meta"),
 ]
 
 
-def refused(call, changes, error, message, inference):
+def check_raises(call, changes, error, message, inference):
     with torch.inference_mode(inference), pytest.raises(error, match=message) as caught:
         call(**changes)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("changes", "error", "message"), DRAWS + BANKS)
-def test_wrong_arguments_are_refused(changes, error, message, inference):
-    refused(echo, changes, error, message, inference)
-    refused(echo_backward, changes, error, message, inference)
+@pytest.mark.parametrize(("changes", "error", "message"), INVALID_DRAWS + INVALID_BANKS)
+def test_invalid_arguments_raise(changes, error, message, inference):
+    check_raises(echo, changes, error, message, inference)
+    check_raises(echo_backward, changes, error, message, inference)
     with pytest.raises(error):
         echo(**{name: v.to("meta") if isinstance(v, torch.Tensor) else v for name, v in changes.items()})
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("changes", "error", "message"), [*DRAWS, (dict(bank_rows=0), ValueError, "at least 2 rows")])
-def test_wrong_draws_are_refused(changes, error, message, inference):
-    refused(indices, changes, error, message, inference)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"), [*INVALID_DRAWS, (dict(bank_rows=0), ValueError, "at least 2 rows")]
+)
+def test_invalid_draw_arguments_raise(changes, error, message, inference):
+    check_raises(indices, changes, error, message, inference)
 
 
-def test_a_bank_of_no_rows_is_refused():
+def test_empty_bank_raises():
     with pytest.raises(ValueError, match="must be at least 1, got 0"):
         indices(bank_rows=0, exclude_self=False)
 
@@ -105,31 +107,31 @@ def test_a_bank_of_no_rows_is_refused():
         (echo, dict(f=None), ValueError, "f and s must both be tensors or both be None"),
         (echo, dict(f=F[:5]), ValueError, "f must have 6 rows, got 5"),
         (echo_backward, dict(grad=F[:5]), ValueError, "grad must have 6 rows, got 5"),
-        (echo_backward, dict(grad=F.double()), TypeError, "grad must have bank_f's dtype"),
+        (echo_backward, dict(grad=F.double()), TypeError, "grad and bank_f must have the same dtype"),
         (matrix, dict(s=MATRICES[:5]), ValueError, r"f and s must have shapes \(B, d\) and \(B, d, d\)"),
         (matrix, dict(f=F.half(), s=MATRICES.half()), TypeError, "f must be float64 or float32"),
         (matrix, dict(f=F[:1], s=MATRICES[:1]), ValueError, "f must have at least 2 rows"),
         (matrix, dict(f=torch.zeros(2, 65), s=torch.zeros(2, 65, 65)), ValueError, "f must have at most 64 columns"),
         (matrix, dict(seed=torch.zeros(2, dtype=torch.int64)), ValueError, "seed must be an int64 tensor of one"),
-        (matrix_backward, dict(grad=F[:5]), ValueError, "grad and z must have one shape"),
+        (matrix_backward, dict(grad=F[:5]), ValueError, "grad and z must have the same shape"),
         (matrix_backward, dict(z=F[:5], grad=F[:5]), ValueError, "must have shapes"),
-        (matrix_backward, dict(grad=F.double()), TypeError, "grad and z must have one dtype"),
+        (matrix_backward, dict(grad=F.double()), TypeError, "grad and z must have the same dtype"),
     ],
 )
-def test_wrong_tensors_are_refused(call, changes, error, message, inference):
-    refused(call, changes, error, message, inference)
+def test_invalid_tensors_raise(call, changes, error, message, inference):
+    check_raises(call, changes, error, message, inference)
 
 
-def test_an_exported_program_checks_its_arguments():
-    class Send(torch.nn.Module):
+def test_exported_program_matches_op():
+    class AddNoise(torch.nn.Module):
         def forward(self, f, s, seed):
             return torch.ops.echo_ext.echo(f, s, f, s, seed, 6, 2, 0, True)
 
-    program = torch.export.export(Send(), (F, S, SEED)).module()
+    program = torch.export.export(AddNoise(), (F, S, SEED)).module()
     assert torch.equal(program(F, S, SEED), echo())
 
 
-# Random arguments, in a process of their own: whatever they are, it ends with a result or with an exception.
+# Calls the ops with random arguments in a child process: each call must return or raise, never crash.
 FUZZ = """
 import random, sys
 import torch
@@ -198,13 +200,13 @@ ops = [getattr(torch.ops.echo_ext, name).default for name in
 done = dict.fromkeys(ops, 0)
 for call in range(calls):
     op = random.choice(ops)
-    # Mostly what is right, so that what is wrong does not hide behind an earlier refusal.
+    # Keep most arguments valid, so that one invalid argument does not mask the others.
     share = random.choice((0.1, 0.25, 1.0))
     arguments = [
         argument(str(a.type), a.name) if random.random() < share else usual(op is ops[3] or op is ops[4], a.name)
         for a in op._schema.arguments
     ]
-    if op is ops[2] and arguments[1] > 100:  # a result of gigabytes may be right
+    if op is ops[2] and arguments[1] > 100:  # such a call may be valid, but its result takes gigabytes
         continue
     with torch.inference_mode(random.random() < 0.3):
         try:

@@ -1,4 +1,4 @@
-"""The Mutual Autoencoder's toys, AnchorVAE's bars, stacked CorEx: what they measure in closed form, and tiny runs."""
+"""The experiments mutual-toys, anchors and stacked-corex: measurements in closed form, and small runs."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from echo_ext.models.densities import log_normal
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.stacked_corex import StackedCorEx
 from echo_ext.reproduce import anchors, mutual_toys, stacked_corex
-from echo_ext.reproduce.experiment import Bench
+from echo_ext.reproduce.experiment import Context
 
 
 class Fixed(torch.nn.Module):
-    """A decoder that is a function."""
+    """A decoder that is a fixed function."""
 
     def __init__(self, function):
         super().__init__()
@@ -32,7 +32,7 @@ class Fixed(torch.nn.Module):
 def toy_measures(model, function):
     model.decoder = Fixed(function)
     z = mutual_toys.quantiles(mutual_toys.PLACES)[:, None].float()
-    return (mutual_toys._of_states if model.likelihood.discrete else mutual_toys._of_density)(model, z)
+    return (mutual_toys._measure_states if model.likelihood.discrete else mutual_toys._measure_density)(model, z)
 
 
 def test_information_of_a_linear_decoder_is_gaussian():
@@ -57,25 +57,25 @@ def test_information_of_intervals_is_the_log_of_their_number(states):
     assert divergence == pytest.approx(0, abs=1e-5)
 
 
-def test_the_ceiling_of_a_gaussian_r():
+def test_maximum_bound_of_a_gaussian_r():
     assert mutual_toys.gaussian_ceiling(1) == pytest.approx(0, abs=1e-5)
-    # A half of the normal law has the variance 1 - 2 / pi.
+    # Half of a normal distribution has the variance 1 - 2 / pi.
     assert mutual_toys.gaussian_ceiling(2) == pytest.approx(-0.5 * math.log(1 - 2 / math.pi), abs=1e-4)
-    # Of many, almost all are almost uniform.
+    # For many intervals, almost all distributions are almost uniform.
     uniform = math.log(1000) - 0.5 * math.log(2 * math.pi * math.e / 12)
     assert mutual_toys.gaussian_ceiling(1000) == pytest.approx(uniform, abs=0.02)
 
 
-def test_matching_does_not_depend_on_what_the_states_are_called():
+def test_matching_does_not_depend_on_state_numbers():
     labels = torch.randint(10, (500,))
     assert stacked_corex.matched_accuracy(torch.randperm(10)[labels], labels) == 1
-    # Two digits in one state: only the more frequent of them counts.
+    # If two digits share a state, only the more frequent of them counts.
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     assert stacked_corex.matched_accuracy(labels.clamp(min=1), labels) == pytest.approx(4 / 6)
 
 
-class TwoClouds(StackedCorEx):
-    """x says which of two far clouds of independent z it is; y tells them apart."""
+class TwoClusters(StackedCorEx):
+    """A model with two distant clusters of independent z, where x determines the cluster of z, and z that of y."""
 
     def posterior(self, x):
         mean = (16 * x[:, :1] - 8).expand(-1, self.latent_dim)
@@ -89,15 +89,15 @@ class TwoClouds(StackedCorEx):
         return log_normal(z[:, None], mean).sum(2)
 
 
-def test_the_upper_layers_term_is_the_total_correlation_that_it_explains():
-    model = TwoClouds((4,), 3, states=2, likelihood="bernoulli")
+def test_upper_term_is_the_explained_total_correlation():
+    model = TwoClusters((4,), 3, states=2, likelihood="bernoulli")
     x = torch.randint(2, (20_000, 1)).float().expand(-1, 4)
     with torch.no_grad():
-        terms = stacked_corex.own_terms(model, x)
+        terms = stacked_corex.bound_terms(model, x)
         losses = model.loss(x)
     log_two = math.log(2)
     assert terms[stacked_corex.UPPER] == pytest.approx(2 * log_two, abs=0.08)
-    # Four equal pixels: sum_i H(x_i) = 4 log 2, and each z_j knows the pixels' one bit.
+    # Four equal pixels have sum_i H(x_i) = 4 log 2, and each z_j determines their common bit.
     lower = 4 * log_two - losses["distortion"].item() - 3 * log_two
     assert terms[stacked_corex.LOWER] == pytest.approx(lower, abs=0.08)
     bound = 4 * log_two - losses["distortion"].item() - losses["rate_bound"].item()
@@ -105,13 +105,13 @@ def test_the_upper_layers_term_is_the_total_correlation_that_it_explains():
 
 
 @pytest.mark.parametrize("name", ["mutual-toys", "anchors", "stacked-corex"])
-def test_each_runs_and_writes_its_results(name, tmp_path, monkeypatch):
+def test_each_experiment_writes_its_results(name, tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     if name != "mutual-toys":
         pytest.importorskip("sklearn")
         monkeypatch.setattr(anchors if name == "anchors" else stacked_corex, "DATA", "digits")
     monkeypatch.setattr(mutual_toys, "TARGETS", {mutual_toys.STATES: (0.0, 1.0), mutual_toys.NORMAL: (1.0,)})
-    reproduce.reproduce(name, reproduce.find(name), Bench(tmp_path, [0], epochs=1, limit=300, progress=False))
+    reproduce.reproduce(name, reproduce.find(name), Context(tmp_path, [0], epochs=1, limit=300, progress=False))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["experiment"] == name
     assert all(

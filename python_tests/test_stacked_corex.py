@@ -1,4 +1,4 @@
-"""Stacked CorEx: the upper layer summed out exactly, against draws and against the evidence."""
+"""Stacked CorEx: the exact sum over the upper layer against samples and against the evidence."""
 
 import math
 
@@ -20,26 +20,26 @@ def same_draws(compute):
     return compute()
 
 
-def test_rates_are_those_of_draws_from_both_layers():
+def test_rates_agree_with_samples_of_both_layers():
     model = small()
     x = torch.randn(1, 6).expand(100_000, -1)
     with torch.no_grad():
-        sent = model.posterior(x)
-        log_choice, log_given = model.log_choice(sent.z), model.log_given(sent.z)
+        encoded = model.posterior(x)
+        log_choice, log_given = model.log_choice(encoded.z), model.log_given(encoded.z)
         y = log_choice.exp().multinomial(1)
-        lower = sent.log_density - log_given.gather(1, y)[:, 0]
+        lower = encoded.log_density - log_given.gather(1, y)[:, 0]
         upper = log_choice.gather(1, y)[:, 0] + math.log(4)
         losses = model.loss(x)
     for name, draws in (("lower_rate", lower), ("upper_rate", upper)):
-        # Both are means of as many draws, the model's no more scattered than these.
+        # Both are means over equally many samples, and the variance of the model's is not larger.
         error = math.sqrt(2 / len(x)) * draws.std().item()
         assert losses[name].item() == pytest.approx(draws.mean().item(), abs=6 * error + 1e-5)
     assert losses["rate_bound"].item() == pytest.approx((losses["lower_rate"] + losses["upper_rate"]).item(), rel=1e-6)
 
 
-def test_the_lower_rate_is_a_kl_where_the_layer_above_says_nothing():
+def test_lower_rate_is_a_kl_if_the_upper_layer_is_constant():
     model = small()
-    model.upper_decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) whatever y
+    model.upper_decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) for every y
     x = torch.randn(1, 6)
     with torch.no_grad():
         mean, log_variance = model.encoder(x).chunk(2, dim=1)
@@ -47,20 +47,20 @@ def test_the_lower_rate_is_a_kl_where_the_layer_above_says_nothing():
     assert rate == pytest.approx(kl_to_standard_normal(mean, log_variance).sum().item(), abs=0.05)
 
 
-def test_the_loss_exceeds_the_evidence_by_the_upper_layers_divergence():
-    """-ELBO - E log(1 / weight) = E KL(q(y|z) | r(y|z)), draw by draw."""
+def test_loss_minus_log_weight_is_the_upper_divergence():
+    """For each sample, -ELBO - E log(1 / weight) = E KL(q(y|z) | r(y|z))."""
     model = small().double()
     x = torch.randn(20, 6, dtype=torch.float64)
-    sent = same_draws(lambda: model.posterior(x))
-    log_choice = model.log_choice(sent.z)
-    divergence = (log_choice.exp() * (log_choice - model.log_given(sent.z).log_softmax(1))).sum(1)
+    encoded = same_draws(lambda: model.posterior(x))
+    log_choice = model.log_choice(encoded.z)
+    divergence = (log_choice.exp() * (log_choice - model.log_given(encoded.z).log_softmax(1))).sum(1)
     losses, weight = same_draws(lambda: model.loss(x)), same_draws(lambda: model.log_weight(x))
     assert divergence.min() > 0
     assert losses["loss"].item() == pytest.approx((divergence - weight).mean().item(), rel=1e-9)
     assert losses["loss"].item() == pytest.approx((losses["rate_bound"] + losses["distortion"]).item(), rel=1e-9)
 
 
-def test_beta_weighs_both_rates():
+def test_beta_multiplies_both_rates():
     x = torch.randn(20, 6)
     model = small()
     losses = same_draws(lambda: model.loss(x))
@@ -69,17 +69,17 @@ def test_beta_weighs_both_rates():
     assert same_draws(lambda: model.loss(x))["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_warming_up_squeezes_the_lower_rate_alone():
+def test_warm_up_weight_multiplies_only_the_lower_rate():
     x = torch.randn(20, 6)
-    model = small(squeeze=4.0)
-    for warmth, price in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
-        model.warmth = warmth
+    model = small(initial_lower_weight=4.0)
+    for warm_up_weight, lower_weight in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
+        model.warm_up_weight = warm_up_weight
         losses = same_draws(lambda: model.loss(x))
-        expected = losses["distortion"] + price * losses["lower_rate"] + losses["upper_rate"]
+        expected = losses["distortion"] + lower_weight * losses["lower_rate"] + losses["upper_rate"]
         assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_samples_come_from_the_top():
+def test_samples_average_over_states():
     """The mean of decoded samples is the mean over states and their Gaussians."""
     model = small(likelihood="gaussian")
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_samples_come_from_the_top():
         torch.testing.assert_close(model.sample(80_000).mean(0), expected, atol=0.03, rtol=0)
 
 
-def test_a_cluster_is_the_likeliest_state_of_the_mean():
+def test_cluster_is_the_most_probable_state_of_the_mean():
     model = small(states=3, upper_hidden=())
     model.upper_encoder[-1].weight.data = torch.eye(3)
     x = torch.randn(50, 6)
@@ -109,9 +109,9 @@ def test_layers_are_the_papers():
     assert widths(model.upper_decoder) == [10, 16, 16, 32, 32, 2 * 64]
 
 
-def test_the_recipe_learns_and_keeps_its_state():
-    centres = 4 * torch.eye(6)[:3]
-    x = centres.repeat(50, 1) + 0.3 * torch.randn(150, 6)
+def test_recipe_learns_and_restores_its_state():
+    centers = 4 * torch.eye(6)[:3]
+    x = centers.repeat(50, 1) + 0.3 * torch.randn(150, 6)
     settings = {"latent_dim": 3, "states": 3, "hidden": (16,), "upper_hidden": (8,)}
     model = build("stacked-corex", (6,), **settings)
     first, last = fit(model, x, steps=150)
@@ -126,11 +126,11 @@ def test_the_recipe_learns_and_keeps_its_state():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"states": 0}, "states must be a positive integer, got 0"),
+        ({"states": 0}, "states must be at least 1, got 0"),
         ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
     ],
 )
-def test_bad_input_is_named(settings, line):
+def test_bad_arguments_raise(settings, line):
     with pytest.raises(ValueError, match=line):
         small(**settings)

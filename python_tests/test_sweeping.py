@@ -1,4 +1,4 @@
-"""Runs that stop at a deadline, and sweeps of several processes that are stopped and killed from outside."""
+"""Runs that stop at a deadline, and sweeps of several processes that are stopped and killed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from training_cases import PassesAfter, checkpoint, same
 from echo_ext import cli, training
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
-from echo_ext.training.processes import side_by_side
+from echo_ext.training.processes import run_in_processes
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -30,15 +30,15 @@ HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
-def test_a_run_stopped_at_any_step_ends_bit_equal(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def test_run_stopped_at_any_step_resumes_bit_equal(tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     model = {"num_terms": 20} if recipe.startswith("echo") else {"hidden": [16]}
     configuration = Configuration.of(
         recipe,
         "digits",
         **{"limit": 230, "batch_size": 50, "epochs": 6, "latent_dim": 3, "warm_up_epochs": 2, "model": model},
-        binarisation="dynamic",
+        binarization="dynamic",
     )
     alone = training.train(configuration, tmp_path / "alone")
     stops, result = 0, None
@@ -54,7 +54,7 @@ def test_a_run_stopped_at_any_step_ends_bit_equal(tmp_path, monkeypatch, recipe)
     assert len(histories[0]) == len(histories[1]) == 7
 
 
-def test_a_run_stopped_in_its_first_epoch_has_no_model_yet(tmp_path, monkeypatch):
+def test_run_stopped_in_its_first_epoch_has_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     configuration = Configuration.of("vae", "digits", limit=230, batch_size=50, epochs=1, model={"hidden": [8]})
     with pytest.raises(TimeLimitReached, match=r"the time limit was reached in step 3 of epoch 1"):
@@ -63,28 +63,28 @@ def test_a_run_stopped_in_its_first_epoch_has_no_model_yet(tmp_path, monkeypatch
         training.load(tmp_path)
 
 
-def test_a_short_time_limit_still_makes_progress(tmp_path):
+def test_short_time_limit_makes_progress(tmp_path):
     configuration = Configuration.of("vae", "digits", epochs=10_000, latent_dim=2, model={"hidden": [8]})
     passed = Deadline.after(1e-9)
     with pytest.raises(TimeLimitReached):
         training.train(configuration, tmp_path, deadline=passed)
     assert len(checkpoint(tmp_path)["unfinished_epoch"]["costs"]["values"]) + checkpoint(tmp_path)["epoch"] > 0
-    with pytest.raises(ValueError, match="time_limit must be positive, got 0 seconds"):
+    with pytest.raises(ValueError, match="time_limit must be a finite number above 0, got 0"):
         training.sweep([configuration], tmp_path / "sweep", time_limit=0)
-    with pytest.raises(ValueError, match="time_limit must be positive, got nan seconds"):
+    with pytest.raises(ValueError, match="time_limit must be a finite number above 0, got nan"):
         Deadline.after(float("nan"))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_several_processes_cannot_share_a_deadline(tmp_path, monkeypatch):
+def test_deadline_of_several_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="deadline must be None where several processes train one model"):
+    with pytest.raises(ValueError, match="deadline must be None for several processes"):
         training.train(Configuration.of("vae", "digits"), tmp_path / "run", deadline=Deadline.after(1))
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     configuration = Configuration.of("vae", "digits", limit=100, epochs=1, latent_dim=2, model={"hidden": [8]})
     RunDirectory(tmp_path).begin(configuration)
     (tmp_path / ".part-abc").mkdir()
@@ -93,7 +93,7 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
 
 
-def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, tmp_path, monkeypatch):
+def test_device_out_of_memory_fails_only_one_run(capsys, tmp_path, monkeypatch):
     loss = Autoencoder.loss
 
     def allocate_too_much(self, x):
@@ -106,7 +106,7 @@ def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, t
     assert cli.main([*words, "--set", "hidden=[8]", "--out", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.err == (
-        "echo-ext sweep: error: RuntimeError: 1 of 2 runs failed, the first of them vae-beta2-seed0: "
+        "echo-ext sweep: error: RuntimeError: 1 of 2 runs failed; the first error is that of vae-beta2-seed0: "
         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 MiB free. "
         "(--debug shows where)\n"
     )
@@ -115,12 +115,12 @@ def test_a_device_out_of_memory_fails_one_run_and_leaves_nothing_of_it(capsys, t
     assert (tmp_path / "table.csv").is_file()
 
 
-def test_a_damaged_result_is_reported_and_the_sweep_goes_on(tmp_path):
+def test_damaged_result_does_not_stop_the_sweep(tmp_path):
     settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "model": {"hidden": [8]}}
     grid = [Configuration.of("vae", "digits", seed=seed, **settings) for seed in (0, 1, 2)]
     assert training.sweep(grid[:2], tmp_path).unfinished == []
     (tmp_path / "vae-beta1-seed0" / "result.json").write_text("")
-    (tmp_path / "vae-beta1-seed1" / ".part-left").mkdir()  # by a writer killed after its last file
+    (tmp_path / "vae-beta1-seed1" / ".part-left").mkdir()  # left by a process that was killed at its end
     done = training.sweep(grid, tmp_path)
     assert not (tmp_path / "vae-beta1-seed1" / ".part-left").exists()
     assert list(done.failures) == ["vae-beta1-seed0"]
@@ -128,52 +128,52 @@ def test_a_damaged_result_is_reported_and_the_sweep_goes_on(tmp_path):
     assert [row.seeds for row in done.rows] == [2]
 
 
-# ---- Calls side by side ----------------------------------------------------------------------------------------------
+# ---- Calls in processes ----------------------------------------------------------------------------------------------
 
 
-class Unsendable(Exception):
+class Unpicklable(Exception):
     def __init__(self, left, right):
         super().__init__(f"{left} and {right}")
 
 
 def call(what):
-    """What the tests have other processes do."""
+    """The call that the tests make in other processes."""
     if what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "raises":
         raise ValueError("what must not be 'raises'")
-    if what == "raises what cannot be sent":
-        raise Unsendable(1, 2)
+    if what == "raises an unpicklable error":
+        raise Unpicklable(1, 2)
     return what, os.getpid(), torch.get_num_threads()
 
 
-def test_calls_side_by_side_end_each_for_itself():
-    calls = {what: (what,) for what in ("returns", "dies", "raises", "raises what cannot be sent", "returns too")}
-    outcomes = dict(side_by_side(call, calls, 2))
+def test_calls_in_processes_fail_independently():
+    calls = {what: (what,) for what in ("returns", "dies", "raises", "raises an unpicklable error", "returns too")}
+    outcomes = dict(run_in_processes(call, calls, 2))
     assert outcomes.keys() == calls.keys()
     assert {outcomes["returns"][0], outcomes["returns too"][0]} == {"returns", "returns too"}
     assert len({os.getpid(), outcomes["returns"][1], outcomes["returns too"][1]}) == 3
     assert str(outcomes["dies"]) == "its process ended with exit code -9"
     assert (type(outcomes["raises"]), str(outcomes["raises"])) == (ValueError, "what must not be 'raises'")
-    assert str(outcomes["raises what cannot be sent"]) == "Unsendable: 1 and 2"
+    assert str(outcomes["raises an unpicklable error"]) == "Unpicklable: 1 and 2"
 
 
-def test_processes_share_the_threads_and_none_starts_too_late():
+def test_processes_share_threads_and_obey_may_start():
     torch.set_num_threads(4)
-    (only,) = side_by_side(call, {"a": ("a",)}, 2)
+    (only,) = run_in_processes(call, {"a": ("a",)}, 2)
     assert (only[0], only[1][2]) == ("a", 2)
-    assert list(side_by_side(call, {"a": ("a",)}, 2, may_start=lambda: False)) == []
+    assert list(run_in_processes(call, {"a": ("a",)}, 2, may_start=lambda: False)) == []
 
 
 # ---- Sweeps from the shell -------------------------------------------------------------------------------------------
 
 GRID = ("sweep", "--recipe", "echo", "vae", "--data", "digits", "--beta", "1", "--seeds", "0,1", "--limit", "400")
-GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarise", "dynamic")
+GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarize", "dynamic")
 RUNS = [f"{recipe}-beta1-seed{seed}" for seed in (0, 1) for recipe in ("echo", "vae")]
 
 
 def start(*words):
-    """The command in a process group of its own, with output to read."""
+    """Start the command in its own process group and capture its output."""
     return subprocess.Popen(
         [sys.executable, "-m", "echo_ext", *map(str, words)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -186,7 +186,7 @@ def start(*words):
 
 
 def wait_for_all(group, seconds=60.0):
-    """Until no process of the group is left."""
+    """Wait until no process of the group is left."""
     until = time.monotonic() + seconds
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < until:
@@ -200,7 +200,7 @@ def unfinished(out):
 
 
 @pytest.mark.parametrize(("interruptions", "epochs"), [(3, 30), pytest.param(10, 800, marks=pytest.mark.slow)])
-def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, interruptions, epochs):
+def test_stopped_and_killed_sweep_resumes_bit_equal(tmp_path, interruptions, epochs):
     out = tmp_path / "broken"
     grid = (*GRID, "--epochs", epochs)
     results, turns = {}, 0
@@ -225,7 +225,7 @@ def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, i
             assert sweep.returncode in (0, -signal.SIGKILL)
         elif "interrupted" in errors:
             assert sweep.returncode == 130
-            assert errors == "echo-ext sweep: interrupted; the same command goes on where it stopped\n"
+            assert errors == "echo-ext sweep: interrupted; run the same command again to continue\n"
         for name in RUNS:
             file = out / name / "result.json"
             if file.is_file():
@@ -233,7 +233,7 @@ def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, i
                     "a run was repeated"
                 )
 
-    assert turns == interruptions or epochs < 100  # the short one may end before
+    assert turns == interruptions or epochs < 100  # the short sweep may finish earlier
     for path, jobs in ((out, 2), (tmp_path / "alone", 1)):
         sweep = start(*grid, "--out", path, "--jobs", jobs)
         printed, errors = sweep.communicate(timeout=500)
@@ -247,7 +247,7 @@ def test_a_sweep_stopped_and_killed_ends_bit_equal_to_one_left_alone(tmp_path, i
 
 
 @pytest.mark.parametrize("limit", ["0", "0s", "-3m", "soon", "", "9m5h"])
-def test_a_time_limit_that_is_no_time_is_refused(capsys, tmp_path, limit):
+def test_invalid_time_limit_is_refused(capsys, tmp_path, limit):
     assert cli.main([*GRID, "--out", str(tmp_path / "sweep"), f"--time-limit={limit}"]) == 2
     complaint = f"--time-limit must be a positive time, such as 90s, 9m or 1h30m, got {limit!r}"
     assert capsys.readouterr().err == f"echo-ext sweep: error: {complaint}\n"

@@ -1,4 +1,4 @@
-"""Tables of `echo-ext mi`: every ordinary form of a file is read right, or refused in one line."""
+"""The tables of `echo-ext mi`: common file formats are read correctly, or refused in one line."""
 
 import codecs
 import csv
@@ -62,27 +62,27 @@ def read(tmp_path, content, header=None, name="a.csv"):
         (plain([[" x", '"y"'], *ROWS]), 1),
     ],
 )
-def test_ordinary_files_are_read_whole(tmp_path, content, header_line):
+def test_common_files_are_read_completely(tmp_path, content, header_line):
     table = read(tmp_path, content)
     assert table.header_line == header_line
     assert table.names == (["0", "1"] if header_line is None else ["x", "y"])
     assert table.numbers(table.names).tolist() == ROWS
 
 
-def test_one_column_keeps_its_first_row(tmp_path):
+def test_single_column_keeps_its_first_row(tmp_path):
     assert read(tmp_path, codecs.BOM_UTF8 + b"1\n2\n3\n").numbers(["0"]).tolist() == [[1], [2], [3]]
 
 
-def test_names_and_texts_may_hold_separators_and_newlines(tmp_path):
+def test_cells_may_contain_separators_and_newlines(tmp_path):
     table = read(tmp_path, b'"a,b",notes,x\n1,"one;\n""two"", 3",4\n2,c;d,5\n')
     assert table.names == ["a,b", "notes", "x"]
     assert table.numbers(["a,b", "x"]).tolist() == [[1, 4], [2, 5]]
-    with pytest.raises(ValueError, match="'notes' is not numeric: line 3 holds"):
+    with pytest.raises(ValueError, match=r"'notes' must be numeric, got .* in line 3"):
         table.numbers(["notes"])
 
 
-def test_a_column_without_a_name_is_numbered(tmp_path):
-    table = read(tmp_path, b'"","x"\n"1",0.5\n"2",0.7\n')  # as R's write.csv has it
+def test_column_without_a_name_is_numbered(tmp_path):
+    table = read(tmp_path, b'"","x"\n"1",0.5\n"2",0.7\n')  # the format of write.csv in R
     assert table.names == ["Unnamed: 0", "x"]
     assert table.numbers(["x"]).tolist() == [[0.5], [0.7]]
 
@@ -90,27 +90,27 @@ def test_a_column_without_a_name_is_numbered(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"x,y\n1,2,3\n4,5,6\n", "line 1 has 2 names and line 2 3 values"),
-        (b'"x" "y"\n"1" 0.5 0.6\n"2" 0.7 0.8\n', "line 1 has 2 names and line 2 3 values"),
-        (b"x\n1,5\n2,5\n", "line 1 has 1 names and line 2 2 values"),
-        (b"x,y,z\n1,2\n4,5\n", "line 1 has 3 names and line 2 2 values"),
-        (b"\nx,y\n1,2\n\n3,4,5\n", "every row must have 2 values, but line 5 has 3"),
-        (b"x,y,z\n1,2,3\n4,5\n6,7,8\n", "every row must have 3 values, but line 3 has 2"),
-        (b"x y\n1 2\n3\n", "every row must have 2 values, but line 3 has 1"),
-        (b"x,y,x\n1,2,3\n", "must name every column differently, got two columns 'x'"),
-        (b"alice,1,2\nbob,3,4\n", r"line 1 \(alice, 1, 2\) could be names or values: say --header or --no-header"),
-        (b"time,0,1\n1,2,3\n", "could be names or values"),
-        (b"NA,x\n1,2\n", "could be names or values"),
-        (b",0,1\n0,0.3,0.4\n", "could be names or values"),  # pandas' to_csv without names
-        (b"0,1\n0.3,0.4\n", "could be names or values"),
-        (b"0,1,2\n3,4,5\n", "could be names or values"),
+        (b"x,y\n1,2,3\n4,5,6\n", "got 2 names in line 1 and 3 values in line 2"),
+        (b'"x" "y"\n"1" 0.5 0.6\n"2" 0.7 0.8\n', "got 2 names in line 1 and 3 values in line 2"),
+        (b"x\n1,5\n2,5\n", "got 1 names in line 1 and 2 values in line 2"),
+        (b"x,y,z\n1,2\n4,5\n", "got 3 names in line 1 and 2 values in line 2"),
+        (b"\nx,y\n1,2\n\n3,4,5\n", "every row must have 2 values, got 3 in line 5"),
+        (b"x,y,z\n1,2,3\n4,5\n6,7,8\n", "every row must have 3 values, got 2 in line 3"),
+        (b"x y\n1 2\n3\n", "every row must have 2 values, got 1 in line 3"),
+        (b"x,y,x\n1,2,3\n", "must have distinct column names, got two columns 'x'"),
+        (b"alice,1,2\nbob,3,4\n", r"line 1 \(alice, 1, 2\) may be names or values; use --header or --no-header"),
+        (b"time,0,1\n1,2,3\n", "may be names or values"),
+        (b"NA,x\n1,2\n", "may be names or values"),
+        (b",0,1\n0,0.3,0.4\n", "may be names or values"),  # pandas' to_csv without names
+        (b"0,1\n0.3,0.4\n", "may be names or values"),
+        (b"0,1,2\n3,4,5\n", "may be names or values"),
         (b"x,y\n", "has no rows"),
         (b"# nothing\n\n", "has no rows"),
         (b'x,y\n1,"2\n3,4\n', "cannot be read as CSV"),
         (b"x,y\n1,\xe9\n", "cannot be read as CSV"),
     ],
 )
-def test_files_that_could_be_misread_are_refused(tmp_path, content, message):
+def test_ambiguous_files_are_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path, content)
     assert "\n" not in str(caught.value)
@@ -119,32 +119,32 @@ def test_files_that_could_be_misread_are_refused(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"NA,NA\n1,2\n", "'0' has 1 values that are missing or infinite, the first in line 1"),
-        (b",\n1,2\n", "'0' has 1 values that are missing or infinite, the first in line 1"),
-        (b"x\n1\n\n3\n", "'0' has 1 values that are missing or infinite, the first in line 3"),
-        (b"x,y\n1_000,2\n", "'0' is not numeric: line 2 holds '1_000'"),
-        (b"x,y\n1\x00,2\n", "'0' is not numeric"),
-        (b"x;y\n1,5;2,5\n", "'0' is not numeric: line 2 holds '1,5'"),
-        (b"x,y\n\n1,2\n\noops,3\n", "'0' is not numeric: line 5 holds 'oops'"),
-        (b"x,y\n9007199254740993,1\n", "integers that float64 has, but line 2 holds 9007199254740993"),
-        (b"x,y\n1,1\n99999999999999999999999,1\n", "but line 3 holds 99999999999999999999999"),
-        (b"x,y\n-1,1\n18446744073709551615,1\n", "but line 3 holds 18446744073709551615"),
+        (b"NA,NA\n1,2\n", "'0' must have finite values, got 1 missing or infinite ones, the first in line 1"),
+        (b",\n1,2\n", "'0' must have finite values, got 1 missing or infinite ones, the first in line 1"),
+        (b"x\n1\n\n3\n", "'0' must have finite values, got 1 missing or infinite ones, the first in line 3"),
+        (b"x,y\n1_000,2\n", "'0' must be numeric, got '1_000' in line 2"),
+        (b"x,y\n1\x00,2\n", "'0' must be numeric"),
+        (b"x;y\n1,5;2,5\n", "'0' must be numeric, got '1,5' in line 2"),
+        (b"x,y\n\n1,2\n\noops,3\n", "'0' must be numeric, got 'oops' in line 5"),
+        (b"x,y\n9007199254740993,1\n", "integers that float64 can represent, got 9007199254740993 in line 2"),
+        (b"x,y\n1,1\n99999999999999999999999,1\n", "got 99999999999999999999999 in line 3"),
+        (b"x,y\n-1,1\n18446744073709551615,1\n", "got 18446744073709551615 in line 3"),
     ],
 )
-def test_values_that_are_no_numbers_are_named(tmp_path, content, message):
+def test_values_that_are_not_numbers_are_named(tmp_path, content, message):
     table = read(tmp_path, content)
     with pytest.raises(ValueError, match=message.replace("'0'", f"'{table.names[0]}'")) as caught:
         table.numbers(table.find("0"))
     assert "\n" not in str(caught.value)
 
 
-def test_the_header_can_be_said(tmp_path):
+def test_header_flag_overrides_the_inference(tmp_path):
     assert read(tmp_path, b"0,1\n1,0\n", None).numbers(["0", "1"]).tolist() == [[0, 1], [1, 0]]
     assert read(tmp_path, b",0,1\n0,0.3,0.4\n", True).numbers(["0", "1"]).tolist() == [[0.3, 0.4]]
     assert read(tmp_path, b"0,1\n0.3,0.4\n", False).numbers(["0", "1"]).tolist() == [[0, 1], [0.3, 0.4]]
     assert read(tmp_path, b"al,1\nbo,2\n", False).numbers(["1"]).tolist() == [[1], [2]]
     np.save(tmp_path / "a.npy", np.eye(3))
-    with pytest.raises(ValueError, match="--header and --no-header are for CSV files"):
+    with pytest.raises(ValueError, match="--header and --no-header need a CSV file"):
         read_table(tmp_path / "a.npy", True)
 
 
@@ -153,11 +153,11 @@ def test_large_integers_are_never_rounded(tmp_path, dtype):
     np.savez(tmp_path / "a.npz", good=np.array([2**60, 3], dtype), bad=np.array([2**53, 2**53 + 1], dtype))
     table = read_table(tmp_path / "a.npz")
     assert table.numbers(["good"]).tolist() == [[2**60], [3]]
-    with pytest.raises(ValueError, match="'bad' must hold integers that float64 has, but row 1 holds 9007199254740993"):
+    with pytest.raises(ValueError, match=r"'bad' must have integers .* represent, got 9007199254740993 in row 1"):
         table.numbers(["bad"])
 
 
-# ---- NumPy's files and Parquet ---------------------------------------------------------------------------------------
+# ---- NumPy and Parquet files -----------------------------------------------------------------------------------------
 
 
 def npy(array):
@@ -180,15 +180,15 @@ def header(shape, dtype="<f8", rest=b""):
     return file.getvalue() + rest
 
 
-def test_columns_of_two_arrays_must_not_have_one_name(tmp_path):
+def test_arrays_with_the_same_column_names_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", **{"x": np.ones((4, 2)), "x:0": np.zeros(4)})
-    with pytest.raises(ValueError, match="must name every column differently, got two columns 'x:0'"):
+    with pytest.raises(ValueError, match="must have distinct column names, got two columns 'x:0'"):
         read_table(tmp_path / "a.npz")
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_arrays_of_one_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="has two arrays named 'x'"):
+def test_arrays_with_the_same_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="must have distinct array names, got 'x' twice"):
         read(tmp_path, npz([("x.npy", npy(np.zeros(3))), ("x.npy", npy(np.ones(3)))]), name="a.npz")
 
 
@@ -212,7 +212,7 @@ HUGE = (10**16,)
         ("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", 9000) + b"(" * 9000),
     ],
 )
-def test_arrays_unlike_their_headers_are_refused(tmp_path, name, content):
+def test_arrays_that_contradict_their_headers_are_refused(tmp_path, name, content):
     with pytest.raises(ValueError, match=f"cannot be read as {name[2:].upper()}") as caught:
         read(tmp_path, content, name=name)
     assert "\n" not in str(caught.value)
@@ -221,21 +221,21 @@ def test_arrays_unlike_their_headers_are_refused(tmp_path, name, content):
 @pytest.mark.parametrize(("shape", "dtype"), [((0, 10**12), "<f8"), ((1, 10**12), "|S0"), ((10**15,), "|V0")])
 def test_arrays_without_values_are_refused(tmp_path, shape, dtype):
     for name, content in (("a.npy", header(shape, dtype)), ("a.npz", npz([("x.npy", header(shape, dtype))]))):
-        with pytest.raises(ValueError, match="must hold values, got"):
+        with pytest.raises(ValueError, match="must have values, got"):
             read(tmp_path, content, name=name)
 
 
-def test_a_size_that_nothing_unpacks_to_is_refused(tmp_path):
+def test_impossible_unpacked_size_is_refused(tmp_path):
     content = bytearray(npz([("x.npy", header((10**8,)))], zipfile.ZIP_DEFLATED))
     directory = content.index(b"PK\x01\x02")
-    for at in (22, directory + 24):  # the unpacked size, in front of the member and in the directory
+    for at in (22, directory + 24):  # the unpacked size, before the member and in the directory
         content[at : at + 4] = struct.pack("<I", 8 * 10**8 + 128)
     with pytest.raises(ValueError, match="'x' cannot unpack to the 800000128 bytes that the file announces"):
         read(tmp_path, bytes(content), name="a.npz")
 
 
 @pytest.mark.parametrize("how", ["stored", "deflated"])
-def test_a_wrong_checksum_is_one_line(tmp_path, capsys, how):
+def test_wrong_checksum_is_one_line(tmp_path, capsys, how):
     path = tmp_path / "a.npz"
     x, y = fresh().standard_normal((2, 50))
     (np.savez if how == "stored" else np.savez_compressed)(path, x=x, y=y)
@@ -249,7 +249,7 @@ def test_a_wrong_checksum_is_one_line(tmp_path, capsys, how):
     assert error.count("\n") == 1
 
 
-def test_parquet_columns_must_have_different_names(tmp_path):
+def test_parquet_columns_with_the_same_name_are_refused(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -259,7 +259,7 @@ def test_parquet_columns_must_have_different_names(tmp_path):
         read_table(tmp_path / "a.parquet")
 
 
-def test_a_wrong_page_checksum_of_parquet_is_found(tmp_path):
+def test_wrong_page_checksum_of_parquet_is_found(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -275,10 +275,10 @@ def test_a_wrong_page_checksum_of_parquet_is_found(tmp_path):
         read_table(path)
 
 
-# ---- What the command says -------------------------------------------------------------------------------------------
+# ---- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_says_what_it_read(tmp_path, capsys):
+def test_command_reports_rows_and_header(tmp_path, capsys):
     x, y = fresh().standard_normal((2, 40))
     path = tmp_path / "a.csv"
     rows = list(zip(x, y, ["a"] * 40, strict=True))
@@ -298,7 +298,7 @@ def test_the_command_says_what_it_read(tmp_path, capsys):
     assert error == "echo-ext mi: left out as not numeric: name\n"
 
 
-def test_the_command_says_that_there_are_no_names(tmp_path, capsys):
+def test_command_reports_a_missing_header(tmp_path, capsys):
     path = tmp_path / "a.csv"
     path.write_bytes(quoted(fresh().standard_normal((30, 2))))
     assert main(["mi", str(path), "--x", "0", "--y", "1"]) == 0

@@ -1,4 +1,4 @@
-"""Tensors and arrays that are not plain: read right, or refused in one clear line."""
+"""Unusual tensors and arrays are read correctly or rejected with a one-line error."""
 
 import math
 
@@ -28,7 +28,7 @@ from echo_ext import (
     total_correlation,
     transfer_entropy,
 )
-from echo_ext.ops import FEW_ROWS
+from echo_ext.echo.ops import FEW_ROWS
 
 F, S = torch.randn(6, 3), 0.9 * torch.rand(6, 3)
 MATRICES = 0.3 * torch.rand(6, 3, 3)
@@ -36,7 +36,7 @@ SAMPLINGS = ("permutation", "replacement", "ring")
 
 
 def negated(tensor):
-    """The same numbers, but the memory holds their negatives."""
+    """Return an equal tensor with the negative bit set, whose memory holds the negated values."""
     return torch._neg_view(-tensor)
 
 
@@ -53,7 +53,7 @@ def gradients(run, grad, *inputs):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_the_negative_bit_is_read(sampling):
+def test_negative_bit_is_honored(sampling):
     z = echo_sample(F, S, sampling=sampling, seed=-1)
     assert torch.equal(echo_sample(negated(F), negated(S), sampling=sampling, seed=negated(torch.tensor(-1))), z)
     options = dict(num_terms=4, sampling=sampling, seed=3)
@@ -66,15 +66,15 @@ def test_the_negative_bit_is_read(sampling):
     )
 
 
-def test_the_imaginary_part_of_a_conjugate_is_read():
-    f = torch.tensor([[1 + 2j]]).conj().imag  # one element is contiguous, with the negative bit
+def test_imaginary_part_of_conjugate():
+    f = torch.tensor([[1 + 2j]]).conj().imag  # a single element is contiguous and has the negative bit set
     bank = (torch.ones(4, 1), torch.zeros(4, 1))
     assert echo_sample(f, torch.zeros(1, 1), num_terms=1, bank=bank, seed=1).item() == -2.0
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("own_bank", [True, False])
-def test_negative_and_zero_gradients(sampling, own_bank):
+def test_negative_bit_and_zero_tensor_gradients(sampling, own_bank):
     def run(f, s):
         return echo_sample(f, s, num_terms=4, sampling=sampling, seed=1, bank=None if own_bank else (f, s))
 
@@ -85,7 +85,7 @@ def test_negative_and_zero_gradients(sampling, own_bank):
     assert not any(x.any() for x in gradients(run, zeros(6, 3), F, S))
 
 
-def test_negative_and_zero_matrices():
+def test_negative_bit_and_zero_tensor_matrices():
     def run(f, s):
         return echo_sample_matrix(f, s, seed=1)
 
@@ -95,19 +95,19 @@ def test_negative_and_zero_matrices():
     assert not any(x.any() for x in gradients(run, zeros(6, 3), F, MATRICES))
 
 
-def test_zero_tensors_are_zeros():
+def test_zero_tensors_equal_dense_zeros():
     assert torch.equal(echo_sample(zeros(6, 3), S, seed=1), torch.zeros(6, 3))
     assert torch.equal(echo_sample(F, zeros(6, 3), seed=1), F)
     assert torch.equal(echo_sample_matrix(F, zeros(6, 3, 3), seed=1), F)
     assert mutual_information(zeros(20, 1), torch.randn(20, 1)).isfinite()
 
 
-def test_vmap_reads_the_negative_bit():
+def test_vmap_honors_negative_bit():
     z = torch.func.vmap(lambda f: echo_sample(f, S, seed=1))(negated(torch.stack([F, 2 * F])))
     assert torch.equal(z[0], echo_sample(F, S, seed=1))
 
 
-def test_estimators_read_the_negative_bit():
+def test_estimators_honor_negative_bit():
     x, y = torch.randn(2, 40, 1, dtype=torch.float64)
     assert torch.equal(mutual_information(negated(x), negated(y)), mutual_information(x, y))
     assert torch.equal(entropy(negated(x)), entropy(x))
@@ -119,7 +119,7 @@ def test_estimators_read_the_negative_bit():
         assert not any(g.any() for g in gradients(estimate, zeros().double(), *inputs))
 
 
-def test_forward_mode_derivatives_are_not_dropped():
+def test_forward_mode_ad_raises():
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(F, torch.ones_like(F))
         for call in (lambda: echo_sample(dual, S), lambda: echo_sample_matrix(dual, MATRICES), lambda: entropy(dual)):
@@ -139,7 +139,7 @@ LAYOUTS = {
 
 @pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors):UserWarning")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_layouts_are_refused(layout):
+def test_non_dense_layouts_raise(layout):
     other = LAYOUTS[layout]()
     for name, call in (
         ("f", lambda: echo_sample(other, S)),
@@ -156,21 +156,21 @@ def test_other_layouts_are_refused(layout):
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_quantized_labels_are_refused():
+def test_quantized_labels_raise():
     labels = torch.quantize_per_tensor(torch.ones(6), 1.0, 0, torch.qint8)
     with pytest.raises(TypeError, match="labels must be a dense tensor, got quantized"):
         mutual_information_discrete(F, labels)
 
 
-def test_sparse_gradients_are_refused():
+def test_sparse_gradients_raise():
     for run, inputs in ((echo_sample, (F, S)), (echo_sample_matrix, (F, MATRICES))):
         with pytest.raises(TypeError, match="the gradient of z must be a dense tensor, got sparse_coo"):
             gradients(run, F.to_sparse(), *inputs)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_few_draws_from_a_huge_expanded_bank(sampling):
-    rows = 2**30  # 4 GB each, if they were copied
+def test_few_draws_from_huge_expanded_bank(sampling):
+    rows = 2**30  # 4 GiB each if copied
     bank = (torch.tensor([0.5]).expand(rows), torch.tensor([0.25]).expand(rows))
     options = dict(num_terms=3, bank=bank, sampling=sampling, seed=1)
     eps = echo_noise(None, None, size=2, **options)
@@ -180,7 +180,7 @@ def test_few_draws_from_a_huge_expanded_bank(sampling):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_gathered_rows_are_the_rows_drawn(sampling):
+def test_gathered_bank_rows_match_contiguous_bank(sampling):
     rows = 6 * 4 * FEW_ROWS + 1
     bank = [torch.rand(3, rows, dtype=torch.float64).T for _ in range(2)]
     leaves = [each.clone(memory_format=torch.preserve_format).requires_grad_() for each in bank]
@@ -196,11 +196,11 @@ def test_gathered_rows_are_the_rows_drawn(sampling):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-# ---- Another default device and dtype --------------------------------------------------------------------------------
+# ---- Default device and dtype ----------------------------------------------------------------------------------------
 
 
-def everything(form):
-    """Each public function's numbers, from tensors or arrays."""
+def public_results(form):
+    """Yield the results of the public functions on tensors or arrays."""
     rng = np.random.default_rng(5)
     x, y, z = (form(rng.standard_normal((60, 2))) for _ in range(3))
     labels, factors = form(rng.integers(0, 3, 60)), form(rng.integers(0, 3, (60, 2)))
@@ -242,21 +242,21 @@ def everything(form):
 
 
 @pytest.mark.parametrize("form", [torch.from_numpy, np.asarray])
-def test_another_default_device_changes_nothing(form):
-    expected = list(everything(form))
+def test_default_device_does_not_affect_results(form):
+    expected = list(public_results(form))
     with torch.device("meta"):
-        found = list(everything(form))
+        found = list(public_results(form))
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(*(v.detach() if isinstance(v, torch.Tensor) else v for v in (one, other)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_another_default_dtype_changes_nothing(dtype):
-    expected = list(everything(torch.from_numpy))
+def test_default_dtype_does_not_affect_results(dtype):
+    expected = list(public_results(torch.from_numpy))
     torch.set_default_dtype(dtype)
     try:
-        found = list(everything(torch.from_numpy))
+        found = list(public_results(torch.from_numpy))
     finally:
         torch.set_default_dtype(torch.float32)
     for one, other in zip(found, expected, strict=True):
@@ -265,7 +265,7 @@ def test_another_default_dtype_changes_nothing(dtype):
 
 
 @pytest.mark.parametrize("name", ["gmm2d", "ten-states", "digits"])
-def test_data_under_another_default_device(name):
+def test_default_device_does_not_affect_data(name):
     expected = echo_ext.data.load(name)["valid"].values(torch.arange(5))
     with torch.device("meta"):
         part = echo_ext.data.load(name)["valid"]
@@ -290,7 +290,7 @@ def test_data_under_another_default_device(name):
         torch.tensor([1.0, 2.0], dtype=torch.bfloat16),
     ],
 )
-def test_labels_that_differ_stay_apart(two):
+def test_distinct_labels_stay_distinct(two):
     order = torch.arange(40) % 2
     x = order + 0.1 * torch.rand(40)
     labels = two[order] if isinstance(two, torch.Tensor) else np.ma.asanyarray(two)[order.numpy()]
@@ -307,12 +307,12 @@ def test_labels_that_differ_stay_apart(two):
         (torch.tensor([1.0, math.nan] * 5), ValueError, "labels must be finite, got 5 NaN"),
     ],
 )
-def test_labels_that_cannot_be_read(labels, error, message):
+def test_invalid_labels_raise(labels, error, message):
     with pytest.raises(error, match=message):
         mutual_information_discrete(np.arange(10.0), labels)
 
 
-def test_integers_of_the_metrics():
+def test_metrics_validate_integer_labels():
     codes, labels = torch.randn(12, 2), np.array([2**63, 1] * 6, np.uint64)
     for form in (labels, torch.from_numpy(labels)):
         with pytest.raises(ValueError, match=r"train_labels must be below 2\*\*63, but 6 of them are not"):
@@ -326,7 +326,7 @@ def test_integers_of_the_metrics():
 # ---- Arrays ----------------------------------------------------------------------------------------------------------
 
 
-def test_forms_of_an_array_are_one():
+def test_equivalent_arrays_give_equal_estimates():
     x = np.random.default_rng(1).standard_normal((40, 2))
     locked = x.copy()
     locked.flags.writeable = False
@@ -358,12 +358,12 @@ def test_forms_of_an_array_are_one():
         (torch.ones(10).to("meta"), ValueError, "x must be on the CPU or on a CUDA device, got meta"),
     ],
 )
-def test_arrays_that_cannot_be_read(x, error, message):
+def test_invalid_arrays_raise(x, error, message):
     with pytest.raises(error, match=message):
         entropy(x)
 
 
-# ---- Numbers ---------------------------------------------------------------------------------------------------------
+# ---- Scalar arguments ------------------------------------------------------------------------------------------------
 
 X, Y = np.random.default_rng(2).standard_normal((2, 60))
 
@@ -395,20 +395,20 @@ X, Y = np.random.default_rng(2).standard_normal((2, 60))
         (lambda: echo_ext.EchoMatrixChannel(2.0), TypeError, "dim must be an int, got 2.0"),
     ],
 )
-def test_numbers_of_another_kind_are_refused(call, error, message):
+def test_invalid_scalar_arguments_raise(call, error, message):
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
 
 
-def test_integers_of_numpy_are_integers():
+def test_numpy_integers_are_accepted():
     three = np.int64(3)
     assert torch.equal(echo_sample(F, S, num_terms=three, seed=three), echo_sample(F, S, num_terms=3, seed=3))
     assert permutation_test(X, Y, np.int32(4), k=three, seed=three).p_value == permutation_test(X, Y, 4, seed=3).p_value
     assert mutual_information(X, Y, k=np.array([2, 3]))[1] == mutual_information(X, Y)
 
 
-def test_the_scale_is_the_root_at_the_ends_of_the_floats():
+def test_max_scale_at_extreme_float_values():
     for bound, tol, terms in ((1e308, 1e-308, 99), (1e-308, 1e308, 1), (5e-324, 5e-324, 9), (1.7e308, 1.7e308, 2)):
         scale = max_scale(terms, bound=bound, tol=tol)
         assert 0 < scale < 1
@@ -416,24 +416,24 @@ def test_the_scale_is_the_root_at_the_ends_of_the_floats():
         assert distance == pytest.approx(0, abs=1e-9) or scale == math.nextafter(1, 0)
 
 
-# ---- What is not finite ----------------------------------------------------------------------------------------------
+# ---- NaN and infinity ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2.0**127])
 @pytest.mark.parametrize("where", ["f", "s"])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("rows", [7, 200])
-def test_other_columns_never_notice(sampling, where, bad, rows):
+def test_nonfinite_values_stay_in_their_column(sampling, where, bad, rows):
     f, s = torch.randn(rows, 5), 0.9 * torch.rand(rows, 5)
-    if math.isfinite(bad):  # powers of two: whether their sums overflow does not depend on how they are rounded
+    if math.isfinite(bad):  # with powers of two, overflow does not depend on rounding
         f[:, 2], s[:, 2] = torch.exp2(torch.randint(-3, 4, (rows,))), torch.exp2(torch.randint(-4, 0, (rows,)))
-    sick = {"f": f.clone(), "s": s.clone()}
-    sick[where][rows // 2, 2] = bad
+    corrupted = {"f": f.clone(), "s": s.clone()}
+    corrupted[where][rows // 2, 2] = bad
     others = [0, 1, 3, 4]
     options = dict(sampling=sampling, num_terms=5, seed=1)
-    z = echo_sample(sick["f"], sick["s"], **options)
+    z = echo_sample(corrupted["f"], corrupted["s"], **options)
     assert torch.equal(z[:, others], echo_sample(f, s, **options)[:, others])
     if sampling != "ring":
-        expected = reference.echo_sample(sick["f"], sick["s"], echo_indices(rows, **options))
+        expected = reference.echo_sample(corrupted["f"], corrupted["s"], echo_indices(rows, **options))
         assert torch.equal(z.isfinite(), expected.isfinite())
         assert torch.equal(z.isnan(), expected.isnan())

@@ -1,4 +1,4 @@
-"""Training: what each epoch is made of, exact resume, what is kept when things break, and what runs write."""
+"""Training: schedules and batches, exact resume, checkpoints kept after failures, and the files of a run."""
 
 import csv
 import errno
@@ -36,13 +36,13 @@ def _cases(monkeypatch):
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def no_figures(monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
 
 
 @pytest.fixture
 def models(monkeypatch):
-    """Every model that is built for training, in order."""
+    """The models that are built for training, in order."""
     built = []
     build = Configuration.build
     monkeypatch.setattr(Configuration, "build", lambda self, shape: built.append(build(self, shape)) or built[-1])
@@ -54,10 +54,10 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-# ---- Functions of the epoch ------------------------------------------------------------------------------------------
+# ---- Schedules -------------------------------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_is_constant_for_half_of_the_epochs_and_then_falls_to_zero():
+def test_learning_rate_is_constant_and_then_falls_to_zero():
     factors = [schedules.learning_rate_factor("constant-then-linear", epoch, 200) for epoch in range(201)]
     assert factors[:101] == [1.0] * 101
     assert factors[100:] == pytest.approx([(200 - epoch) / 100 for epoch in range(100, 201)])
@@ -66,24 +66,24 @@ def test_the_learning_rate_is_constant_for_half_of_the_epochs_and_then_falls_to_
         schedules.learning_rate_factor("cosine", 0, 1)
 
 
-def test_warmth_rises_from_zero_to_one():
-    assert [schedules.warmth(epoch, 4) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert schedules.warmth(0, 0) == 1
+def test_warm_up_weight_rises_from_zero_to_one():
+    assert [schedules.warm_up_weight(epoch, 4) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert schedules.warm_up_weight(0, 0) == 1
 
 
 def test_patience_counts_from_the_best_epoch_after_the_warm_up():
     def history(*losses):
         return [{"valid_loss": loss} for loss in losses]
 
-    assert not schedules.has_run_out(history(), 1)
-    assert not schedules.has_run_out(history(3, 2, 2.5), 2)
-    assert schedules.has_run_out(history(3, 2, 2.5, 2), 2)
-    assert not schedules.has_run_out(history(1, 3, 2, 2.5), 2, warm_up_epochs=1)
-    assert not schedules.has_run_out(history(1, 2, 3, 4, 5), None)
+    assert not schedules.should_stop_early(history(), 1)
+    assert not schedules.should_stop_early(history(3, 2, 2.5), 2)
+    assert schedules.should_stop_early(history(3, 2, 2.5, 2), 2)
+    assert not schedules.should_stop_early(history(1, 3, 2, 2.5), 2, warm_up_epochs=1)
+    assert not schedules.should_stop_early(history(1, 2, 3, 4, 5), None)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(world_size):
+def test_epoch_has_every_row_once_in_a_new_order(world_size):
     def order(epoch, seed=5):
         ranks = [
             epoch_rows(100, 7, seed=seed, epoch=epoch, rank=rank, world_size=world_size) for rank in range(world_size)
@@ -93,31 +93,31 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own(world_size):
 
     first = order(0)
     assert len(set(first)) == len(first)
-    # 100 = 14 * 7 + 2 loses its small remainder; 33 = 4 * 7 + 5 keeps it, and one row is left over from three.
+    # 100 = 14 * 7 + 2 loses its small remainder. 33 = 4 * 7 + 5 keeps it, and three processes leave one row out.
     assert len(first) == (98 if world_size == 1 else 99)
     assert first == order(0)
     assert first != order(1)
     assert first != order(0, seed=6)
 
 
-def test_batches_are_full_but_the_last():
+def test_all_batches_except_the_last_are_full():
     assert [len(rows) for rows in epoch_rows(25, 10, seed=0, epoch=0)] == [10, 10, 5]
     assert [len(rows) for rows in epoch_rows(24, 10, seed=0, epoch=0)] == [10, 10]
     assert [len(rows) for rows in epoch_rows(3, 10, seed=0, epoch=0)] == [3]
-    with pytest.raises(ValueError, match="3 training rows are too few for 4 processes"):
+    with pytest.raises(ValueError, match="at least 4 training rows, one for each process, got 3"):
         epoch_rows(3, 10, seed=0, epoch=0, world_size=4)
 
 
-def test_seeds_of_different_uses_epochs_and_ranks_are_different():
+def test_seeds_differ_between_streams_and_epochs():
     seeds = [derive_seed(seed, stream, epoch) for seed in range(4) for stream in Stream for epoch in range(4)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-# ---- Configurations and their folder ---------------------------------------------------------------------------------
+# ---- Configurations and run directories ------------------------------------------------------------------------------
 
 
-def test_a_configuration_is_the_recipes_where_nothing_else_is_given():
+def test_configuration_defaults_are_those_of_the_recipe():
     configuration = Configuration.of("beta-vae", "digits", epochs=7, latent_dim=None)
     recipe = find("beta-vae")
     assert (configuration.beta, configuration.epochs, configuration.latent_dim) == (recipe.settings["beta"], 7, 32)
@@ -129,45 +129,46 @@ def test_a_configuration_is_the_recipes_where_nothing_else_is_given():
     ("given", "complaint"),
     [
         ({"recipe": "ecko"}, "there is no recipe 'ecko'; the most similar are echo"),
-        ({"beta": -0.5}, "beta must be at least 0, got -0.5"),
-        ({"beta": math.nan}, "beta must be at least 0, got nan"),
-        ({"latent_dim": 0}, "latent_dim must be an integer, at least 1, got 0"),
-        ({"epochs": 0}, "epochs must be an integer, at least 1, got 0"),
-        ({"limit": 0}, "limit must be an integer, at least 1, got 0"),
-        ({"seed": -1}, "seed must be an integer, 0 to 4294967295, got -1"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"beta": -0.5}, "beta must be a finite number of at least 0, got -0.5"),
+        ({"beta": math.nan}, "beta must be a finite number of at least 0, got nan"),
+        ({"latent_dim": 0}, "latent_dim must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 2**32}, "seed must be at most 4294967295, got 4294967296"),
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
-        ({"binarisation": "odd"}, "binarisation must be one of 'none', 'static', 'dynamic', got 'odd'"),
-        ({"model": {"beta": 2}}, "beta must not be among the model's further arguments"),
-        ({"precision": "16-mixed", "normalise_gradients": True}, "does not go with precision '16-mixed'"),
+        ({"binarization": "odd"}, "binarization must be one of 'none', 'static', 'dynamic', got 'odd'"),
+        ({"model": {"beta": 2}}, "beta must not be among the further arguments of the model"),
+        ({"precision": "16-mixed", "normalize_gradients": True}, "must be False for precision '16-mixed'"),
     ],
 )
-def test_bad_settings_are_refused_by_name(given, complaint):
+def test_bad_settings_raise(given, complaint):
     with pytest.raises(ValueError, match=complaint):
         Configuration(**{"recipe": "echo", "data": "digits", **given})
 
 
-def test_a_model_without_beta_takes_none():
-    with pytest.raises(ValueError, match="recipe 'breaks-down' has no beta, but it is given as 2"):
+def test_beta_for_a_model_without_one_raises():
+    with pytest.raises(ValueError, match=r"beta must be 1 for recipe 'breaks-down', .* got 2\.0"):
         Configuration.of("breaks-down", "digits", beta=2.0).build((1, 8, 8))
 
 
-def test_the_folder_gives_back_the_configuration_and_refuses_another(tmp_path):
+def test_folder_keeps_its_configuration(tmp_path):
     directory = RunDirectory(tmp_path / "deep" / "run")
     configuration = Configuration.of("echo", "digits", model={"hidden": [8, 8]}, gradient_clip=2.0)
     directory.begin(configuration)
     assert directory.configuration() == configuration
     assert [path.name for path in directory.path.iterdir()] == ["config.yaml"]
-    with pytest.raises(FileExistsError, match="holds this run already: resume it"):
+    with pytest.raises(FileExistsError, match="contains this run already; resume it"):
         directory.begin(configuration)
-    with pytest.raises(FileExistsError, match=r"holds another run: it has gradient_clip 2.0, not None"):
+    with pytest.raises(FileExistsError, match=r"contains another run, with gradient_clip 2.0, not None"):
         directory.begin(Configuration.of("echo", "digits", model={"hidden": [8, 8]}))
     (directory.path / "config.yaml").write_text("recipe: echo\ndata: digits\nepoch: 3\n")
-    with pytest.raises(ValueError, match="is not the configuration of a run: there is no setting 'epoch'; 'epochs' is"):
+    with pytest.raises(ValueError, match=r"not the configuration of a run: there is no setting 'epoch'; .* are epochs"):
         directory.configuration()
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     directory = RunDirectory(tmp_path)
     directory.save_checkpoint({"recipe": "echo", "epoch": 1, "state_dict": {}})
 
@@ -175,7 +176,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"epoch 2 could not be written to .*: No space left on device; the one before"):
+    with pytest.raises(OSError, match=r"epoch 2 could not be written to .*: No space left on device; the previous one"):
         directory.save_checkpoint({"recipe": "echo", "epoch": 2, "state_dict": {}})
     assert checkpoint(tmp_path)["epoch"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
@@ -186,13 +187,13 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no epoch of the run in .* was finished"):
         directory.load_checkpoint(configuration)
     directory.save_checkpoint({"recipe": "vae", "epoch": 1, "state_dict": {"w": torch.zeros(1000)}})
-    with pytest.raises(ValueError, match=r"last.ckpt is of recipe 'vae', not 'echo'"):
+    with pytest.raises(ValueError, match=r"last.ckpt belongs to recipe 'vae', not 'echo'"):
         directory.load_checkpoint(configuration)
     file = tmp_path / "last.ckpt"
     whole = file.read_bytes()
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"no checkpoint at all"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"last.ckpt is damaged: it is not a whole checkpoint"):
+        with pytest.raises(ValueError, match=r"last.ckpt is damaged: its checksum does not match its content"):
             directory.load_checkpoint(configuration)
     torch.save([1, 2], file)
     with pytest.raises(ValueError, match=r"last.ckpt is not a checkpoint of echo-ext"):
@@ -202,8 +203,8 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
 # ---- The loop --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_run_is_the_same_as_a_bare_loop(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_run_equals_a_plain_loop(tmp_path):
     configuration = Configuration.of("vae", "digits", seed=3, batch_size=50, **{**SMALL, "epochs": 2})
     training.train(configuration, tmp_path)
 
@@ -212,7 +213,7 @@ def test_a_run_is_the_same_as_a_bare_loop(tmp_path):
     torch.manual_seed(derive_seed(3, Stream.WEIGHTS))
     model = configuration.build((1, 8, 8))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    for epoch, rate in enumerate((3e-4, 3e-4)):  # the second epoch is where the fall begins, from the full rate
+    for epoch, rate in enumerate((3e-4, 3e-4)):  # the rate begins to fall only after the second epoch
         torch.manual_seed(derive_seed(3, Stream.NOISE, epoch, 0))
         optimizer.param_groups[0]["lr"] = rate
         for rows in epoch_rows(230, 50, seed=3, epoch=epoch):
@@ -222,12 +223,12 @@ def test_a_run_is_the_same_as_a_bare_loop(tmp_path):
     assert same(dict(model.state_dict()), checkpoint(tmp_path)["state_dict"])
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", pytest.param("factor-vae", marks=pytest.mark.slow)])
-def test_a_run_that_died_and_was_resumed_ends_bit_equal(tmp_path, monkeypatch, recipe):
+def test_run_resumes_bit_equal_after_an_error(tmp_path, monkeypatch, recipe):
     model = ECHO["model"] if recipe == "echo" else {"hidden": [16]}
     configuration = Configuration.of(
-        recipe, "digits", **{**SMALL, "limit": 800, "model": model, "binarisation": "dynamic", "epochs": 3}
+        recipe, "digits", **{**SMALL, "limit": 800, "model": model, "binarization": "dynamic", "epochs": 3}
     )
     alone = training.train(configuration, tmp_path / "alone")
 
@@ -247,7 +248,7 @@ def test_a_run_that_died_and_was_resumed_ends_bit_equal(tmp_path, monkeypatch, r
         return fit
 
     broken = tmp_path / "broken"
-    for resume, steps in ((False, 12), (True, 3)):  # in the second epoch, and again
+    for resume, steps in ((False, 12), (True, 3)):  # twice in the second epoch
         monkeypatch.setattr(running, "fit", dying_after(steps))
         with pytest.raises(Death):
             training.train(configuration, broken, resume=resume)
@@ -262,8 +263,8 @@ def test_a_run_that_died_and_was_resumed_ends_bit_equal(tmp_path, monkeypatch, r
     assert training.train(configuration, broken, resume=True) == resumed
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_run_killed_between_training_and_results_is_refreshed_once(tmp_path, monkeypatch, models):
+@pytest.mark.usefixtures("no_figures")
+def test_model_is_refreshed_once_despite_a_resume(tmp_path, monkeypatch, models):
     configuration = Configuration.of("pixelwise", "digits", limit=100)
     measure = running.results.measure
     monkeypatch.setattr(running.results, "measure", None)
@@ -274,33 +275,33 @@ def test_a_run_killed_between_training_and_results_is_refreshed_once(tmp_path, m
     assert [(model.prepared, model.refreshed) for model in models] == [(1, 1), (0, 0)]
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_warmth_learning_rate_and_modes_are_as_the_configuration_says(tmp_path, models):
+@pytest.mark.usefixtures("no_figures")
+def test_training_follows_the_configured_schedules(tmp_path, models):
     configuration = Configuration.of(
         "pixelwise", "digits", limit=200, epochs=6, warm_up_epochs=4, learning_rate=0.5, batch_size=100
     )
     training.train(configuration, tmp_path)
     seen = models[0].seen
-    assert [warmth for warmth, is_training, _ in seen if is_training] == [
-        warmth for warmth in (0, 0.25, 0.5, 0.75, 1, 1) for _ in range(2)
+    assert [warm_up_weight for warm_up_weight, is_training, _ in seen if is_training] == [
+        warm_up_weight for warm_up_weight in (0, 0.25, 0.5, 0.75, 1, 1) for _ in range(2)
     ]
-    assert {warmth for warmth, is_training, _ in seen if not is_training} == {1}
+    assert {warm_up_weight for warm_up_weight, is_training, _ in seen if not is_training} == {1}
     rows = table(tmp_path / "metrics.csv")
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx([0.5, 0.5, 0.5, 0.5, 1 / 3, 1 / 6])
     assert [int(row["step"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_training_stops_where_patience_runs_out(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_training_stops_when_patience_runs_out(tmp_path):
     result = training.train(Configuration.of("stands", "digits", limit=100, epochs=50, patience=3), tmp_path)
     assert result["epochs"] == 4
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_gradients_are_normalised_per_tensor_and_clipped_together(tmp_path, models):
+@pytest.mark.usefixtures("no_figures")
+def test_gradients_are_normalized_or_clipped(tmp_path, models):
     common = {**SMALL, "epochs": 1, "batch_size": 230}
-    training.train(Configuration.of("vae", "digits", normalise_gradients=True, **common), tmp_path / "normalised")
+    training.train(Configuration.of("vae", "digits", normalize_gradients=True, **common), tmp_path / "normalized")
     norms = torch.stack([parameter.grad.norm() for parameter in models[0].parameters()])
     torch.testing.assert_close(norms, torch.ones_like(norms))
     training.train(Configuration.of("vae", "digits", gradient_clip=0.01, **common), tmp_path / "clipped")
@@ -308,8 +309,8 @@ def test_gradients_are_normalised_per_tensor_and_clipped_together(tmp_path, mode
     torch.testing.assert_close(total, torch.tensor(0.01), rtol=1e-3, atol=0)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_mixed_precision_trains_in_half_and_keeps_weights_and_data_whole(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_mixed_precision_keeps_float32_weights(tmp_path):
     parts = data.load("digits")
     whole, mixed = (
         training.train(Configuration.of("vae", "digits", precision=precision, **SMALL), tmp_path / precision)
@@ -319,13 +320,13 @@ def test_mixed_precision_trains_in_half_and_keeps_weights_and_data_whole(tmp_pat
     assert mixed["neg_elbo"] != whole["neg_elbo"]
     assert {value.dtype for value in checkpoint(tmp_path / "bf16-mixed")["state_dict"].values()} == {torch.float32}
     assert len(parts["test"]) == mixed["rows"]["test"]
-    with pytest.raises(ValueError, match="precision '16-mixed' needs a GPU"):
+    with pytest.raises(ValueError, match=r"precision must be .* on the CPU, got '16-mixed', which needs a GPU"):
         training.train(Configuration.of("vae", "digits", precision="16-mixed", **SMALL), tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_loss_that_is_no_number_stops_the_run_by_step_and_term_and_keeps_the_last_epoch(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_nan_loss_stops_the_run_and_keeps_the_last_epoch(tmp_path):
     configuration = Configuration.of("breaks-down", "digits", limit=200, epochs=9)
     with pytest.raises(
         FloatingPointError, match=r"^in step 5 \(epoch 3\) 'distortion' is nan; the last finished epoch is saved$"
@@ -336,19 +337,19 @@ def test_a_loss_that_is_no_number_stops_the_run_by_step_and_term_and_keeps_the_l
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_run_that_cannot_begin_leaves_no_trace(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_run_that_cannot_begin_leaves_no_files(tmp_path):
     with pytest.raises(ValueError, match="num_terms=99 needs 100"):
         training.train(Configuration.of("echo", "digits", limit=50), tmp_path / "echo")
     with pytest.raises(FloatingPointError, match=r"in step 1 \(epoch 1\).*; no epoch was finished"):
         training.train(Configuration.of("breaks-down", "digits", model={"at": 1}), tmp_path / "broken")
-    with pytest.raises(ValueError, match="takes images of 28 x 28"):
+    with pytest.raises(ValueError, match=r"data_shape must be \(channels, 28, 28\)"):
         training.train(Configuration.of("vae", "digits", model={"architecture": "conv28"}), tmp_path / "shape")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_a_disk_that_fills_up_keeps_the_checkpoint_before_and_the_run_can_go_on(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_figures")
+def test_run_resumes_after_a_full_disk(tmp_path, monkeypatch):
     configuration = Configuration.of("vae", "digits", **SMALL)
     training.train(configuration, tmp_path / "alone")
     save = RunDirectory.save_checkpoint
@@ -372,7 +373,7 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before_and_the_run_can_go_on(
     assert same(checkpoint(tmp_path / "alone"), checkpoint(tmp_path / "full"))
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -381,11 +382,11 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
         training.train(Configuration.of("vae", "digits", **SMALL), tmp_path / "run")
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(NotADirectoryError, match="is a file; the folder of a run is wanted"):
+    with pytest.raises(NotADirectoryError, match="must be a folder, but it is a file"):
         training.train(Configuration.of("vae", "digits", **SMALL), file)
 
 
-# ---- What a run leaves -----------------------------------------------------------------------------------------------
+# ---- Files of a run --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +396,7 @@ def echo_run(tmp_path_factory):
     return path, training.train(Configuration.of("echo", "digits", beta=0.5, seed=2, **ECHO), path, tensorboard=True)
 
 
-def test_a_run_directory_holds_what_it_should(echo_run):
+def test_run_directory_has_all_files(echo_run):
     path, result = echo_run
     names = {"config.yaml", "metrics.csv", "result.json", "last.ckpt"}
     assert {file.name for file in path.iterdir()} == names | {
@@ -412,17 +413,17 @@ def test_a_run_directory_holds_what_it_should(echo_run):
     assert next((path / "tensorboard").iterdir()).stat().st_size > 0
 
 
-def test_a_loaded_model_is_the_trained_one(echo_run):
+def test_loaded_model_is_the_trained_one(echo_run):
     path, result = echo_run
     run = training.load(path)
     assert not run.model.training
     assert same(dict(run.model.state_dict()), checkpoint(path)["state_dict"])
     assert len(run.history) == result["epochs"]
     x = data.load("digits")["test"][:1][0]
-    assert run.model.reconstruct(x).shape == x.shape  # a single row, by the bank
+    assert run.model.reconstruct(x).shape == x.shape  # the bank encodes a single row
 
 
-def test_evaluation_agrees_with_the_result_and_adds_what_applies(echo_run):
+def test_evaluation_agrees_with_the_result(echo_run):
     path, result = echo_run
     found = training.evaluate(path)
     assert (found["rate"], found["distortion"]) == (result["rate"], result["distortion"])
@@ -432,12 +433,12 @@ def test_evaluation_agrees_with_the_result_and_adds_what_applies(echo_run):
     assert "importance_nll" not in found
     assert json.loads((path / "evaluation.json").read_text()) == found
     assert {"marginal_activations.png", "rate_against_activation.png"} <= {file.name for file in path.iterdir()}
-    with pytest.raises(TypeError, match="density to weigh samples by"):
+    with pytest.raises(TypeError, match="importance sampling needs the density"):
         training.evaluate(path, importance_samples=2)
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_the_importance_sampled_likelihood_is_below_the_bound(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_importance_sampled_nll_is_below_the_bound(tmp_path):
     training.train(Configuration.of("vae", "digits", **SMALL), tmp_path)
     found = training.evaluate(tmp_path, importance_samples=30, importance_rows=300)
     assert found["importance_nll"] < found["neg_elbo"]
@@ -447,8 +448,8 @@ def test_the_importance_sampled_likelihood_is_below_the_bound(tmp_path):
 # ---- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_averages_over_seeds_goes_on_where_it_stopped_and_survives_a_broken_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_pictures", lambda *_: None)
+def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
     grid = [
         Configuration.of("vae", "digits", beta=beta, seed=seed, **{**SMALL, "epochs": 2})
         for beta in (0.5, 2.0)
@@ -484,7 +485,7 @@ def test_a_sweep_averages_over_seeds_goes_on_where_it_stopped_and_survives_a_bro
     again = training.sweep(grid, tmp_path, progress=False)
     assert again.rows == done.rows
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/last.ckpt")} == before
-    with pytest.raises(FileExistsError, match="holds another run: it has epochs 2, not 4"):
+    with pytest.raises(FileExistsError, match="contains another run, with epochs 2, not 4"):
         training.sweep([Configuration.of("vae", "digits", beta=0.5, seed=0, **SMALL)], tmp_path)
 
 
@@ -517,7 +518,7 @@ if resume:
 
 
 def torchrun(tmp_path, *arguments):
-    """The script in two processes."""
+    """Run the script in two processes."""
     script = tmp_path / "spy.py"
     script.write_text(SPY)
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
@@ -534,7 +535,7 @@ def torchrun(tmp_path, *arguments):
 
 
 def in_two_processes(tmp_path, recipe):
-    """Train with 40 rows in each; the parameters of both in the end."""
+    """Train in two processes with batches of 40 rows each; return the final parameters of both."""
     done = torchrun(tmp_path, recipe, "40")
     assert done.returncode == 0, done.stderr
     losses = [float(row["valid_loss"]) for row in table(tmp_path / "run" / "metrics.csv")]
@@ -543,19 +544,19 @@ def in_two_processes(tmp_path, recipe):
     return [torch.load(tmp_path / f"run-rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path, models):
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, models):
     left, right = in_two_processes(tmp_path, "pixelwise")
     assert same(left, right)
     settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 80}
     training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "alone")
     (alone,) = models[0].parameters()
-    # Up to what Adam makes of the rounding of gradients near 0; some 30 steps have moved the logits by up to 0.1.
+    # Adam amplifies the rounding of gradients near 0; in about 30 steps the logits change by up to 0.1.
     torch.testing.assert_close(left[0], alone.detach(), atol=2e-3, rtol=0)
     assert alone.abs().max() > 0.05
 
 
-@pytest.mark.usefixtures("no_pictures")
-def test_all_processes_hear_whether_the_folder_is_theirs(tmp_path):
+@pytest.mark.usefixtures("no_figures")
+def test_all_processes_learn_whether_the_folder_is_free(tmp_path):
     settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model": {}}
     training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "run")
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}

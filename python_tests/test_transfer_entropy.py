@@ -71,7 +71,7 @@ def test_batches_and_local_values():
         (
             dict(source_history=19),
             ValueError,
-            "source_history=19 and lag=1 need 19 rows and two more, but there are 20 rows",
+            "source and target must have at least 21 rows for history=1, source_history=19 and lag=1, got 20",
         ),
         (dict(history=16, k=4), ValueError, "k must be less than the number of samples, got 4 of 4"),
     ],

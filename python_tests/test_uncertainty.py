@@ -30,7 +30,7 @@ def test_p_values_of_independent_variables_are_uniform():
     assert result.null.shape == (49, 200)
     ranks = result.p_value * 50
     torch.testing.assert_close(ranks, ranks.round())
-    # 200 p-values from a uniform law: the mean is within 5 standard errors.
+    # 200 p-values from a uniform distribution: the mean is within 5 standard errors.
     assert abs(result.p_value.mean() - 0.51) < 5 * (1 / 12 / 200) ** 0.5
     assert (result.p_value <= 0.1).double().mean() < 0.1 + 5 * (0.09 / 200) ** 0.5
 

@@ -1,4 +1,4 @@
-"""What the tests of training share: models whose training can be foreseen, and how runs are compared."""
+"""Helpers for the tests of training: models with predictable training, and the comparison of runs."""
 
 import math
 from pathlib import Path
@@ -11,17 +11,17 @@ from echo_ext.models.recipes import RECIPES, Recipe, Training
 
 
 class Pixelwise(Model):
-    """One logit for each pixel, no latent to speak of: convex, without noise."""
+    """A model of one logit for each pixel, whose loss is convex and has no noise."""
 
     def __init__(self, data_shape, latent_dim, *, beta=1.0):
         super().__init__(data_shape, latent_dim)
         self.beta = beta
         self.logits = nn.Parameter(torch.zeros(math.prod(data_shape)))
-        self.seen = []  # (warmth, training, rows) of each call
+        self.seen = []  # (warm_up_weight, training, rows) of each call
         self.prepared = self.refreshed = 0
 
     def loss(self, x):
-        self.seen.append((self.warmth, self.training, len(x)))
+        self.seen.append((self.warm_up_weight, self.training, len(x)))
         logits = self.logits.expand(len(x), -1)
         distortion = nn.functional.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="none").sum(1)
         return {"loss": distortion.mean(), "rate": 0 * self.logits.sum(), "distortion": distortion.mean()}
@@ -43,7 +43,7 @@ class Pixelwise(Model):
 
 
 class BreaksDown(Pixelwise):
-    """Its distortion is no number in the step ``at`` (from 1)."""
+    """A model whose distortion is NaN in the step ``at``, counted from 1."""
 
     def __init__(self, data_shape, latent_dim, *, at):
         super().__init__(data_shape, latent_dim)
@@ -58,7 +58,7 @@ class BreaksDown(Pixelwise):
 
 
 class Stands(Pixelwise):
-    """Learns nothing."""
+    """A model that does not learn."""
 
     def loss(self, x):
         terms = super().loss(x)
@@ -66,7 +66,7 @@ class Stands(Pixelwise):
 
 
 class PassesAfter:
-    """A deadline that has passed after so many steps."""
+    """A deadline that has passed after a number of steps."""
 
     def __init__(self, steps):
         self.steps = steps
@@ -79,8 +79,8 @@ class PassesAfter:
 
 CASES = {
     "pixelwise": Recipe("one logit for each pixel", Pixelwise, training=Training(epochs=3, learning_rate=1e-2)),
-    "breaks-down": Recipe("no number in one step", BreaksDown, {"at": 5}),
-    "stands": Recipe("learns nothing", Stands),
+    "breaks-down": Recipe("NaN in one step", BreaksDown, {"at": 5}),
+    "stands": Recipe("does not learn", Stands),
 }
 
 
@@ -93,7 +93,7 @@ def checkpoint(path):
 
 
 def same(left, right):
-    """Bit for bit, through dictionaries and lists, but for the time it took."""
+    """Whether two results are equal bit for bit, except for the seconds."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, dict):

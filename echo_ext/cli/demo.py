@@ -1,4 +1,4 @@
-"""``echo-ext demo``: train an Echo autoencoder and a Gaussian VAE of the same size, and compare them."""
+"""The command ``echo-ext demo``, which compares an Echo autoencoder with a Gaussian VAE of the same size."""
 
 from __future__ import annotations
 
@@ -6,47 +6,56 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from echo_ext import data
+from echo_ext import _checks, _files, data
 from echo_ext._versions import versions
-from echo_ext.channel import EchoChannel
 from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.demo import training
 from echo_ext.demo.training import MODELS, SETTINGS
+from echo_ext.echo.channel import EchoChannel
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "train an Echo autoencoder and a Gaussian VAE of the same size, print a table, write pictures"
-PICTURES = ("reconstructions.png", "samples.png", "curves.png")
-FILES = (*PICTURES, "result.json")
+HELP = "train an Echo autoencoder and a Gaussian VAE of the same size, print a table and write figures"
+FIGURES = ("reconstructions.png", "samples.png", "curves.png")
+RESULT = "result.json"
 TEST_DRAWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where from, where to, and how long."""
-    parser.add_argument("--out", type=Path, default=Path("echo-demo"), metavar="DIR", help="default: echo-demo")
-    parser.add_argument("--data", default="digits", metavar="NAME", help=f"{', '.join(SETTINGS)}; default: digits")
-    parser.add_argument("--data-dir", metavar="DIR", help="the folder of the data's files; default: ECHO_EXT_DATA")
-    parser.add_argument("--epochs", type=int, metavar="N", help="default: what the data set needs")
-    parser.add_argument("--beta", type=float, default=1.0, help="the weight of the rate in the loss; default: 1")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise; default: 0")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
+    """Add the arguments of the command to a parser."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("echo-demo"), metavar="DIR", help="folder for the results (default: echo-demo)"
+    )
+    parser.add_argument(
+        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SETTINGS)} (default: digits)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="number of training epochs (default: depends on the data set)"
+    )
+    parser.add_argument("--beta", type=float, default=1.0, help="weight of the rate in the loss (default: 1)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the weights, the order of rows and the noise (default: 0)"
+    )
+    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check everything, train, measure, write, print."""
-    _check_numbers(arguments)
+    """Train and evaluate both models, write the results and print the table."""
+    _check_arguments(arguments)
     device = find_device(arguments.device)
     check_installed("matplotlib", "rich", command="the demo", extra="demo")
     _check_writable(arguments.out)
@@ -79,8 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
             "versions": versions(),
         }
         rate_floor = result["models"]["echo"]["rate_floor"]
-        pictures = _draw(models, parts["test"], history, tested, rate_floor, device)
-    _write_all(arguments.out, result, pictures)
+        figures = _figures(models, parts["test"], history, tested, rate_floor, device)
+    _write(arguments.out, result, figures)
     _report(console, result, arguments.out)
 
 
@@ -105,45 +114,42 @@ def _numbers(
     }
 
 
-# ---- Before training: refuse what cannot work ------------------------------------------------------------------------
+# ---- Checks before training ------------------------------------------------------------------------------------------
 
 
-def _check_numbers(arguments: argparse.Namespace) -> None:
-    if arguments.data not in SETTINGS:
-        raise ValueError(f"--data: there is no data set {arguments.data!r}; there are {', '.join(SETTINGS)}")
-    if arguments.epochs is not None and arguments.epochs < 1:
-        raise ValueError(f"--epochs must be at least 1, got {arguments.epochs}")
-    if not (arguments.beta >= 0 and math.isfinite(arguments.beta)):
-        raise ValueError(f"--beta must be 0 or more, got {arguments.beta}")
-    if not 0 <= arguments.seed < 2**63:
-        raise ValueError(f"--seed must be between 0 and 2**63 - 1, got {arguments.seed}")
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    _checks.choice("--data", arguments.data, SETTINGS)
+    if arguments.epochs is not None:
+        _checks.whole("--epochs", arguments.epochs, minimum=1)
+    _checks.number("--beta", arguments.beta, minimum=0)
+    _checks.whole("--seed", arguments.seed, minimum=0, maximum=2**63 - 1)
 
 
 def _check_writable(out: Path) -> None:
-    """Refuse a folder in which the results could not be written, without leaving a trace."""
+    """Refuse a folder that the results could not be written to, without creating anything."""
     try:
         nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
         if not nearest.is_dir():
-            raise NotADirectoryError(f"--out {out} cannot be a folder: {nearest} is a file")
-        taken = [name for name in FILES if (out / name).is_dir()]
+            raise NotADirectoryError(f"--out must be a folder, got {out}, but {nearest} is a file")
+        taken = [name for name in (*FIGURES, RESULT) if (out / name).is_dir()]
         if taken:
-            raise FileExistsError(f"--out {out} has a folder where {taken[0]} is to be written")
+            raise FileExistsError(f"--out must have no folder {taken[0]}, which is the name of a result, got {out}")
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except PermissionError as refused:
-        raise PermissionError(f"--out {out} is not writable: {refused.strerror}") from refused
+        raise PermissionError(f"--out must be writable, got {out}: {refused.strerror}") from refused
     except OSError as refused:
-        if refused.errno is None:  # ours
+        if refused.errno is None:  # raised above
             raise
-        raise ValueError(f"--out {out} is not writable: {refused.strerror}") from refused
+        raise ValueError(f"--out must be writable, got {out}: {refused.strerror}") from refused
 
 
-# ---- Train -----------------------------------------------------------------------------------------------------------
+# ---- Training --------------------------------------------------------------------------------------------------------
 
 
 def _train(
     console: Console,
-    parts: dict[str, data.LabelledDataset],
+    parts: dict[str, data.LabeledDataset],
     setting: training.Setting,
     arguments: argparse.Namespace,
     device: torch.device,
@@ -168,29 +174,26 @@ def _train(
             progress.start_task(task)
             model = training.build(kind, parts["train"], setting, beta=arguments.beta, seed=arguments.seed).to(device)
             history[kind] = []
-            steps = training.train(model, parts, setting, seed=arguments.seed, device=device)
-            for point in steps:
-                history[kind].append(point)
-                progress.update(task, advance=1, now=f"-ELBO {point[1].neg_elbo:.2f} nats (validation)")
+            for measured in training.train(model, parts, setting, seed=arguments.seed, device=device):
+                history[kind].append(measured)
+                progress.update(task, advance=1, now=f"-ELBO {measured[1].neg_elbo:.2f} nats (validation)")
             models[kind] = model
     return models, history
 
 
-# ---- Write -----------------------------------------------------------------------------------------------------------
-
-Writer = Callable[[Path], Any]
+# ---- Files -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _draw(
+def _figures(
     models: dict[str, training.Autoencoder],
-    test: data.LabelledDataset,
+    test: data.LabeledDataset,
     history: dict[str, training.History],
     tested: dict[str, training.Measured],
     rate_floor: float,
     device: torch.device,
-) -> dict[str, Writer]:
-    from echo_ext.demo import pictures
+) -> dict[str, Figure]:
+    from echo_ext.demo import plots
 
     images = test[:12][0].to(device)
     reconstructed, drawn = {}, {}
@@ -199,28 +202,23 @@ def _draw(
         reconstructed[kind] = model.reconstruct(images)
         drawn[kind] = model.sample(64)
     figures = (
-        pictures.reconstructions(images, reconstructed),
-        pictures.samples(drawn),
-        pictures.curves(history, tested, rate_floor=rate_floor),
+        plots.reconstructions(images, reconstructed),
+        plots.samples(drawn),
+        plots.curves(history, tested, rate_floor=rate_floor),
     )
-    return dict(zip(PICTURES, (figure.savefig for figure in figures), strict=True))
+    return dict(zip(FIGURES, figures, strict=True))
 
 
-def _write_all(out: Path, result: dict[str, Any], pictures: dict[str, Writer]) -> None:
-    """Write every file under a temporary name first: what stands under its own name is whole."""
+def _write(out: Path, result: dict[str, Any], figures: dict[str, Figure]) -> None:
+    """Replace all files of the result at once, so that those of two calls do not mix."""
     out.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Writer] = {
-        **pictures,
-        "result.json": lambda path: path.write_text(json.dumps(result, indent=2) + "\n"),
-    }
-    with tempfile.TemporaryDirectory(dir=out, prefix=".part-") as folder:
-        for name, write in writers.items():
-            write(Path(folder) / name)
-        for name in writers:
-            os.replace(Path(folder) / name, out / name)
+    with _files.replacements(out, *figures, RESULT) as (*parts, result_part):
+        for part, figure in zip(parts, figures.values(), strict=True):
+            figure.savefig(part)
+        result_part.write_text(json.dumps(result, indent=2) + "\n")
 
 
-# ---- Say what came out -----------------------------------------------------------------------------------------------
+# ---- Report ----------------------------------------------------------------------------------------------------------
 
 
 def _report(console: Console, result: dict[str, Any], out: Path) -> None:
@@ -237,16 +235,16 @@ def _report(console: Console, result: dict[str, Any], out: Path) -> None:
     console.print(f"\n{result['data']}, {result['rows']['test']} test images, nats per sample", markup=False)
     console.print(table)
     lines = {
-        "rate (exact)": "what Echo's z tells about the image, -E log|s| summed over the latents: no bound, no estimate",
-        "rate (bound)": "the VAE's KL(q(z|x) | N(0, I)): at least what its z tells about the image",
+        "rate (exact)": "information between the image and z of Echo, -E log|s| summed over the latents",
+        "rate (bound)": "KL(q(z|x) | N(0, I)) of the VAE, an upper bound on the information between the image and z",
         "distortion": "-E log p(x|z), the cross-entropy of the pixels with their reconstruction",
-        "-ELBO": "rate + distortion, a bound on -log p(x): lower is better",
-        "rate floor": f"{echo['rate_floor']:.2f}, the least that {latents} Echo latents of {terms} terms can send",
-        "noise TC": f"{echo['noise_total_correlation']:.2f}, the total correlation of Echo's noise (second order): "
-        "how dependent its dimensions are; a VAE's noise has 0",
-        "measured": f"after {result['epochs']} epochs, mean over the test images with {TEST_DRAWS} noise draws each, "
+        "-ELBO": "rate + distortion, an upper bound on -log p(x); lower is better",
+        "rate floor": f"{echo['rate_floor']:.2f}, the minimum rate of {latents} Echo latents with {terms} terms",
+        "noise TC": f"{echo['noise_total_correlation']:.2f}, the second-order total correlation of the Echo noise, "
+        "which is 0 for the noise of a VAE",
+        "evaluated": f"after {result['epochs']} epochs, on all test images with {TEST_DRAWS} noise samples each, "
         f"in {result['seconds']:.0f} s",
-        "written": ", ".join(str(out / name) for name in FILES),
+        "written": ", ".join(str(out / name) for name in (*FIGURES, RESULT)),
     }
     for name, meaning in lines.items():
         console.print(f"{name:<13} {meaning}", soft_wrap=True, markup=False)

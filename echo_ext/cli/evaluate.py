@@ -1,16 +1,17 @@
-"""``echo-ext evaluate``: measure a trained run further."""
+"""The command ``echo-ext evaluate``, which computes further metrics of a trained run."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from echo_ext import _checks
 from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.cli.train import PACKAGES
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "measure the model of a run directory by all that applies to it"
+HELP = "evaluate the model of a run directory by all metrics that apply to it"
 
 LABELS = {
     "rate": "rate (exact)",
@@ -26,27 +27,43 @@ LABELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which run, and what beside the usual."""
-    parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="as train wrote it")
-    parser.add_argument("--draws", type=int, default=4, metavar="N", help="of z for each row; default: 4")
-    parser.add_argument("--importance-samples", type=int, metavar="N", help="of z for -log p(x); default: leave it out")
+    """Add the arguments of the command to a parser."""
+    parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="run directory that train has written")
     parser.add_argument(
-        "--importance-rows", type=int, default=1000, metavar="N", help="that get it, at most; default: 1000"
+        "--draws", type=int, default=4, metavar="N", help="number of noise samples for each row (default: 4)"
     )
-    parser.add_argument("--tsne", action="store_true", help="also draw the codes in the plane, embedding.png")
     parser.add_argument(
-        "--information", default="formula", choices=("formula", "knn"), help="how I(z_j; x) is taken; default: formula"
+        "--importance-samples",
+        type=int,
+        metavar="N",
+        help="number of samples of z for the importance-sampled -log p(x) of each row (default: do not compute it)",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="the folder of the data's files; default: ECHO_EXT_DATA")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
+    parser.add_argument(
+        "--importance-rows",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="maximum number of rows for the importance-sampled -log p(x) (default: 1000)",
+    )
+    parser.add_argument("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
+    parser.add_argument(
+        "--information",
+        default="formula",
+        choices=("formula", "knn"),
+        help="estimator of the information I(z_j; x) of each latent (default: formula)",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    )
+    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, and print what was found."""
-    for name in ("draws", "importance_samples", "importance_rows"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    """Evaluate the run and print the results."""
+    _checks.whole("--draws", arguments.draws, minimum=1)
+    if arguments.importance_samples is not None:
+        _checks.whole("--importance-samples", arguments.importance_samples, minimum=1)
+    _checks.whole("--importance-rows", arguments.importance_rows, minimum=1)
     check_installed(*PACKAGES, "sklearn", "scipy", command="evaluate", extra="train")
     from echo_ext import training
     from echo_ext.training.evaluation import EVALUATION
@@ -67,6 +84,6 @@ def run(arguments: argparse.Namespace) -> None:
             error = found.get(f"{name}_error")
             print(f"  {label:<22} {found[name]:10.3f}" + (f" +- {error:.3f}" if error else ""))
     if "latent_information" in found:
-        each = sorted(found["latent_information"], reverse=True)
-        print(f"  {'I(z_j; x), sorted':<22} " + " ".join(f"{value:.2f}" for value in each))
+        values = sorted(found["latent_information"], reverse=True)
+        print(f"  {'I(z_j; x), sorted':<22} " + " ".join(f"{value:.2f}" for value in values))
     print(f"written to {arguments.directory / EVALUATION}")

@@ -1,4 +1,4 @@
-"""``echo-ext info``: what this installation is and can do."""
+"""The command ``echo-ext info``, which describes the installation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from echo_ext.cli.machine import torch_refusal
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "show versions, what the native core was built for, and what this machine can run"
+HELP = "show versions, the build options of the native core, and whether this machine can run its CUDA kernels"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add nothing: the command has no arguments."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,13 +41,13 @@ def _driver() -> str:
     if supported := _C.cuda_driver_version():
         return cuda_refusal() or f"{version or 'version unknown'}, supports {cuda_name(supported)}"
     if version is not None and _C.cuda_version is not None:
-        return f"{version}, but its library libcuda.so.1 is not found"  # as in a container started without GPUs
+        return f"{version}, but its library libcuda.so.1 is not found"  # e.g. in a container started without GPUs
     return version or "none found"
 
 
 def _cuda_built() -> str:
     if _C.cuda_version is None:
-        return f"no; where nvcc is found, rebuild with {REBUILD}"
+        return f"no; rebuild with nvcc installed: {REBUILD}"
     return f"yes, by nvcc {_C.cuda_version} for architectures {_C.cuda_archs}"
 
 
@@ -59,7 +59,7 @@ def _cuda_usable() -> str:
 
 
 def _device_state(index: int) -> str:
-    """The device's name, and whether our kernels run on it: the only sure way to know is to run one."""
+    """The name of a device and whether the kernels run on it, which only running one can tell."""
     name = torch.cuda.get_device_name(index)
     try:
         echo_ext.echo_indices(2, seed=0, device=f"cuda:{index}").cpu()

@@ -1,4 +1,4 @@
-"""What commands ask of the machine: packages and a device."""
+"""Checks of the packages and the device that a command needs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["check_installed", "find_device", "torch_refusal"]
 
 
 def check_installed(*packages: str, command: str, extra: str) -> None:
-    """ModuleNotFoundError that names the packages which are missing and the extra that brings them."""
+    """Raise a ModuleNotFoundError that names the missing packages and the extra that installs them."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(f"{command} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; ValueError where it cannot be used."""
+    """Return the device of this name, or raise a ValueError if it cannot be used."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,14 +29,14 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda":
         if (refusal := torch_refusal() or cuda_refusal()) is not None:
-            raise ValueError(f"--device is {name!r}, but {refusal}")
+            raise ValueError(f"--device must be a device that can be used, got {name!r}: {refusal}")
         if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"--device is {name!r}, but there are only {torch.cuda.device_count()} CUDA devices")
+            raise ValueError(f"--device must be one of {torch.cuda.device_count()} CUDA devices, got {name!r}")
     return device
 
 
 def torch_refusal() -> str | None:
-    """Why torch cannot use CUDA on this machine, in one line; None where it can."""
+    """The reason why torch cannot use CUDA on this machine, in one line, or None if it can."""
     with warnings.catch_warnings(record=True) as caught:  # torch warns about drivers that it cannot use
         warnings.simplefilter("always")
         if torch.cuda.is_available():

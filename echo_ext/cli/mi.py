@@ -1,4 +1,4 @@
-"""The command ``echo-ext mi``: mutual information of columns of a file."""
+"""The command ``echo-ext mi``, which estimates the mutual information between columns of a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from echo_ext import _checks
 from echo_ext.cli.tables import Table, read_table
 from echo_ext.estimators import (
     conditional_mutual_information,
@@ -25,44 +26,62 @@ from echo_ext.estimators.ksg import METHODS
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "mutual information of columns of a CSV, NPY, NPZ or Parquet file, by nearest neighbours"
+HELP = "estimate the mutual information between columns of a CSV, NPY, NPZ or Parquet file by nearest neighbors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Columns are named, or numbered from 0, and separated by commas."""
-    parser.add_argument("file", type=Path, help="a .csv, .npy, .npz or .parquet file; rows are samples")
-    parser.add_argument("--x", metavar="COLS", help="columns of the first variable")
+    """Add the arguments of the command to a parser."""
+    parser.add_argument("file", type=Path, help="a .csv, .npy, .npz or .parquet file whose rows are samples")
+    parser.add_argument(
+        "--x", metavar="COLS", help="columns of the first variable: names or numbers from 0, separated by commas"
+    )
     parser.add_argument("--y", metavar="COLS", help="columns of the second variable")
-    parser.add_argument("--given", metavar="COLS", help="columns of a third, on which to condition")
-    parser.add_argument("--k", type=int, default=3, help="number of neighbours (default 3)")
-    parser.add_argument("--method", default="ksg1", choices=METHODS, help="estimator (default ksg1)")
-    parser.add_argument("--unit", default="nats", choices=("nats", "bits"), help="unit of the result (default nats)")
-    parser.add_argument("--exclude-within", type=int, default=0, metavar="ROWS", help="Theiler window of a time series")
-    parser.add_argument("--permutations", type=int, default=0, metavar="N", help="test independence by N permutations")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the permutations (default 0)")
-    parser.add_argument("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t) for lags 0 to MAX")
-    parser.add_argument("--matrix", action="store_true", help="every pair of columns (those of --x and --y, if given)")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="picture of the matrix or of the scan")
+    parser.add_argument("--given", metavar="COLS", help="columns of a third variable to condition on")
+    parser.add_argument(
+        "--k",
+        type=int,
+        default=3,
+        help="number of neighbors; more lower the variance but can increase the bias (default: 3)",
+    )
+    parser.add_argument("--method", default="ksg1", choices=METHODS, help="name of the estimator (default: ksg1)")
+    parser.add_argument("--unit", default="nats", choices=("nats", "bits"), help="unit of the result (default: nats)")
+    parser.add_argument(
+        "--exclude-within",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="number of rows before and after a sample that are not its neighbors, for time series (default: 0)",
+    )
+    parser.add_argument(
+        "--permutations", type=int, default=0, metavar="N", help="test independence by N permutations (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the permutations (default: 0)")
+    parser.add_argument("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t) for lags from 0 to MAX")
+    parser.add_argument(
+        "--matrix", action="store_true", help="estimate every pair of columns, or every pair of --x and --y if given"
+    )
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="write a plot of the matrix or of the lags")
     parser.add_argument(
         "--header",
         action=argparse.BooleanOptionalAction,
-        help="whether the first line of a CSV file names the columns (default: decided by its cells)",
+        help="whether the first line of a CSV file contains names (default: inferred from its cells)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Carry out ``mi``; ValueError and TypeError, in one line, are about the input."""
+    """Estimate and print the mutual information."""
     if args.matrix and (args.given or args.permutations or args.lag is not None):
-        raise ValueError("--matrix goes with --x, --y, --k, --method, --unit and --plot only")
+        raise ValueError("--matrix can be combined only with --x, --y, --k, --method, --unit and --plot")
     if args.plot and not (args.matrix or args.lag is not None):
         raise ValueError("--plot needs --matrix or --lag")
     if not args.matrix and not (args.x and args.y):
-        raise ValueError("--x and --y must name the columns of the two variables, or --matrix ask for all pairs")
-    if args.permutations < 0 or (args.lag is not None and args.lag < 0):
-        raise ValueError("--permutations and --lag must not be negative")
+        raise ValueError("--x and --y must name the columns of the two variables; for all pairs use --matrix")
+    _checks.whole("--permutations", args.permutations, minimum=0)
+    if args.lag is not None:
+        _checks.whole("--lag", args.lag, minimum=0)
     if args.given and (args.permutations or args.lag is not None):
-        raise ValueError("--given does not go with --permutations or --lag")
+        raise ValueError("--given cannot be combined with --permutations or --lag")
     table = read_table(args.file, args.header)
     if args.matrix:
         _matrix(args, table)
@@ -77,7 +96,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _source(args: argparse.Namespace, table: Table, rows: int) -> dict[str, Any]:
-    """Where the numbers come from, for JSON; as text, it is said on standard error."""
+    """The source of the numbers as a part of the JSON result; without --json it is printed on stderr."""
     if not args.json:
         header = ""
         if args.file.suffix.lower() == ".csv":
@@ -161,7 +180,7 @@ def _matrix(args: argparse.Namespace, table: Table) -> None:
 
 
 def _heat_map(path: Path, matrix: npt.NDArray[Any], rows: list[str], columns: list[str], unit: str) -> None:
-    # A variable's information about itself grows with N and would drown the rest.
+    # The information of a variable about itself grows with N and would dominate the color scale.
     shown = np.where([[r == c for c in columns] for r in rows], np.nan, matrix)
     side = min(2.5 + 0.3 * max(len(rows), len(columns)), 20.0)
     with _figure(path, (side + 1, side)) as axes:
@@ -185,7 +204,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on a terminal, where rich is installed."""
+    """Show a progress bar if stderr is a terminal and rich is installed."""
     try:
         from rich.console import Console
         from rich.progress import Progress

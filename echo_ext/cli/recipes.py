@@ -1,4 +1,4 @@
-"""``echo-ext recipes``: what can be trained."""
+"""The command ``echo-ext recipes``, which lists the models that can be trained."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from echo_ext import models
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "list the recipes that train knows, one line each"
+HELP = "list the recipes for train, one per line"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add nothing: the command has no arguments."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print each name and what it is."""
+    """Print each name with its summary."""
     summaries = models.recipes()
     width = max(map(len, summaries), default=0)
     for name, summary in summaries.items():

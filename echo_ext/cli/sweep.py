@@ -1,4 +1,4 @@
-"""``echo-ext sweep``: a grid of recipes, betas and seeds, and its rate-distortion curves."""
+"""The command ``echo-ext sweep``, which trains a grid of recipes, betas and seeds."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from echo_ext import _checks
 from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.cli.train import PACKAGES, add_settings, settings
 
@@ -17,39 +18,46 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "train a grid of recipes, betas and seeds; prints the table and draws the rate-distortion curves"
+HELP = "train a grid of recipes, betas and seeds; print the table and plot the rate-distortion curves"
 
 Value = TypeVar("Value")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The grid, and where to."""
-    parser.add_argument("--recipe", nargs="+", required=True, metavar="NAME", help="one or more")
-    parser.add_argument("--data", required=True, metavar="NAME", help="on what; echo-ext data lists it")
-    parser.add_argument("--beta", required=True, metavar="LIST", help="prices of a nat of rate, as 0.1,0.5,1,2")
-    parser.add_argument("--seeds", default="0", metavar="LIST", help="as 0,1,2; default: 0")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder of all runs")
+    """Add the arguments of the command to a parser."""
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="how many runs to train side by side on the device; default: 1"
+        "--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them"
+    )
+    parser.add_argument("--data", required=True, metavar="NAME", help="data set; echo-ext data lists them")
+    parser.add_argument(
+        "--beta", required=True, metavar="LIST", help="weights of the rate, separated by commas, such as 0.1,0.5,1,2"
+    )
+    parser.add_argument(
+        "--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2 (default: 0)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device (default: 1)"
     )
     parser.add_argument(
         "--time-limit",
         metavar="TIME",
-        help="stop cleanly after so long, as 90s, 9m or 1h30m; the same command continues every run where it stopped",
+        help="save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them",
     )
     add_settings(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train what is not trained yet, and print the table."""
+    """Train the runs that are not finished and print the table."""
     betas = _list("--beta", arguments.beta, float)
     seeds = _list("--seeds", arguments.seeds, int)
+    _checks.whole("--jobs", arguments.jobs, minimum=1)
     time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
     check_installed(*PACKAGES, command="sweep", extra="train")
     from echo_ext import training
 
     given = settings(arguments)
-    # Seed by seed, so that a sweep which stops early has a whole table of fewer seeds.
+    # All runs of one seed come first, so that a sweep which stops early has a complete table of fewer seeds.
     configurations = [
         training.Configuration.of(recipe, arguments.data, beta=beta, seed=seed, **given)
         for seed in seeds
@@ -62,39 +70,39 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.out,
             jobs=arguments.jobs,
             time_limit=time_limit,
-            on_run=_say,
+            on_run=_report,
             data_dir=arguments.data_dir,
             device=find_device(arguments.device),
             compile=arguments.compile,
             cuda_graph=arguments.cuda_graph,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on where it stopped") from None
+        raise KeyboardInterrupt("interrupted; run the same command again to continue") from None
     _print_table(done.rows)
     if done.rows:
         print(f"written to {arguments.out}")
     if done.unfinished:
         print(
             f"the time limit was reached: {len(done.unfinished)} of {len(configurations)} runs are not finished; "
-            "the same command continues them"
+            "run the same command again to continue"
         )
     if done.failures:
         name, error = next(iter(done.failures.items()))
         raise RuntimeError(
-            f"{len(done.failures)} of {len(configurations)} runs failed, the first of them {name}: {error}"
+            f"{len(done.failures)} of {len(configurations)} runs failed; the first error is that of {name}: {error}"
         )
 
 
-def _list(option: str, text: str, kind: Callable[[str], Value]) -> Sequence[Value]:
+def _list(flag: str, text: str, kind: Callable[[str], Value]) -> Sequence[Value]:
     """The distinct values of a comma-separated list."""
     try:
         return list(dict.fromkeys(kind(word) for word in text.split(",")))
     except ValueError:
-        raise ValueError(f"{option} must be numbers separated by commas, got {text!r}") from None
+        raise ValueError(f"{flag} must be numbers separated by commas, got {text!r}") from None
 
 
 def _seconds(text: str) -> float:
-    """The seconds of a time such as 540, 90s, 9m or 1h30m."""
+    """Convert a time such as 540, 90s, 9m or 1h30m to seconds."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?", text)
     hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
@@ -103,12 +111,12 @@ def _seconds(text: str) -> float:
     return total
 
 
-def _say(name: str, result: dict[str, Any] | None) -> None:
+def _report(name: str, result: dict[str, Any] | None) -> None:
     print(f"{name}: " + (f"-ELBO {result['neg_elbo']:.2f}" if result else "failed"), flush=True)
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    """Means with their standard errors over the seeds."""
+    """Print the means over the seeds with their standard errors."""
     if not rows:
         return
     names = max(len("recipe"), *(len(row.recipe) for row in rows))

@@ -1,4 +1,4 @@
-"""``echo-ext train``: train a recipe on a data set, measure it, write a run directory."""
+"""The command ``echo-ext train``, which trains a recipe on a data set and writes a run directory."""
 
 from __future__ import annotations
 
@@ -14,77 +14,90 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "add_arguments", "add_settings", "run", "settings"]
 
-HELP = "train a recipe on a data set; writes a folder with the model, its measures and pictures"
+HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
 
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
 SETTINGS = (
     *("epochs", "limit", "latent_dim", "batch_size", "learning_rate", "schedule", "warm_up_epochs", "patience"),
-    *("gradient_clip", "normalise_gradients", "binarisation", "precision"),
+    *("gradient_clip", "normalize_gradients", "binarization", "precision"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What, on what, how long, and where to."""
-    parser.add_argument("--recipe", metavar="NAME", help="what to train; echo-ext recipes lists them")
-    parser.add_argument("--data", metavar="NAME", help="on what; echo-ext data lists it")
-    parser.add_argument("--beta", type=float, help="the price of a nat of rate; default: the recipe's, mostly 1")
-    parser.add_argument("--seed", type=int, help="of weights, order, noise and binarisation; default: 0")
+    """Add the arguments of the command to a parser."""
+    parser.add_argument("--recipe", metavar="NAME", help="model to train; echo-ext recipes lists them")
+    parser.add_argument("--data", metavar="NAME", help="data set; echo-ext data lists them")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the folder of the run; default: runs/RECIPE-DATA-betaBETA-seedSEED"
+        "--beta", type=float, help="weight of the rate; a larger one gives a smaller rate (default: that of the recipe)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on after the last finished epoch of the run in --out")
-    parser.add_argument("--tensorboard", action="store_true", help="also log to DIR/tensorboard")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the weights, the order of rows, the noise and the binarization (default: 0)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-DATA-betaBETA-seedSEED)"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out after its last finished epoch")
+    parser.add_argument("--tensorboard", action="store_true", help="log to DIR/tensorboard as well")
     add_settings(parser)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """What ``train`` and ``sweep`` have in common; what is not given is as the recipe says."""
+    """Add the arguments that ``train`` and ``sweep`` share, whose defaults are those of the recipe."""
     whole = {"type": int, "metavar": "N"}
-    parser.add_argument("--epochs", **whole, help="passes over the training rows")  # type: ignore[arg-type]
-    parser.add_argument("--limit", **whole, help="take only the first N training rows")  # type: ignore[arg-type]
-    parser.add_argument("--latent-dim", **whole, help="dimensions of z; default: as in the paper, mostly 32")  # type: ignore[arg-type]
-    parser.add_argument("--batch-size", **whole, help="rows of a step, in each process")  # type: ignore[arg-type]
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="Adam's")
-    parser.add_argument("--schedule", help="of the learning rate: constant-then-linear or constant")
-    parser.add_argument("--warm-up-epochs", **whole, help="over which the model's warmth rises")  # type: ignore[arg-type]
+    parser.add_argument("--epochs", **whole, help="number of passes over the training rows")  # type: ignore[arg-type]
+    parser.add_argument("--limit", **whole, help="use only the first N training rows")  # type: ignore[arg-type]
+    parser.add_argument("--latent-dim", **whole, help="number of dimensions of z")  # type: ignore[arg-type]
+    parser.add_argument("--batch-size", **whole, help="number of rows in a step, in each process")  # type: ignore[arg-type]
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="learning rate of Adam")
+    parser.add_argument("--schedule", help="schedule of the learning rate: constant-then-linear or constant")
+    parser.add_argument(
+        "--warm-up-epochs",
+        **whole,  # type: ignore[arg-type]
+        help="number of epochs over which the warm-up weight rises from 0 to 1",
+    )
     parser.add_argument(
         "--early-stopping",
         dest="patience",
         **whole,  # type: ignore[arg-type]
         help="stop after N epochs without a better validation loss",
     )
-    parser.add_argument("--gradient-clip", type=float, metavar="NORM", help="largest norm of all gradients together")
+    parser.add_argument("--gradient-clip", type=float, metavar="NORM", help="maximum norm of all gradients together")
     parser.add_argument(
-        "--normalise-gradients", action="store_const", const=True, help="bring each tensor's gradient to norm 1"
+        "--normalize-gradients",
+        action="store_const",
+        const=True,
+        help="scale the gradient of each parameter tensor to norm 1",
     )
     parser.add_argument(
-        "--binarise",
-        dest="binarisation",
+        "--binarize",
+        dest="binarization",
         metavar="HOW",
-        help="pixels to zeros and ones: none, static, or dynamic (anew in each epoch)",
+        help="turn pixels into zeros and ones: none, static (once) or dynamic (again in every epoch)",
     )
-    parser.add_argument("--precision", help="32-true (default), bf16-mixed or 16-mixed")
+    parser.add_argument("--precision", help="numeric precision: 32-true (default), bf16-mixed or 16-mixed")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="model",
         metavar="NAME=VALUE",
-        help="another argument of the model, the value in YAML, as --set hidden=[256,256]; may be repeated",
+        help="another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated",
     )
-    parser.add_argument("--data-dir", metavar="DIR", help="the folder of the data's files; default: ECHO_EXT_DATA")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...; default: cpu")
-    parser.add_argument("--compile", action="store_true", help="run the loss through torch.compile")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    )
+    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     parser.add_argument(
         "--no-cuda-graph",
         dest="cuda_graph",
         action="store_false",
-        help="on a GPU, launch each kernel of a step by itself instead of replaying the step from a CUDA graph",
+        help="on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and say what came out."""
+    """Train the model and print its result."""
     check_installed(*PACKAGES, command="train", extra="train")
     from echo_ext import training
 
@@ -107,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_settings` was given, as ``Configuration.of`` takes it; None where nothing was."""
+    """The values of :func:`add_settings` as arguments of ``Configuration.of``; None for those that are not set."""
     given = {name: getattr(arguments, name) for name in SETTINGS}
     return {**given, "model": _model_arguments(arguments.model) or None}
 
@@ -120,13 +133,13 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
         return training.Configuration.of(arguments.recipe, arguments.data, **given)
     if not arguments.resume:
         raise ValueError(f"--{'data' if arguments.recipe else 'recipe'} is missing")
-    # With --resume, --out says it all; what is given beside it must agree.
+    # With --resume the configuration is that of the folder, and further flags must agree with it.
     if not arguments.out:
-        raise ValueError("--resume needs --out, or the run's --recipe and --data")
+        raise ValueError("--resume needs --out, or --recipe and --data of the run")
     saved = training.RunDirectory(arguments.out).configuration()
-    stated = {"recipe": arguments.recipe, "data": arguments.data, **given}
+    flags = {"recipe": arguments.recipe, "data": arguments.data, **given}
     return training.Configuration.from_mapping(
-        {**saved.as_mapping(), **{name: value for name, value in stated.items() if value is not None}}
+        {**saved.as_mapping(), **{name: value for name, value in flags.items() if value is not None}}
     )
 
 
@@ -142,7 +155,7 @@ def _model_arguments(assignments: list[str]) -> dict[str, Any]:
         try:
             values[name] = parse_yaml(value)
         except ValueError:
-            raise ValueError(f"--set {name}: {brief(value)} is not YAML") from None
+            raise ValueError(f"--set {name} must be YAML, got {brief(value)}") from None
     return values
 
 

@@ -1,72 +1,79 @@
-"""Data sets by name, as rows of (x, label): images in [0, 1], vectors as they are."""
+"""Data sets by name, with rows (x, label): images in [0, 1], or vectors."""
 
 from __future__ import annotations
 
-from echo_ext.data import catalogue
+from echo_ext import _checks
+from echo_ext.data import catalog
 from echo_ext.data._files import StrPath
 from echo_ext.data.datasets import (
-    BINARISATIONS,
+    BINARIZATIONS,
     BinaryImages,
     ImageDataset,
-    LabelledDataset,
+    LabeledDataset,
     VectorDataset,
-    binarise,
+    binarize,
 )
 from echo_ext.data.dsprites import DSprites
 
 __all__ = [
-    "BINARISATIONS",
+    "BINARIZATIONS",
     "BinaryImages",
     "DSprites",
     "ImageDataset",
-    "LabelledDataset",
+    "LabeledDataset",
     "VectorDataset",
-    "binarise",
+    "binarize",
     "load",
     "names",
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def names() -> list[str]:
-    """What :func:`load` knows; ``echo-ext data`` says more."""
-    return list(catalogue.CATALOGUE)
+    """Return the names that :func:`load` accepts; the command ``echo-ext data`` describes them."""
+    return list(catalog.CATALOG)
 
 
 def load(
-    name: str, root: StrPath | None = None, *, binarisation: str = "none", seed: int = 0
-) -> dict[str, LabelledDataset]:
-    """Load a data set: ``{"train": ..., "valid": ..., "test": ...}``, the same disjoint parts on every call.
+    name: str, root: StrPath | None = None, *, binarization: str = "none", seed: int = 0
+) -> dict[str, LabeledDataset]:
+    """Load the disjoint parts "train", "valid" and "test" of a data set, which are the same on every call.
 
-    Files are looked for in ``root``, or its subfolder of the data set's name, then in the cache (ECHO_EXT_CACHE, else
-    ``echo-ext`` in the user's cache folder), into which they are downloaded where they are missing, unless
-    ECHO_EXT_OFFLINE is set. A download is compared with the publisher's checksum; whatever is read, with the checksums
-    in the file's own format, its announced shape, and where its content is as long as the published one, with that. A
-    file may have fewer rows than the published one, but not more; chardata.mat must be the published file.
+    Files are searched in ``root``, in its subfolder named after the data set, and in the cache (ECHO_EXT_CACHE, or else
+    ``echo-ext`` in the user's cache folder). Missing files are downloaded into the cache, unless ECHO_EXT_OFFLINE is
+    set.
+
+    Downloads are verified with the publisher's checksum. All files are verified with the checksums of their format and
+    with their announced shape, and content with the length of the published file also with its checksum. A file may
+    have fewer rows than the published one, but not more. The file chardata.mat must be the published one.
 
     Args:
-        name: one of :func:`names`.
-        root: the folder. None for the environment variable ECHO_EXT_DATA.
-        binarisation: ``"none"``: grey levels stay (the Echo paper's Omniglot and Fashion-MNIST). ``"static"``: every
-            pixel is drawn once. ``"dynamic"``: training pixels anew in each epoch that ``set_epoch`` announces, the
-            other parts once (the two-level models). Images that are zeros and ones stay as they are.
-        seed: of the binarisation.
+        name: One of :func:`names`.
+        root: The folder with the files. None means the environment variable ECHO_EXT_DATA.
+        binarization: How gray levels are turned into zeros and ones. "none" keeps them, as the Echo paper does for
+            Omniglot and Fashion-MNIST. "static" draws every pixel once. "dynamic" draws the training pixels again in
+            each epoch set by ``set_epoch``, and those of the other parts once, as for the two-level models. Binary
+            images are not changed.
+        seed: Seed of the binarization.
 
     Raises:
-        ValueError: an unknown name or binarisation; a file is not what it should be.
-        TypeError: a binarisation of vectors.
-        FileNotFoundError: the folder is not there; a file is nowhere and cannot be downloaded.
-        ModuleNotFoundError: ``"digits"`` without scikit-learn, chardata.mat without SciPy.
+        ValueError: The name or the binarization is unknown, or a file has the wrong content.
+        TypeError: The data to binarize are vectors.
+        FileNotFoundError: The folder does not exist, or a file is missing and cannot be downloaded.
+        ModuleNotFoundError: scikit-learn is missing, which "digits" needs, or SciPy, which chardata.mat needs.
     """
-    entry = catalogue.find(name)
-    if binarisation not in BINARISATIONS:
-        raise ValueError(f"binarisation must be one of {', '.join(BINARISATIONS)}, not {binarisation!r}")
-    parts = entry.load(entry.shelf(root))
+    entry = catalog.find(name)
+    _checks.choice("binarization", binarization, BINARIZATIONS)
+    parts = entry.load(entry.locator(root))
     for part, dataset in parts.items():
         if not len(dataset):
-            raise ValueError(f"the {part} part of {name} must have rows, but its files are too small for any")
-    held_out = "none" if binarisation == "none" else "static"
-    # Neighbouring seeds for the parts, so that no two draw the same numbers.
+            raise ValueError(f"the {part} part of {name} must have rows, but its files are too small")
+    held_out = "none" if binarization == "none" else "static"
+    # Each part has its own seed, so that no two parts draw the same numbers.
     return {
-        part: binarise(dataset, binarisation if part == "train" else held_out, seed=3 * seed + index)
+        part: binarize(dataset, binarization if part == "train" else held_out, seed=3 * seed + index)
         for index, (part, dataset) in enumerate(parts.items())
     }

@@ -1,4 +1,4 @@
-"""Files of data sets: where they are looked for, how they are fetched and checked, how they are written."""
+"""Files of data sets: finding, downloading, checking and reading them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import importlib.util
 import math
 import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,20 +21,19 @@ import numpy.typing as npt
 
 __all__ = [
     "Archive",
-    "Published",
-    "Refused",
-    "Shelf",
+    "FileLocator",
+    "InvalidFile",
+    "RemoteFile",
     "StrPath",
     "cache_folder",
+    "check_checksum",
     "check_content",
     "check_header",
-    "check_published",
     "one_line",
     "parsing",
     "read_header",
     "read_npz",
     "unpacked",
-    "writing",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -43,22 +41,22 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
-    """A file as its publishers give it out: checksum is ``"md5:..."`` or ``"sha256:..."``."""
+class RemoteFile:
+    """A file on the publisher's server, with a checksum ``"md5:..."`` or ``"sha256:..."``."""
 
     name: str
     url: str
     checksum: str
 
 
-class Shelf:
-    """Where the files of one data set are looked for: a folder, or its subfolder named after the set, then the cache.
+class FileLocator:
+    """Finds the files of one data set in a folder, in its subfolder named after the data set, or in the cache.
 
     Args:
-        name: the data set.
-        page: where a person can get the files.
-        root: the folder. None for the environment variable ECHO_EXT_DATA, which may be unset.
-        others: the other data sets, whose folders are not taken for this one's.
+        name: Name of the data set.
+        page: Web page where the files are available.
+        root: The folder. None means the environment variable ECHO_EXT_DATA, which may be unset.
+        others: Names of the other data sets, whose folders must not be used by mistake.
     """
 
     def __init__(self, name: str, page: str, root: StrPath | None = None, *, others: tuple[str, ...] = ()) -> None:
@@ -70,89 +68,85 @@ class Shelf:
 
     @functools.cached_property
     def folders(self) -> list[Path]:
-        """Where to look, in this order.
+        """The folders to search, in this order.
 
         Raises:
-            FileNotFoundError: the folder is not there, or is another data set's.
+            FileNotFoundError: The folder does not exist, or belongs to another data set.
         """
         given = os.environ.get("ECHO_EXT_DATA") if self._root is None else self._root
         if not given:
             return [self.cache]
         folder = Path(given).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(f"the data folder {folder} is not there")
+            raise FileNotFoundError(f"the data folder {folder} does not exist")
         if not (folder / self.name).is_dir() and folder.name != self.name and folder.name in self._others:
             raise FileNotFoundError(
-                f"{folder} looks like the folder of {folder.name}, not of {self.name}: give the one above it"
+                f"{folder} must be the data folder for {self.name}, but looks like that of {folder.name}; "
+                "use the folder above it"
             )
         return [folder / self.name, folder, self.cache]
 
     def find(self, *names: str) -> Path | None:
-        """The first of these files that is there; a folder that has any comes before the next folder."""
+        """The first of these files that exists; all names are searched in one folder before the next."""
         paths = (folder / name for folder in self.folders for name in names)
         return next((path for path in paths if path.is_file()), None)
 
-    def obtain(self, published: Published, *names: str) -> Path:
-        """The file under its own name or one of ``names``; where there is none it is downloaded into the cache.
+    def obtain(self, remote: RemoteFile, *names: str) -> Path:
+        """Find the file under its own name or one of ``names``, or else download it into the cache.
 
         Raises:
-            FileNotFoundError: it is not there and cannot be downloaded.
-            ValueError: what was downloaded has another checksum.
+            FileNotFoundError: The file does not exist and cannot be downloaded.
+            ValueError: The downloaded file has another checksum.
         """
-        path = self.find(published.name, *names)
+        path = self.find(remote.name, *names)
         if path is not None:
             return path
         try:
-            return _download(published, self.cache)
-        except _NotDownloaded as problem:
-            wanted = " or ".join((published.name, *names))
+            return _download(remote, self.cache)
+        except _DownloadError as problem:
+            wanted = " or ".join((remote.name, *names))
             places = ", ".join(str(folder) for folder in self.folders if folder.is_dir()) or str(self.cache)
             raise FileNotFoundError(
-                f"{wanted} of {self.name} was not found in {places}, and {problem}; it can be had at {self.page}: give "
-                f"its folder (--data-dir on the command line, root in Python) or set ECHO_EXT_DATA"
+                f"{wanted} of {self.name} was not found in {places}, and {problem}; it is available from {self.page}; "
+                "then pass its folder (--data-dir on the command line, root in Python) or set ECHO_EXT_DATA"
             ) from None
 
 
 def cache_folder() -> Path:
-    """Where downloaded and generated files are kept: ECHO_EXT_CACHE, else ``echo-ext`` in the user's cache folder."""
-    own = os.environ.get("ECHO_EXT_CACHE")
-    if own:
-        return Path(own).expanduser()
+    """The folder for downloaded and generated files: ECHO_EXT_CACHE, or else ``echo-ext`` in the user's cache."""
+    chosen = os.environ.get("ECHO_EXT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "echo-ext"
 
 
 # ---- Downloading -----------------------------------------------------------------------------------------------------
 
 
-class _NotDownloaded(Exception):
-    """Why a file was not downloaded, as the second half of a sentence."""
+class _DownloadError(Exception):
+    """The reason why a file was not downloaded, which completes the message of :meth:`FileLocator.obtain`."""
 
 
-def _download(published: Published, folder: Path) -> Path:
-    """Fetch a file whole and check it before it gets its name."""
+def _download(remote: RemoteFile, folder: Path) -> Path:
+    """Download a file and check it before it gets its name."""
     if os.environ.get("ECHO_EXT_OFFLINE"):
-        raise _NotDownloaded("ECHO_EXT_OFFLINE forbids to download it")
+        raise _DownloadError("ECHO_EXT_OFFLINE does not allow downloading it")
     try:
         import pooch
         import requests
     except ModuleNotFoundError:
-        raise _NotDownloaded("pip install 'echo-ext[train]' would be needed to download it") from None
+        raise _DownloadError("downloading it needs pooch: pip install 'echo-ext[train]'") from None
     bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-    # pooch writes under a name of its own, checks, then renames.
+    # pooch writes to a temporary name, checks the file, and renames it.
     downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
     try:
-        # The checksum is compared here, so that a transfer that broke and a file that is another are told apart.
-        fetched = pooch.retrieve(
-            published.url, published.checksum, fname=published.name, path=folder, downloader=downloader
-        )
+        fetched = pooch.retrieve(remote.url, remote.checksum, fname=remote.name, path=folder, downloader=downloader)
     except (requests.RequestException, OSError) as problem:
-        raise _NotDownloaded(
-            f"downloading {published.url} into {folder} failed ({type(problem).__name__})"
-        ) from problem
-    except ValueError as problem:  # how pooch reports a wrong checksum
+        raise _DownloadError(f"downloading {remote.url} into {folder} failed ({type(problem).__name__})") from problem
+    except ValueError as problem:  # pooch raises it for a wrong checksum
         raise ValueError(
-            f"what {published.url} sent is not {published.name}: its checksum is not {published.checksum}; nothing was "
-            "kept"
+            f"the file from {remote.url} must be {remote.name} with checksum {remote.checksum}, but its checksum "
+            "differs; it was not kept"
         ) from problem
     return Path(fetched)
 
@@ -162,31 +156,31 @@ def _download(published: Published, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def parsing(complaint: str) -> Iterator[None]:
-    """Turn whatever a parser raises about a damaged file into a ValueError that begins with ``complaint``."""
+    """Convert any error of a parser about a damaged file to a ValueError that begins with ``complaint``."""
     try:
         yield
-    except Refused:
+    except InvalidFile:
         raise
     except Exception as problem:
-        # Parsers of untrusted bytes raise nearly everything: struct.error, RecursionError, MemoryError, ...
+        # Parsers of untrusted bytes may raise nearly anything: struct.error, RecursionError, MemoryError, ...
         raise ValueError(f"{complaint}: {one_line(problem)}") from problem
 
 
-class Refused(ValueError):
-    """A message that is ready to be shown."""
+class InvalidFile(ValueError):
+    """A file has the wrong content; the message is complete, so :func:`parsing` does not change it."""
 
 
 def one_line(problem: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if there is no message."""
     lines = str(problem).strip().splitlines()
     return lines[0] if lines else type(problem).__name__
 
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read from, unpacked as it is read where its name ends in ``.gz``.
+    """Open a file for reading and unpack it on the fly if its name ends in ``.gz``.
 
-    The caller decides how many bytes to ask for. At the end of the file, gzip's own checksum is compared.
+    The caller limits the number of bytes that it reads. At the end of the file, the checksum of gzip is verified.
     """
     if path.suffix != ".gz":
         with path.open("rb") as file:
@@ -196,33 +190,37 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", file)
 
 
-def check_published(path: Path, published: Published, remedy: str) -> None:
-    """Refuse a file that is not the published one, byte for byte, before any parser sees it."""
-    algorithm, checksum = published.checksum.split(":")
+def check_checksum(path: Path, remote: RemoteFile, remedy: str) -> None:
+    """Refuse a file that is not byte for byte the published one, before it is parsed."""
+    algorithm, checksum = remote.checksum.split(":")
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     if digest.hexdigest() != checksum:
         raise ValueError(
-            f"{path} must be the published {published.name} ({published.checksum}), got {algorithm}:"
+            f"{path} must be the published {remote.name} ({remote.checksum}), got {algorithm}:"
             f"{digest.hexdigest()}; {remedy}"
         )
 
 
 def check_content(path: Path, what: str, content: bytes | memoryview, known: Mapping[int, str]) -> None:
-    """Content as long as the published one must be that: ``known`` has the SHA-256 for each length.
+    """Refuse content with the length of the published file that is not the same; other lengths are accepted.
 
-    It costs a few hundredths of a second for MNIST. Content of another length, such as a part of a data set, is free.
+    Args:
+        path: The file, for the error message.
+        what: Description of the published file, for the error message.
+        content: The content to check, such as a part of a data set.
+        known: The SHA-256 of published content by its length.
     """
     expected = known.get(len(content))
     if expected is not None and hashlib.sha256(content).hexdigest() != expected:
-        raise ValueError(f"{path} is not {what}: as long as the published file, but with another SHA-256")
+        raise ValueError(f"{path} is not {what}: it has the length of the published file, but another SHA-256")
 
 
 @contextlib.contextmanager
 def read_npz(path: Path) -> Iterator[Archive]:
-    """The arrays of an npz file, which is not trusted: see :class:`Archive`."""
+    """Open an untrusted npz file; see :class:`Archive`."""
     with parsing(f"{path} is not a whole npz file"), zipfile.ZipFile(path) as file:
         yield Archive(path, file)
 
@@ -230,9 +228,9 @@ def read_npz(path: Path) -> Iterator[Archive]:
 class Archive:
     """The arrays of an npz file.
 
-    Before an array is read, its header is compared with what is wanted and with the size that the zip directory states,
-    and that size with what the packed bytes can unpack to, so that a hostile file cannot ask for more memory. While it
-    is read, its checksum is compared.
+    Before an array is read, its header must agree with the requested shape and with the size in the zip directory, and
+    that size must be possible for its number of compressed bytes. A hostile file therefore cannot make the reader
+    allocate more memory. While the array is read, its checksum is verified.
     """
 
     def __init__(self, path: Path, file: zipfile.ZipFile) -> None:
@@ -242,7 +240,7 @@ class Archive:
         for member in file.infolist():
             name = member.filename.removesuffix(".npy")
             if name in self._members:
-                raise Refused(f"{path} has two arrays named {name!r}")
+                raise InvalidFile(f"{path} must have distinct array names, got {name!r} twice")
             self._members[name] = member
 
     @property
@@ -250,80 +248,70 @@ class Archive:
         """The names of the arrays."""
         return list(self._members)
 
-    def read(self, name: str, kind: str | None = None, *shape: int | None, most: int | None = None) -> npt.NDArray[Any]:
+    def read(
+        self, name: str, kind: str | None = None, *shape: int | None, max_rows: int | None = None
+    ) -> npt.NDArray[Any]:
         """Read an array.
 
         Args:
-            name: which.
-            kind: the kinds of dtype that it may have (as in ``dtype.kind``). None for any dtype and shape.
-            shape: the shape that it must have, None for any size.
-            most: the most rows that it may have.
+            name: Name of the array.
+            kind: Allowed values of ``dtype.kind``, such as "iu". None allows any dtype and shape.
+            shape: Required shape, with None for dimensions of any size.
+            max_rows: Maximum number of rows.
         """
         if name not in self._members:
-            raise Refused(f"{self.path} has no array {name!r}; it has {', '.join(self._members)}")
+            raise InvalidFile(f"{self.path} has no array {name!r}; it has {', '.join(self._members)}")
         member = self._members[name]
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name!r} is packed by method {member.compress_type}, not as NumPy packs arrays")
+            raise ValueError(f"{name!r} must be compressed as NumPy does it, got method {member.compress_type}")
         with self._file.open(member) as file:
             have, dtype = check_header(file, member.file_size, repr(name))
-        # Deflate packs at most 1032 bytes into one.
+        # Deflate compresses at most 1032 bytes to one.
         if member.file_size > 1032 * min(member.compress_size, self.path.stat().st_size):
             raise ValueError(f"{name!r} cannot unpack to the {member.file_size} bytes that the file announces")
         if kind is not None:
-            self._check(name, dtype, have, kind, shape, most)
+            self._check(name, dtype, have, kind, shape, max_rows)
         with self._file.open(member) as file:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         return array
 
     def _check(
-        self, name: str, dtype: np.dtype[Any], have: Shape, kind: str, shape: tuple[int | None, ...], most: int | None
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        have: Shape,
+        kind: str,
+        shape: tuple[int | None, ...],
+        max_rows: int | None,
     ) -> None:
         fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
         if dtype.kind not in kind or not fits:
             wanted = " x ".join("rows" if size is None else str(size) for size in shape)
-            raise Refused(f"{self.path}: {name!r} should be numbers of {wanted}, got {dtype} of {have}")
-        if most is not None and have[0] > most:
-            raise Refused(f"{self.path}: {name!r} must have at most {most} rows, got {have[0]}")
+            raise InvalidFile(f"{self.path}: {name!r} must be numbers of shape {wanted}, got {dtype} of shape {have}")
+        if max_rows is not None and have[0] > max_rows:
+            raise InvalidFile(f"{self.path}: {name!r} must have at most {max_rows} rows, got {have[0]}")
 
 
 def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:
-    """The shape, the order (whether Fortran's) and the dtype that an array in NumPy's format begins with."""
+    """Read the shape, whether the order is that of Fortran, and the dtype from the header of an array in NPY format."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"its NPY version must be 1.0 or 2.0, got {'.'.join(map(str, version))}")
     shape, fortran, dtype = readers[version](file)
     if any(size < 0 for size in shape):
-        raise ValueError(f"its shape must not be negative, got {shape}")
+        raise ValueError(f"its shape must have no negative sizes, got {shape}")
     return shape, fortran, dtype
 
 
 def check_header(file: IO[bytes], size: int, what: str) -> tuple[Shape, np.dtype[Any]]:
-    """The shape and dtype of an array in NumPy's format whose header fits a file of ``size`` bytes."""
+    """Read the shape and dtype of an array in NPY format, whose header must agree with a file of ``size`` bytes."""
     shape, _, dtype = read_header(file)
     if dtype.hasobject:
-        raise ValueError(f"{what} holds Python objects, which are not read")
+        raise ValueError(f"{what} must not contain Python objects, got {dtype}")
     announced = file.tell() + math.prod(shape) * dtype.itemsize
     if announced != size:
-        raise ValueError(f"{what} must take {announced} bytes by its header, {dtype} of {shape}, but takes {size}")
+        raise ValueError(
+            f"{what} must have {announced} bytes according to its header, {dtype} of shape {shape}, got {size}"
+        )
     return shape, dtype
-
-
-# ---- Writing ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name when it is whole; whatever breaks before leaves nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

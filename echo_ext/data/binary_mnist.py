@@ -1,4 +1,4 @@
-"""MNIST in black and white, drawn once for all: Salakhutdinov & Murray (2008), as Larochelle distributes it."""
+"""Statically binarized MNIST of Salakhutdinov & Murray (2008), as distributed by Larochelle."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext.data._files import Published, Shelf, check_content, read_npz
+from echo_ext.data._files import FileLocator, RemoteFile, check_content, read_npz
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILES", "PACKED", "load_binary_mnist"]
 
-PACKED = "binarized_mnist.npz"  # the same bits, eight to a byte: arrays train, valid, test of 98 bytes a row
+PACKED = "binarized_mnist.npz"  # the same bits, eight per byte: arrays train, valid and test with 98 bytes per row
 
 _BASE = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 FILES = {
-    part: Published(f"binarized_mnist_{part}.amat", f"{_BASE}binarized_mnist_{part}.amat", f"sha256:{checksum}")
+    part: RemoteFile(f"binarized_mnist_{part}.amat", f"{_BASE}binarized_mnist_{part}.amat", f"sha256:{checksum}")
     for part, checksum in {
         "train": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
         "valid": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
@@ -26,7 +26,7 @@ FILES = {
     }.items()
 }
 
-# SHA-256 of the packed bits of these very files, by length.
+# SHA-256 of the packed bits of these files, by length.
 _CONTENT = {
     "train": {4_900_000: "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906"},
     "valid": {980_000: "a256ac44ae26be720fad8616a05ed6ecfd1619930d9a208379bb2a4405df5b6d"},
@@ -36,12 +36,12 @@ _CONTENT = {
 Bits = npt.NDArray[np.uint8]
 
 
-def load_binary_mnist(shelf: Shelf) -> dict[str, ImageDataset]:
-    """50000 / 10000 / 10000 rows; labels where ``labels.npz`` lies beside the files, else -1: the source has none."""
-    packed = shelf.find(PACKED)
+def load_binary_mnist(locator: FileLocator) -> dict[str, ImageDataset]:
+    """Load 50000 / 10000 / 10000 rows. The source has no labels: they come from ``labels.npz`` or are -1."""
+    packed = locator.find(PACKED)
     parts = {}
     for part in FILES:
-        path = packed or shelf.obtain(FILES[part])
+        path = packed or locator.obtain(FILES[part])
         bits = _read_packed(path, part) if packed else _read_text(path)
         check_content(path, f"the {part} part of binary-mnist", bits.data.cast("B"), _CONTENT[part])
         levels = torch.from_numpy(np.unpackbits(bits, axis=1).reshape(-1, 1, 28, 28))
@@ -51,20 +51,20 @@ def load_binary_mnist(shelf: Shelf) -> dict[str, ImageDataset]:
 
 def _read_packed(path: Path, part: str) -> Bits:
     with read_npz(path) as arrays:
-        bits = arrays.read(part, "u", None, 98, most=max(_CONTENT[part]) // 98)
+        bits = arrays.read(part, "u", None, 98, max_rows=max(_CONTENT[part]) // 98)
         return np.ascontiguousarray(bits.astype(np.uint8, copy=False))
 
 
 def _read_text(path: Path) -> Bits:
-    """One row a line: 784 times 0 or 1 with spaces between."""
+    """Read a text file with one row per line: 784 zeros or ones, separated by spaces."""
     lines = path.read_bytes().translate(None, b" \t\r").strip(b"\n")
     characters = np.frombuffer(lines + b"\n", dtype=np.uint8)
     ends = characters == ord("\n")
     digits = characters[~ends] - ord("0")
     if digits.max(initial=0) > 1:
-        raise ValueError(f"{path} is not a file of zeros and ones: it has other characters")
+        raise ValueError(f"{path} must contain only zeros and ones, got other characters")
     if len(characters) % 785 or not ends[784::785].all() or len(digits) != 784 * (len(characters) // 785):
-        raise ValueError(f"{path} is damaged: its {len(digits)} numbers are not whole lines of 784")
+        raise ValueError(f"{path} is damaged: its {len(digits)} numbers are not in lines of 784")
     return np.packbits(digits.reshape(-1, 784), axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Rows of (x, label): images kept as bytes, vectors, and the three ways to make pixels zeros and ones."""
+"""Data sets of rows (x, label): images stored as bytes, vectors, and binarized images."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["BINARISATIONS", "BinaryImages", "ImageDataset", "LabelledDataset", "Rows", "VectorDataset", "binarise"]
+from echo_ext import _checks
 
-Rows: TypeAlias = int | slice | Tensor  # one row, or a batch of them
+__all__ = ["BINARIZATIONS", "BinaryImages", "ImageDataset", "LabeledDataset", "Rows", "VectorDataset", "binarize"]
 
-BINARISATIONS = ("none", "static", "dynamic")
+Rows: TypeAlias = int | slice | Tensor  # the index of one row or of a batch of rows
+
+BINARIZATIONS = ("none", "static", "dynamic")
 
 
-class LabelledDataset(Dataset[tuple[Tensor, Tensor]]):
-    """``dataset[i]`` is ``(x, label)``; a slice or an index tensor gives a whole batch at once, with one more leading
-    dimension on both.
+class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
+    """A data set of pairs ``(x, label)``.
+
+    An integer index returns one pair. A slice or an index tensor returns a batch, with one more leading dimension for
+    both.
 
     Attributes:
-        labels: int64 (rows,); -1 where the source has none.
-        binary: whether every x is zeros and ones.
+        labels: The labels, int64 (rows,); -1 if the source has none.
+        binary: Whether every x consists of zeros and ones.
     """
 
     labels: Tensor
@@ -33,42 +37,42 @@ class LabelledDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """One row, or a batch of them: x float32 (*data_shape), label int64."""
+        """One row or a batch of rows: x float32 (*data_shape), label int64."""
         return self.values(rows), self.labels[rows]
 
     @property
     def data_shape(self) -> torch.Size:
-        """Shape of one x: (channels, height, width) of an image, (columns,) of a vector."""
+        """Shape of one x: (channels, height, width) for an image, (columns,) for a vector."""
         raise NotImplementedError
 
     def values(self, rows: Rows) -> Tensor:
-        """The x of these rows alone: float32."""
+        """The x of these rows, without their labels: float32."""
         raise NotImplementedError
 
-    def select(self, rows: slice | Tensor) -> LabelledDataset:
+    def select(self, rows: slice | Tensor) -> LabeledDataset:
         """The data set of these rows."""
         raise NotImplementedError
 
-    def to(self, device: torch.device | str) -> LabelledDataset:
-        """The data set with its tensors on a device, so that batches are made there."""
+    def to(self, device: torch.device | str) -> LabeledDataset:
+        """The data set with its tensors on a device, where batches are then made."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins; what is random in the rows is then drawn anew. Nothing is, in most data sets."""
+        """Set the epoch, for which a data set with random rows draws fresh ones. Others ignore it."""
 
 
-class ImageDataset(LabelledDataset):
-    """Images with labels, kept as bytes and scaled to [0, 1] when asked for.
+class ImageDataset(LabeledDataset):
+    """Images with labels, stored as bytes and scaled to [0, 1] when they are used.
 
     Args:
-        levels: uint8 (rows, channels, height, width), from 0 to ``white``.
-        labels: int64 (rows,).
-        white: the level that becomes 1.
+        levels: Gray levels from 0 to ``white``, uint8 (rows, channels, height, width).
+        labels: Labels, int64 (rows,).
+        white: The level that is scaled to 1.
     """
 
     def __init__(self, levels: Tensor, labels: Tensor, *, white: int = 255) -> None:
         if len(levels) != len(labels):
-            raise ValueError(f"there must be one label per image, but there are {len(levels)} and {len(labels)}")
+            raise ValueError(f"labels must have one label for each of {len(levels)} images, got {len(labels)}")
         self.levels = levels
         self.labels = labels
         self.white = white
@@ -76,11 +80,11 @@ class ImageDataset(LabelledDataset):
 
     @property
     def data_shape(self) -> torch.Size:
-        """(channels, height, width)."""
+        """Shape of one image, (channels, height, width)."""
         return self.levels.shape[1:]
 
     def values(self, rows: Rows) -> Tensor:
-        """Pixels in [0, 1]."""
+        """The pixels of these rows, in [0, 1]."""
         return self.levels[rows].to(torch.float32) / self.white
 
     def select(self, rows: slice | Tensor) -> ImageDataset:
@@ -92,27 +96,27 @@ class ImageDataset(LabelledDataset):
         return ImageDataset(self.levels.to(device), self.labels.to(device), white=self.white)
 
 
-class VectorDataset(LabelledDataset):
-    """Vectors with labels, coordinates as they are.
+class VectorDataset(LabeledDataset):
+    """Vectors with labels.
 
     Args:
-        vectors: float32 (rows, columns).
-        labels: int64 (rows,).
+        vectors: The vectors, float32 (rows, columns).
+        labels: Labels, int64 (rows,).
     """
 
     def __init__(self, vectors: Tensor, labels: Tensor) -> None:
         if len(vectors) != len(labels):
-            raise ValueError(f"there must be one label per vector, but there are {len(vectors)} and {len(labels)}")
+            raise ValueError(f"labels must have one label for each of {len(vectors)} vectors, got {len(labels)}")
         self.vectors = vectors
         self.labels = labels
 
     @property
     def data_shape(self) -> torch.Size:
-        """(columns,)."""
+        """Shape of one vector, (columns,)."""
         return self.vectors.shape[1:]
 
     def values(self, rows: Rows) -> Tensor:
-        """The vectors themselves."""
+        """The vectors of these rows."""
         return self.vectors[rows]
 
     def select(self, rows: slice | Tensor) -> VectorDataset:
@@ -124,19 +128,19 @@ class VectorDataset(LabelledDataset):
         return VectorDataset(self.vectors.to(device), self.labels.to(device))
 
 
-# ---- Zeros and ones --------------------------------------------------------------------------------------------------
+# ---- Binarization ----------------------------------------------------------------------------------------------------
 
 
-class BinaryImages(LabelledDataset):
-    """Images whose pixels are drawn: 1 with the probability that is their grey level, independently.
+class BinaryImages(LabeledDataset):
+    """Binary images with independent pixels, each of which is 1 with a probability equal to its gray level.
 
-    A draw depends on the seed, the epoch, the row and the pixel alone: it is the same in any order of rows, in any
+    A pixel depends only on the seed, the epoch, the row and its place, so it is the same for any order of rows, in any
     process and on any device.
 
     Args:
-        images: where the probabilities come from.
-        seed: of the draws.
-        fresh: each epoch draws anew (:meth:`set_epoch`); else all are as the first.
+        images: The gray images.
+        seed: Seed of the pixels.
+        fresh: Whether each epoch (:meth:`set_epoch`) has fresh pixels, or all have those of the first.
     """
 
     binary = True
@@ -147,18 +151,18 @@ class BinaryImages(LabelledDataset):
         self.seed = seed
         self.fresh = fresh
         self.epoch = 0
-        # Where a row's pixels lie in the sequence of random numbers, also after a selection.
+        # The position of each row in the sequence of random numbers, which a selection keeps.
         self._places = torch.arange(len(images), device=images.labels.device)
-        # The epoch's share of the counter. A tensor, since a recorded CUDA graph reads it again in each epoch.
+        # The part of the counter that depends on the epoch. It is a tensor, so that a recorded CUDA graph reads it.
         self._stream = torch.tensor(_stream(seed, 0), device=images.labels.device)
 
     @property
     def data_shape(self) -> torch.Size:
-        """(channels, height, width)."""
+        """Shape of one image, (channels, height, width)."""
         return self.images.data_shape
 
     def values(self, rows: Rows) -> Tensor:
-        """Pixels 0 and 1."""
+        """The pixels of these rows, 0 or 1."""
         levels = self.images.levels[rows].to(torch.int64)
         pixels = math.prod(self.data_shape)
         places = self._places[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
@@ -166,7 +170,7 @@ class BinaryImages(LabelledDataset):
         return (uniform * self.images.white < levels << _BITS).to(torch.float32)
 
     def select(self, rows: slice | Tensor) -> BinaryImages:
-        """The data set of these rows, each drawn as before."""
+        """The data set of these rows, with the same pixels."""
         return self._with(self.images.select(rows), self._places[rows])
 
     def to(self, device: torch.device | str) -> BinaryImages:
@@ -174,7 +178,7 @@ class BinaryImages(LabelledDataset):
         return self._with(self.images.to(device), self._places.to(device))
 
     def set_epoch(self, epoch: int) -> None:
-        """From now on, the draws of this epoch. Workers that a loader keeps between epochs do not hear of it."""
+        """Use the pixels of this epoch from now on. Persistent workers of a DataLoader are not affected."""
         if self.fresh:
             self.epoch = epoch
             self._stream.fill_(_stream(self.seed, epoch))
@@ -186,41 +190,40 @@ class BinaryImages(LabelledDataset):
         return other
 
 
-def binarise(dataset: LabelledDataset, how: str, *, seed: int = 0) -> LabelledDataset:
-    """Make grey levels zeros and ones.
+def binarize(dataset: LabeledDataset, how: str, *, seed: int = 0) -> LabeledDataset:
+    """Turn gray levels into zeros and ones.
 
     Args:
-        dataset: images; those that are zeros and ones already come back as they are.
-        how: ``"none"``: leave them grey. ``"static"``: draw every pixel once, 1 with the probability that is its level.
-            ``"dynamic"``: draw anew in each epoch that ``set_epoch`` announces.
-        seed: any int; the draws are the same for the same seed and epoch.
+        dataset: The images. Images that are binary already are returned unchanged.
+        how: "none" keeps the gray levels. "static" draws every pixel once, which is 1 with a probability equal to its
+            gray level. "dynamic" draws fresh pixels in each epoch set by ``set_epoch``.
+        seed: Seed of the pixels, which are the same for the same seed and epoch.
 
     Raises:
-        ValueError: ``how`` is not one of these.
-        TypeError: the rows are not images.
+        ValueError: ``how`` is unknown.
+        TypeError: The data are not images.
     """
-    if how not in BINARISATIONS:
-        raise ValueError(f"binarisation must be one of {', '.join(BINARISATIONS)}, not {how!r}")
+    _checks.choice("binarization", how, BINARIZATIONS)
     if how == "none" or dataset.binary:
         return dataset
     if not isinstance(dataset, ImageDataset):
-        raise TypeError(f"only grey images can be made binary, not the rows of a {type(dataset).__name__}")
+        raise TypeError(f"dataset must be an ImageDataset to be binarized, got {type(dataset).__name__}")
     return BinaryImages(dataset, seed=seed, fresh=how == "dynamic")
 
 
-_BITS = 24  # of a random number; pixels of 8 bits times these stay far below 2^63
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as int64, which wraps
+_BITS = 24  # bits of a random number, which times an 8-bit gray level stays far below 2^63
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as an int64, whose arithmetic wraps around
 
 
 def _random_bits(places: Tensor, stream: Tensor) -> Tensor:
-    """SplitMix64 (Steele, Lea & Flood 2014) as a function of its counter: uniform integers below ``2^_BITS``."""
+    """Uniform integers below ``2^_BITS`` by SplitMix64 (Steele, Lea & Flood 2014) as a function of its counter."""
     return _mix(places * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
 
 
 def _stream(seed: int, epoch: int) -> int:
-    """Where the random numbers of a seed and an epoch begin, as an int64."""
-    any_int = torch.tensor(seed % (1 << 64) - (1 << 63), device="cpu")
-    return int(_mix(_mix(any_int) + torch.tensor(epoch, device="cpu") * _GOLDEN))
+    """The start of the counter for a seed and an epoch, as an int64."""
+    wrapped = torch.tensor(seed % (1 << 64) - (1 << 63), device="cpu")
+    return int(_mix(_mix(wrapped) + torch.tensor(epoch, device="cpu") * _GOLDEN))
 
 
 def _mix(state: Tensor) -> Tensor:
@@ -230,5 +233,5 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift(state: Tensor, by: int) -> Tensor:
-    """An unsigned shift to the right: int64's own repeats the sign."""
+    """Shift right without repeating the sign bit, as that of int64 would."""
     return state >> by & (1 << (64 - by)) - 1

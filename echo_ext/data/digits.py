@@ -1,4 +1,4 @@
-"""Scikit-learn's digits: 1797 images of 8 x 8 pixels in 17 levels, which ship with it."""
+"""The digits data set of scikit-learn: 1797 images of 8 x 8 pixels with 17 gray levels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["load_digits"]
 
 
 def load_digits() -> dict[str, ImageDataset]:
-    """1297 / 200 / 300 rows.
+    """Load 1297 / 200 / 300 rows.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
@@ -19,11 +19,11 @@ def load_digits() -> dict[str, ImageDataset]:
     try:
         from sklearn.datasets import load_digits as load
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("digits come with scikit-learn: pip install 'echo-ext[demo]'") from missing
+        raise ModuleNotFoundError("the digits need scikit-learn: pip install 'echo-ext[demo]'") from missing
     images, labels = load(return_X_y=True)
     levels = torch.from_numpy(images.reshape(-1, 1, 8, 8).astype(np.uint8))
     digits = ImageDataset(levels, torch.from_numpy(labels.astype(np.int64)), white=16)
-    # The rows come writer by writer: shuffle them, so that all parts have the same law.
+    # The rows are sorted by writer. Shuffle them, so that all parts have the same distribution.
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(digits)))
     return {
         "train": digits.select(order[:1297]),

@@ -1,4 +1,4 @@
-"""dSprites: every combination of five factors, drawn from its geometry, and a subset whose factors depend."""
+"""dSprites: all combinations of five factors, rendered from their geometry, and a subset with dependent factors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from echo_ext._files import replacement
 from echo_ext.data import sprites
-from echo_ext.data._files import Shelf, parsing, read_header, read_npz, writing
-from echo_ext.data.datasets import LabelledDataset, Rows
+from echo_ext.data._files import FileLocator, parsing, read_header, read_npz
+from echo_ext.data.datasets import LabeledDataset, Rows
 
 __all__ = [
     "FACTOR_NAMES",
@@ -40,14 +41,14 @@ _BYTES = sprites.SIDE**2 // 8
 _FACTOR_VALUES = (np.arange(3.0), sprites.SCALES, sprites.ORIENTATIONS, sprites.POSITIONS, sprites.POSITIONS)
 
 
-class DSprites(LabelledDataset):
-    """Images of 64 x 64 black and white pixels with the factors that made them; the label is the shape.
+class DSprites(LabeledDataset):
+    """Binary images of 64 x 64 pixels with their factors; the label is the shape.
 
-    The pixels stay packed, 8 to a byte, and all selections share them.
+    The pixels are stored packed, 8 per byte, and all selections share them.
 
     Args:
-        bits: uint8 (737280, 512), row by row of the grid of factors, the last factor fastest.
-        rows: int64 (rows,), which of them are in the data set. None for all.
+        bits: Packed images of the grid of factors, whose last factor varies fastest: uint8 (737280, 512).
+        rows: Indices of the images in the data set, int64 (rows,). None means all.
     """
 
     binary = True
@@ -59,22 +60,25 @@ class DSprites(LabelledDataset):
 
     @property
     def data_shape(self) -> torch.Size:
-        """(1, 64, 64)."""
+        """Shape of one image, (1, 64, 64)."""
         return torch.Size((1, sprites.SIDE, sprites.SIDE))
 
     @property
     def factors(self) -> Tensor:
-        """Each row's factors as indices, in the order of ``FACTOR_NAMES``: int64 (rows, 5)."""
+        """The factors of each row as indices, in the order of ``FACTOR_NAMES``: int64 (rows, 5)."""
         return torch.stack(torch.unravel_index(self.rows, FACTOR_SIZES), dim=1)
 
     @property
     def factor_values(self) -> Tensor:
-        """Shape 0 to 2, scale 0.5 to 1, orientation 0 to 2 pi, x and y 0 to 1: float64 (rows, 5)."""
+        """The values of the factors: shape 0 to 2, scale 0.5 to 1, orientation 0 to 2 pi, x and y 0 to 1.
+
+        The result is float64 (rows, 5).
+        """
         columns = zip(_FACTOR_VALUES, self.factors.unbind(1), strict=True)
         return torch.stack([torch.from_numpy(values).to(index.device)[index] for values, index in columns], dim=1)
 
     def values(self, rows: Rows) -> Tensor:
-        """Pixels 0 and 1."""
+        """The pixels of these rows, 0 or 1."""
         packed = self.bits[self.rows[rows]].unsqueeze(-1)
         shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
         pixels = packed.bitwise_right_shift(shifts).bitwise_and(1)
@@ -85,26 +89,26 @@ class DSprites(LabelledDataset):
         return DSprites(self.bits, self.rows[rows])
 
     def to(self, device: torch.device | str) -> DSprites:
-        """The data set on a device: 377 MB."""
+        """The data set on a device, where it needs 377 MB."""
         return DSprites(self.bits.to(device), self.rows.to(device))
 
     def whole(self) -> DSprites:
-        """The full grid, which the papers train on and the scores of disentanglement sample from."""
+        """The complete grid, which the papers train on and which disentanglement scores sample from."""
         return DSprites(self.bits)
 
 
-def load_dsprites(shelf: Shelf) -> dict[str, DSprites]:
-    """663552 / 36864 / 36864 rows of the grid in random order, the same on every call.
+def load_dsprites(locator: FileLocator) -> dict[str, DSprites]:
+    """Load 663552 / 36864 / 36864 rows of the grid in random order, which is the same on every call.
 
-    The original file and a rebuilt one are read where they are found; else the images are drawn, which takes some
-    seconds, and kept in the cache.
+    If neither the original file nor a rendered one is found, the images are rendered, which takes some seconds, and
+    saved in the cache.
     """
-    return _split(DSprites(torch.from_numpy(_bits(shelf))))
+    return _split(DSprites(torch.from_numpy(_bits(locator))))
 
 
-def load_dependent_dsprites(shelf: Shelf) -> dict[str, DSprites]:
-    """The rows of :func:`dependent_rows`, split alike."""
-    return _split(DSprites(torch.from_numpy(_bits(shelf)), dependent_rows()))
+def load_dependent_dsprites(locator: FileLocator) -> dict[str, DSprites]:
+    """Load the rows of :func:`dependent_rows` with the same proportions of the parts."""
+    return _split(DSprites(torch.from_numpy(_bits(locator)), dependent_rows()))
 
 
 def _split(dataset: DSprites) -> dict[str, DSprites]:
@@ -117,20 +121,20 @@ def _split(dataset: DSprites) -> dict[str, DSprites]:
     }
 
 
-# ---- Factors that depend ---------------------------------------------------------------------------------------------
+# ---- Dependent factors -----------------------------------------------------------------------------------------------
 
 
 def dependent_rows(*, exclude: float = 0.15, bins: int = 4, seed: int = 15666) -> Tensor:
-    """Rows of the grid that are left when combinations of two factors are forbidden at random: int64, rising.
+    """Exclude random combinations of factors; return the indices of the remaining rows: int64, in ascending order.
 
-    Each factor is cut into bins; for every two factors, each pair of their bins is excluded with a probability (the
-    Echo paper, table 2). The seed was chosen so that, as there, 15 % of the rows are left and the total correlation of
-    the factors is 1.49 nats.
+    The values of each factor are grouped into bins. For every two factors, each pair of bins is excluded with the same
+    probability (Echo paper, table 2). The default seed gives the properties of that table: 15 % of the rows remain, and
+    the total correlation of the factors is 1.49 nats.
 
     Args:
-        exclude: the probability that a pair is excluded.
-        bins: how many a factor has, or one per value where it has fewer.
-        seed: of the exclusion.
+        exclude: Probability that a pair of bins is excluded. A larger value leaves fewer rows.
+        bins: Number of bins of a factor; a factor with fewer values has one bin per value.
+        seed: Seed of the exclusion.
     """
     random = np.random.default_rng(seed)
     binned = [np.arange(size) * bins // size if size >= bins else np.arange(size) for size in FACTOR_SIZES]
@@ -144,48 +148,49 @@ def dependent_rows(*, exclude: float = 0.15, bins: int = 4, seed: int = 15666) -
 
 
 def total_correlation(factors: Tensor) -> float:
-    """``sum_j H(factor j) - H(factors)`` in nats when every row is as likely and no two have the same factors.
+    """The total correlation ``sum_j H(factor j) - H(factors)`` in nats, for equally likely rows with distinct factors.
 
     Args:
-        factors: int64 (rows, factors).
+        factors: Indices of the factors, int64 (rows, factors).
     """
     counts = [torch.bincount(column).to(torch.float64) for column in factors.unbind(1)]
     marginal = sum(float(torch.special.entr(count / len(factors)).sum()) for count in counts)
     return marginal - math.log(len(factors))
 
 
-# ---- Where the images come from --------------------------------------------------------------------------------------
+# ---- Files -----------------------------------------------------------------------------------------------------------
 
 Bits = npt.NDArray[np.uint8]
 
 
-def _bits(shelf: Shelf) -> Bits:
-    path = shelf.find(ORIGINAL, REBUILT)
+def _bits(locator: FileLocator) -> Bits:
+    path = locator.find(ORIGINAL, REBUILT)
     if path is None:
-        return _draw(shelf.cache / REBUILT)
+        return _render(locator.cache / REBUILT)
     return _read_original(path) if path.name == ORIGINAL else _read_packed(path)
 
 
-def _draw(path: Path) -> Bits:
-    """Draw all images and keep them in the cache, where it can be written."""
+def _render(path: Path) -> Bits:
+    """Render all images and save them in the cache, if it is writable."""
     bits = np.empty((*FACTOR_SIZES, _BYTES), dtype=np.uint8)
     for index in _progress(list(np.ndindex(FACTOR_SIZES[:3]))):
         bits[index] = sprites.render(*index)
     try:
-        with writing(path) as file:
-            np.savez_compressed(file, images_packed=bits)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacement(path) as part:
+            np.savez_compressed(part, images_packed=bits)
     except OSError as problem:
-        warnings.warn(f"dSprites could not be kept and will be drawn again: {problem}", stacklevel=2)
+        warnings.warn(f"dSprites could not be saved and will be rendered again: {problem}", stacklevel=2)
     return bits.reshape(_ROWS, _BYTES)
 
 
 def _progress(steps: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
-    """A progress bar on a terminal, where tqdm is installed."""
+    """Show a progress bar if stderr is a terminal and tqdm is installed."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         return iter(steps)
-    return iter(tqdm(steps, desc="drawing dSprites", disable=not sys.stderr.isatty()))
+    return iter(tqdm(steps, desc="rendering dSprites", disable=not sys.stderr.isatty()))
 
 
 def _read_packed(path: Path) -> Bits:
@@ -195,7 +200,7 @@ def _read_packed(path: Path) -> Bits:
 
 
 def _read_original(path: Path) -> Bits:
-    """Pack the original's 3 GB of bytes as they stream by; its rows are in the order of the grid."""
+    """Read the original file, whose rows are in the order of the grid, and pack its 3 GB in chunks."""
     side = sprites.SIDE
     chunk = 4096
     with (
@@ -205,14 +210,14 @@ def _read_original(path: Path) -> Bits:
     ):
         header = read_header(images)
         if header != ((_ROWS, side, side), False, np.dtype(np.uint8)):
-            raise ValueError(f"its images are {header[2]} of {header[0]}, not uint8 of {(_ROWS, side, side)}")
+            raise ValueError(f"its images must be uint8 of shape {(_ROWS, side, side)}, got {header[2]} of {header[0]}")
         bits = np.empty((_ROWS, _BYTES), dtype=np.uint8)
         for start in range(0, _ROWS, chunk):
             pixels = np.frombuffer(images.read(chunk * side * side), dtype=np.uint8)
-            # NumPy would repeat a single image over all rows of the chunk.
+            # NumPy would broadcast a single image to all rows of the chunk.
             if len(pixels) != chunk * side * side:
-                raise ValueError(f"its images end within rows {start} to {start + chunk}")
+                raise ValueError(f"its images end between rows {start} and {start + chunk}")
             bits[start : start + chunk] = np.packbits(pixels.reshape(chunk, side * side), axis=1)
         if images.read(1):
-            raise ValueError(f"more bytes than {_ROWS} images follow its header")
+            raise ValueError(f"its header must be followed by {_ROWS} images, got more bytes")
     return bits

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: four idx files, as LeCun's page defined them."""
+"""MNIST and Fashion-MNIST, each of which consists of four files in the idx format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echo_ext.data._files import Published, Refused, Shelf, check_content, unpacked
+from echo_ext.data._files import FileLocator, InvalidFile, RemoteFile, check_content, unpacked
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILES", "load_idx"]
@@ -18,21 +18,21 @@ __all__ = ["FILES", "load_idx"]
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def _published(base: str, *md5: str) -> tuple[Published, ...]:
+def _remote_files(base: str, *md5: str) -> tuple[RemoteFile, ...]:
     pairs = zip(_NAMES, md5, strict=True)
-    return tuple(Published(f"{name}.gz", f"{base}{name}.gz", f"md5:{digest}") for name, digest in pairs)
+    return tuple(RemoteFile(f"{name}.gz", f"{base}{name}.gz", f"md5:{digest}") for name, digest in pairs)
 
 
-# The checksums that the publishers and torchvision give for the files as they are downloaded.
+# The checksums of the downloaded files, as given by the publishers and torchvision.
 FILES = {
-    "mnist": _published(
+    "mnist": _remote_files(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "f68b3c2dcbeaaa9fbdd348bbdeb94873",
         "d53e105ee54ea40749a09fcbcd1e9432",
         "9fb629c4189551a2d022fa330f9573f3",
         "ec29112dd5afa0611ce80d1b7f02629c",
     ),
-    "fashion-mnist": _published(
+    "fashion-mnist": _remote_files(
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
         "25c81989df183df01b3e8a0aad5dffbe",
@@ -41,7 +41,7 @@ FILES = {
     ),
 }
 
-# SHA-256 of the unpacked files, by length: they may have been packed again since.
+# SHA-256 of the unpacked files, by length, because files may have been packed again since their download.
 _CONTENT: dict[str, dict[str, dict[int, str]]] = {
     "mnist": {
         "train-images-idx3-ubyte": {47040016: "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"},
@@ -58,13 +58,13 @@ _CONTENT: dict[str, dict[str, dict[int, str]]] = {
 }
 
 
-def load_idx(shelf: Shelf) -> dict[str, ImageDataset]:
-    """``mnist`` or ``fashion-mnist``, as the shelf is named; the last sixth of the training file is for validation."""
+def load_idx(locator: FileLocator) -> dict[str, ImageDataset]:
+    """Load the data set that the locator names; the last sixth of the training file is the validation part."""
     tensors = {}
-    for published in FILES[shelf.name]:
-        stem = published.name.removesuffix(".gz")
-        path = shelf.obtain(published, stem)
-        tensors[stem] = _read_idx(path, 3 if "images" in stem else 1, shelf.name, _CONTENT[shelf.name][stem])
+    for remote in FILES[locator.name]:
+        stem = remote.name.removesuffix(".gz")
+        path = locator.obtain(remote, stem)
+        tensors[stem] = _read_idx(path, 3 if "images" in stem else 1, locator.name, _CONTENT[locator.name][stem])
     training, test = (
         ImageDataset(tensors[images].unsqueeze(1), tensors[labels].to(torch.int64))
         for images, labels in (_NAMES[:2], _NAMES[2:])
@@ -78,19 +78,19 @@ def load_idx(shelf: Shelf) -> dict[str, ImageDataset]:
 
 
 def _read_idx(path: Path, dimensions: int, name: str, known: Mapping[int, str]) -> Tensor:
-    """The uint8 tensor of one file; no more is unpacked than its header announces."""
-    # Magic number 0, 0, type (8: bytes), number of dimensions; then each dimension, big-endian.
+    """Read the uint8 tensor of one file, without unpacking more than its header announces."""
+    # The header is 0, 0, the type (8 for bytes), the number of dimensions, and the dimensions in big-endian order.
     magic = bytes((0, 0, 8, dimensions))
     size = 4 + 4 * dimensions
     with unpacked(path) as file:
         header = file.read(size)
         if header[:4] != magic:
-            raise Refused(f"{path} is not an idx file: it should begin with {magic.hex()}, got {header[:4].hex()}")
+            raise InvalidFile(f"{path} is not an idx file: it must begin with {magic.hex()}, got {header[:4].hex()}")
         if len(header) < size:
-            raise Refused(f"{path} is truncated: its header has {size} bytes, but the file only {len(header)}")
+            raise InvalidFile(f"{path} is truncated: its header must have {size} bytes, got {len(header)}")
         shape = [int(length) for length in np.frombuffer(header, dtype=">u4", offset=4)]
         _check_shape(path, shape, name, max(known) - size)
-        # One byte more shows whether the file ends here.
+        # Reading one more byte shows whether the file ends here.
         content = file.read(math.prod(shape) + 1)
     if len(content) != math.prod(shape):
         raise ValueError(
@@ -102,10 +102,10 @@ def _read_idx(path: Path, dimensions: int, name: str, known: Mapping[int, str]) 
 
 
 def _check_shape(path: Path, shape: list[int], name: str, published_size: int) -> None:
-    """Images of 28 x 28 or labels, at least one and no more than were published."""
+    """Refuse other shapes than images of 28 x 28 or labels, and more rows than were published."""
     image = [28, 28] if len(shape) == 3 else []
-    most = published_size // math.prod(image)
-    if shape[1:] != image or not 1 <= shape[0] <= most:
+    max_rows = published_size // math.prod(image)
+    if shape[1:] != image or not 1 <= shape[0] <= max_rows:
         wanted = " x ".join(["rows", *map(str, image)])
         announced = " x ".join(map(str, shape))
-        raise Refused(f"{path} must hold {wanted} bytes of {name} with 1 to {most} rows, but announces {announced}")
+        raise InvalidFile(f"{path} must have {wanted} bytes of {name} with 1 to {max_rows} rows, got {announced}")

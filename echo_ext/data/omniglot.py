@@ -1,4 +1,4 @@
-"""Omniglot at 28 x 28 pixels, in the split of Burda et al. (2016): chardata.mat, or a rebuilt copy of it."""
+"""Omniglot at 28 x 28 pixels with the split of Burda et al. (2016), from chardata.mat or a rebuilt copy of it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from echo_ext.data._files import Published, Shelf, check_published, read_npz
+from echo_ext.data._files import FileLocator, RemoteFile, check_checksum, read_npz
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILE", "REBUILT", "load_omniglot"]
 
-FILE = Published(
+FILE = RemoteFile(
     "chardata.mat",
     "https://raw.githubusercontent.com/yburda/iwae/master/datasets/OMNIGLOT/chardata.mat",
     "md5:21ecaf34373511aa7691cf2e0802aa3d",
 )
-# Made from the original drawings by the resizing and the split that fit chardata.mat; not the same to the pixel.
+# A copy of chardata.mat rebuilt from the original drawings, which is not identical in every pixel.
 REBUILT = "omniglot28_rebuilt.npz"
 
 _ROWS = {"train": 24345, "test": 8070}
-_VALIDATION = 1345 / 24345  # of the training file, as is usual: 23000 rows remain
+_VALIDATION = 1345 / 24345  # the usual share of the training file, which leaves 23000 rows
 
 
-def load_omniglot(shelf: Shelf) -> dict[str, ImageDataset]:
-    """23000 / 1345 / 8070 rows, ink 1 on paper 0; the label is the alphabet, 0 to 49."""
-    path = shelf.find(FILE.name, REBUILT) or shelf.obtain(FILE)
+def load_omniglot(locator: FileLocator) -> dict[str, ImageDataset]:
+    """Load 23000 / 1345 / 8070 rows, where ink is 1 and paper 0; the label is the alphabet, 0 to 49."""
+    path = locator.find(FILE.name, REBUILT) or locator.obtain(FILE)
     training, test = _read_rebuilt(path) if path.name == REBUILT else _read_mat(path)
-    # The rows come alphabet by alphabet.
+    # The rows are sorted by alphabet.
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(training)))
     held_out = round(_VALIDATION * len(training))
     return {
@@ -41,8 +41,8 @@ def load_omniglot(shelf: Shelf) -> dict[str, ImageDataset]:
 def _read_rebuilt(path: Path) -> list[ImageDataset]:
     parts = []
     with read_npz(path) as arrays:
-        for part, most in _ROWS.items():
-            images = arrays.read(f"{part}_images", "u", None, 28, 28, most=most)
+        for part, rows in _ROWS.items():
+            images = arrays.read(f"{part}_images", "u", None, 28, 28, max_rows=rows)
             labels = arrays.read(f"{part}_alphabet", "iu", len(images))
             levels = torch.from_numpy(images.astype(np.uint8)).unsqueeze(1)
             parts.append(ImageDataset(levels, torch.from_numpy(labels.astype(np.int64))))
@@ -50,21 +50,21 @@ def _read_rebuilt(path: Path) -> list[ImageDataset]:
 
 
 def _read_mat(path: Path) -> list[ImageDataset]:
-    # SciPy's reader can crash on a damaged file, so it sees none but the published one.
-    check_published(
+    # SciPy's reader may crash on a damaged file, so only the published file is passed to it.
+    check_checksum(
         path,
         FILE,
-        f"give other images as {REBUILT} with arrays train_images, train_alphabet, test_images, test_alphabet",
+        f"save other images as {REBUILT} with arrays train_images, train_alphabet, test_images, test_alphabet",
     )
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(f"{path} is read by scipy: pip install 'echo-ext[train]'") from missing
+        raise ModuleNotFoundError(f"reading {path} needs SciPy: pip install 'echo-ext[train]'") from missing
     names = {"data": "target", "testdata": "testtarget"}
     content = loadmat(path, variable_names=[*names, *names.values()])
     parts = []
     for images, labels in names.items():
-        # MATLAB has an image's columns one after the other.
+        # MATLAB stores the columns of an image one after the other.
         levels = np.rint(255 * content[images].T.reshape(-1, 28, 28).swapaxes(1, 2)).astype(np.uint8)
         parts.append(ImageDataset(torch.from_numpy(levels).unsqueeze(1), torch.from_numpy(content[labels].argmax(0))))
     return parts

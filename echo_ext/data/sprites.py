@@ -1,8 +1,8 @@
-"""The geometry of dSprites: every frame of the data set from a few numbers.
+"""The geometry of dSprites, from which all frames of the data set are rendered.
 
-A 64 x 64 frame shows one white shape. A pixel is white where its centre lies in the shape, which is scaled, turned
-against the clock and moved: Matthey et al., "dSprites: Disentanglement testing Sprites dataset" (2017). The numbers
-were fitted to the original: of 363 of its frames 325 come out exactly, and none differs in more than 5 pixels.
+A 64 x 64 frame shows one white shape, which is scaled, rotated counterclockwise and shifted (Matthey et al. 2017,
+"dSprites: Disentanglement testing Sprites dataset"). A pixel is white if its center lies inside the shape. The numbers
+were fitted to the original. Of 363 original frames 325 are rendered exactly, and none differs in more than 5 pixels.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["ORIENTATIONS", "POSITIONS", "SCALES", "SHAPES", "SIDE", "render"]
 SIDE = 64
 SHAPES = ("square", "ellipse", "heart")
 SCALES = np.linspace(0.5, 1, 6)
-ORIENTATIONS = np.linspace(0, 2 * np.pi, 40)  # the last is the first again, as in the original
+ORIENTATIONS = np.linspace(0, 2 * np.pi, 40)  # the last orientation equals the first, as in the original
 POSITIONS = np.linspace(0, 1, 32)
 
 _SQUARE_HALF = 9.599
 _ELLIPSE_AXES = (12.77, 7.21)
-_REACH = 14.0  # no shape of scale 1 reaches further from its centre
+_REACH = 14.0  # maximum distance from the center of any shape of scale 1
 
-# The right half of the heart in polar coordinates around a point 2 above the centre: the radius at equal steps of the
-# angle from straight up to straight down, and a natural cubic spline between them.
-_HEART_CENTRE = -2.0
+# The right half of the heart in polar coordinates around a point 2 above the center: radii at equally spaced angles
+# from straight up to straight down, which a natural cubic spline interpolates.
+_HEART_CENTER = -2.0
 _HEART_RADII = np.array(
     (
         *(2.9236411714518273, 3.9374391071581782, 4.876163537759159, 5.712260809880995, 6.473370884677814),
@@ -46,17 +46,22 @@ Mask = npt.NDArray[np.bool_]
 
 
 def render(shape: int, scale: int, orientation: int) -> npt.NDArray[np.uint8]:
-    """All frames of one shape, scale and orientation: (32 positions in x, 32 in y, 512 bytes of 8 pixels each).
+    """Render all frames of one shape, scale and orientation.
 
     Args:
-        shape, scale, orientation: indices into ``SHAPES``, ``SCALES``, ``ORIENTATIONS``.
+        shape: Index into ``SHAPES``.
+        scale: Index into ``SCALES``.
+        orientation: Index into ``ORIENTATIONS``.
+
+    Returns:
+        The packed frames: (32 positions in x, 32 positions in y, 512 bytes of 8 pixels each).
     """
     size = float(SCALES[scale])
     angle = float(ORIENTATIONS[orientation])
-    # Only a box around the centre is looked at; along x and y it is cut in the same way.
-    centres = 16 + 32 * POSITIONS
-    pixels = np.floor(centres - _REACH * size).astype(np.intp)[:, None] + np.arange(2 * math.ceil(_REACH * size) + 1)
-    offsets = (pixels + 0.5 - centres[:, None]) / size  # (positions, box)
+    # Only the pixels of a box around the center are computed; x and y have the same box.
+    centers = 16 + 32 * POSITIONS
+    pixels = np.floor(centers - _REACH * size).astype(np.intp)[:, None] + np.arange(2 * math.ceil(_REACH * size) + 1)
+    offsets = (pixels + 0.5 - centers[:, None]) / size  # (positions, box)
     x, y = offsets[:, None, None, :], offsets[None, :, :, None]
     cosine, sine = math.cos(angle), math.sin(angle)
     white = _CONTAINS[shape](cosine * x - sine * y, sine * x + cosine * y)
@@ -78,7 +83,7 @@ def _in_ellipse(x: Array, y: Array) -> Mask:
 
 
 def _in_heart(x: Array, y: Array) -> Mask:
-    across, down = np.abs(x), y - _HEART_CENTRE
+    across, down = np.abs(x), y - _HEART_CENTER
     step = np.pi / (len(_HEART_RADII) - 1)
     position = (np.arctan2(down, across) + np.pi / 2) / step
     piece = np.minimum(position.astype(np.intp), len(_HEART_RADII) - 2)
@@ -91,7 +96,7 @@ def _in_heart(x: Array, y: Array) -> Mask:
 
 
 def _bends(values: Array) -> Array:
-    """A sixth of the second derivative of the natural cubic spline through values at unit steps."""
+    """One sixth of the second derivative of the natural cubic spline through values at unit steps."""
     inner = len(values) - 2
     system = 4 * np.eye(inner) + np.eye(inner, k=1) + np.eye(inner, k=-1)
     return np.pad(np.linalg.solve(system, np.diff(values, 2)), 1)

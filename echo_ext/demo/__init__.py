@@ -1,1 +1,1 @@
-"""The demonstration: an Echo autoencoder and a Gaussian VAE, alike in everything but the channel."""
+"""The demonstration: an Echo autoencoder and a Gaussian VAE that differ only in the channel."""

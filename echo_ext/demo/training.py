@@ -1,4 +1,4 @@
-"""Training and measuring: the same few lines for both models."""
+"""Training and evaluation of the two models of the demonstration."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 
 from echo_ext import models
-from echo_ext.channel import EchoChannel
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
+from echo_ext.echo.channel import EchoChannel
 from echo_ext.metrics import gaussian_total_correlation
 from echo_ext.models.autoencoder import Autoencoder
 
@@ -28,12 +28,12 @@ __all__ = [
     "train",
 ]
 
-MODELS = {"echo": "Echo", "vae": "VAE"}  # key in result.json and name in tables and pictures
+MODELS = {"echo": "Echo", "vae": "VAE"}  # keys in result.json and names in the table and the figures
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What both models share on one data set."""
+    """The settings of both models for one data set."""
 
     latent_dim: int
     hidden: int
@@ -58,16 +58,16 @@ class Measured:
 
     @property
     def neg_elbo(self) -> float:
-        """The bound on -log p(x): rate + distortion."""
+        """The upper bound on -log p(x), which is rate + distortion."""
         return self.rate + self.distortion
 
 
-History = list[tuple[Measured, Measured]]  # after each epoch: of the training rows, of the validation rows
+History = list[tuple[Measured, Measured]]  # for each epoch, means over the training rows and over the validation rows
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Models this small gain nothing from more, and sums then do not depend on the number of cores."""
+    """Use one thread: more do not speed up models this small, and sums must not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,8 +76,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def build(kind: str, data: LabelledDataset, setting: Setting, *, beta: float, seed: int) -> Autoencoder:
-    """An untrained model, ``"echo"`` or ``"vae"``: with one seed both begin with the same weights."""
+def build(kind: str, data: LabeledDataset, setting: Setting, *, beta: float, seed: int) -> Autoencoder:
+    """Build an untrained ``"echo"`` or ``"vae"``; for the same seed both have the same initial weights."""
     torch.manual_seed(seed)
     model = models.build(
         kind,
@@ -93,13 +93,12 @@ def build(kind: str, data: LabelledDataset, setting: Setting, *, beta: float, se
 
 
 def train(
-    model: Autoencoder, parts: dict[str, LabelledDataset], setting: Setting, *, seed: int, device: torch.device
+    model: Autoencoder, parts: dict[str, LabeledDataset], setting: Setting, *, seed: int, device: torch.device
 ) -> Iterator[tuple[Measured, Measured]]:
-    """Minimise the loss on ``parts["train"]``; after each epoch yield what it measured in training and what
-    ``parts["valid"]`` measures.
+    """Train with Adam; yield the means over the training rows and over the validation rows after each epoch.
 
-    Adam, its learning rate constant for half of the epochs and then linear to 0. With one seed every model sees the
-    same batches.
+    The learning rate is constant for the first half of the epochs and then falls linearly to 0. For the same seed every
+    model has the same batches.
     """
     data = parts["train"]
     optimizer = torch.optim.Adam(model.parameters(), lr=setting.learning_rate)
@@ -116,12 +115,12 @@ def train(
             totals += len(rows) * _rate_and_distortion(terms).detach()
         schedule.step()
         yield Measured(*(totals / len(data)).tolist()), measure(model, parts["valid"], device=device)
-    model.refresh(data[torch.randperm(len(data))[:10_000]][0].to(device))  # more rows than a bank holds
+    model.refresh(data[torch.randperm(len(data))[:10_000]][0].to(device))  # enough rows to fill a bank
 
 
 @torch.no_grad()
-def measure(model: Autoencoder, data: LabelledDataset, *, device: torch.device, draws: int = 1) -> Measured:
-    """Rate and distortion of a data set in eval mode, each row sent ``draws`` times."""
+def measure(model: Autoencoder, data: LabeledDataset, *, device: torch.device, draws: int = 1) -> Measured:
+    """The rate and distortion of a data set in eval mode, over ``draws`` noise samples for each row."""
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for _ in range(draws):
@@ -135,5 +134,5 @@ def _rate_and_distortion(terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def noise_total_correlation(channel: EchoChannel, *, draws: int = 100_000) -> float:
-    """How dependent the dimensions of the noise are (second order), in nats, from draws of the marginal."""
+    """The second-order total correlation of the noise in nats, estimated from samples of the marginal."""
     return gaussian_total_correlation(channel.sample(draws))

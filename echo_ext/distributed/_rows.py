@@ -1,4 +1,4 @@
-"""All ranks' rows on every rank."""
+"""The rows of all ranks on every rank."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from echo_ext.distributed._ranks import Ranks
+from echo_ext.distributed._collectives import Ranks
 
 
 def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> tuple[list[Tensor], list[int]]:
-    """Every rank's rows of a (B, *) tensor, without gradient, and how many each has.
+    """Gather the rows of every rank's (B, *) tensor, without gradient.
 
-    ``agreed`` is what the ranks must agree on; it decides on the shape and dtype of a row.
+    Args:
+        tensor: The rows of this rank.
+        ranks: The ranks of this call.
+        agreed: What the ranks must agree on. It includes all that decides the shape and dtype of a row.
+
+    Returns:
+        The rows of each rank, and how many each has.
     """
     tensor = tensor.detach()
     sizes, _ = ranks.exchange(tensor.shape[0], agreed, tensor.new_empty(0))
@@ -23,12 +29,12 @@ def gather_rows(tensor: Tensor, ranks: Ranks, agreed: Mapping[str, object]) -> t
 
 
 def own_first(parts: Sequence[Tensor], rank: int) -> Tensor:
-    """The ranks' rows joined: those of this rank, then those of the others in their order."""
+    """Join the rows of all ranks: those of this rank first, then those of the others in their order."""
     return torch.cat([parts[rank], *parts[:rank], *parts[rank + 1 :]])
 
 
 def in_rank_order(joined: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
-    """The inverse of `own_first`."""
+    """Invert `own_first`: return the rows in the order of the ranks."""
     own, rest = joined[: sizes[rank]], joined[sizes[rank] :]
     before = sum(sizes[:rank])
     return torch.cat([rest[:before], own, rest[before:]])

@@ -1,18 +1,25 @@
-"""Information estimators by nearest neighbours, for tensors and arrays.
+"""Estimators of information from nearest neighbors, for tensors and arrays.
 
-On CUDA they wait for the device once, to know whether the input is finite, so that a CUDA graph cannot record them;
-nothing after that waits.
+On CUDA they wait for the device once, to learn whether the input is finite, so a CUDA graph cannot record them.
+Nothing after that waits.
 """
 
-from .discrete import mutual_information_discrete
-from .entropy import entropy
-from .knn import knn
-from .ksg import conditional_mutual_information, mutual_information, total_correlation
-from .matrix import mutual_information_matrix
-from .transfer import transfer_entropy
-from .uncertainty import mutual_information_error, permutation_test
+from echo_ext.estimators.discrete import mutual_information_discrete
+from echo_ext.estimators.entropy import entropy
+from echo_ext.estimators.knn import knn
+from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information, total_correlation
+from echo_ext.estimators.matrix import mutual_information_matrix
+from echo_ext.estimators.transfer import transfer_entropy
+from echo_ext.estimators.uncertainty import (
+    PermutationTest,
+    UncertainEstimate,
+    mutual_information_error,
+    permutation_test,
+)
 
 __all__ = [
+    "PermutationTest",
+    "UncertainEstimate",
     "conditional_mutual_information",
     "entropy",
     "knn",
@@ -24,3 +31,7 @@ __all__ = [
     "total_correlation",
     "transfer_entropy",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

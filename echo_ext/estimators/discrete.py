@@ -1,57 +1,95 @@
-"""Mutual information between a continuous variable and labels."""
+"""Mutual information between a continuous variable and discrete labels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import _gradient
-from ._neighbours import constants, count, digamma, search
-from ._samples import (
-    ArrayLike,
-    Estimate,
-    Neighbours,
+from echo_ext._types import Array, Estimate, NumNeighbors, TensorOrArray, Unit
+from echo_ext.estimators import gradients
+from echo_ext.estimators._backend import backend_of, constants, digamma
+from echo_ext.estimators.neighbors import PointSet, count_neighbors_among
+from echo_ext.estimators.samples import (
     Options,
     broadcast_batches,
     check_finite,
-    plain,
     read_array,
     read_options,
     read_samples,
+    read_tensor,
+    reduce_local_values,
 )
 
+__all__ = ["LabelGroup", "RossCounts", "count_by_ross", "group_labels", "mutual_information_discrete"]
 
+
+@overload
 def mutual_information_discrete(
-    x: ArrayLike,
-    labels: ArrayLike,
+    x: Tensor,
+    labels: TensorOrArray,
     *,
-    k: Neighbours = 3,
-    unit: str = "nats",
+    k: NumNeighbors = 3,
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Tensor: ...
+@overload
+def mutual_information_discrete(
+    x: npt.ArrayLike,
+    labels: TensorOrArray,
+    *,
+    k: NumNeighbors = 3,
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Array | float: ...
+def mutual_information_discrete(
+    x: TensorOrArray,
+    labels: TensorOrArray,
+    *,
+    k: NumNeighbors = 3,
+    unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Estimate:
-    """Mutual information between x and discrete labels (Ross 2014, eq. 1).
+    """Estimate the mutual information between x and discrete labels from nearest neighbors (Ross 2014, eq. 1).
 
-    ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``: N_i samples share sample i's label, k_i = min(k, N_i - 1),
-    and m_i others, of any label, are strictly nearer than the k_i-th neighbour of the same label (Chebyshev). A sample
-    whose label nobody shares has no such neighbour; it is left out altogether. With ``exclude_within``, one more than
-    the number of neighbors that are left to sample i stands for N and N_i, so that each sample has a k_i of its own.
+    ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``, where N_i samples have the label of sample i,
+    k_i = min(k, N_i - 1), and m_i other samples, of any label, are strictly nearer than the k_i-th neighbor of the same
+    label (Chebyshev). A sample whose label occurs once has no such neighbor; it is left out of the whole estimate. With
+    ``exclude_within``, the numbers of neighbors that are left to sample i, plus one, replace N and N_i, so that each
+    sample has a k_i of its own.
 
     Args:
         x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
         labels: (..., N): integers, booleans, strings or whole numbers; tensor or array.
-        k, unit, local, exclude_within: As in `mutual_information`; local values are NaN where a sample is left out.
+        k: The number of neighbors of the same label, less than N; a label with fewer samples uses all of them. A
+            larger k reduces the variance of the estimate and increases its bias.
+        unit, local, exclude_within: As in :func:`mutual_information`. Local values are NaN where a sample is left out.
 
     Returns:
-        A float for one array, else an array or a tensor of shape (...).
+        For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
+        (...). It has no gradient.
 
     Raises:
-        TypeError: x is not float64 or float32; labels are objects.
-        ValueError: Values that are not finite, labels that are not whole numbers, another number of labels than of
-            samples, no label that occurs twice, k or exclude_within that leave too few neighbours.
+        TypeError: x is not float64 or float32; the labels are objects.
+        ValueError: Values are not finite; labels are not whole numbers; the numbers of labels and of samples differ; no
+            label occurs twice; k or exclude_within leave too few neighbors.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext import mutual_information_discrete
+        >>> rng = np.random.default_rng(0)
+        >>> labels = rng.integers(0, 2, 1000)
+        >>> x = labels + 0.1 * rng.standard_normal(1000)  # x tells the label, which has ln(2) = 0.69 nats
+        >>> round(mutual_information_discrete(x, labels), 2)
+        0.69
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
@@ -59,23 +97,145 @@ def mutual_information_discrete(
     codes = _read_labels(labels)
     n = samples.count
     if codes.shape[-1] != n:
-        raise ValueError(f"x and labels must have one number of samples, got {n} and {codes.shape[-1]}")
+        raise ValueError(f"x and labels must have the same number of samples, got {n} and {codes.shape[-1]}")
     batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
     each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
     each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
     grouped = [_read_groups(label, exclude_within) for label in each_label]
-    local_values = [_ross(one, groups, options) for one, groups in zip(each_x, grouped, strict=True)]
+    local_values = [_local_values(one, groups, options) for one, groups in zip(each_x, grouped, strict=True)]
     values = torch.stack(local_values, 1) if local_values else points.new_empty((len(options.ks), 0, n)).double()
     values = values.reshape(len(options.ks), *batch, n)
     if not local:  # the mean over those that are not left out
         values = values.nanmean(-1, keepdim=True)
-    return options.finish(samples, _gradient.attach_none(values, "mutual_information_discrete", points))
+    values = gradients.without_gradient(values, "mutual_information_discrete", points)
+    return reduce_local_values(values, samples, options)
+
+
+# ---- The estimator ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelGroup:
+    """The samples that share a label.
+
+    Attributes:
+        rows: Their row numbers, which ascend.
+        others: How many of the other samples are neighbors of each.
+        fewest, most: The smallest and the largest of these numbers.
+    """
+
+    rows: Tensor
+    others: Tensor
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True)
+class RossCounts:
+    """The numbers of which Ross's estimate is made, of the M samples whose label is not unique.
+
+    Attributes:
+        rows: Their row numbers, which ascend: (M,).
+        others: How many of these samples are neighbors of each: (M,).
+        own_others: How many of these have its own label: (M,).
+        own_k: The number of neighbors of its own label that determine the radius: (K, M).
+        nearer: How many samples of any label are strictly nearer than the last of these: (K, *batch, M).
+    """
+
+    rows: Tensor
+    others: Tensor
+    own_others: Tensor
+    own_k: Tensor
+    nearer: Tensor
+
+
+# From points (*batch, M, d) and k to the distances (*batch, M, k) from each point to its k nearest, ascending.
+SearchDistances: TypeAlias = Callable[[Tensor, int], Tensor]
+
+
+def group_labels(labels: Tensor, exclude_within: int = 0) -> list[LabelGroup]:
+    """Return the samples of each label that occurs more than once.
+
+    The host waits for the sizes of the groups, which decide what is launched.
+
+    Args:
+        labels: int64 (N,).
+        exclude_within: The Theiler window.
+    """
+    ordered, order = torch.sort(labels, stable=True)
+    sizes = torch.unique_consecutive(ordered, return_counts=True)[1]
+    rows_of = [rows for rows in torch.split(order, sizes.tolist()) if len(rows) > 1]
+    others = [count_neighbors_among(rows, exclude_within) for rows in rows_of]
+    if exclude_within == 0:
+        fewest = most = [len(rows) - 1 for rows in rows_of]
+    elif others:
+        fewest, most = torch.stack([torch.stack(each.aminmax()) for each in others]).T.tolist()
+    else:
+        fewest = most = []
+    return [LabelGroup(*each) for each in zip(rows_of, others, fewest, most, strict=True)]
+
+
+def count_by_ross(
+    points: Tensor,
+    groups: Sequence[LabelGroup],
+    ks: Sequence[int],
+    *,
+    exclude_within: int = 0,
+    search: SearchDistances | None = None,
+) -> RossCounts:
+    """Count what Ross's estimate is made of.
+
+    Args:
+        points: (*batch, N, d).
+        groups: The samples of each label, at least one group.
+        ks: The numbers of neighbors; a sample with fewer of its own label uses all of them.
+        exclude_within: The Theiler window.
+        search: What searches the neighbors of the same label, in the place of the package's own search.
+    """
+    radii = []
+    for group in groups:
+        alike, k = points[..., group.rows, :], min(max(ks), group.most)
+        if search is None:
+            found = PointSet(alike).search_distances(k, exclude_within=exclude_within, rows=group.rows)
+        else:
+            found = search(alike, k)
+        radii.append(_radii(found, group, ks))
+    rows, order = torch.cat([group.rows for group in groups]).sort()
+    own_others = torch.cat([group.others for group in groups])[order]
+    own_k = torch.minimum(constants(ks, torch.int64, points.device).unsqueeze(-1), own_others)
+    radius_of_rows = torch.cat(radii, -1)[..., order]
+    kept = points if len(rows) == points.shape[-2] else points[..., rows, :]
+    nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=rows)
+    others = count_neighbors_among(rows, exclude_within)
+    return RossCounts(rows, others, own_others, own_k, nearer)
+
+
+def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
+    """Select each sample's distance to its k-th neighbor, or to its last: (K, *batch, M) from (*batch, M, k)."""
+    if group.fewest == group.most:
+        return backend_of(distances).select_kth(distances, [min(k, group.most) for k in ks])
+    k_of_each = torch.minimum(constants(ks, torch.int64, distances.device).unsqueeze(-1), group.others)
+    place = (k_of_each - 1).view(len(ks), *([1] * (distances.ndim - 2)), -1).expand(len(ks), *distances.shape[:-1])
+    return distances.movedim(-1, 0).gather(0, place)
+
+
+def _local_values(points: Tensor, groups: Sequence[LabelGroup], options: Options) -> Tensor:
+    """Return the local values (K, N) of points (N, d), NaN where a label is unique."""
+    counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within)
+    psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (counts.others, counts.own_others))
+    psi_k = torch.digamma(counts.own_k.double())
+    values = torch.full((len(options.ks), len(points)), torch.nan, dtype=torch.float64, device=points.device)
+    values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
+    return values
+
+
+# ---- Labels ----------------------------------------------------------------------------------------------------------
 
 
 def _read_labels(labels: object) -> Tensor:
-    """Labels as int64 codes, (..., N)."""
+    """Return labels as int64 codes, (..., N)."""
     if isinstance(labels, Tensor):
-        tensor = plain("labels", labels.detach())
+        tensor = read_tensor("labels", labels.detach())
     else:
         array = read_array("labels", labels)
         if array.dtype.kind not in "biufUS" or array.dtype == np.longdouble:
@@ -100,56 +260,11 @@ def _read_labels(labels: object) -> Tensor:
     return tensor.to(torch.int64)  # unsigned labels beyond int64 wrap around, and stay different
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Samples that share a label."""
-
-    rows: Tensor  # ascending
-    left: Tensor  # how many of the others are neighbours of each
-    most: int  # the largest of these
-
-
-def _read_groups(labels: Tensor, exclude_within: int) -> list[_Group]:
-    """The samples of each label that occurs more than once; their numbers have to be known before anything is launched.
-
-    labels: int64 (N,).
-    """
-    ordered, order = torch.sort(labels, stable=True)
-    sizes = torch.unique_consecutive(ordered, return_counts=True)[1]
-    rows_of = [rows for rows in torch.split(order, sizes.tolist()) if len(rows) > 1]
-    if not rows_of:
+def _read_groups(labels: Tensor, exclude_within: int) -> list[LabelGroup]:
+    """Group labels, int64 (N,), and refuse those that leave nothing to estimate from."""
+    groups = group_labels(labels, exclude_within)
+    if not groups:
         raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
-    left = [_others(rows, exclude_within) for rows in rows_of]
-    fewest, most = torch.stack([torch.stack(each.aminmax()) for each in left]).T.tolist()
-    if min(fewest) < 1:
-        raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbour of its own label")
-    return [_Group(*each) for each in zip(rows_of, left, most, strict=True)]
-
-
-def _ross(points: Tensor, groups: list[_Group], options: Options) -> Tensor:
-    """Local values (K, N) of one sample (N, d)."""
-    w = options.exclude_within
-    radii = points.new_empty((len(options.ks), len(points)))
-    psi_k = torch.empty(radii.shape, dtype=torch.float64, device=points.device)
-    psi_own = torch.empty(len(points), dtype=torch.float64, device=points.device)
-    for group in groups:
-        distances, _ = search(points[group.rows], min(max(options.ks), group.most), exclude_within=w, rows=group.rows)
-        own_ks = torch.minimum(constants(options.ks, torch.int64, points.device).unsqueeze(-1), group.left)
-        radii[:, group.rows] = distances.T.gather(0, own_ks - 1)
-        psi_k[:, group.rows] = torch.digamma(own_ks.double())
-        psi_own[group.rows] = torch.digamma(group.left.double() + 1)
-    kept = torch.cat([group.rows for group in groups]).sort().values
-    near = count(points[kept], radii[:, kept], exclude_within=w, rows=kept)
-    psi_all = torch.digamma(_others(kept, w).double() + 1)
-    values = torch.full(radii.shape, torch.nan, dtype=torch.float64, device=points.device)
-    values[:, kept] = psi_all + psi_k[:, kept] - psi_own[kept] - digamma(near + 1)
-    return values
-
-
-def _others(rows: Tensor, exclude_within: int) -> Tensor:
-    """How many of some ascending rows are neighbours of each: not itself, nor within the window."""
-    if exclude_within == 0:
-        return torch.full_like(rows, len(rows) - 1)
-    first = torch.searchsorted(rows, rows - exclude_within)
-    last = torch.searchsorted(rows, rows + exclude_within, right=True)
-    return len(rows) - (last - first)
+    if min(group.fewest for group in groups) < 1:
+        raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbor of its own label")
+    return groups

@@ -1,76 +1,104 @@
-"""The nearest neighbours themselves."""
+"""The nearest neighbors themselves."""
 
 from __future__ import annotations
 
+from typing import overload
+
+import numpy.typing as npt
 from torch import Tensor
 
 from echo_ext import _checks
+from echo_ext._types import Array, Indices, Metric, TensorOrArray
+from echo_ext.estimators import gradients
+from echo_ext.estimators.entropy import METRICS
+from echo_ext.estimators.neighbors import PointSet
+from echo_ext.estimators.samples import Samples, broadcast_batches, check_same_kind, read_options, read_samples
 
-from . import _gradient
-from ._neighbours import search
-from ._samples import Array, ArrayLike, broadcast_batches, read_options, read_samples
-from .entropy import METRICS
+__all__ = ["knn"]
 
 
+@overload
 def knn(
-    points: ArrayLike,
-    queries: ArrayLike | None = None,
+    points: Tensor,
+    queries: Tensor | None = None,
     k: int = 3,
     *,
-    metric: str = "chebyshev",
+    metric: Metric = "chebyshev",
     exclude_within: int = 0,
-) -> tuple[Tensor, Tensor] | tuple[Array, Array]:
-    """The k nearest of some points, for each query.
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def knn(
+    points: npt.ArrayLike,
+    queries: npt.ArrayLike | None = None,
+    k: int = 3,
+    *,
+    metric: Metric = "chebyshev",
+    exclude_within: int = 0,
+) -> tuple[Array, Indices]: ...
+def knn(
+    points: TensorOrArray,
+    queries: TensorOrArray | None = None,
+    k: int = 3,
+    *,
+    metric: Metric = "chebyshev",
+    exclude_within: int = 0,
+) -> tuple[Tensor, Tensor] | tuple[Array, Indices]:
+    """Find the k nearest points of each query.
 
     Args:
         points: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
-        queries: (..., M, d) of the same kind, whose batch broadcasts with that of the points. None: the points
-            themselves, none of which is its own neighbour.
-        k: Number of neighbours, at most N (less than N among the points themselves).
+        queries: (..., M, d) of the same kind, with a batch that broadcasts with that of the points. None asks for the
+            neighbors of the points themselves; no point is its own neighbor.
+        k: The number of neighbors: at most N with queries, less than N without.
         metric: "chebyshev" or "euclidean".
-        exclude_within: Among the points themselves, those at most so many rows away are not neighbours.
+        exclude_within: The Theiler window, without queries: points at most so many rows apart are not neighbors.
 
     Returns:
-        Distances (..., M, k), ascending, and indices, int64, of the same shape: of equally near points the lower index
-        comes first.
+        Distances (..., M, k), ascending, and indices of the same shape, int64: of equally near points, the one with
+        the lower index comes first. Neither has a gradient.
 
     Raises:
-        TypeError: Not float64 or float32, or not one dtype.
-        ValueError: Values that are not finite, different numbers of columns, too large a k.
+        TypeError: The points are not float64 or float32, or the queries are of another dtype or kind.
+        ValueError: Values are not finite; the numbers of columns differ; k or exclude_within is too large; the metric
+            is unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext import knn
+        >>> distances, indices = knn(np.array([0.0, 1.0, 3.0, 7.0]), np.array([2.5]), 2)
+        >>> distances, indices
+        (array([[0.5, 1.5]]), array([[2, 1]]))
     """
     _checks.choice("metric", metric, METRICS)
     samples = read_samples(points=points)
     (base,) = samples.variables
     k = _checks.whole("k", k, minimum=1)
+    asked = None
     if queries is None:
         read_options(samples.count, k=k, exclude_within=exclude_within)
-        sought = None
     else:
-        asked = read_samples(queries=queries)
-        (sought,) = asked.variables
-        if asked.are_arrays != samples.are_arrays:
-            raise TypeError("points and queries must be both tensors or both arrays")
-        if sought.dtype != base.dtype:
-            raise TypeError(f"points and queries must have one dtype, got {base.dtype} and {sought.dtype}")
-        if sought.device != base.device:
-            raise ValueError(f"points and queries must be on one device, got {base.device}, {sought.device}")
-        if sought.shape[-1] != base.shape[-1]:
-            raise ValueError(
-                f"points and queries must have one number of columns, got {base.shape[-1]} and {sought.shape[-1]}"
-            )
+        base, asked = _read_queries(points, samples, queries)
         if exclude_within != 0:
             raise ValueError(f"exclude_within must be 0 where there are queries, got {exclude_within}")
         if k > samples.count:
             raise ValueError(f"k must be at most the number of points, {samples.count}, got {k}")
-        batch = broadcast_batches(points=base.shape[:-2], queries=sought.shape[:-2])
-        base, sought = base.expand(*batch, *base.shape[-2:]), sought.expand(*batch, *sought.shape[-2:])
     euclidean = metric == "euclidean"
-    distances, indices = search(
-        base, k, queries=sought, euclidean=euclidean, exclude_within=exclude_within, indices=True
-    )
-    assert indices is not None
+    distances, indices = PointSet(base).search(k, queries=asked, euclidean=euclidean, exclude_within=exclude_within)
     if euclidean:
         distances = distances.sqrt()
     if samples.are_arrays:
         return distances.numpy(), indices.numpy()
-    return _gradient.attach_none(distances, "knn", base, *([] if sought is None else [sought])), indices
+    return gradients.without_gradient(distances, "knn", base, *([] if asked is None else [asked])), indices
+
+
+def _read_queries(points: object, samples: Samples, queries: object) -> tuple[Tensor, Tensor]:
+    """Return the points (*batch, N, d) and the queries (*batch, M, d), both broadcast to one batch."""
+    (base,) = samples.variables
+    (asked,) = read_samples(queries=queries).variables
+    check_same_kind("points and queries", points, base, queries, asked)
+    if asked.shape[-1] != base.shape[-1]:
+        raise ValueError(
+            f"points and queries must have the same number of columns, got {base.shape[-1]} and {asked.shape[-1]}"
+        )
+    batch = broadcast_batches(points=base.shape[:-2], queries=asked.shape[:-2])
+    return base.expand(*batch, *base.shape[-2:]), asked.expand(*batch, *asked.shape[-2:])

@@ -1,176 +1,275 @@
-"""Mutual information and its relatives by Kraskov, Stögbauer and Grassberger's method."""
+"""Mutual information, conditional mutual information and total correlation by the method of Kraskov et al. 2004."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import get_args, overload
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from echo_ext import _checks
+from echo_ext._types import Array, Estimate, KsgMethod, Method, NumNeighbors, TensorOrArray, Unit
+from echo_ext.estimators import gradients, local_values
+from echo_ext.estimators.neighbors import PointSet
+from echo_ext.estimators.samples import Options, read_options, read_samples, reduce_local_values
 
-from . import _gradient
-from ._neighbours import (
-    Cloud,
-    add_digamma,
-    as_cloud,
-    boundary,
-    constants,
-    count,
-    digamma,
-    join,
-    kth,
-    on_cuda,
-    points_of,
-    search,
-    spread,
-)
-from ._samples import ArrayLike, Estimate, Neighbours, Options, broadcast, read_options, read_samples
-from .entropy import log_unit_ball
+__all__ = ["KSG_METHODS", "METHODS", "conditional_mutual_information", "mutual_information", "total_correlation"]
 
-METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
-KSG_METHODS = ("ksg1", "ksg2")
-# How many neighbours on either side of a marginal ball's boundary the gradient looks at: more of them smooth the local
-# direction, fewer are nearer to the boundary. The gradient changes little between 5 and 20.
-BOUNDARY_WIDTH = 10
-
-Variable: TypeAlias = Tensor | Cloud
+METHODS: tuple[Method, ...] = get_args(Method)
+KSG_METHODS: tuple[KsgMethod, ...] = get_args(KsgMethod)
 
 
+@overload
 def mutual_information(
-    x: ArrayLike,
-    y: ArrayLike,
+    x: Tensor,
+    y: Tensor,
     *,
-    k: Neighbours = 3,
-    method: str = "ksg1",
-    unit: str = "nats",
+    k: NumNeighbors = 3,
+    method: Method = "ksg1",
+    unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
-    boundary_width: int = BOUNDARY_WIDTH,
+    boundary_width: int = 10,
+) -> Tensor: ...
+@overload
+def mutual_information(
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    *,
+    k: NumNeighbors = 3,
+    method: Method = "ksg1",
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+    boundary_width: int = 10,
+) -> Array | float: ...
+def mutual_information(
+    x: TensorOrArray,
+    y: TensorOrArray,
+    *,
+    k: NumNeighbors = 3,
+    method: Method = "ksg1",
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+    boundary_width: int = 10,
 ) -> Estimate:
-    """Mutual information I(x; y) by nearest neighbours.
+    """Estimate the mutual information I(x; y) from nearest neighbors.
 
-    Distances are Chebyshev ("bi-ksg": Euclidean), evaluated in the inputs' own precision on their values as they are:
-    nothing is scaled, jittered or clipped, and an estimate near zero may be negative. N is the number of samples, nx
-    the number of others that are near in x, and likewise ny.
+    Distances are Chebyshev (Euclidean for "bi-ksg"), in the precision of the inputs and on their values as they are:
+    nothing is scaled, jittered or clipped, and an estimate near zero may be negative. In the formulas below, N is the
+    number of samples, nx is the number of other samples that are near a sample in x, ny likewise in y, and ``<>`` is
+    the mean over the samples.
 
-    * "ksg1": ``psi(k) + psi(N) - <psi(nx + 1) + psi(ny + 1)>``, nx strictly nearer than the k-th neighbour in (x, y)
-      (Kraskov et al. 2004, eq. 8). Where k or more others equal a sample, it counts nx = ny = 0.
-    * "ksg2": ``psi(k) - 1/k + psi(N) - <psi(nx) + psi(ny)>``, nx no farther in x than the k neighbours reach (eq. 9).
-      Of equally near neighbours, those with the lower index are among the k.
-    * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``, nx no farther than the k-th neighbour, c
-      the volumes of unit balls (Gao, Oh and Viswanath 2018).
-    * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, nx strictly nearer; where the k-th neighbour is at
-      distance 0, all equal samples count, the sample itself among them, in place of k, nx + 1 and ny + 1. For variables
-      that are partly discrete (Gao, Kannan, Oh and Viswanath 2017).
+    * "ksg1": ``psi(k) + psi(N) - <psi(nx + 1) + psi(ny + 1)>``. nx counts the samples that are strictly nearer in x
+      than the k-th neighbor in (x, y) (Kraskov et al. 2004, eq. 8). A sample that k or more others equal has
+      nx = ny = 0.
+    * "ksg2": ``psi(k) - 1/k + psi(N) - <psi(nx) + psi(ny)>``. nx counts the samples that are no farther in x than the
+      farthest of the k neighbors is in x (eq. 9). Of equally near neighbors, those with the lower index are taken.
+    * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``. nx counts the samples that are no farther
+      in x than the k-th neighbor is in (x, y); c_d is the volume of the d-dimensional unit ball (Gao, Oh and
+      Viswanath 2018).
+    * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, for variables that are partly discrete. nx counts the
+      samples that are strictly nearer. Where the k-th neighbor is at distance 0, the numbers of samples with equal
+      values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017).
 
     Args:
-        x, y: (..., N, d) with their own d, or (N,) for one column; float64 or float32, both tensors or both arrays.
-            Leading dimensions are a batch of independent estimates; they broadcast.
-        k: Number of neighbours, less than N; a sequence gives one more leading dimension, from one search.
-        method: One of the above.
+        x, y: The variables: (..., N, d), each with its own d, or (N,) for one column; float64 or float32, both tensors
+            or both arrays. Leading dimensions are a batch of independent estimates and broadcast.
+        k: The number of neighbors, less than N. A larger k reduces the variance of the estimate and increases its
+            bias. A sequence gives one estimate for each k, in one more leading dimension, from a single search.
+        method: The estimator: "ksg1", "ksg2", "bi-ksg" or "mixed", as above.
         unit: "nats" or "bits".
-        local: Give the N values whose mean is the estimate, (..., N).
-        exclude_within: Samples at most so many rows away are not neighbours (the Theiler window of time series). A
-            sample with M neighbours left then has psi(M + 1), or ln(M + 1), for psi(N) or ln N.
-        boundary_width: For the gradient, below.
+        local: If True, return the N values whose mean is the estimate: (..., N).
+        exclude_within: The Theiler window for time series: samples at most so many rows apart are not neighbors. Choose
+            it as long as consecutive samples stay correlated; a larger window leaves fewer neighbors. A sample with M
+            possible neighbors then has psi(M + 1), or ln(M + 1), in the place of psi(N) or ln N.
+        boundary_width: The gradient is measured on ``2 * boundary_width + 1`` samples around the boundary of each
+            marginal ball. A larger number averages more noise away, a smaller one stays nearer to the boundary;
+            between 5 and 20 the gradient changes little.
 
     Returns:
-        A float for one pair of arrays, else an array or a tensor (on the inputs' device) of shape (...). "ksg1" is
-        differentiable: the estimate is a step function, and the gradient is that of its expectation, the flux of
-        points through the boundary of each marginal ball, measured on the 2 * boundary_width + 1 points whose rank is
-        nearest to the boundary. The other methods raise in the backward pass.
+        For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
+        (...) on their device. "ksg1" is differentiable. The estimate is a step function of the samples, so its
+        gradient is that of its expectation: the flux of samples through the boundary of each marginal ball.
+        The other methods raise an error in the backward pass.
 
     Raises:
-        TypeError: Inputs that are not float64 or float32, or not one dtype; k that is not an int or ints.
-        ValueError: Values that are not finite (how many, where the first); different N; batches that do not broadcast;
-            k or exclude_within that leave too few neighbours; an unknown method or unit.
+        TypeError: The inputs are not float64 or float32, or differ in dtype; k is not an int or a sequence of ints.
+        ValueError: Values are not finite (the error says how many, and where the first is); the numbers of samples
+            differ; batches do not broadcast; k or exclude_within leave too few neighbors; the method or unit is
+            unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext import mutual_information
+        >>> rng = np.random.default_rng(0)
+        >>> x = rng.standard_normal(1000)
+        >>> y = 0.6 * x + 0.8 * rng.standard_normal(1000)  # the information is 0.223 nats
+        >>> round(mutual_information(x, y), 3)
+        0.225
+        >>> mutual_information(x, y, k=[3, 5, 10]).round(3)
+        array([0.225, 0.231, 0.235])
     """
     samples = read_samples(x=x, y=y)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     _checks.choice("method", method, METHODS)
-    boundary_width = _checks.whole("boundary_width", boundary_width, minimum=1)
-    variables = list(samples.variables)
-    if method == "ksg1" and _gradient.wanted(*variables):
-        values = _ksg1_with_gradient(variables, options, boundary_width)
+    width = _checks.whole("boundary_width", boundary_width, minimum=1)
+    variables = [PointSet(v) for v in samples.variables]
+    if method == "ksg1" and gradients.is_recording(*samples.variables):
+        values = _ksg1_with_gradient(samples.variables, variables, options, width)
     else:
-        values = _gradient.attach_none(ESTIMATES[method](variables, options), f"method {method!r}", *variables)
-    return options.finish(samples, values)
+        values = local_values.MUTUAL_INFORMATION[method](variables, options)
+        values = gradients.without_gradient(values, f"method {method!r}", *samples.variables)
+    return reduce_local_values(values, samples, options)
 
 
-def total_correlation(
-    x: ArrayLike,
+@overload
+def conditional_mutual_information(
+    x: Tensor,
+    y: Tensor,
+    z: Tensor,
     *,
-    k: Neighbours = 3,
-    method: str = "ksg1",
-    groups: Sequence[Sequence[int]] | None = None,
-    unit: str = "nats",
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Tensor: ...
+@overload
+def conditional_mutual_information(
+    x: npt.ArrayLike,
+    y: npt.ArrayLike,
+    z: npt.ArrayLike,
+    *,
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Array | float: ...
+def conditional_mutual_information(
+    x: TensorOrArray,
+    y: TensorOrArray,
+    z: TensorOrArray,
+    *,
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Estimate:
-    """Total correlation (multi-information) of the columns of x (Kraskov et al. 2004, eqs. 23 and 24).
+    """Estimate the conditional mutual information I(x; y | z) from nearest neighbors.
 
-    * "ksg1": ``psi(k) + (m - 1) psi(N) - <sum psi(n_i + 1)>`` over the m variables.
-    * "ksg2": ``psi(k) - (m - 1) / k + (m - 1) psi(N) - <sum psi(n_i)>``.
+    * "ksg1": ``psi(k) + <psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)>``. The counts are of samples strictly nearer than
+      the k-th neighbor in (x, y, z) (Frenzel and Pompe 2007).
+    * "ksg2": ``psi(k) - 2/k + <psi(nz) - psi(nxz) + 1/nxz - psi(nyz) + 1/nyz>``. The counts are of samples no farther
+      in each of x, y and z than the k neighbors reach there (Lizier 2014).
+
+    N appears in neither formula, so ``exclude_within`` changes neighbors and counts alone.
 
     Args:
-        x: (..., N, m), float64 or float32, tensor or array.
-        groups: Sets of columns, each of which is one variable, for example [[0, 1], [2]]; by default each is one.
-        k, method, unit, local, exclude_within: As in `mutual_information`.
+        x, y, z: The variables, as x and y in :func:`mutual_information`; their batches broadcast. The bias towards
+            zero grows with the number of columns of z.
+        k, unit, local, exclude_within: As in :func:`mutual_information`.
+        method: "ksg1" or "ksg2".
 
     Returns:
-        A float for one array, else an array or a tensor of shape (...).
+        For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
+        (...). It has no gradient.
 
     Raises:
-        TypeError, ValueError: As in `mutual_information`; groups that are not two or more disjoint sets of columns.
+        TypeError, ValueError: As in :func:`mutual_information`.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext import conditional_mutual_information, mutual_information
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.standard_normal(2000)
+        >>> x, y = z + 0.5 * rng.standard_normal((2, 2000))  # independent but for their common cause z
+        >>> round(mutual_information(x, y), 2), round(conditional_mutual_information(x, y, z), 2)
+        (0.5, 0.01)
+    """
+    samples = read_samples(x=x, y=y, z=z)
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
+    _checks.choice("method", method, KSG_METHODS)
+    values = local_values.CONDITIONAL[method]([PointSet(v) for v in samples.variables], options)
+    values = gradients.without_gradient(values, "conditional_mutual_information", *samples.variables)
+    return reduce_local_values(values, samples, options)
+
+
+@overload
+def total_correlation(
+    x: Tensor,
+    *,
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    groups: Sequence[Sequence[int]] | None = None,
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Tensor: ...
+@overload
+def total_correlation(
+    x: npt.ArrayLike,
+    *,
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    groups: Sequence[Sequence[int]] | None = None,
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Array | float: ...
+def total_correlation(
+    x: TensorOrArray,
+    *,
+    k: NumNeighbors = 3,
+    method: KsgMethod = "ksg1",
+    groups: Sequence[Sequence[int]] | None = None,
+    unit: Unit = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
+) -> Estimate:
+    """Estimate the total correlation (multi-information) of the columns of x from nearest neighbors.
+
+    n_i is the number of other samples that are near a sample in variable i, of m variables.
+
+    * "ksg1": ``psi(k) + (m - 1) psi(N) - <sum_i psi(n_i + 1)>`` (Kraskov et al. 2004, eq. 23).
+    * "ksg2": ``psi(k) - (m - 1) / k + (m - 1) psi(N) - <sum_i psi(n_i)>`` (eq. 24).
+
+    Args:
+        x: (..., N, d), float64 or float32, tensor or array.
+        groups: Disjoint sets of columns that are one variable each, for example ``[[0, 1], [2]]``. None makes each
+            column a variable.
+        k, unit, local, exclude_within: As in :func:`mutual_information`.
+        method: "ksg1" or "ksg2".
+
+    Returns:
+        For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
+        (...). It has no gradient.
+
+    Raises:
+        TypeError, ValueError: As in :func:`mutual_information`. Also groups that are not two or more disjoint sets of
+            columns.
+
+    Example:
+        >>> import numpy as np
+        >>> from echo_ext import total_correlation
+        >>> x = np.random.default_rng(0).standard_normal((1000, 3))
+        >>> x[:, 2] += x[:, 0] + x[:, 1]  # the total correlation is ln(3) / 2 = 0.55 nats
+        >>> round(total_correlation(x), 1)
+        0.5
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     _checks.choice("method", method, KSG_METHODS)
     (points,) = samples.variables
-    variables = [points[..., list(group)] for group in _read_groups(groups, points.shape[-1])]
-    values = _ksg1(variables, options) if method == "ksg1" else _ksg2(variables, options)
-    return options.finish(samples, _gradient.attach_none(values, "total_correlation", points))
-
-
-def conditional_mutual_information(
-    x: ArrayLike,
-    y: ArrayLike,
-    z: ArrayLike,
-    *,
-    k: Neighbours = 3,
-    method: str = "ksg1",
-    unit: str = "nats",
-    local: bool = False,
-    exclude_within: int = 0,
-) -> Estimate:
-    """Conditional mutual information I(x; y | z) (Frenzel and Pompe 2007).
-
-    * "ksg1": ``psi(k) + <psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)>``, counts strictly nearer than the k-th neighbour.
-    * "ksg2": ``psi(k) - 2/k + <psi(nz) - psi(nxz) + 1/nxz - psi(nyz) + 1/nyz>``, counts no farther in each of x, y
-      and z than the k neighbours reach there (Lizier 2014).
-
-    No N appears, so that ``exclude_within`` changes neighbours and counts only.
-
-    Args:
-        x, y, z: As x and y in `mutual_information`; their batches broadcast.
-        k, unit, local, exclude_within: As in `mutual_information`.
-        method: "ksg1" or "ksg2".
-
-    Returns:
-        A float for arrays without a batch, else an array or a tensor of shape (...).
-
-    Raises:
-        TypeError, ValueError: As in `mutual_information`.
-    """
-    samples = read_samples(x=x, y=y, z=z)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    _checks.choice("method", method, KSG_METHODS)
-    variables = list(samples.variables)
-    values = _conditional(variables, options) if method == "ksg1" else _conditional_by_rectangles(variables, options)
-    return options.finish(samples, _gradient.attach_none(values, "conditional_mutual_information", *variables))
+    variables = [PointSet(points[..., group]) for group in _read_groups(groups, points.shape[-1])]
+    values = local_values.TOTAL_CORRELATION[method](variables, options)
+    return reduce_local_values(gradients.without_gradient(values, "total_correlation", points), samples, options)
 
 
 def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:
@@ -182,175 +281,54 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
     if any(c == dim for c in columns):
         raise ValueError(f"groups must name columns of x, 0 to {dim - 1}, got {_checks.brief(groups)}")
     if len(read) < 2 or not all(read) or len(set(columns)) != len(columns):
-        given = f"are {_checks.brief(groups)}" if groups is not None else f"x has {dim} column"
-        raise ValueError(f"groups must be two or more disjoint sets of columns, but {given}")
+        given = f"got {_checks.brief(groups)}" if groups is not None else f"but x has {dim} column"
+        raise ValueError(f"groups must be two or more disjoint sets of columns, {given}")
     return read
 
 
-def _join(variables: Sequence[Variable]) -> Tensor:
-    """All columns side by side, (*batch, N, D)."""
-    points = [points_of(v).detach() for v in variables]
-    batch = broadcast(*(p.shape[:-2] for p in points))
-    return join([p.expand(*batch, *p.shape[-2:]) for p in points])
-
-
-def _psi_k(options: Options, like: Tensor) -> Tensor:
-    """psi(k), shaped to broadcast with (K, *batch, N)."""
-    return torch.digamma(_k(options, like))
-
-
-def _k(options: Options, like: Tensor) -> Tensor:
-    ks = constants(options.ks, torch.float64, like.device)
-    return ks.view(-1, *([1] * (like.ndim - 1)))
-
-
-def _available(options: Options, like: Tensor) -> Tensor:
-    """What stands for N: one more than each sample's possible neighbours, (N,) or (1,) for all alike."""
-    others = options.others(options.total, like.device)
-    return (others if others.numel() == 1 else others[options.part]) + 1
-
-
-def _ksg1_from_radii(variables: Sequence[Variable], eps: Tensor, options: Options) -> Tensor:
-    constant = _psi_k(options, eps) + (len(variables) - 1) * torch.digamma(_available(options, eps))
-    values = spread(constant, eps.shape)
-    for variable in variables:
-        near = count(variable, eps, exclude_within=options.exclude_within, part=options.part)
-        add_digamma(values, near, shift=1, factor=-1.0)
-    return values
-
-
-def _ksg1(variables: Sequence[Variable], options: Options) -> Tensor:
-    distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within, part=options.part)
-    return _ksg1_from_radii(variables, kth(distances, options.ks), options)
-
-
-def _ksg1_with_gradient(variables: list[Tensor], options: Options, width: int) -> Tensor:
-    joint = _join(variables)
-    batch = joint.shape[:-2]
-    distances, indices = search(joint, max(options.ks), exclude_within=options.exclude_within, indices=True)
-    assert indices is not None
-    eps, nearest = kth(distances, options.ks), kth(indices, options.ks)
-    full = [v.detach().expand(*batch, *v.shape[-2:]) for v in variables]
-
-    def flux(margins: list[Cloud], grad: Tensor, radii: Tensor, nearest: Tensor) -> list[Tensor]:
-        """The gradient of one k's values: what the boundary of each ball gains or loses as points move."""
-        density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
-        own = -joint.shape[-1] * density.unsqueeze(-1)
-        pull = _gradient.pull_back_distances(joint, nearest.unsqueeze(-1), own)
-        parts = list(torch.split(pull, [v.shape[-1] for v in full], -1))
-        for i, margin in enumerate(margins):
-            near = boundary(margin, radii, nearest, width=width, exclude_within=options.exclude_within)
-            there = near >= 0
-            share = margin.points.shape[-1] * density / there.sum(-1).clamp(min=1)
-            weights = share.unsqueeze(-1) * there
-            parts[i] = parts[i] + _gradient.pull_back_distances(margin.points, near.clamp(min=0), weights)
-        return parts
+def _ksg1_with_gradient(
+    inputs: Sequence[Tensor], variables: Sequence[PointSet], options: Options, width: int
+) -> Tensor:
+    """Return the values of "ksg1", with the gradient of their expectation."""
+    joint = local_values.join(variables)
+    distances, indices = joint.search(options.max_k, exclude_within=options.exclude_within)
+    radii = joint.backend.select_kth(distances, options.ks)
+    nearest = joint.backend.select_kth(indices, options.ks)
 
     def backward(grad: Tensor) -> tuple[Tensor, ...]:
-        margins = [Cloud(v) for v in full]
-        each = [flux(margins, *one) for one in zip(grad, eps, nearest, strict=True)]
+        margins = [PointSet(variable.expand(joint.batch)) for variable in variables]
+        flux_of_each_k = [
+            _flux(joint.points, margins, *one_k, options, width) for one_k in zip(grad, radii, nearest, strict=True)
+        ]
         return tuple(
-            torch.stack(parts).sum(0).sum_to_size(variable.shape).to(variable.dtype)
-            for variable, parts in zip(variables, zip(*each, strict=True), strict=True)
+            torch.stack(parts).sum(0).sum_to_size(x.shape).to(x.dtype)
+            for x, parts in zip(inputs, zip(*flux_of_each_k, strict=True), strict=True)
         )
 
-    return _gradient.attach(_ksg1_from_radii(variables, eps, options), backward, *variables)
+    return gradients.with_gradient(local_values.ksg1_from_radii(variables, radii, options), backward, *inputs)
 
 
-def _reaches(variables: Sequence[Variable], options: Options) -> list[Tensor]:
-    """How far the k nearest in the joint space reach in each variable: (K, *batch, N) for each."""
-    joint = _join(variables)
-    batch, n = joint.shape[:-2], joint.shape[-2]
-    _, indices = search(joint, max(options.ks), exclude_within=options.exclude_within, indices=True, part=options.part)
-    assert indices is not None
-    index = indices.flatten(0, -3) if batch else indices.unsqueeze(0)
-    item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
-    reaches = []
-    for points in map(points_of, variables):
-        points = points.detach().expand(*batch, *points.shape[-2:]).reshape(index.shape[0], n, points.shape[-1])
-        reach = (points[item, index] - points[:, options.part].unsqueeze(2)).abs().amax(-1).cummax(-1).values
-        reaches.append(kth(reach.view(indices.shape), options.ks))
-    return reaches
+def _flux(
+    joint: Tensor,
+    margins: Sequence[PointSet],
+    grad: Tensor,
+    radii: Tensor,
+    nearest: Tensor,
+    options: Options,
+    width: int,
+) -> list[Tensor]:
+    """Return the gradient of one k's values: what the boundary of each ball gains or loses as samples move.
 
-
-def _ksg2(variables: Sequence[Variable], options: Options) -> Tensor:
-    reaches = _reaches(variables, options)
-    like = reaches[0]
-    margins = len(variables) - 1
-    constant = _psi_k(options, like) - margins / _k(options, like) + margins * torch.digamma(_available(options, like))
-    values = spread(constant, like.shape)
-    for variable, reach in zip(variables, reaches, strict=True):
-        inside = count(variable, reach, inclusive=True, exclude_within=options.exclude_within, part=options.part)
-        add_digamma(values, inside, factor=-1.0)
-    return values
-
-
-def _bi_ksg(variables: Sequence[Variable], options: Options) -> Tensor:
-    x, y = variables
-    distances, _ = search(
-        _join(variables), max(options.ks), euclidean=True, exclude_within=options.exclude_within, part=options.part
-    )
-    squares = kth(distances, options.ks)
-    dims = [points_of(v).shape[-1] for v in variables]
-    volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
-    values = _psi_k(options, squares) + _available(options, squares).log() + volumes
-    for variable in (x, y):
-        inside = count(
-            variable, squares, inclusive=True, euclidean=True, exclude_within=options.exclude_within, part=options.part
-        )
-        values = values - inside.double().log()
-    return values
-
-
-def _mixed(variables: Sequence[Variable], options: Options) -> Tensor:
-    joint = Cloud(_join(variables))
-    w = options.exclude_within
-    distances, _ = search(joint, max(options.ks), exclude_within=w, part=options.part)
-    eps = kth(distances, options.ks)
-    tied = eps == 0
-    psi_k = _psi_k(options, eps).expand(eps.shape)
-    some_tied = on_cuda(eps) or bool(tied.any())  # to ask a GPU would be to wait for it
-    if some_tied:
-        psi_k = torch.where(
-            tied, digamma(count(joint, eps, inclusive=True, exclude_within=w, part=options.part) + 1), psi_k
-        )
-    values = psi_k + _available(options, eps).log()
-    for variable in map(as_cloud, variables):
-        inside = count(variable, eps, exclude_within=w, part=options.part)
-        if some_tied:
-            inside = torch.where(
-                tied, count(variable, eps, inclusive=True, exclude_within=w, part=options.part), inside
-            )
-        values = values - digamma(inside + 1)
-    return values
-
-
-def _conditional(variables: Sequence[Tensor], options: Options) -> Tensor:
-    x, y, z = variables
-    distances, _ = search(_join(variables), max(options.ks), exclude_within=options.exclude_within)
-    eps = kth(distances, options.ks)
-    values = spread(_psi_k(options, eps), eps.shape)
-    for margin, sign in ((z, 1.0), (_join([x, z]), -1.0), (_join([y, z]), -1.0)):
-        near = count(margin, eps, exclude_within=options.exclude_within)
-        add_digamma(values, near, shift=1, factor=sign)
-    return values
-
-
-def _conditional_by_rectangles(variables: Sequence[Tensor], options: Options) -> Tensor:
-    reaches = _reaches(variables, options)
-    like = reaches[0]
-
-    def counted(*which: int) -> Tensor:
-        columns = [variables[i].shape[-1] for i in which]
-        groups = [g for g, columns_of_g in enumerate(columns) for _ in range(columns_of_g)]
-        radii = torch.stack([reaches[i] for i in which], -2)
-        points = _join([variables[i] for i in which])
-        return count(points, radii, groups=groups, inclusive=True, exclude_within=options.exclude_within)
-
-    nxz, nyz, nz = counted(0, 2), counted(1, 2), counted(2)
-    values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz)
-    return values - digamma(nxz) + 1 / nxz.double() - digamma(nyz) + 1 / nyz.double()
-
-
-# Each method's local values, (K, *batch, N), of two variables.
-ESTIMATES = {"ksg1": _ksg1, "ksg2": _ksg2, "bi-ksg": _bi_ksg, "mixed": _mixed}
+    joint: (*batch, N, D); grad, radii, nearest: (*batch, N), of the k-th neighbor.
+    """
+    density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
+    own = -joint.shape[-1] * density.unsqueeze(-1)
+    pull = gradients.pull_back_distances(joint, nearest.unsqueeze(-1), own)
+    parts = list(torch.split(pull, [margin.dim for margin in margins], -1))
+    for i, margin in enumerate(margins):
+        near = margin.boundary(radii, nearest, width=width, exclude_within=options.exclude_within)
+        found = near >= 0
+        share = margin.dim * density / found.sum(-1).clamp(min=1)
+        weights = share.unsqueeze(-1) * found
+        parts[i] = parts[i] + gradients.pull_back_distances(margin.points, near.clamp(min=0), weights)
+    return parts

@@ -1,4 +1,4 @@
-"""What models and their codes are measured by: bounds, likelihood, information per latent, disentanglement, laws."""
+"""Metrics of models and their codes: bounds, likelihood, information per latent, disentanglement, distributions."""
 
 from echo_ext.metrics.activations import MarginalStatistics, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.classification import knn_accuracy
@@ -28,3 +28,7 @@ __all__ = [
     "rates_and_activations",
     "tsne",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

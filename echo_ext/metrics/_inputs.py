@@ -1,4 +1,4 @@
-"""How the metrics read what they are given: codes, labels and factors, models and their data."""
+"""Reading what metrics are given: codes, labels and factors, models and their data."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from echo_ext import _checks
-from echo_ext.estimators._samples import ArrayLike, plain, read_array, read_samples
+from echo_ext._types import TensorOrArray
+from echo_ext.estimators.samples import read_array, read_samples, read_tensor
 
 Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
 
 
-def read_codes(name: str, values: ArrayLike, *, least: int = 1) -> Tensor:
-    """Finite numbers (N, d), detached; (N,) is one column."""
+def read_codes(name: str, values: TensorOrArray, *, minimum: int = 1) -> Tensor:
+    """Return finite numbers (N, d), detached, with at least ``minimum`` rows; (N,) is read as one column."""
     codes = read_samples(**{name: values}).variables[0].detach()
     if codes.ndim != 2:
         raise ValueError(f"{name} must have shape (N, d), got {tuple(codes.shape)}")
-    if len(codes) < least:
-        raise ValueError(f"{name} must have at least {least} rows, got {len(codes)}")
+    if len(codes) < minimum:
+        raise ValueError(f"{name} must have at least {minimum} rows, got {len(codes)}")
     return codes
 
 
-def read_integers(name: str, values: ArrayLike, *, rows: int, columns: bool = False) -> Tensor:
-    """Integers (N,), or with ``columns`` (N, F), one row for each of ``rows``."""
-    numbers = plain(name, values.detach()) if isinstance(values, Tensor) else _integer_array(name, values)
+def read_integers(name: str, values: TensorOrArray, *, rows: int, columns: bool = False) -> Tensor:
+    """Return integers (N,), or (N, F) with ``columns``, one row for each of ``rows``."""
+    numbers = read_tensor(name, values.detach()) if isinstance(values, Tensor) else _integer_array(name, values)
     if numbers.is_floating_point() or numbers.is_complex():
-        raise TypeError(f"{name} must be integers, got {str(numbers.dtype).removeprefix('torch.')}")
+        raise TypeError(f"{name} must be integers, got {_checks.dtype_name(numbers.dtype)}")
     if numbers.ndim != (2 if columns else 1) or numbers.shape[-1] == 0:
         raise ValueError(f"{name} must have shape {'(N, F)' if columns else '(N,)'}, got {tuple(numbers.shape)}")
     if len(numbers) != rows:
@@ -50,12 +51,12 @@ def _integer_array(name: str, values: object) -> Tensor:
 
 
 def constant_columns(values: Tensor) -> Tensor:
-    """Which columns of (N, d) hold one value only: (d,)."""
+    """Return which columns of (N, d) hold a single value: (d,)."""
     return values.amax(0) == values.amin(0)
 
 
 def refuse_constant_columns(name: str, values: Tensor) -> None:
-    """A ValueError that names the columns of (N, d) that do not vary."""
+    """Raise a ValueError that names the columns of (N, d) that do not vary."""
     constant = constant_columns(values).nonzero().flatten().tolist()
     if constant:
         raise ValueError(f"{name} must vary in every column, got constant in column {', '.join(map(str, constant))}")
@@ -63,7 +64,7 @@ def refuse_constant_columns(name: str, values: Tensor) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; afterwards each module is in the mode it was in."""
+    """Run in eval mode without gradients; afterwards each module is back in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -75,7 +76,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
-    """The x of a data set on the model's device, batch by batch."""
+    """Yield the x of a data set on the device of the model, batch by batch."""
     size = _checks.whole("batch_size", batch_size, minimum=1)
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     parts: Iterable[Any]

@@ -1,4 +1,4 @@
-"""What codes look like: their marginal laws, their rates beside their activations, their embedding in the plane."""
+"""Descriptions of codes: marginal distributions, rates and activations, and an embedding in the plane."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from echo_ext.estimators._samples import ArrayLike
+from echo_ext._types import TensorOrArray
 from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
 from echo_ext.metrics.information import echo_signal
 from echo_ext.models.base import Model
@@ -16,35 +16,35 @@ __all__ = ["MarginalStatistics", "marginal_statistics", "rates_and_activations",
 
 
 class MarginalStatistics(NamedTuple):
-    """Of each column, (d,) float64: moments, and the normality test's statistic and p-value.
+    """Moments of each column, and the statistic and p-value of its normality test; each is float64 (d,).
 
-    ``excess_kurtosis`` is 0 for a normal law; a small ``p_value`` speaks against one.
+    ``excess_kurtosis`` is 0 for a normal distribution. A small ``p_value`` is evidence against one.
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
     skewness: Tensor
     excess_kurtosis: Tensor
     statistic: Tensor
     p_value: Tensor
 
 
-def marginal_statistics(codes: ArrayLike) -> MarginalStatistics:
-    """Moments of each column of codes (N, d), and whether they are normal (D'Agostino and Pearson 1973).
+def marginal_statistics(codes: TensorOrArray) -> MarginalStatistics:
+    """Compute the moments of each column of codes and test it for normality (D'Agostino and Pearson 1973).
 
     Args:
-        codes: N at least 20, float64 or float32, tensor or array.
+        codes: (N, d) with at least 20 rows, float64 or float32, tensor or array.
 
     Raises:
         ModuleNotFoundError: SciPy is missing.
-        TypeError: codes are not float64 or float32.
-        ValueError: values that are not finite, a constant column, fewer than 20 rows.
+        TypeError: The codes are not float64 or float32.
+        ValueError: Values are not finite, a column is constant, or there are fewer than 20 rows.
     """
     try:
         from scipy import stats
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("the normality test is SciPy's: pip install 'echo-ext[train]'") from missing
-    points = read_codes("codes", codes, least=20).double().cpu()
+        raise ModuleNotFoundError("the normality test needs SciPy: pip install 'echo-ext[train]'") from missing
+    points = read_codes("codes", codes, minimum=20).double().cpu()
     refuse_constant_columns("codes", points)
     values = points.numpy()
     test = stats.normaltest(values, axis=0)
@@ -53,17 +53,17 @@ def marginal_statistics(codes: ArrayLike) -> MarginalStatistics:
 
 
 def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
-    """Of each row, the exact rate of an Echo model, in nats, and the Euclidean norm of f(x): (N,) each.
+    """Compute the exact rate of each row under an Echo model, in nats, and the Euclidean norm of f(x): (N,) each.
 
     Args:
-        model: one with an :class:`~echo_ext.EchoChannel`.
-        x: rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as a DataLoader
-            gives them.
-        batch_size: rows encoded at once.
+        model: A model with an :class:`~echo_ext.EchoChannel`.
+        x: Rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as from a
+            DataLoader.
+        batch_size: The number of rows that are encoded at once.
 
     Raises:
-        TypeError: the model has no Echo channel, or several.
-        ValueError: no rows.
+        TypeError: The model has no Echo channel, or several.
+        ValueError: There are no rows.
     """
     rates, norms = [], []
     with evaluating(model):
@@ -76,24 +76,25 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
     return torch.cat(rates), torch.cat(norms)
 
 
-def tsne(codes: ArrayLike, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
-    """The codes in the plane by scikit-learn's t-SNE (van der Maaten and Hinton 2008): (N, 2), float32.
+def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
+    """Embed codes in the plane by scikit-learn's t-SNE (van der Maaten and Hinton 2008): (N, 2), float32.
 
     Args:
         codes: (N, d), float64 or float32, tensor or array. A few thousand rows take a minute.
-        perplexity: about how many neighbours each point has; less than N.
-        seed: of the embedding; with one seed it repeats.
+        perplexity: The effective number of neighbors of each point, less than N. Larger values preserve more of the
+            global structure, smaller ones more of the local structure.
+        seed: The seed of the embedding.
 
     Raises:
         ModuleNotFoundError: scikit-learn is missing.
-        TypeError: codes are not float64 or float32.
-        ValueError: values that are not finite, or a perplexity that is not between 0 and N.
+        TypeError: The codes are not float64 or float32.
+        ValueError: Values are not finite, or the perplexity is not between 0 and N.
     """
     try:
         from sklearn.manifold import TSNE
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("t-SNE is scikit-learn's: pip install 'echo-ext[demo]'") from missing
-    points = read_codes("codes", codes, least=2)
+        raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install 'echo-ext[demo]'") from missing
+    points = read_codes("codes", codes, minimum=2)
     if not 0 < perplexity < len(points):
         raise ValueError(f"perplexity must be above 0 and below the number of rows, {len(points)}, got {perplexity}")
     # Starting along the main axes keeps the large distances meaningful; that needs two of them.

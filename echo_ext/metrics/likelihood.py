@@ -1,4 +1,4 @@
-"""Rate, distortion and the likelihood of data under a model."""
+"""Rate, distortion and likelihood of data under a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RateDistortion", "importance_log_likelihood", "importance_nll", "rat
 class RateDistortion:
     """Means over a data set, in nats per sample, each with its standard error (NaN where it is not known).
 
-    ``exact``: the rate is the information I(x; z) itself ("rate"), not an upper bound on it ("rate_bound").
+    ``exact`` says that the rate is the information I(x; z) itself ("rate"), not an upper bound on it ("rate_bound").
     """
 
     rate: float
@@ -36,26 +36,26 @@ class RateDistortion:
 
     @property
     def rate_name(self) -> str:
-        """What the rate is called in results: "rate", or "rate_bound"."""
+        """The name of the rate in results: "rate", or "rate_bound"."""
         return "rate" if self.exact else "rate_bound"
 
 
 def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int = 100) -> RateDistortion:
-    """The mean rate (or rate bound), distortion and -ELBO over a data set, in eval mode.
+    """Compute the mean rate (or rate bound), distortion and negative ELBO over a data set, in eval mode.
 
-    The standard errors are of the draws of z, the rows being fixed: from the spread of the whole data set's mean over
-    the draws. One draw gives none.
+    The standard errors are those due to sampling z, for the given rows: they are computed from the means over the data
+    set of the single draws. One draw gives none.
 
     Args:
-        model: its ``loss`` must report "distortion", and "rate" or "rate_bound".
-        data: rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as a DataLoader
-            gives them.
-        draws: how often each row is sent through the channel.
-        batch_size: rows sent at once.
+        model: A model whose ``loss`` reports "distortion", and "rate" or "rate_bound".
+        data: Rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as from a
+            DataLoader.
+        draws: How many samples of z are drawn for each row. More make the means more precise and take more time.
+        batch_size: The number of rows that are encoded at once.
 
     Raises:
-        TypeError: a model that does not report them.
-        ValueError: no rows, draws or batch_size below 1.
+        TypeError: The model does not report them.
+        ValueError: There are no rows, or draws or batch_size is below 1.
     """
     _checks.whole("draws", draws, minimum=1)
     rates, distortions = (torch.zeros(draws, dtype=torch.float64, device="cpu") for _ in range(2))
@@ -80,20 +80,20 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
 
 
 def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> Tensor:
-    """``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
+    """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
 
-    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K draws of z given x: a lower bound in expectation, which rises to
+    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K samples of z given x: in expectation a lower bound, which rises to
     log p(x) as K grows. Memory does not grow with K.
 
     Args:
-        model: one with a ``log_weight``.
-        x: rows (N, *data_shape).
-        samples: K.
-        batch_size: draws of z taken at once, over all rows.
+        model: A model with a ``log_weight``.
+        x: Rows (N, *data_shape).
+        samples: K. A larger K makes the bound tighter and takes more time.
+        batch_size: The number of samples of z that are drawn at once, over all rows.
 
     Raises:
-        TypeError: a model without the density q(z|x), such as Echo.
-        ValueError: no rows, samples or batch_size below 1.
+        TypeError: The model has no density q(z|x), as with Echo.
+        ValueError: There are no rows, or samples or batch_size is below 1.
     """
     _checks.whole("samples", samples, minimum=1)
     if len(x) == 0:
@@ -103,9 +103,9 @@ def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, b
 
 
 def importance_nll(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> float:
-    """The mean over the rows of ``-log p(x)`` by importance sampling, in nats per sample.
+    """Estimate the mean of ``-log p(x)`` over the rows by importance sampling, in nats per sample.
 
-    Arguments and errors are those of :func:`importance_log_likelihood`. An upper bound in expectation.
+    Arguments and errors are those of :func:`importance_log_likelihood`. In expectation the result is an upper bound.
     """
     return -float(importance_log_likelihood(model, x, samples=samples, batch_size=batch_size).mean())
 

@@ -1,6 +1,10 @@
-"""The models of the comparison, each a composition of parts: build one by name, or take the parts by themselves."""
+"""Generative models with a latent variable, each composed of parts: build one by name, or use the parts directly."""
 
 from echo_ext.models.base import Model
 from echo_ext.models.recipes import build, recipes
 
 __all__ = ["Model", "build", "recipes"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

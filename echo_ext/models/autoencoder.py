@@ -1,8 +1,7 @@
-"""The rate-distortion autoencoder: encoder, channel, marginal, decoder, likelihood and regularisers, each by name."""
+"""The rate-distortion autoencoder, whose channel, marginal, likelihood and regularizers are chosen by name."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -10,14 +9,15 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext.channel import ChannelOutput, EchoChannel
+from echo_ext.echo._arguments import Sampling
+from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.models.base import Model
 from echo_ext.models.channels import DensityOutput, GaussianChannel, GaussianOutput, IAFChannel
 from echo_ext.models.densities import kl_to_standard_normal, widened
 from echo_ext.models.likelihoods import likelihood_for
 from echo_ext.models.marginals import (
     MAF,
-    FactorisedAggregate,
+    FactorizedAggregate,
     GaussianMixture,
     Marginal,
     StandardNormal,
@@ -26,51 +26,62 @@ from echo_ext.models.marginals import (
 )
 from echo_ext.models.networks import architecture_for, decoder, encoder
 from echo_ext.models.objectives import anchor_weights, rate_distortion
-from echo_ext.models.regularisers import TCDiscriminator, mmd_to_standard_normal
+from echo_ext.models.regularizers import TCDiscriminator, mmd_to_standard_normal
 
 __all__ = ["Autoencoder"]
 
-Sent: TypeAlias = ChannelOutput | GaussianOutput | DensityOutput
+Encoded: TypeAlias = ChannelOutput | GaussianOutput | DensityOutput
 
 _CHANNELS = ("echo", "gaussian", "iaf")
 _MARGINALS = ("standard-normal", "vamp", "maf", "mixture")
 
 
 class Autoencoder(Model):
-    """Minimises ``distortion + beta * sum_j w_j rate_j``, plus an MMD and a total correlation where they have a weight.
+    """An autoencoder that minimizes ``distortion + beta * sum_j w_j rate_j`` plus optional regularizers.
+
+    The regularizers are the MMD between z and N(0, I), and the total correlation of z.
 
     Args:
-        data_shape: shape of one x.
-        latent_dim: dimensions of z.
+        data_shape: Shape of one x.
+        latent_dim: Number of dimensions of z.
         channel: "echo", whose rate is exact, "gaussian" or "iaf".
-        marginal: "standard-normal", "vamp", "maf" or "mixture"; None for "standard-normal", and for the marginal of its
-            own that Echo has.
-        likelihood: "bernoulli", "categorical" or "gaussian"; None for Bernoulli pixels and Gaussian columns.
-        beta: the price of a nat of rate.
-        anchored: how many latents, the first ones, have w_j = 1 - anchor_strength; the others have 1.
-        anchor_strength: from 0 to 1.
-        mmd_weight: of the MMD between a batch of z and N(0, I).
-        mmd_bandwidth: as in :func:`~echo_ext.models.regularisers.mmd`.
-        tc_weight: of the total correlation of z, by a discriminator that is trained beside the model.
-        discriminator_width: of each of its six hidden layers.
-        sample_from: "marginal", or "aggregate" for ``prod_j q(z_j)`` as :meth:`refresh` found it; until then N(0, I).
-        architecture: of :data:`~echo_ext.models.networks.ARCHITECTURES`; None for the one made for this shape.
-        hidden: widths of an MLP's hidden layers, in the encoder's order.
-        activation: of :data:`~echo_ext.models.networks.ACTIVATIONS`.
-        num_terms: Echo's, as in :class:`echo_ext.EchoChannel`; None for 99, and for 63 where the architecture is
-            "conv64", which the paper trains on batches of 64.
-        sampling: Echo's, likewise.
-        activation_scale: Echo's, likewise.
-        bank_size: Echo's, likewise, and the aggregate's; None for 1024 rows.
-        latent_scale: what z is multiplied by on its way into the decoder, which changes no information; None for 1, and
-            for 64 with Echo, whose z are small at first (f = tanh(./16)) and else teach the decoder nothing for long.
-        pseudo_inputs: how many VampPrior has.
-        components: how many the mixture has.
-        flow_steps: of IAF and MAF.
-        flow_hidden: widths of each step's hidden layers.
+        marginal: "standard-normal", "vamp", "maf" or "mixture". It must be None for the Echo channel, which has an
+            exact marginal of its own. None means "standard-normal" for the other channels.
+        likelihood: "bernoulli", "categorical" or "gaussian". None means "bernoulli" for images and "gaussian" for
+            vectors.
+        beta: Weight of the rate. A larger value gives less information about x and a larger distortion.
+        anchored: Number of latents, counted from the first, with the weight w_j = 1 - anchor_strength. All others
+            have the weight 1.
+        anchor_strength: A number from 0 to 1. A larger value makes the rate of the anchored latents cheaper, so that
+            they hold a larger share of the information.
+        mmd_weight: Weight of the MMD between a batch of z and N(0, I).
+        mmd_bandwidth: Bandwidth of the kernel, as in :func:`~echo_ext.models.regularizers.mmd`.
+        tc_weight: Weight of the total correlation of z. If it is above 0, a discriminator that estimates it is trained
+            together with the model.
+        discriminator_width: Width of each of the six hidden layers of the discriminator.
+        sample_from: The distribution that samples start from: "marginal", or "aggregate" for ``prod_j q(z_j)``, which
+            :meth:`refresh` estimates from training rows and which is N(0, I) until then.
+        architecture: One of :data:`~echo_ext.models.networks.ARCHITECTURES`. None means the convolutions made for this
+            image size, or "mlp" if there are none.
+        hidden: Widths of the hidden layers of the encoder, if it is an MLP; the decoder has them in reverse order.
+        activation: One of :data:`~echo_ext.models.networks.ACTIVATIONS`.
+        num_terms: Number of terms of the Echo noise, as in :class:`echo_ext.EchoChannel`. None means 63 for the
+            architecture "conv64", which the paper trains on batches of 64, and 99 for all others.
+        sampling: Sampling of the Echo noise, as in :class:`echo_ext.EchoChannel`.
+        activation_scale: Scale of the Echo activations, as in :class:`echo_ext.EchoChannel`.
+        bank_size: Number of rows in the bank of the Echo channel, or in that of the aggregate. None means 1024.
+        latent_scale: Factor that z is multiplied by before the decoder; it does not change the information. None means
+            64 for Echo and 1 for the other channels: the z of an untrained Echo channel are small (f = tanh(./16)), and
+            without a factor the decoder would learn slowly.
+        pseudo_inputs: Number of pseudo-inputs of the VampPrior. More make the marginal more flexible and each step
+            slower.
+        components: Number of components of the mixture.
+        flow_steps: Number of steps of the IAF and MAF flows.
+        flow_hidden: Widths of the hidden layers of each step.
 
     Raises:
-        ValueError: an unknown name, a value out of range, or parts that do not go together.
+        TypeError: A value has the wrong type.
+        ValueError: A name is unknown, a value is out of range, or two parts cannot be combined.
     """
 
     channel: EchoChannel | GaussianChannel | IAFChannel
@@ -97,7 +108,7 @@ class Autoencoder(Model):
         hidden: Sequence[int] | None = None,
         activation: str = "relu",
         num_terms: int | None = None,
-        sampling: str = "permutation",
+        sampling: Sampling = "permutation",
         activation_scale: float = 16.0,
         bank_size: int | None = None,
         latent_scale: float | None = None,
@@ -131,9 +142,7 @@ class Autoencoder(Model):
         self.tc_weight = _checks.number("tc_weight", tc_weight, minimum=0)
         if latent_scale is None:
             latent_scale = 64.0 if channel == "echo" else 1.0
-        if not (latent_scale > 0 and math.isfinite(latent_scale)):
-            raise ValueError(f"latent_scale must be positive and finite, got {latent_scale}")
-        self.latent_scale = latent_scale
+        self.latent_scale = _checks.number("latent_scale", latent_scale, above=0)
         weights = anchor_weights(latent_dim, anchored, anchor_strength)
         self.register_buffer("weights", weights if anchored else None, persistent=False)
 
@@ -162,54 +171,58 @@ class Autoencoder(Model):
             self.marginal = GaussianMixture(latent_dim, components)
         else:
             self.marginal = None
-        self.aggregate = FactorisedAggregate(latent_dim, bank_size or 1024) if sample_from == "aggregate" else None
+        self.aggregate = FactorizedAggregate(latent_dim, bank_size or 1024) if sample_from == "aggregate" else None
         self.discriminator = TCDiscriminator(latent_dim, discriminator_width) if tc_weight > 0 else None
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """What to minimise on a batch (B, *data_shape) and what it is made of; 0-d, nats per sample.
+        """The loss of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
 
-        "rate" (Echo) or "rate_bound", "distortion", and where they have a weight "mmd" and "total_correlation". With
-        a discriminator "loss" carries its gradient too, but not the value of its "discriminator_loss", so that one
-        backward pass trains both.
+        The terms are "rate" (Echo) or "rate_bound", "distortion", and "mmd" and "total_correlation" if their weights
+        are above 0. With a discriminator, "loss" also has the gradient of "discriminator_loss" but not its value, so
+        that one backward pass trains both.
         """
-        sent = self.posterior(x)
-        rate = self.rate(sent)
-        distortion = -self._log_likelihood(x, sent.z)
-        loss = rate_distortion(distortion, rate, beta=self.warmth * self.beta, weights=self.weights)
+        encoded = self.posterior(x)
+        rate = self.rate(encoded)
+        distortion = -self._log_likelihood(x, encoded.z)
+        loss = rate_distortion(distortion, rate, beta=self.warm_up_weight * self.beta, weights=self.weights)
         terms = {
-            "rate" if isinstance(sent, ChannelOutput) else "rate_bound": rate.sum() / len(x),
+            "rate" if isinstance(encoded, ChannelOutput) else "rate_bound": rate.sum() / len(x),
             "distortion": distortion.mean(),
         }
         if self.mmd_weight > 0:
-            terms["mmd"] = mmd_to_standard_normal(sent.z, bandwidth=self.mmd_bandwidth)
+            terms["mmd"] = mmd_to_standard_normal(encoded.z, bandwidth=self.mmd_bandwidth)
             loss = loss + self.mmd_weight * terms["mmd"]
         if self.discriminator is not None:
-            terms["total_correlation"] = self.discriminator.total_correlation(sent.z)
-            terms["discriminator_loss"] = self.discriminator.loss(sent.z)
-            own = terms["discriminator_loss"]
-            loss = loss + self.tc_weight * terms["total_correlation"] + (own - own.detach())
+            terms["total_correlation"] = self.discriminator.total_correlation(encoded.z)
+            terms["discriminator_loss"] = self.discriminator.loss(encoded.z)
+            critic = terms["discriminator_loss"]
+            loss = loss + self.tc_weight * terms["total_correlation"] + (critic - critic.detach())
         return {"loss": loss, **terms}
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The channel's two inputs for each x, (B, latent_dim) each: a Gaussian's mean and log variance, for one."""
+        """The two inputs of the channel, (B, latent_dim) each, such as the mean and log variance of a Gaussian."""
         first, second = widened(self.encoder(self.checked(x))).chunk(2, dim=1)
         return first, second
 
-    def posterior(self, x: Tensor) -> Sent:
-        """What the channel makes of each x of (B, *data_shape)."""
-        sent: Sent = self.channel(*self.heads(x))
-        return sent
+    def posterior(self, x: Tensor) -> Encoded:
+        """The output of the channel for each x of (B, *data_shape)."""
+        encoded: Encoded = self.channel(*self.heads(x))
+        return encoded
 
-    def rate(self, sent: Sent) -> Tensor:
-        """Echo's exact rate or a Gaussian's KL to N(0, I), (B, latent_dim); else ``log q(z|x) - log m(z)``, (B,)."""
-        if isinstance(sent, ChannelOutput):
-            return sent.rate
-        if isinstance(sent, GaussianOutput) and isinstance(self.marginal, StandardNormal):
-            return kl_to_standard_normal(sent.mean, sent.log_variance)
-        return sent.log_density - self._log_marginal(sent)
+    def rate(self, encoded: Encoded) -> Tensor:
+        """The rate per latent, (B, latent_dim), or per sample, (B,), if it is not a sum over latents.
+
+        It is the exact rate of Echo, the KL divergence from N(0, I) of a Gaussian channel, and
+        ``log q(z|x) - log m(z)`` for all other channels and marginals.
+        """
+        if isinstance(encoded, ChannelOutput):
+            return encoded.rate
+        if isinstance(encoded, GaussianOutput) and isinstance(self.marginal, StandardNormal):
+            return kl_to_standard_normal(encoded.mean, encoded.log_variance)
+        return encoded.log_density - self._log_marginal(encoded)
 
     def encode(self, x: Tensor) -> Tensor:
-        """A draw of z given each x: (B, latent_dim)."""
+        """One sample of z for each x: (B, latent_dim)."""
         return self.posterior(x).z
 
     def decode(self, z: Tensor) -> Tensor:
@@ -217,36 +230,39 @@ class Autoencoder(Model):
         return self.likelihood.mean(self._likelihood_parameters(z))
 
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x whose z are drawn from the marginal or the aggregate: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples of the marginal or the aggregate: (n, *data_shape)."""
         return self.decode(self.sample_latent(n))
 
     def sample_latent(self, n: int) -> Tensor:
-        """``n`` draws of z from the marginal or the aggregate, as ``sample_from`` says: (n, latent_dim)."""
+        """``n`` samples of z from the marginal or the aggregate, depending on ``sample_from``: (n, latent_dim)."""
         if isinstance(self.channel, EchoChannel):
             return self.channel.sample(n)
         if self.aggregate is not None:
             return self.aggregate.sample(n)
-        assert self.marginal is not None  # only Echo goes without
+        assert self.marginal is not None  # only the Echo channel has none
         z = self.marginal.sample(n)
         if isinstance(self.channel, IAFChannel) and isinstance(self.marginal, VampPrior):
             z = self.channel.flow(z)
         return z
 
     def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x, z) - log q(z|x)`` at one draw of z given each x: (B,)."""
-        sent = self.posterior(x)
-        if isinstance(sent, ChannelOutput):
-            raise TypeError("an Echo channel's q(z|x) has no closed density to weigh samples by; its rate is exact")
-        return self._log_likelihood(x, sent.z) + self._log_marginal(sent) - sent.log_density
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,)."""
+        encoded = self.posterior(x)
+        if isinstance(encoded, ChannelOutput):
+            raise TypeError(
+                "importance sampling needs the density q(z|x), which an Echo channel does not have in closed form; "
+                "its rate is exact without it"
+            )
+        return self._log_likelihood(x, encoded.z) + self._log_marginal(encoded) - encoded.log_density
 
     def prepare(self, x: Tensor) -> None:
-        """Begin VampPrior's pseudo-inputs from training rows (B, *data_shape)."""
+        """Initialize the pseudo-inputs of a VampPrior from training rows (B, *data_shape)."""
         if isinstance(self.marginal, VampPrior):
             self.marginal.prepare(x)
 
     @torch.no_grad()
     def refresh(self, x: Tensor) -> None:
-        """Fill Echo's bank, or the aggregate's, with training rows (B, *data_shape) as the weights encode them now."""
+        """Fill the bank of Echo, or of the aggregate, with the current codes of training rows (B, *data_shape)."""
         if isinstance(self.channel, EchoChannel):
             training = self.channel.training
             self.channel.train()
@@ -256,26 +272,26 @@ class Autoencoder(Model):
             self.aggregate.fill(*self.heads(random_rows(x, len(self.aggregate.means))))
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The model's parameters, and a discriminator's with what Kim & Mnih (2018) train it with."""
-        own = list(self.discriminator.parameters()) if self.discriminator is not None else []
-        identities = set(map(id, own))
+        """The parameters of the model, and those of the discriminator with the settings of Kim & Mnih (2018)."""
+        critic = list(self.discriminator.parameters()) if self.discriminator is not None else []
+        identities = set(map(id, critic))
         groups: list[dict[str, Any]] = [
             {"params": [p for p in self.parameters() if id(p) not in identities], "lr": learning_rate}
         ]
-        return [*groups, {"params": own, "lr": 1e-4, "betas": (0.5, 0.9)}] if own else groups
+        return [*groups, {"params": critic, "lr": 1e-4, "betas": (0.5, 0.9)}] if critic else groups
 
     def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """``log p(x|z)``: (B,)."""
         return self.likelihood.log_prob(x, self._likelihood_parameters(z))
 
     def _likelihood_parameters(self, z: Tensor) -> Tensor:
-        """What the likelihood takes, given each z."""
+        """The parameters of p(x|z) for each z."""
         return widened(self.decoder(self.latent_scale * z))
 
-    def _log_marginal(self, sent: GaussianOutput | DensityOutput) -> Tensor:
+    def _log_marginal(self, encoded: GaussianOutput | DensityOutput) -> Tensor:
         """``log m(z)``: (B,)."""
-        assert self.marginal is not None  # only Echo goes without
-        if isinstance(sent, DensityOutput) and sent.base is not None and isinstance(self.marginal, VampPrior):
-            # All its components share the flow, which keeps volume: before it they are Gaussian.
-            return self.marginal.log_prob(sent.base.z)
-        return self.marginal.log_prob(sent.z)
+        assert self.marginal is not None  # only the Echo channel has none
+        if isinstance(encoded, DensityOutput) and encoded.base is not None and isinstance(self.marginal, VampPrior):
+            # All components share the flow, which preserves volume, so the Gaussian density before it is the density.
+            return self.marginal.log_prob(encoded.base.z)
+        return self.marginal.log_prob(encoded.z)

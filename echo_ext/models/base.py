@@ -1,4 +1,4 @@
-"""What every model of the comparison can do, whatever it is composed of."""
+"""The interface that all models share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from echo_ext.channel import ChannelOutput
+from echo_ext import _checks
+from echo_ext.echo.channel import ChannelOutput
 from echo_ext.models.channels import DensityOutput, GaussianOutput
 
 __all__ = ["Model"]
@@ -18,41 +19,39 @@ class Model(nn.Module, abc.ABC):
     """A generative model of x with a latent z. All quantities are in nats, summed over dimensions.
 
     Args:
-        data_shape: shape of one x: (channels, height, width) of an image, (columns,) of a vector.
-        latent_dim: dimensions of z.
+        data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
+        latent_dim: Number of dimensions of z.
 
     Attributes:
-        warmth: from 0 to 1, the weight of what a model warms up slowly; a trainer raises it, and it stays 1 otherwise.
+        warm_up_weight: A number from 0 to 1, by default 1. Training with a warm-up raises it from 0 to 1, and each
+            model says which terms of its loss it multiplies.
     """
 
     def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
         super().__init__()
-        shape = tuple(data_shape)
-        if not shape or any(not isinstance(size, int) or size < 1 for size in shape):
-            raise ValueError(f"data_shape must be positive integers, as (1, 28, 28) or (2,), got {shape}")
-        if not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"latent_dim must be a positive integer, got {latent_dim}")
-        self.data_shape = shape
-        self.latent_dim = latent_dim
-        self.warmth = 1.0
+        self.data_shape = _checks.widths("data_shape", tuple(data_shape))
+        if not self.data_shape:
+            raise ValueError("data_shape must have at least one dimension, such as (1, 28, 28) or (2,), got ()")
+        self.latent_dim = _checks.whole("latent_dim", latent_dim, minimum=1)
+        self.warm_up_weight = 1.0
 
     def checked(self, x: Tensor) -> Tensor:
-        """A batch x, or a ValueError where it is not (B, *data_shape)."""
+        """The batch x itself; raises ValueError if its shape is not (B, *data_shape)."""
         if x.shape[1:] != self.data_shape:
-            raise ValueError(f"x must be (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}")
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}")
         return x
 
     @abc.abstractmethod
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """What to minimise on a batch (B, *data_shape), under "loss", and what it is made of; 0-d, nats per sample.
+        """The "loss" of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
 
-        "rate" is an exact information, "rate_bound" an upper bound on it; "distortion" is -E log p(x|z). Their sum is
-        the -ELBO wherever both are there, whatever weights "loss" gives them.
+        "rate" is the exact information that z has about x, "rate_bound" an upper bound on it, and "distortion" is
+        -E log p(x|z). Rate and distortion have no weights here, so their sum is the negative ELBO.
         """
 
     @abc.abstractmethod
     def encode(self, x: Tensor) -> Tensor:
-        """A draw of z given each x: (B, latent_dim)."""
+        """One sample of z for each x: (B, latent_dim)."""
 
     @abc.abstractmethod
     def decode(self, z: Tensor) -> Tensor:
@@ -60,26 +59,26 @@ class Model(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x from the model's own law: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples of the model's own distribution: (n, *data_shape)."""
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of x given a draw of z given x: (B, *data_shape)."""
+        """The decoded mean of one sample of z for each x: (B, *data_shape)."""
         return self.decode(self.encode(x))
 
     def posterior(self, x: Tensor) -> ChannelOutput | GaussianOutput | DensityOutput:
-        """What the channel makes of each x: z with its rate, its Gaussian, or its density."""
+        """One sample of z for each x, with its rate (Echo), the Gaussian it comes from, or its density."""
         raise TypeError(f"{type(self).__name__} has no single posterior q(z|x)")
 
     def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x, z) - log q(z|x)`` at one draw of z given each x, for importance sampling: (B,)."""
-        raise TypeError(f"{type(self).__name__} has no density q(z|x) to weigh samples by")
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x, for importance sampling: (B,)."""
+        raise TypeError(f"importance sampling needs the density q(z|x), which {type(self).__name__} does not have")
 
     def prepare(self, x: Tensor) -> None:
-        """Take what is initialised from training rows (B, *data_shape), before the first step."""
+        """Initialize the parts that depend on the data from training rows (B, *data_shape), before the first step."""
 
     def refresh(self, x: Tensor) -> None:
-        """Bring statistics kept of training rows up to the final weights, after the last step."""
+        """Update stored statistics of training rows (B, *data_shape) to the final weights, after the last step."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The groups for an Adam optimiser; a part that is trained otherwise has its own."""
+        """The parameter groups for an Adam optimizer; a part with other settings has a group of its own."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]

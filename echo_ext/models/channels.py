@@ -1,4 +1,4 @@
-"""Stochastic channels from pre-activations to a latent z, interchangeable with :class:`echo_ext.EchoChannel`."""
+"""Stochastic channels from pre-activations to a latent z, which can replace :class:`echo_ext.EchoChannel`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DensityOutput", "GaussianChannel", "GaussianOutput", "IAFChannel"]
 
 
 class GaussianOutput(NamedTuple):
-    """A draw ``z`` of N(mean, exp(log_variance)); all (B, d)."""
+    """A sample ``z`` of N(mean, exp(log_variance)); all are (B, d)."""
 
     z: Tensor
     mean: Tensor
@@ -27,7 +27,7 @@ class GaussianOutput(NamedTuple):
 
 
 class DensityOutput(NamedTuple):
-    """A draw ``z`` (B, d) and ``log_density = log q(z|x)`` at it, (B,); of a flow also what went into it."""
+    """A sample ``z``, (B, d), with ``log_density = log q(z|x)``, (B,); ``base`` is the input of the flow, if any."""
 
     z: Tensor
     log_density: Tensor
@@ -35,24 +35,24 @@ class DensityOutput(NamedTuple):
 
 
 class GaussianChannel(nn.Module):
-    """The reparameterisation trick, ``z = mean + exp(log_variance / 2) * noise`` (Kingma & Welling 2014)."""
+    """The reparameterization trick, ``z = mean + exp(log_variance / 2) * noise`` (Kingma & Welling 2014)."""
 
     def forward(self, mean: Tensor, log_variance: Tensor) -> GaussianOutput:
-        """Send (B, d) through the channel."""
+        """Sample z for each row of mean and log variance, (B, d) each."""
         z = draw_normal(mean, log_variance)
         return GaussianOutput(z, mean, log_variance)
 
 
 class IAFChannel(nn.Module):
-    """A Gaussian draw sent through an inverse autoregressive flow that shifts only (Kingma et al. 2016).
+    """A Gaussian sample transformed by an inverse autoregressive flow without scales (Kingma et al. 2016).
 
-    ``z0 ~ N(mean, exp(log_variance))``, then ``z <- z - m(z)`` step by step: volume is preserved, and so
-    ``log q(z|x) = log N(z0; mean, exp(log_variance))``. The flow is the same for every x.
+    The flow starts from ``z0 ~ N(mean, exp(log_variance))`` and repeats ``z <- z - m(z)``. Since it preserves volume,
+    ``log q(z|x) = log N(z0; mean, exp(log_variance))``. The flow does not depend on x.
 
     Args:
-        latent_dim: dimensions of z.
-        steps: of the flow, as in :class:`~echo_ext.models.flows.ShiftFlow`.
-        hidden: widths of each step's hidden layers.
+        latent_dim: Number of dimensions of z.
+        steps: Number of steps. More make q(z|x) more flexible.
+        hidden: Widths of the hidden layers of each step.
     """
 
     def __init__(self, latent_dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
@@ -61,6 +61,6 @@ class IAFChannel(nn.Module):
         self.flow = ShiftFlow(latent_dim, steps, hidden)
 
     def forward(self, mean: Tensor, log_variance: Tensor) -> DensityOutput:
-        """Send (B, d) through the channel."""
+        """Sample z for each row of mean and log variance, (B, d) each."""
         base = self.gaussian(mean, log_variance)
         return DensityOutput(self.flow(base.z), base.log_density, base)

@@ -1,4 +1,4 @@
-"""Autoregressive flows that shift and never scale, so that they preserve volume."""
+"""Autoregressive flows that only shift and do not scale, and therefore preserve volume."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from echo_ext.models.networks import positive_widths
+from echo_ext import _checks
 
 __all__ = ["MADE", "ShiftFlow"]
 
 
 class MaskedLinear(nn.Linear):
-    """A linear layer of which only the weights where ``mask`` (outputs, inputs) is 1 are there."""
+    """A linear layer that uses only the weights where ``mask`` (outputs, inputs) is 1."""
 
     mask: Tensor
 
@@ -32,16 +32,16 @@ class MaskedLinear(nn.Linear):
 
 
 class MADE(nn.Module):
-    """A masked network whose output i depends on inputs before i only (Germain et al. 2015): (B, dim) to (B, dim).
+    """A masked network whose output i depends only on the inputs before i (Germain et al. 2015).
 
     Args:
-        dim: width of input and output.
-        hidden: widths of the hidden layers, ReLU after each.
+        dim: Width of the input and the output.
+        hidden: Widths of the hidden layers, each followed by a ReLU.
     """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (640, 640, 640)) -> None:
         super().__init__()
-        # A unit of degree k sees inputs 1 to k; output i sees degrees below i.
+        # A hidden unit of degree k depends on inputs 1 to k; output i depends on units of degrees below i.
         inputs = torch.arange(1, dim + 1)
         degrees = [inputs, *(torch.arange(width) % max(1, dim - 1) + 1 for width in hidden)]
         layers: list[nn.Module] = []
@@ -56,26 +56,26 @@ class MADE(nn.Module):
 
 
 class ShiftFlow(nn.Module):
-    """Steps of ``z <- z - m(z)``, m a :class:`MADE`, the dimensions reversed between steps; its log-determinant is 0.
+    """A flow of steps ``z <- z - m(z)``, where m is a :class:`MADE`; its log-determinant is 0.
 
-    Forward is parallel. It is the fast direction for draws of an inverse autoregressive flow (Kingma et al. 2016) and
-    for densities of a masked autoregressive flow (Papamakarios et al. 2017), both without scales.
+    The order of the dimensions is reversed between steps. The forward direction computes all dimensions in parallel.
+    It gives samples of an inverse autoregressive flow (Kingma et al. 2016) and densities of a masked autoregressive
+    flow (Papamakarios et al. 2017), both without scales.
 
     Args:
-        dim: width of z.
-        steps: how many.
-        hidden: widths of each MADE's hidden layers.
+        dim: Width of z.
+        steps: Number of steps. More make the flow more flexible.
+        hidden: Widths of the hidden layers of each MADE.
     """
 
     def __init__(self, dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"flow_steps must be at least 1, got {steps}")
-        hidden = positive_widths("flow_hidden", hidden)
+        steps = _checks.whole("flow_steps", steps, minimum=1)
+        hidden = _checks.widths("flow_hidden", hidden)
         self.steps = nn.ModuleList(MADE(dim, hidden) for _ in range(steps))
 
     def forward(self, z: Tensor) -> Tensor:
-        """All dimensions at once: (B, dim) to (B, dim)."""
+        """Transform (B, dim), all dimensions at once."""
         for number, shift in enumerate(self.steps):
             if number > 0:
                 z = z.flip(1)
@@ -83,11 +83,11 @@ class ShiftFlow(nn.Module):
         return z
 
     def inverse(self, u: Tensor) -> Tensor:
-        """The z that forward maps to ``u`` (B, dim), one dimension after the other."""
+        """The z that :meth:`forward` maps to ``u`` (B, dim), computed one dimension at a time."""
         for number, shift in reversed(list(enumerate(self.steps))):
             z = torch.zeros_like(u)
             for i in range(u.shape[1]):
-                # A new tensor each time: autograd needs the old ones.
+                # Not in place, because autograd needs the previous values.
                 z = torch.cat([z[:, :i], (u + shift(z))[:, i : i + 1], z[:, i + 1 :]], dim=1)
             u = z.flip(1) if number > 0 else z
         return u

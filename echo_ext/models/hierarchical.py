@@ -1,7 +1,7 @@
 """Two-level Gaussian models of images, z2 -> z1 -> x, with a convolutional or an autoregressive decoder.
 
-The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. A
-latent is both levels side by side, z1 first, each of ``latent_dim / 2`` dimensions.
+The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. The
+latent z is the concatenation of z1 and z2, each of ``latent_dim / 2`` dimensions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 class TwoLevelPosterior:
-    """q(z2|x) q(z1|x, z2).
+    """The posterior q(z2|x) q(z1|x, z2).
 
     Args:
-        upper: q(z2|x).
-        lower: q(z1|x, z2) as a function of z2.
+        upper: The distribution q(z2|x).
+        lower: A function of z2 that returns q(z1|x, z2).
     """
 
     def __init__(self, upper: DiagonalGaussian, lower: Callable[[Tensor], DiagonalGaussian]) -> None:
@@ -44,7 +44,7 @@ class TwoLevelPosterior:
         self.lower = lower
 
     def draw(self) -> Tensor:
-        """One (z1, z2) of each x: (B, latent_dim)."""
+        """One sample of (z1, z2) for each x: (B, latent_dim)."""
         z2 = self.upper.draw()
         return torch.cat([self.lower(z2).draw(), z2], dim=1)
 
@@ -55,17 +55,18 @@ class TwoLevelPosterior:
 
 
 class TwoLevelModel(JointModel):
-    """Both levels of latents; a subclass adds p(x|z1, z2), a product of Bernoulli laws.
+    """Two levels of latents; a subclass adds p(x|z1, z2), a product of Bernoulli distributions.
 
     Args:
-        data_shape: (channels, height, width).
-        latent_dim: dimensions of z1 and z2 together; the papers' 40 each are 80.
-        objective: of :data:`~echo_ext.models.mim.OBJECTIVES`, but for "cross-entropy".
-        prior: p(z2), "standard-normal" or "vamp".
-        pseudo_inputs: the VampPrior's.
+        data_shape: Shape of one x, (channels, height, width).
+        latent_dim: Number of dimensions of z1 and z2 together, an even number. The papers have 40 for each, which is
+            80 here.
+        objective: One of :data:`~echo_ext.models.mim.OBJECTIVES` except "cross-entropy".
+        prior: The distribution p(z2), "standard-normal" or "vamp".
+        pseudo_inputs: Number of pseudo-inputs of the VampPrior. More make p(z2) more flexible and each step slower.
 
     Raises:
-        ValueError: an unknown name, an odd latent_dim, or data that are not images.
+        ValueError: A name is unknown, latent_dim is odd, or the data are not images.
     """
 
     prior: Marginal
@@ -83,7 +84,7 @@ class TwoLevelModel(JointModel):
         if len(self.data_shape) != 3:
             raise ValueError(f"data_shape must be (channels, height, width), got {self.data_shape}")
         if latent_dim % 2:
-            raise ValueError(f"latent_dim must be even, half for each level, got {latent_dim}")
+            raise ValueError(f"latent_dim must be even, one half for each level, got {latent_dim}")
         known = [name for name in OBJECTIVES if name != "cross-entropy"]
         _checks.choice("objective", objective, known)
         _checks.choice("prior", prior, ("standard-normal", "vamp"))
@@ -112,26 +113,26 @@ class TwoLevelModel(JointModel):
 
     @abc.abstractmethod
     def _make_decoder(self, level: int) -> None:
-        """Add the modules of p(x|z1, z2), for levels of ``level`` dimensions."""
+        """Add the modules of p(x|z1, z2), where z1 and z2 have ``level`` dimensions each."""
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """As :func:`~echo_ext.models.mim.joint_losses` has it; 0-d, nats per sample."""
+        """The loss and the terms of :func:`~echo_ext.models.mim.joint_losses`, each 0-d and in nats per sample."""
         return joint_losses(self.objective, self, x)
 
     def infer(self, x: Tensor) -> TwoLevelPosterior:
-        """q(z2|x) q(z1|x, z2) of each x of (B, *data_shape)."""
+        """The posterior q(z2|x) q(z1|x, z2) of each x of (B, *data_shape)."""
         self.checked(x)
         return TwoLevelPosterior(self.infer_upper(x), functools.partial(self._infer_lower, self.lower_view(x)))
 
     def infer_upper(self, x: Tensor) -> DiagonalGaussian:
-        """q(z2|x) of each x of (B, *data_shape)."""
+        """The distribution q(z2|x) for each x of (B, *data_shape)."""
         return _gaussian(self.upper(x))
 
     def _infer_lower(self, view: Tensor, z2: Tensor) -> DiagonalGaussian:
         return _gaussian(self.lower(torch.cat([view, self.lower_context(z2)], dim=1)))
 
     def descend(self, z2: Tensor) -> DiagonalGaussian:
-        """p(z1|z2) of each z2 of (B, latent_dim / 2)."""
+        """The distribution p(z1|z2) for each z2 of (B, latent_dim / 2)."""
         return _gaussian(self.descent(z2))
 
     def log_prior(self, z: Tensor) -> Tensor:
@@ -140,11 +141,11 @@ class TwoLevelModel(JointModel):
         return self.prior.log_prob(z2) + self.descend(z2).log_prob(z1)
 
     def draw_prior(self, n: int) -> Tensor:
-        """``n`` (z1, z2), from above downwards: (n, latent_dim)."""
+        """``n`` samples of (z1, z2), where z2 is drawn first: (n, latent_dim)."""
         return self._complete(self.prior.sample(n))
 
     def draw_anchor(self, n: int) -> Tensor:
-        """As :meth:`draw_prior`, the law of z2 held fixed; z1 is part of the decoding, and has gradients."""
+        """Samples of the prior with gradients to p(z1|z2), which is a part of the decoder, but not to p(z2)."""
         with torch.no_grad():
             z2 = self.prior.sample(n)
         return self._complete(z2)
@@ -153,13 +154,13 @@ class TwoLevelModel(JointModel):
         return torch.cat([self.descend(z2).draw(), z2], dim=1)
 
     def prepare(self, x: Tensor) -> None:
-        """Take the VampPrior's pseudo-inputs from training rows."""
+        """Initialize the pseudo-inputs of a VampPrior from training rows (B, *data_shape)."""
         if isinstance(self.prior, VampPrior):
             self.prior.prepare(x)
 
 
 class ConvHVAE(TwoLevelModel):
-    """Pixels independent given both levels; arguments as of :class:`TwoLevelModel`."""
+    """A two-level model whose pixels are independent given z1 and z2; its arguments are those of the base class."""
 
     def _make_decoder(self, level: int) -> None:
         channels = self.data_shape[0]
@@ -177,7 +178,7 @@ class ConvHVAE(TwoLevelModel):
         return self.likelihood.log_prob(x, self._logits(z))
 
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
-        """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
+        """Binary images, (B, *data_shape), and False, since no gradients flow through them."""
         return self.likelihood.sample(self._logits(z)), False
 
     def decode(self, z: Tensor) -> Tensor:
@@ -190,38 +191,42 @@ class ConvHVAE(TwoLevelModel):
 
 
 class PixelHVAE(TwoLevelModel):
-    """Pixels drawn one by one, each given both levels and the pixels before it in reading order.
+    """A two-level model with an autoregressive decoder: a pixel depends on z1, z2 and the pixels before it.
 
-    ``loss`` and ``log_weight`` evaluate p(x|z1, z2) of a given x in one pass. ``decode``, ``reconstruct`` and
-    ``sample`` draw pixel by pixel, and give each pixel's mean given those drawn before it: its expectation over draws
-    is the mean of x. Their ``progress`` wraps the iteration over the pixels, as ``tqdm.tqdm`` does. Drawing takes the
-    batch normalisation's running statistics. So do objectives with decoder samples on that half, whose law would
-    otherwise not be the one drawn from; they draw at every step.
+    The order of the pixels is row by row. ``loss`` and ``log_weight`` evaluate p(x|z1, z2) of a given x in one pass.
+    ``decode``, ``reconstruct`` and ``sample`` draw one pixel after the other and return the mean of each pixel given
+    the pixels drawn before it. The expectation of that over repeated calls is the mean of x. Their argument
+    ``progress`` wraps the iteration over the pixels, as ``tqdm.tqdm`` does.
+
+    Drawing uses the running statistics of the batch normalization. Objectives with decoder samples draw in every step,
+    and evaluate these samples with the running statistics too, so that the density is that of the distribution that
+    the samples come from.
 
     Args:
-        data_shape: (1, height, width).
-        latent_dim: as of :class:`TwoLevelModel`, and so are the others.
+        data_shape: Shape of one x, (1, height, width).
+        latent_dim: Number of dimensions of z1 and z2 together, as for :class:`TwoLevelModel`; the same holds for all
+            other arguments.
     """
 
     def _make_decoder(self, level: int) -> None:
         if self.data_shape[0] != 1:
-            raise ValueError(f"data_shape must be (1, height, width) to be drawn pixel by pixel, got {self.data_shape}")
+            raise ValueError(f"data_shape must be (1, height, width) for a pixel decoder, got {self.data_shape}")
         shape = self.data_shape[1:]
         self.from_z1 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))
         self.from_z2 = nn.Sequential(_gated_linear(level, math.prod(shape)), nn.Unflatten(1, (1, *shape)))
         self.decoder = PixelCNN(2)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """``log p(x|z1, z2)``, the sum over pixels given those before them: (B,)."""
+        """``log p(x|z1, z2)``, the sum over all pixels given the ones before them: (B,)."""
         return self.likelihood.log_prob(x, widened(self.decoder(x, self._maps(z))))
 
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
-        """Pictures of zeros and ones, (B, *data_shape); no gradients flow through them."""
+        """Binary images, (B, *data_shape), and False, since no gradients flow through them."""
         return self.decoder.draw(self._maps(z))[0], False
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[None]:
-        """Entered for decoder samples: evaluates them under the running statistics that they are drawn with."""
+        """Use the running statistics, which decoder samples are drawn with, to evaluate them too."""
         before = self.decoder.training
         self.decoder.eval()
         try:
@@ -230,15 +235,15 @@ class PixelHVAE(TwoLevelModel):
             self.decoder.train(before)
 
     def decode(self, z: Tensor, progress: Progress = iter) -> Tensor:
-        """Each pixel's mean given (z1, z2) and the pixels drawn before it: (B, *data_shape), without gradients."""
+        """The mean of each pixel given (z1, z2) and the pixels drawn before it: (B, *data_shape), no gradients."""
         return self.decoder.draw(self._maps(z), progress)[1]
 
     def reconstruct(self, x: Tensor, progress: Progress = iter) -> Tensor:
-        """As :meth:`decode`, of a draw of z given each x: (B, *data_shape)."""
+        """Call :meth:`decode` for one sample of z for each x: (B, *data_shape)."""
         return self.decode(self.encode(x), progress)
 
     def sample(self, n: int, progress: Progress = iter) -> Tensor:
-        """As :meth:`decode`, of ``n`` draws of the prior: (n, *data_shape)."""
+        """Call :meth:`decode` for ``n`` samples of the prior: (n, *data_shape)."""
         return self.decode(self.draw_prior(n), progress)
 
     def _maps(self, z: Tensor) -> Tensor:
@@ -247,12 +252,13 @@ class PixelHVAE(TwoLevelModel):
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A 3 x 3 convolution that sees no place after its own in reading order (van den Oord et al. 2016, PixelRNN).
+    """A 3 x 3 convolution whose output at a pixel does not depend on later pixels (van den Oord et al. 2016, PixelRNN).
 
     Args:
-        inputs: channels.
-        outputs: channels.
-        hidden: so many of the inputs, the first ones, are not seen at the own place either (mask A; else mask B).
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        hidden: Number of input channels, counted from the first, that are also hidden at the pixel itself (mask A);
+            the others are visible there (mask B).
     """
 
     mask: Tensor
@@ -266,12 +272,12 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        """Map (B, inputs, H, W) to (B, outputs, H, W)."""
         return functional.conv2d(x, self.weight * self.mask, padding=1)
 
 
 class MaskedLayer(nn.Module):
-    """A masked convolution, batch normalisation and ReLU; arguments as of :class:`MaskedConv2d`."""
+    """A masked convolution, batch normalization and ReLU, with the arguments of :class:`MaskedConv2d`."""
 
     def __init__(self, inputs: int, outputs: int, hidden: int = 0) -> None:
         super().__init__()
@@ -279,11 +285,11 @@ class MaskedLayer(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H, W)."""
+        """Map (B, inputs, H, W) to (B, outputs, H, W)."""
         return torch.relu(self.norm(self.convolution(x)))
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """What eval mode does to a 3 x 3 patch before the ReLU: a matrix (outputs, inputs * 9) and a bias."""
+        """The affine map of a 3 x 3 patch before the ReLU in eval mode: a matrix (outputs, inputs * 9) and a bias."""
         norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -293,14 +299,14 @@ class MaskedLayer(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """Logits of each pixel given maps and the pixels before it in reading order.
+    """A network for the logits of each pixel given conditioning maps and the pixels before it, row by row.
 
-    The first mask hides a pixel from itself but nothing of the maps at its place.
+    The first mask hides a pixel from itself, but does not hide the maps at that pixel.
 
     Args:
-        maps: channels that every pixel is given.
-        channels: of the hidden layers.
-        layers: how many masked convolutions.
+        maps: Number of conditioning channels.
+        channels: Number of channels of the hidden layers.
+        layers: Number of masked convolutions. Each extends the context of a pixel by one row and one column.
     """
 
     def __init__(self, maps: int, channels: int = 64, layers: int = 8) -> None:
@@ -310,20 +316,20 @@ class PixelCNN(nn.Module):
         self.head = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor, maps: Tensor) -> Tensor:
-        """Logits (B, 1, H, W) of pictures x (B, 1, H, W) given maps (B, maps, H, W)."""
+        """Logits (B, 1, H, W) of images x (B, 1, H, W) given maps (B, maps, H, W)."""
         logits: Tensor = self.head(self.layers(torch.cat([x, maps], dim=1)))
         return logits
 
     @torch.no_grad()
     def draw(self, maps: Tensor, progress: Progress = iter) -> tuple[Tensor, Tensor]:
-        """Pictures of zeros and ones, and each pixel's probability when it was drawn; both (B, 1, H, W).
+        """Binary images and the probability that each pixel was drawn with, both (B, 1, H, W).
 
-        No layer's value at a place depends on later places, so that each is computed once, when its place is reached.
-        The batch normalisation takes its running statistics, as in eval mode.
+        No layer's value at a pixel depends on later pixels, so each value is computed once, when its pixel is reached.
+        The batch normalization uses its running statistics, as in eval mode.
         """
         batch, _, height, width = maps.shape
         layers = [layer.folded() for layer in cast("Iterable[MaskedLayer]", self.layers)]
-        # What each layer sees, with a border of the zeros that a convolution pads with.
+        # The input of each layer, padded with zeros as in the convolutions.
         planes = [functional.pad(torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1), (1, 1, 1, 1))]
         planes += [maps.new_zeros(batch, len(bias), height + 2, width + 2) for _, bias in layers]
         probabilities = torch.empty_like(maps[:, :1])
@@ -344,12 +350,12 @@ def _gaussian(raw: Tensor) -> DiagonalGaussian:
 
 
 def _gated_linear(inputs: int, outputs: int) -> nn.Module:
-    """``h * sigmoid(g)`` of two linear layers."""
+    """The product ``h * sigmoid(g)`` of two linear layers h and g."""
     return nn.Sequential(nn.Linear(inputs, 2 * outputs), nn.GLU(dim=1))
 
 
 def _gated_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
-    """``h * sigmoid(g)`` of two convolutions that keep the size, or halve it."""
+    """The product ``h * sigmoid(g)`` of two convolutions h and g, which keep the image size or halve it."""
     return nn.Sequential(nn.Conv2d(inputs, 2 * outputs, kernel, stride, kernel // 2), nn.GLU(dim=1))
 
 

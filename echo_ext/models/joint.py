@@ -1,4 +1,4 @@
-"""Models with a density for both joint laws, q(z|x) of the encoding and p(x|z) p(z) of the decoding."""
+"""Models with tractable densities of the encoder q(z|x) and of the decoder's joint distribution p(x|z) p(z)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["DiagonalGaussian", "GaussianJointModel", "JointModel", "Posterior", 
 
 
 class Posterior(Protocol):
-    """q(z|x) of a batch of x: a law that can be drawn from, with gradients, and has a density."""
+    """The distribution q(z|x) for a batch of x, with reparameterized samples and a density."""
 
     def draw(self) -> Tensor:
-        """One z of each x: (B, latent_dim)."""
+        """One sample of z for each x: (B, latent_dim)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log q(z|x)`` of one z for each x: (B,)."""
 
 
 class DiagonalGaussian(NamedTuple):
-    """N(mean, exp(log_variance)) of independent dimensions; both (B, d)."""
+    """The Gaussian N(mean, exp(log_variance)) with independent dimensions; both arguments are (B, d)."""
 
     mean: Tensor
     log_variance: Tensor
 
     def draw(self) -> Tensor:
-        """One z of each row, with gradients to both arguments: (B, d)."""
+        """One sample of each row, with gradients to both arguments: (B, d)."""
         return draw_normal(self.mean, self.log_variance)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -46,11 +46,11 @@ class DiagonalGaussian(NamedTuple):
 
 
 class JointModel(Model):
-    """What the MIM objectives and the Mutual Autoencoder ask of a model: both joint laws, drawn from and evaluated."""
+    """The interface that the MIM objectives and the Mutual Autoencoder need: samples and densities of both joints."""
 
     @abc.abstractmethod
     def infer(self, x: Tensor) -> Posterior:
-        """q(z|x) of each x of (B, *data_shape)."""
+        """The distribution q(z|x) for each x of (B, *data_shape)."""
 
     @abc.abstractmethod
     def log_prior(self, z: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class JointModel(Model):
 
     @abc.abstractmethod
     def draw_prior(self, n: int) -> Tensor:
-        """``n`` draws of p(z): (n, latent_dim)."""
+        """``n`` samples of p(z): (n, latent_dim)."""
 
     @abc.abstractmethod
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
@@ -66,50 +66,54 @@ class JointModel(Model):
 
     @abc.abstractmethod
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
-        """A draw of x given each z, (B, *data_shape), and whether gradients flow through it."""
+        """One sample of x for each z, (B, *data_shape), and whether gradients flow through it."""
 
     def draw_anchor(self, n: int) -> Tensor:
-        """``n`` draws of the fixed law of z that decoding starts from, here p(z) as it stands: (n, latent_dim)."""
+        """``n`` samples of the anchor P(z), which decoder samples start from: (n, latent_dim).
+
+        By default the anchor is the prior p(z), without gradients to its parameters.
+        """
         with torch.no_grad():
             return self.draw_prior(n)
 
     def decoding(self) -> contextlib.AbstractContextManager[None]:
-        """Entered for decoder samples, which must be drawn from the very law that they are evaluated under."""
+        """A context for decoder samples, in which they are evaluated under the distribution they are drawn from."""
         return contextlib.nullcontext()
 
     def posterior(self, x: Tensor) -> GaussianOutput | DensityOutput:
-        """A draw of z given each x, and its log density."""
-        law = self.infer(x)
-        z = law.draw()
-        return DensityOutput(z, law.log_prob(z))
+        """One sample of z for each x, and its log density."""
+        posterior = self.infer(x)
+        z = posterior.draw()
+        return DensityOutput(z, posterior.log_prob(z))
 
     def encode(self, x: Tensor) -> Tensor:
-        """A draw of z given each x: (B, latent_dim)."""
+        """One sample of z for each x: (B, latent_dim)."""
         return self.infer(x).draw()
 
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x whose z are drawn from the prior: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples of the prior: (n, *data_shape)."""
         return self.decode(self.draw_prior(n))
 
     def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x, z) - log q(z|x)`` at one draw of z given each x: (B,)."""
-        sent = self.posterior(x)
-        return self.log_likelihood(x, sent.z) + self.log_prior(sent.z) - sent.log_density
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,)."""
+        encoded = self.posterior(x)
+        return self.log_likelihood(x, encoded.z) + self.log_prior(encoded.z) - encoded.log_density
 
 
 class GaussianJointModel(JointModel):
     """A Gaussian encoder, a decoder with a likelihood, and a prior.
 
     Args:
-        data_shape: shape of one x.
-        latent_dim: dimensions of z.
-        prior: the law p(z).
-        likelihood: of :data:`~echo_ext.models.likelihoods.LIKELIHOODS`; None for Bernoulli pixels, Gaussian columns.
-        architecture: of :data:`~echo_ext.models.networks.ARCHITECTURES`.
-        hidden: widths of an MLP's hidden layers, in the encoder's order.
-        activation: of :data:`~echo_ext.models.networks.ACTIVATIONS`.
-        min_log_variance: the least log variance of either Gaussian. Without one a loss that rewards information has
-            no minimum where x and z can determine each other.
+        data_shape: Shape of one x.
+        latent_dim: Number of dimensions of z.
+        prior: The distribution p(z).
+        likelihood: One of :data:`~echo_ext.models.likelihoods.LIKELIHOODS`. None means "bernoulli" for images and
+            "gaussian" for vectors.
+        architecture: One of :data:`~echo_ext.models.networks.ARCHITECTURES`.
+        hidden: Widths of the hidden layers of the encoder, if it is an MLP; the decoder has them in reverse order.
+        activation: One of :data:`~echo_ext.models.networks.ACTIVATIONS`.
+        min_log_variance: Minimum of the log variances of the encoder and of a Gaussian decoder. A loss that rewards
+            information is unbounded below without a minimum, because x and z can come to determine each other.
     """
 
     def __init__(
@@ -139,25 +143,25 @@ class GaussianJointModel(JointModel):
         )
 
     def infer(self, x: Tensor) -> DiagonalGaussian:
-        """q(z|x) of each x of (B, *data_shape)."""
+        """The Gaussian q(z|x) for each x of (B, *data_shape)."""
         return self.gaussian(self.encoder(self.checked(x)))
 
     def gaussian(self, raw: Tensor) -> DiagonalGaussian:
-        """What an encoder's last layer (B, 2 * latent_dim) stands for."""
+        """The Gaussian whose mean and log variance are the output of an encoder, (B, 2 * latent_dim)."""
         mean, log_variance = widened(raw).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_variance.clamp(min=self.min_log_variance))
 
     def posterior(self, x: Tensor) -> GaussianOutput:
-        """A draw of z given each x, with the Gaussian it is from."""
-        law = self.infer(x)
-        return GaussianOutput(law.draw(), law.mean, law.log_variance)
+        """One sample of z for each x, with the Gaussian that it comes from."""
+        posterior = self.infer(x)
+        return GaussianOutput(posterior.draw(), posterior.mean, posterior.log_variance)
 
     def log_prior(self, z: Tensor) -> Tensor:
         """``log p(z)``: (B,)."""
         return self.prior.log_prob(z)
 
     def draw_prior(self, n: int) -> Tensor:
-        """``n`` draws of p(z): (n, latent_dim)."""
+        """``n`` samples of p(z): (n, latent_dim)."""
         return self.prior.sample(n)
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ class GaussianJointModel(JointModel):
         return self.likelihood.log_prob(x, widened(self.decoder(z)))
 
     def draw_data(self, z: Tensor) -> tuple[Tensor, bool]:
-        """A draw of x given each z, and whether gradients flow through it."""
+        """One sample of x for each z, and whether gradients flow through it."""
         return self.likelihood.sample(widened(self.decoder(z))), not self.likelihood.discrete
 
     def decode(self, z: Tensor) -> Tensor:
@@ -174,14 +178,14 @@ class GaussianJointModel(JointModel):
 
 
 def score_function(cost: Tensor, log_prob: Tensor) -> Tensor:
-    """Terms of value zero with the gradient of ``E cost`` through the law that the draws came from: (B,).
+    """The score-function estimator (REINFORCE, Williams 1992) for samples that gradients do not flow through: (B,).
 
-    REINFORCE (Williams 1992), for draws that gradients do not flow through. The baseline of a row is the mean cost of
-    the others, which lowers the variance and leaves the expectation as it is.
+    Its values are zero. Its gradient is that of ``E cost`` with respect to the distribution of the samples. The
+    baseline of a sample is the mean cost of the others, which lowers the variance and does not change the expectation.
 
     Args:
-        cost: of each independent draw, (B,).
-        log_prob: the log probability of each draw, (B,).
+        cost: Cost of each of the independent samples, (B,).
+        log_prob: Log probability of each sample, (B,).
     """
     cost = cost.detach()
     baseline = (cost.sum() - cost) / max(len(cost) - 1, 1)

@@ -1,4 +1,4 @@
-"""Laws p(x|z) of the data given what a decoder puts out: log density, mean and draws."""
+"""Likelihoods p(x|z), whose parameters are the output of a decoder: log density, mean and samples."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood", 
 
 
 class Likelihood(abc.ABC):
-    """A law of x given what the decoder puts out.
+    """A distribution of x whose parameters are the output of the decoder.
 
     Attributes:
-        outputs: how many numbers the decoder gives for each number of x, side by side in dimension 1.
-        discrete: whether draws are from a countable set, so that no gradient flows through them.
+        outputs: Number of parameters for each element of x; the decoder concatenates them along dimension 1.
+        discrete: Whether x is discrete, so that no gradients flow through its samples.
     """
 
     outputs: int
@@ -33,40 +33,40 @@ class Likelihood(abc.ABC):
 
     @abc.abstractmethod
     def mean(self, parameters: Tensor) -> Tensor:
-        """The mean of x given z, of x's shape."""
+        """The mean of x given z, in the shape of x."""
 
     @abc.abstractmethod
     def sample(self, parameters: Tensor) -> Tensor:
-        """A draw of x given z, of x's shape."""
+        """One sample of x for each z, in the shape of x."""
 
 
 class Bernoulli(Likelihood):
-    """Independent pixels, the parameters their logits; x may lie between 0 and 1 (cross-entropy, as in the papers)."""
+    """Independent Bernoulli pixels, parameterized by logits; x may have values between 0 and 1, as in the papers."""
 
     outputs = 1
     discrete = True
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """Minus the binary cross-entropy: (B,)."""
+        """The negative binary cross-entropy: (B,)."""
         return -functional.binary_cross_entropy_with_logits(parameters, x, reduction="none").flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """The probability of 1."""
+        """The probability that each pixel is 1."""
         return torch.sigmoid(parameters)
 
     def sample(self, parameters: Tensor) -> Tensor:
-        """Zeros and ones."""
+        """Samples of zeros and ones."""
         return torch.bernoulli(torch.sigmoid(parameters))
 
 
 class Categorical(Likelihood):
-    """One of K states, x its one-hot row (B, K), the parameters the states' logits."""
+    """A categorical distribution of one-hot rows x (B, K), parameterized by logits."""
 
     outputs = 1
     discrete = True
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The log probability of each row's state: (B,)."""
+        """The log probability of the state of each row: (B,)."""
         return (x * torch.log_softmax(parameters, dim=1)).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -74,16 +74,16 @@ class Categorical(Likelihood):
         return torch.softmax(parameters, dim=1)
 
     def sample(self, parameters: Tensor) -> Tensor:
-        """One-hot rows."""
+        """Samples as one-hot rows."""
         state = torch.multinomial(torch.softmax(parameters, dim=1), 1).squeeze(1)
         return functional.one_hot(state, parameters.shape[1]).to(parameters.dtype)
 
 
 class Gaussian(Likelihood):
-    """Independent normal values, the parameters their means and log variances (Kingma & Welling 2014, appendix C.2).
+    """Independent Gaussians, parameterized by means and log variances (Kingma & Welling 2014, appendix C.2).
 
     Args:
-        min_log_variance: what lower log variances are raised to.
+        min_log_variance: Minimum of the log variances; lower ones are raised to it.
     """
 
     outputs = 2
@@ -93,20 +93,20 @@ class Gaussian(Likelihood):
         self.min_log_variance = min_log_variance
 
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The normal log density: (B,)."""
+        """The Gaussian log density: (B,)."""
         mean, log_variance = self.moments(parameters)
         return log_normal(x, mean, log_variance).flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """The first half of the parameters."""
+        """The mean of each value, which is the first half of the parameters."""
         return parameters.chunk(2, dim=1)[0]
 
     def sample(self, parameters: Tensor) -> Tensor:
-        """The mean plus noise, with gradients to the parameters."""
+        """Samples with gradients to the parameters."""
         return draw_normal(*self.moments(parameters))
 
     def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of each value, of x's shape."""
+        """Mean and log variance of each value, in the shape of x."""
         mean, log_variance = parameters.chunk(2, dim=1)
         return mean, log_variance.clamp(min=self.min_log_variance)
 
@@ -115,21 +115,19 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "categorical
 
 
 def likelihood_for(name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf) -> Likelihood:
-    """The likelihood of this name; None for Bernoulli pixels and Gaussian columns.
+    """Return the likelihood of this name.
 
     Args:
-        name: of :data:`LIKELIHOODS`.
-        data_shape: shape of one x.
-        min_log_variance: of a :class:`Gaussian`.
+        name: One of :data:`LIKELIHOODS`. None means "bernoulli" for images and "gaussian" for vectors.
+        data_shape: Shape of one x.
+        min_log_variance: Minimum of the log variances of a :class:`Gaussian`.
 
     Raises:
-        ValueError: an unknown name, or a categorical one for x that are not rows.
+        ValueError: The name is unknown, or it is "categorical" and the data are not vectors.
     """
     if name is None:
         name = "bernoulli" if len(data_shape) == 3 else "gaussian"
     _checks.choice("likelihood", name, LIKELIHOODS)
     if name == "categorical" and len(data_shape) != 1:
-        raise ValueError(
-            f"likelihood 'categorical' takes one-hot rows (states,), but data_shape is {tuple(data_shape)}"
-        )
+        raise ValueError(f"data_shape must be (states,) for likelihood 'categorical', got {tuple(data_shape)}")
     return Gaussian(min_log_variance) if name == "gaussian" else LIKELIHOODS[name]()

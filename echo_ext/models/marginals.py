@@ -1,4 +1,4 @@
-"""Marginals m(z) that a rate is bounded against: ``E log q(z|x) - log m(z)`` is least where m is the encodings' law."""
+"""Marginals m(z). The rate bound ``E log q(z|x) - log m(z)`` is tight if m(z) is the distribution of the codes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from echo_ext import _checks
 from echo_ext.models.densities import draw_normal, log_mean_exp, log_normal
 from echo_ext.models.flows import ShiftFlow
 
-__all__ = ["MAF", "FactorisedAggregate", "GaussianMixture", "Marginal", "StandardNormal", "VampPrior", "random_rows"]
+__all__ = ["MAF", "FactorizedAggregate", "GaussianMixture", "Marginal", "StandardNormal", "VampPrior", "random_rows"]
 
 
 class Marginal(nn.Module, abc.ABC):
-    """A law of z that has a density and can be sampled."""
+    """A distribution of z with a density and samples."""
 
     @abc.abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
@@ -24,24 +25,24 @@ class Marginal(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def sample(self, n: int) -> Tensor:
-        """``n`` draws: (n, d)."""
+        """``n`` samples: (n, d)."""
 
 
 class StandardNormal(Marginal):
-    """N(0, I) in ``latent_dim`` dimensions."""
+    """The distribution N(0, I) in ``latent_dim`` dimensions."""
 
     mean: Tensor
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(latent_dim), persistent=False)  # knows dtype and device
+        self.register_buffer("mean", torch.zeros(latent_dim), persistent=False)  # gives samples its dtype and device
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The normal log density: (B,)."""
+        """The Gaussian log density: (B,)."""
         return log_normal(z).sum(1)
 
     def sample(self, n: int) -> Tensor:
-        """``n`` draws: (n, latent_dim)."""
+        """``n`` samples: (n, latent_dim)."""
         return torch.randn_like(self.mean.expand(n, -1))
 
 
@@ -49,46 +50,45 @@ class GaussianMixture(Marginal):
     """A learned mixture of Gaussians with diagonal covariances.
 
     Args:
-        latent_dim: dimensions of z.
-        components: how many; they begin with equal weights, variances of 1 and means drawn from N(0, I).
+        latent_dim: Number of dimensions of z.
+        components: Number of components. They start with equal weights, variances of 1 and means drawn from N(0, I).
     """
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        components = _checks.whole("components", components, minimum=1)
         self.logits = nn.Parameter(torch.zeros(components))
         self.means = nn.Parameter(torch.randn(components, latent_dim))
         self.log_variances = nn.Parameter(torch.zeros(components, latent_dim))
 
     @classmethod
-    def fixed(cls, means: Tensor, deviation: float) -> GaussianMixture:
-        """Equal components ``N(means[k], deviation^2 I)`` that are not trained; means (components, latent_dim)."""
+    def fixed(cls, means: Tensor, std: float) -> GaussianMixture:
+        """An untrained mixture of equally likely ``N(means[k], std^2 I)``; means are (components, latent_dim)."""
         mixture = cls(means.shape[1], len(means)).requires_grad_(False)
         mixture.means.copy_(means)
-        mixture.log_variances.fill_(2 * math.log(deviation))
+        mixture.log_variances.fill_(2 * math.log(std))
         return mixture
 
     def log_prob(self, z: Tensor) -> Tensor:
         """``log sum_k w_k N(z; mean_k, variance_k)``: (B,)."""
-        of_each = log_normal(z[:, None], self.means, self.log_variances).sum(2)
-        return torch.logsumexp(of_each + self.logits.log_softmax(0), dim=1)
+        per_component = log_normal(z[:, None], self.means, self.log_variances).sum(2)
+        return torch.logsumexp(per_component + self.logits.log_softmax(0), dim=1)
 
     def sample(self, n: int) -> Tensor:
-        """``n`` draws: (n, latent_dim)."""
+        """``n`` samples: (n, latent_dim)."""
         k = self.logits.softmax(0).multinomial(n, replacement=True)
         return draw_normal(self.means[k], self.log_variances[k])
 
 
 class MAF(Marginal):
-    """N(0, I) seen through a masked autoregressive flow that shifts only (Papamakarios et al. 2017).
+    """A masked autoregressive flow without scales over N(0, I) (Papamakarios et al. 2017).
 
-    ``log m(z) = log N(flow(z); 0, I)`` is parallel; draws are sequential over the dimensions.
+    The density ``log m(z) = log N(flow(z); 0, I)`` is computed in parallel, samples one dimension at a time.
 
     Args:
-        latent_dim: dimensions of z.
-        steps: of the flow, as in :class:`~echo_ext.models.flows.ShiftFlow`.
-        hidden: widths of each step's hidden layers.
+        latent_dim: Number of dimensions of z.
+        steps: Number of steps of the flow. More make the marginal more flexible.
+        hidden: Widths of the hidden layers of each step.
     """
 
     def __init__(self, latent_dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
@@ -97,23 +97,23 @@ class MAF(Marginal):
         self.flow = ShiftFlow(latent_dim, steps, hidden)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The normal log density of ``flow(z)``: (B,)."""
+        """The Gaussian log density of ``flow(z)``: (B,)."""
         return self.base.log_prob(self.flow(z))
 
     def sample(self, n: int) -> Tensor:
-        """``n`` draws: (n, latent_dim)."""
+        """``n`` samples: (n, latent_dim)."""
         return self.flow.inverse(self.base.sample(n))
 
 
 class VampPrior(Marginal):
-    """The mixture ``mean_k q(z|u_k)`` of the encodings of learned pseudo-inputs u_k (Tomczak & Welling 2018).
+    """The mixture ``mean_k q(z|u_k)`` over learned pseudo-inputs u_k (Tomczak & Welling 2018).
 
     Args:
-        moments: the encoder, from x (B, *data_shape) to the mean and log variance of q(z|x), (B, latent_dim) each.
-            Its parameters are used, and trained, but are not this module's.
-        data_shape: shape of one x.
-        pseudo_inputs: how many.
-        limits: what pseudo-inputs are clamped to; None for no limits.
+        moments: The encoder, a function from x (B, *data_shape) to the mean and log variance of q(z|x), (B, latent_dim)
+            each. Its parameters are trained through this marginal, but do not belong to this module.
+        data_shape: Shape of one x.
+        pseudo_inputs: Number of pseudo-inputs. More make the marginal more flexible and each step slower.
+        limits: Range that pseudo-inputs are clamped to; None for no range.
     """
 
     def __init__(
@@ -125,15 +125,14 @@ class VampPrior(Marginal):
         limits: tuple[float, float] | None = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        if pseudo_inputs < 1:
-            raise ValueError(f"pseudo_inputs must be at least 1, got {pseudo_inputs}")
+        pseudo_inputs = _checks.whole("pseudo_inputs", pseudo_inputs, minimum=1)
         self.moments = moments
         self.limits = limits
         self.pseudo_inputs = nn.Parameter(torch.rand(pseudo_inputs, *data_shape))
 
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
-        """Begin from training rows (B, *data_shape) in random order, repeated if need be, plus noise of 0.01."""
+        """Set the pseudo-inputs to random training rows (B, *data_shape) plus noise of standard deviation 0.01."""
         self.pseudo_inputs.copy_(random_rows(x, len(self.pseudo_inputs)))
         self.pseudo_inputs.add_(torch.randn_like(self.pseudo_inputs), alpha=0.01)
 
@@ -143,7 +142,7 @@ class VampPrior(Marginal):
         return log_mean_exp(log_normal(z[:, None], means, log_variances).sum(2), dim=1)
 
     def sample(self, n: int) -> Tensor:
-        """``n`` draws: (n, latent_dim)."""
+        """``n`` samples: (n, latent_dim)."""
         k = torch.randint(len(self.pseudo_inputs), (n,), device=self.pseudo_inputs.device)
         return draw_normal(*self.moments(self._clamped()[k]))
 
@@ -151,15 +150,15 @@ class VampPrior(Marginal):
         return self.pseudo_inputs if self.limits is None else self.pseudo_inputs.clamp(*self.limits)
 
 
-class FactorisedAggregate(Marginal):
-    """``prod_j q(z_j)``, the product of the encodings' own marginals (Gao et al. 2019).
+class FactorizedAggregate(Marginal):
+    """The product ``prod_j q(z_j)`` of the marginals of the codes (Gao et al. 2019).
 
     ``q(z_j)`` is the mixture of ``N(mean_j, variance_j)`` over a bank of encoded rows. It is N(0, I) until
-    :meth:`fill`.
+    :meth:`fill` is called.
 
     Args:
-        latent_dim: dimensions of z.
-        rows: of the bank.
+        latent_dim: Number of dimensions of z.
+        rows: Number of rows in the bank. More approximate the marginals of the codes more closely.
     """
 
     means: Tensor
@@ -172,7 +171,7 @@ class FactorisedAggregate(Marginal):
 
     @torch.no_grad()
     def fill(self, mean: Tensor, log_variance: Tensor) -> None:
-        """Take the bank's rows from encodings (n, latent_dim), the first ones, repeated if they are fewer."""
+        """Copy the first rows of mean and log variance, (n, latent_dim) each, into the bank; repeat them if too few."""
         rows = torch.arange(len(self.means), device=mean.device) % len(mean)
         self.means.copy_(mean[rows])
         self.log_variances.copy_(log_variance[rows])
@@ -182,11 +181,11 @@ class FactorisedAggregate(Marginal):
         return log_mean_exp(log_normal(z[:, None], self.means, self.log_variances), dim=1).sum(1)
 
     def sample(self, n: int) -> Tensor:
-        """``n`` draws, each dimension from a row of its own: (n, latent_dim)."""
+        """``n`` samples, whose dimensions come from independently chosen rows: (n, latent_dim)."""
         rows = torch.randint(len(self.means), (n, self.means.shape[1]), device=self.means.device)
         return draw_normal(self.means.gather(0, rows), self.log_variances.gather(0, rows))
 
 
 def random_rows(x: Tensor, n: int) -> Tensor:
-    """``n`` rows of x in random order, all different as far as there are so many."""
+    """Draw ``n`` rows of x without replacement; if there are fewer, rows are repeated."""
     return x[torch.randperm(len(x), device=x.device).repeat(-(-n // len(x)))[:n]]

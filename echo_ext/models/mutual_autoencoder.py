@@ -1,4 +1,4 @@
-"""The Mutual Autoencoder (Phuong, Welling, Kushman, Tomioka & Nowozin 2018): a VAE whose information is given."""
+"""The Mutual Autoencoder (Phuong, Welling, Kushman, Tomioka & Nowozin 2018), a VAE with a prescribed I(x; z)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,34 @@ __all__ = ["MutualAutoencoder"]
 
 
 class MutualAutoencoder(GaussianJointModel):
-    """Minimises ``-ELBO + penalty * |I_hat - M|``, with I_hat a bound on the information of the model's joint law,
+    """A VAE that minimizes ``-ELBO + penalty * |I_hat - M|``.
+
+    I_hat is a lower bound on the information between x and z under the joint distribution p(x|z) p(z) of the model:
 
         I_hat = H(z) + E_{z ~ p(z), x ~ p(x|z)} log r(z|x) <= I_p(x; z)
 
-    Draws of a discrete x have the score-function gradient. Beside the encoder, r has a network of its
-    own that is always drawn towards the tightest bound, and the penalty moves the decoder alone; tied to it, r is the
-    encoder, and the penalty moves both.
+    If x is discrete, the gradient of this expectation is the score-function estimator.
 
     Args:
-        data_shape: shape of one x; (states,) for one-hot rows.
-        latent_dim: dimensions of z.
-        information: M, in nats.
-        penalty: C, the price of a nat of information too many or too few.
-        inverse: r(z|x), "tied" or "beside".
-        likelihood: "bernoulli", "categorical" or "gaussian"; None for Bernoulli pixels and Gaussian columns.
-        draws: of (z, x) per step for I_hat; None for the batch's size.
-        architecture: of :data:`~echo_ext.models.networks.ARCHITECTURES`.
-        hidden: widths of an MLP's hidden layers, in the encoder's order.
-        activation: of :data:`~echo_ext.models.networks.ACTIVATIONS`.
-        min_log_variance: the least log variance of encoder, r and decoder.
+        data_shape: Shape of one x, which is (states,) for one-hot rows.
+        latent_dim: Number of dimensions of z.
+        information: The target M, in nats.
+        penalty: Weight of the difference between I_hat and M. A larger value keeps the information closer to M, at the
+            expense of the ELBO.
+        inverse: The distribution r(z|x). "tied" is the encoder, and the penalty trains both the encoder and the
+            decoder. "separate" is a network of its own, which is trained to make the bound tight, and the penalty
+            trains the decoder only.
+        likelihood: "bernoulli", "categorical" or "gaussian". None means "bernoulli" for images and "gaussian" for
+            vectors.
+        draws: Number of samples (z, x) for I_hat in each step. More lower its variance. None means the batch size.
+        architecture: One of :data:`~echo_ext.models.networks.ARCHITECTURES`.
+        hidden: Widths of the hidden layers of the encoder, if it is an MLP; the decoder has them in reverse order.
+        activation: One of :data:`~echo_ext.models.networks.ACTIVATIONS`.
+        min_log_variance: Minimum of the log variances of the encoder, of r and of a Gaussian decoder.
 
     Raises:
-        ValueError: an unknown name, or a value out of range.
+        TypeError: A value has the wrong type.
+        ValueError: A name is unknown, or a value is out of range.
     """
 
     inverse: nn.Module | None
@@ -70,19 +75,17 @@ class MutualAutoencoder(GaussianJointModel):
             activation=activation,
             min_log_variance=min_log_variance,
         )
-        _checks.choice("inverse", inverse, ("tied", "beside"))
+        _checks.choice("inverse", inverse, ("tied", "separate"))
         self.information = _checks.number("information", information, minimum=0)
         self.penalty = _checks.number("penalty", penalty, minimum=0)
-        if draws is not None and (not isinstance(draws, int) or draws < 1):
-            raise ValueError(f"draws must be a positive integer or None, got {draws}")
-        self.draws = draws
+        self.draws = None if draws is None else _checks.whole("draws", draws, minimum=1, what="an int or None")
         if inverse == "tied":
             self.inverse = None
         else:
             self.inverse = encoder(architecture, self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """ "loss", "rate_bound", "distortion" and "information", which is I_hat; 0-d, nats per sample."""
+        """The "loss", "rate_bound", "distortion" and "information" (I_hat), each 0-d and in nats per sample."""
         losses = joint_losses("vae", self, x)
         information, tightening = self._information(len(x) if self.draws is None else self.draws)
         shortfall = (information - self.information).abs()
@@ -90,14 +93,14 @@ class MutualAutoencoder(GaussianJointModel):
         return {**losses, "information": information}
 
     def model_information(self, draws: int) -> Tensor:
-        """I_hat of this many draws of the model's joint law; 0-d, nats."""
+        """I_hat in nats, estimated from this many samples of the model's joint distribution; 0-d."""
         return self._information(draws)[0]
 
     def _information(self, draws: int) -> tuple[Tensor, Tensor]:
-        """I_hat, and a term of value zero whose gradient tightens r where it is not the encoder."""
+        """I_hat, and a term of value zero whose gradient trains a separate r to make the bound tight."""
         z = self.draw_prior(draws)
         x, differentiable = self.draw_data(z)
-        # H(z) from the same draws: no less exact on average, and its error cancels most of that of log r(z|x).
+        # H(z) is estimated from the same samples: it stays unbiased, and its error cancels most of that of log r(z|x).
         density = self._fixed_inverse(x).log_prob(z) - self.log_prior(z)
         if not differentiable:
             density = density + score_function(density, self.log_likelihood(x, z))
@@ -108,7 +111,7 @@ class MutualAutoencoder(GaussianJointModel):
         return information, tightness.detach() - tightness
 
     def _fixed_inverse(self, x: Tensor) -> DiagonalGaussian:
-        """r(z|x), without gradients to a network of its own."""
+        """The distribution r(z|x), without gradients to the parameters of a separate r."""
         if self.inverse is None:
             return self.infer(x)
         weights = {name: weight.detach() for name, weight in self.inverse.named_parameters()}

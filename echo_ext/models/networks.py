@@ -1,7 +1,7 @@
-"""Encoders and decoders: plain networks from x to a channel's pre-activations, and from z to a likelihood's parameters.
+"""Encoder networks, from x to the inputs of a channel, and decoder networks, from z to the parameters of a likelihood.
 
-Weights begin as Glorot & Bengio (2010) draw them, uniformly, and biases at zero. Convolutions keep their channels last
-in memory, which is the faster order on CPUs and no different otherwise.
+Weights are initialized uniformly as in Glorot & Bengio (2010), biases with zero. Convolutions store their weights in
+the channels-last memory format, which is faster on CPUs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp", "positive_widths"]
+from echo_ext import _checks
+
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -26,15 +28,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 ARCHITECTURES = {
-    "conv28": "Echo's convolutions for images of 28 x 28",
-    "conv64": "Echo's convolutions for dSprites, images of 64 x 64",
-    "mlp": "fully connected layers, for any shape",
+    "conv28": "convolutions of the Echo paper for images of 28 x 28",
+    "conv64": "convolutions of the Echo paper for images of 64 x 64 (dSprites)",
+    "mlp": "fully connected layers for data of any shape",
 }
 _IMAGE_SIDES = {"conv28": 28, "conv64": 64}
 
 
 def architecture_for(data_shape: Sequence[int]) -> str:
-    """The convolutions made for images of this size, else "mlp"."""
+    """Return the convolutional architecture for images of this size, or "mlp" if there is none."""
     for name, side in _IMAGE_SIDES.items():
         if tuple(data_shape[1:]) == (side, side):
             return name
@@ -49,19 +51,19 @@ def encoder(
     hidden: Sequence[int] | None = None,
     activation: str = "relu",
 ) -> nn.Module:
-    """A network from x (B, *data_shape) to (B, outputs), two outputs per latent for the channels here.
+    """Build a network from x (B, *data_shape) to (B, outputs).
 
     Args:
-        architecture: one of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix C).
-        data_shape: shape of one x: (channels, height, width) of an image, (columns,) of a vector.
-        outputs: width of the last layer, which is linear.
-        hidden: widths of an MLP's hidden layers; None for (512, 512).
-        activation: one of :data:`ACTIVATIONS`, after every layer but the last.
+        architecture: One of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix C).
+        data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
+        outputs: Width of the last layer, which is linear. The channels of this package need two outputs per latent.
+        hidden: Widths of the hidden layers of an MLP. None means (512, 512).
+        activation: One of :data:`ACTIVATIONS`, applied after every layer except the last.
 
     Raises:
-        ValueError: an unknown name, or a shape that the architecture does not take.
+        ValueError: A name is unknown, or the architecture does not support this shape.
     """
-    widths, act = _checked(architecture, data_shape, hidden, activation)
+    widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     if architecture == "mlp":
         return nn.Sequential(nn.Flatten(), mlp(math.prod(data_shape), *widths, outputs, activation=activation))
     if architecture == "conv28":
@@ -94,18 +96,26 @@ def decoder(
     hidden: Sequence[int] | None = None,
     activation: str = "relu",
 ) -> nn.Module:
-    """A network from z (B, latent_dim) to (B, outputs * data_shape[0], *data_shape[1:]), the last layer linear.
+    """Build a network from z (B, latent_dim) to (B, outputs * data_shape[0], *data_shape[1:]).
 
-    The arguments are those of :func:`encoder`, an MLP's widths in the encoder's order; ``outputs`` is how many
-    numbers the likelihood takes for each number of x.
+    Args:
+        architecture: One of :data:`ARCHITECTURES`.
+        data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
+        latent_dim: Number of dimensions of z.
+        outputs: Number of parameters that the likelihood has for each element of x.
+        hidden: Widths of the hidden layers of an MLP, in the order of the encoder. None means (512, 512).
+        activation: One of :data:`ACTIVATIONS`, applied after every layer except the last, which is linear.
+
+    Raises:
+        ValueError: A name is unknown, or the architecture does not support this shape.
     """
-    widths, act = _checked(architecture, data_shape, hidden, activation)
+    widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     shape = (outputs * data_shape[0], *data_shape[1:])
     if architecture == "mlp":
         layers = mlp(latent_dim, *reversed(widths), math.prod(shape), activation=activation)
         return nn.Sequential(layers, nn.Unflatten(1, shape))
     if architecture == "conv28":
-        # A transposed convolution of stride 1 is a convolution; as one it is the faster of the two.
+        # A transposed convolution of stride 1 is the same as a convolution, which is faster.
         layers = nn.Sequential(
             *(nn.Unflatten(1, (latent_dim, 1, 1)), nn.ConvTranspose2d(latent_dim, 64, 7), act()),
             *(nn.Conv2d(64, 64, 5, padding=2), act()),
@@ -128,7 +138,7 @@ def decoder(
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
-    """Linear layers of these widths, input and output among them, with an activation after all but the last."""
+    """Build an MLP from the widths of its input, hidden layers and output; its last layer has no activation."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
@@ -136,20 +146,13 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
 
 
 def glorot(network: nn.Sequential) -> nn.Sequential:
-    """Draw the weights of every layer anew, uniform with variance 2 / (fan_in + fan_out), and set biases to zero."""
+    """Initialize weights uniformly with the variance 2 / (fan_in + fan_out), and biases with zero."""
     for layer in network.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return network
-
-
-def positive_widths(name: str, widths: Sequence[int]) -> tuple[int, ...]:
-    """Widths of layers as a tuple, or a ValueError that names the argument."""
-    if not isinstance(widths, list | tuple) or any(not isinstance(width, int) or width < 1 for width in widths):
-        raise ValueError(f"{name} must be positive integers, as (512, 512), got {widths!r}")
-    return tuple(widths)
 
 
 def _channels_last(network: nn.Sequential) -> nn.Sequential:
@@ -159,22 +162,20 @@ def _channels_last(network: nn.Sequential) -> nn.Sequential:
     return network
 
 
-def _checked(
+def _widths_and_activation(
     architecture: str, data_shape: Sequence[int], hidden: Sequence[int] | None, activation: str
 ) -> tuple[Sequence[int], Callable[[], nn.Module]]:
-    """An MLP's widths and the activation, or a line on what does not fit."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture must be one of {', '.join(map(repr, ARCHITECTURES))}, got {architecture!r}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    """Check the arguments of a network; return the widths of the hidden layers of an MLP and the activation."""
+    _checks.choice("architecture", architecture, ARCHITECTURES)
+    _checks.choice("activation", activation, ACTIVATIONS)
     side = _IMAGE_SIDES.get(architecture)
     if side is None:
-        return positive_widths("hidden", (512, 512) if hidden is None else hidden), ACTIVATIONS[activation]
+        return _checks.widths("hidden", (512, 512) if hidden is None else hidden), ACTIVATIONS[activation]
     if len(data_shape) != 3 or tuple(data_shape[1:]) != (side, side):
         raise ValueError(
-            f"architecture {architecture!r} takes images of {side} x {side}, but data_shape is {tuple(data_shape)}; "
-            "architecture 'mlp' takes any"
+            f"data_shape must be (channels, {side}, {side}) for architecture {architecture!r}, "
+            f"got {tuple(data_shape)}; architecture 'mlp' supports any shape"
         )
     if hidden is not None:
-        raise ValueError(f"hidden is for architecture 'mlp', but architecture is {architecture!r} and hidden {hidden}")
+        raise ValueError(f"hidden must be None for architecture {architecture!r}, got {_checks.brief(hidden)}")
     return (), ACTIVATIONS[activation]

@@ -1,4 +1,4 @@
-"""Recipes: a name for a composition of parts with its hyper-parameters, as the papers fix them."""
+"""Recipes: names for the models of the papers, with their hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = ["RECIPES", "Recipe", "Training", "build", "find", "recipes"]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a recipe is trained where the user does not say otherwise."""
+    """The default training settings of a recipe."""
 
     learning_rate: float = 3e-4
     batch_size: int = 100
     epochs: int = 200
-    schedule: str = "constant-then-linear"  # to 0 over the second half; or "constant"
-    warm_up_epochs: int = 0  # over which Model.warmth rises from 0 to 1
-    patience: int | None = None  # epochs without a better validation loss after which to stop
-    normalise_gradients: bool = False  # each tensor's gradient to norm 1
+    schedule: str = "constant-then-linear"  # falls linearly to 0 over the second half; the other choice is "constant"
+    warm_up_epochs: int = 0  # number of epochs over which Model.warm_up_weight rises from 0 to 1
+    patience: int | None = None  # number of epochs without a better validation loss after which training stops
+    normalize_gradients: bool = False  # scale the gradient of each parameter tensor to norm 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One line for people, the model's class, and the arguments of its constructor that make the recipe."""
+    """A one-line summary, the class of the model, and the arguments of its constructor."""
 
     summary: str
     model: type[Model]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     training: Training = Training()
-    latent_dim: int = 32  # the paper's, where nobody says otherwise
+    latent_dim: int = 32  # the default, as in the paper of the recipe
 
     def training_for(self, data_shape: Sequence[int]) -> Training:
-        """How to train on data of this shape: images of 64 x 64 as the Echo paper trains on dSprites."""
+        """The default training settings for data of this shape; images of 64 x 64 have those of the Echo paper."""
         if architecture_for(data_shape) != "conv64":
             return self.training
         return dataclasses.replace(self.training, learning_rate=1e-4, batch_size=64)
@@ -53,28 +53,29 @@ RECIPES: dict[str, Recipe] = {}
 
 
 def recipes() -> dict[str, str]:
-    """What :func:`build` knows: each name with one line on what it is."""
+    """Return the names that :func:`build` accepts, each with a one-line summary."""
     return {name: recipe.summary for name, recipe in RECIPES.items()}
 
 
 def find(name: str) -> Recipe:
-    """The recipe of this name, or a ValueError that lists the nearest names."""
+    """Return the recipe of this name, or raise a ValueError that suggests similar names."""
     if name not in RECIPES:
         raise _checks.unknown("recipe", name, sorted(RECIPES))
     return RECIPES[name]
 
 
 def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **overrides: Any) -> Model:
-    """Compose a model.
+    """Build the model of a recipe.
 
     Args:
-        recipe: one of :func:`recipes`.
-        data_shape: shape of one x: (channels, height, width) of an image, (columns,) of a vector.
-        latent_dim: dimensions of z.
-        overrides: arguments of the model's constructor other than what the recipe says, such as ``beta=0.5``.
+        recipe: One of :func:`recipes`.
+        data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
+        latent_dim: Number of dimensions of z.
+        overrides: Arguments of the model's constructor that replace those of the recipe, such as ``beta=0.5``.
 
     Raises:
-        ValueError: an unknown recipe, an argument that its model does not have, or a value out of range.
+        TypeError: A value has the wrong type.
+        ValueError: The recipe or an argument is unknown, or a value is out of range.
     """
     chosen = find(recipe)
     known = [
@@ -92,39 +93,39 @@ def _register(name: str, summary: str, **settings: Any) -> None:
     RECIPES[name] = Recipe(summary, Autoencoder, settings)
 
 
-_register("echo", "Echo noise: an exact rate, and no prior to choose", channel="echo")
-_register("vae", "Gaussian channel and N(0, I) prior: the variational autoencoder")
-_register("beta-vae", "the VAE with a dearer rate, beta = 4", beta=4.0)
-_register("infovae", "the VAE with an MMD between z and N(0, I)", mmd_weight=999.0)
-_register("vae-maf", "the VAE with an autoregressive flow as its prior", marginal="maf")
-_register("vae-vamp", "the VAE with a VampPrior, a mixture of encoded pseudo-inputs", marginal="vamp")
+_register("echo", "Echo noise, whose rate is exact and needs no prior", channel="echo")
+_register("vae", "variational autoencoder with a Gaussian channel and an N(0, I) prior")
+_register("beta-vae", "VAE with a rate weight of beta = 4", beta=4.0)
+_register("infovae", "VAE with a penalty on the MMD between z and N(0, I)", mmd_weight=999.0)
+_register("vae-maf", "VAE with an autoregressive flow as prior", marginal="maf")
+_register("vae-vamp", "VAE with a VampPrior, a mixture of encoded pseudo-inputs", marginal="vamp")
 _register("iaf-prior", "inverse autoregressive channel and N(0, I) prior", channel="iaf")
-_register("iaf-mmd", "iaf-prior with an MMD between z and N(0, I)", channel="iaf", mmd_weight=999.0)
+_register("iaf-mmd", "iaf-prior with a penalty on the MMD between z and N(0, I)", channel="iaf", mmd_weight=999.0)
 _register("iaf-maf", "inverse autoregressive channel and flow prior", channel="iaf", marginal="maf")
 _register("iaf-vamp", "inverse autoregressive channel and VampPrior", channel="iaf", marginal="vamp")
-_register("factor-vae", "the VAE with a penalty on the total correlation of z", tc_weight=20.0)
+_register("factor-vae", "VAE with a penalty on the total correlation of z", tc_weight=20.0)
 _register("echo-tc", "Echo with a penalty on the total correlation of z", channel="echo", tc_weight=20.0)
-_register("corex", "the VAE as correlation explanation: sampled latent by latent from q(z_j)", sample_from="aggregate")
-_register("anchor-vae", "corex with half the price on five latents", sample_from="aggregate", anchored=5)
+_register("corex", "VAE sampled from the product of the marginals q(z_j) of its codes", sample_from="aggregate")
+_register("anchor-vae", "corex with half the rate weight on five latents", sample_from="aggregate", anchored=5)
 
 RECIPES["stacked-corex"] = Recipe(
-    "two stochastic layers, the upper one a choice of ten",
+    "VAE with a second layer: a categorical variable of ten states above z",
     StackedCorEx,
     training=Training(learning_rate=1e-3, schedule="constant", warm_up_epochs=6),
     latent_dim=64,
 )
 RECIPES["mutual-ae"] = Recipe(
-    "the VAE held to an information of M nats, information=M",
+    "Mutual Autoencoder, a VAE with a prescribed I(x; z) of information=M nats",
     MutualAutoencoder,
     training=Training(learning_rate=1e-3, schedule="constant"),
     latent_dim=1,
 )
 
 for _objective, _summary in {
-    "mim": "MIM: both joint laws symmetric and informative, half of the samples from either",
-    "a-mim": "MIM from encoder samples alone",
-    "mim-h": "MIM less the entropy of the encoding",
-    "vae-h": "the VAE plus the entropy of the encoding",
+    "mim": "Mutual Information Machine, trained on encoder and decoder samples, half of each",
+    "a-mim": "MIM trained on encoder samples only",
+    "mim-h": "MIM minus the entropy of the encoder in the loss",
+    "vae-h": "VAE plus the entropy of the encoder in the loss",
 }.items():
     RECIPES[_objective] = Recipe(
         _summary,
@@ -139,10 +140,10 @@ for _decoder, _model in _two_level.items():
     for _short, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
         for _objective in ("vae", "a-mim", "mim"):
             RECIPES[f"{_decoder}-{_short}-{_objective}"] = Recipe(
-                f"two levels of z, {_prior} prior, "
-                f"{'convolutional' if _model is ConvHVAE else 'pixel-by-pixel'} decoder, by {_objective.upper()}",
+                f"two-level model, {'N(0, I) prior' if _prior == 'standard-normal' else 'VampPrior'}, "
+                f"{'convolutional' if _model is ConvHVAE else 'autoregressive'} decoder, {_objective.upper()} loss",
                 _model,
                 {"objective": _objective, "prior": _prior},
-                Training(5e-4, 100, 2000, "constant", warm_up_epochs=100, patience=50, normalise_gradients=True),
+                Training(5e-4, 100, 2000, "constant", warm_up_epochs=100, patience=50, normalize_gradients=True),
                 latent_dim=80,
             )

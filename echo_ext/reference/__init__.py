@@ -1,7 +1,7 @@
-"""The definitions, as the papers state them: the oracle of every test and the baseline of every benchmark.
+"""The definitions as the papers state them: the oracle of every test and the baseline of every benchmark.
 
-The functions of :mod:`echo_ext.reference.echo` are plain PyTorch. The information estimators, which have the names that
-they have in ``echo_ext``, need SciPy; they are imported when first asked for.
+The functions of :mod:`echo_ext.reference.echo` are plain PyTorch. The information estimators have the same names as in
+``echo_ext`` and need SciPy; they are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -29,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name not in _INFORMATION:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("echo_ext.reference.information"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

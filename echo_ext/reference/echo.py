@@ -1,7 +1,7 @@
-"""Echo noise in plain PyTorch.
+"""Echo noise in plain PyTorch, written as in the paper.
 
-Readable as the paper (Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Autoencoders via Echo
-Noise", NeurIPS 2019), and as wasteful: every term of every row is gathered, O(B D d) memory.
+It gathers every term of every row, O(B D d) memory. Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact
+Rate-Distortion in Autoencoders via Echo Noise", NeurIPS 2019.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ __all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "ra
 
 
 def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | str | None = None) -> Tensor:
-    """For each row, a uniform random ordering of the others, by sorting a B x B random matrix.
+    """Draw a uniform random ordering of the other rows for each row, by sorting a B x B random matrix.
 
-    Returns the first ``num_terms`` of each, int64 (batch_size, num_terms).
+    Returns:
+        The first ``num_terms`` of each ordering, int64 (batch_size, num_terms).
     """
     keys = torch.rand(batch_size, batch_size, device=device)
-    keys.fill_diagonal_(torch.inf)  # a row itself comes last, and is cut off
+    keys.fill_diagonal_(torch.inf)  # the row itself comes last and is cut off
     return keys.argsort(dim=1)[:, :num_terms]
 
 
 def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``; autograd's own backward.
+    """Return ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``; autograd differentiates it.
 
     Args:
-        f, s: (B, *) floating-point tensors of one shape.
-        indices: int64 (rows, D) into the rows of f and s, or of the bank.
-        bank: (f, s) tensors (K, *) to draw from instead of f and s.
+        f, s: Floating-point tensors of one shape (B, *).
+        indices: int64 (rows, D), the rows of f and s, or of the bank, that each noise is made of.
+        bank: A pair of tensors (K, *) to draw from instead of f and s.
 
     Returns:
-        (rows, *) of f's dtype; half types are computed in float32.
+        The noise, (rows, *), of the dtype of f; half types are computed in float32.
 
     Raises:
-        ValueError: an index lies outside the rows there are.
+        ValueError: An index is not the number of a row.
     """
     bank_f, bank_s = (f, s) if bank is None else bank
     if indices.numel() > 0 and not 0 <= int(indices.min()) <= int(indices.max()) < len(bank_f):
         raise ValueError(
-            f"indices must lie in [0, {len(bank_f)}), the rows there are, "
-            f"but they range from {int(indices.min())} to {int(indices.max())}"
+            f"indices must be numbers of rows, from 0 to {len(bank_f) - 1}, "
+            f"got {int(indices.min())} to {int(indices.max())}"
         )
     compute_dtype = torch.promote_types(bank_f.dtype, torch.float32)
     term_f = bank_f.to(compute_dtype)[indices]  # (rows, D, *)
@@ -51,7 +52,7 @@ def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Ten
 
 
 def echo_sample(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """``z = f + s * eps`` with the noise of :func:`echo_noise`: same arguments, shape and errors."""
+    """Return ``z = f + s * eps`` with the noise of :func:`echo_noise`, which has the same arguments and errors."""
     compute_dtype = torch.promote_types(f.dtype, torch.float32)
     wide_bank = None if bank is None else (bank[0].to(compute_dtype), bank[1].to(compute_dtype))
     noise = echo_noise(f.to(compute_dtype), s.to(compute_dtype), indices, bank=wide_bank)
@@ -59,12 +60,13 @@ def echo_sample(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Te
 
 
 def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
-    """The periodic ring: the solution of ``z_p = f_p + s_p * z_{p+1}`` around a circle of all rows.
+    """Return the periodic ring, the solution of ``z_p = f_p + s_p * z_{p+1}`` around a circle of all rows.
 
-    Unrolled, the first row's is ``z_0 = b + a * z_0`` with ``b`` the sum of all B terms and ``a`` the product of all s.
+    Unrolled, that of the first row is ``z_0 = b + a * z_0``, where ``b`` is the sum of all B terms and ``a`` the
+    product of all s.
 
     Args:
-        f, s: (B, *) floating-point tensors of one shape.
+        f, s: Floating-point tensors of one shape (B, *).
         order: int64 (B,), the row at each position.
 
     Returns:
@@ -82,7 +84,7 @@ def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
 
 
 def echo_matrix_circle(f: Tensor, S: Tensor, order: Tensor) -> Tensor:
-    """:func:`echo_circle` with matrices: the solution of ``z_p = f_p + S_p z_{p+1}``; f (B, d), S (B, d, d)."""
+    """Return :func:`echo_circle` with matrices, the solution of ``z_p = f_p + S_p z_{p+1}``; f (B, d), S (B, d, d)."""
     z, scale = torch.zeros_like(f[0]), torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     for row in order.flip(0):
         z, scale = f[row] + S[row] @ z, S[row] @ scale

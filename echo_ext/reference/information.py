@@ -1,6 +1,7 @@
-"""The information estimators as the papers state them: one sample after another, all pairs, NumPy and SciPy only.
+"""The information estimators as the papers state them, in NumPy and SciPy.
 
-The oracle for the tests: slow, and meant to be read. Arguments as in `echo_ext`; results are floats or arrays.
+They compute one sample after another from all pairs, which is slow and easy to read: the oracle of the tests. Arguments
+are those of `echo_ext`; results are floats or arrays.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from scipy.special import digamma, gammaln
 
 Numbers: TypeAlias = npt.NDArray[Any]
-# From one item's variables, (N, d) each, and k to the N local values.
+# From k and the variables of one item of the batch, (N, d) each, to the N local values.
 LocalValues: TypeAlias = Callable[..., Numbers]
 
 
@@ -28,7 +29,7 @@ def mutual_information(
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg), Gao et al. 2017 (mixed)."""
+    """Estimate by Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg) or Gao et al. 2017 (mixed)."""
 
     def values(k: int, *variables: Numbers) -> Numbers:
         if method == "bi-ksg":
@@ -50,7 +51,7 @@ def total_correlation(
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Kraskov et al. 2004, equations 23 and 24."""
+    """Estimate by Kraskov et al. 2004, equation 23 (ksg1) or 24 (ksg2)."""
 
     def values(k: int, points: Numbers) -> Numbers:
         columns = groups if groups is not None else [[c] for c in range(points.shape[1])]
@@ -70,7 +71,7 @@ def conditional_mutual_information(
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Frenzel and Pompe 2007 (ksg1); Lizier 2014 (ksg2)."""
+    """Estimate by Frenzel and Pompe 2007 (ksg1) or Lizier 2014 (ksg2)."""
 
     def values(k: int, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
         return _conditional(x, y, z, k, method, exclude_within)
@@ -90,7 +91,7 @@ def transfer_entropy(
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Schreiber 2000, by Frenzel and Pompe 2007."""
+    """Estimate the quantity of Schreiber 2000 by Frenzel and Pompe 2007."""
 
     def values(k: int, source: Numbers, target: Numbers) -> Numbers:
         times = range(max(history, lag + source_history - 1), len(target))
@@ -104,7 +105,7 @@ def transfer_entropy(
 def entropy(
     x: Any, *, k: Any = 3, metric: str = "chebyshev", unit: str = "nats", local: bool = False, exclude_within: int = 0
 ) -> Any:
-    """Kozachenko and Leonenko 1987; Kraskov et al. 2004, equation 20."""
+    """Estimate by Kozachenko and Leonenko 1987, as in Kraskov et al. 2004, equation 20."""
 
     def values(k: int, points: Numbers) -> Numbers:
         n, dim = points.shape
@@ -124,7 +125,7 @@ def entropy(
 def mutual_information_discrete(
     x: Any, labels: Any, *, k: Any = 3, unit: str = "nats", local: bool = False, exclude_within: int = 0
 ) -> Any:
-    """Ross 2014; samples whose label occurs once are left out (NaN among the local values)."""
+    """Estimate by Ross 2014; samples whose label occurs once are left out, and NaN among the local values."""
 
     def values(k: int, points: Numbers, labels: Numbers) -> Numbers:
         label = labels[:, 0]
@@ -149,7 +150,7 @@ def mutual_information_discrete(
 def mutual_information_matrix(
     x: Any, y: Any = None, *, k: Any = 3, method: str = "ksg1", unit: str = "nats", exclude_within: int = 0
 ) -> Any:
-    """Each column of x with each column of y."""
+    """Estimate each column of x with each column of y."""
     left = _columns(x)
     right = left if y is None else _columns(y)
     rows = [
@@ -167,7 +168,7 @@ def mutual_information_matrix(
 def knn(
     points: Any, queries: Any = None, k: int = 3, *, metric: str = "chebyshev", exclude_within: int = 0
 ) -> tuple[Numbers, Numbers]:
-    """Distances and indices; the lower index first among equal distances."""
+    """Find distances and indices, the lower index first among equal distances."""
     base = _columns(points)
     sought = base if queries is None else _columns(queries)
     distances = np.empty((len(sought), k), base.dtype)
@@ -260,7 +261,7 @@ def _others(n: int, i: int, w: int) -> Numbers:
 
 
 def _distances(points: Numbers, i: int, others: Numbers, metric: str = "chebyshev") -> Numbers:
-    """From sample i to some others, in the points' own precision; squared if Euclidean."""
+    """Return the distances from sample i to some others, in the precision of the points; squared if Euclidean."""
     return _lengths(points[others] - points[i], metric)
 
 

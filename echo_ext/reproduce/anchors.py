@@ -1,4 +1,4 @@
-"""AnchorVAE's bar chart: latents whose rate is cheaper carry the most information, each alone."""
+"""The bar chart of AnchorVAE: the latents with a smaller rate weight carry the most information."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from echo_ext import metrics
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.metrics import latent_information
 from echo_ext.models import Model
 from echo_ext.models.autoencoder import Autoencoder
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
+from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
 from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENT", "measure", "run"]
 
 DATA = "fashion-mnist"
-# A VAE is trained as CorEx is, and differs in what it is sampled from.
+# CorEx is trained as a VAE and differs only in the distribution that it is sampled from.
 MODELS = {"CorEx": "corex", "AnchorVAE": "anchor-vae"}
 ANCHORED = 5
 LATENTS = 32
 EPOCHS = 5
-# Test rows whose posteriors' mixture stands for q(z_j); what a latent tells is at most their log, 8.5 nats.
+# Test rows; the mixture of their posteriors estimates q(z_j). I(z_j; x) is at most log(ROWS) = 8.5 nats.
 ROWS = 5000
 SAMPLES = 12
 
 MODEL = "model"
 
 
-def run(bench: Bench) -> Outcome:
-    """Train with and without anchors, and measure what each latent tells of x."""
+def run(context: Context) -> Result:
+    """Train with and without anchored latents, and measure the information of each latent about x."""
     cases: list[Case] = [
         (
             {MODEL: name},
-            bench.configuration(
+            context.configuration(
                 recipe,
                 DATA,
                 latent_dim=LATENTS,
@@ -51,48 +51,50 @@ def run(bench: Bench) -> Outcome:
         )
         for name, recipe in MODELS.items()
     ]
-    rows = bench.rows(cases, measure)
+    rows = context.rows(cases, measure)
     _, configuration = cases[0]
     settings = {
         "data": DATA,
         "layers": "784-512-512-32 and back, ReLU",
-        **stated(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
-        "anchored": f"the first {ANCHORED} latents of AnchorVAE, at half the price of a nat",
-        "formula": f"E KL(q(z_j|x) | q(z_j)), q(z_j) the mixture over {ROWS} test rows; mean over the latents named",
-        "k-NN": "KSG, k = 3, of z_j and the mean and deviation of q(z_j|x), the same rows",
+        **selected_settings(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
+        "anchored": f"the first {ANCHORED} latents of AnchorVAE, with half the rate weight",
+        "formula": f"E KL(q(z_j|x) | q(z_j)), where q(z_j) is the mixture over {ROWS} test rows; mean over the latents",
+        "k-NN": "KSG with k = 3 between z_j and the mean and standard deviation of q(z_j|x), for the same rows",
     }
-    models = {name: bench.model(run_name({MODEL: name}, bench.seeds[0])).cpu() for name in MODELS}
-    x = load_data(configuration, bench.data_dir)["test"].values(slice(ROWS))
-    return Outcome(rows, {"latents.png": _latents(models, x), "samples.png": _samples(models)}, settings)
+    models = {name: context.model(run_name({MODEL: name}, context.seeds[0])).cpu() for name in MODELS}
+    x = load_data(configuration, context.data_dir)["test"].values(slice(ROWS))
+    return Result(rows, {"latents.png": _latents(models, x), "samples.png": _samples(models)}, settings)
 
 
-def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
-    """What the first latents and the others tell of x, by formula and by k-NN, and the test rows' rate-distortion."""
+def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
+    """The information of the first and of the other latents about x by two methods, and the rate and distortion."""
     x = parts["test"].values(slice(ROWS))
     found = metrics.rate_distortion(model, parts["test"])
     values: dict[str, float] = {}
     for method in ("formula", "knn"):
-        told = latent_information(model, x, method=method)
+        information = latent_information(model, x, method=method)
         name = method.replace("knn", "k-NN")
-        values[f"latents 0 to {ANCHORED - 1}, {name}"] = told[:ANCHORED].mean().item()
-        values[f"the best others, {name}"] = told[ANCHORED:].topk(ANCHORED).values.mean().item()
+        values[f"latents 0 to {ANCHORED - 1}, {name}"] = information[:ANCHORED].mean().item()
+        values[f"the best others, {name}"] = information[ANCHORED:].topk(ANCHORED).values.mean().item()
     return {**values, "rate bound": found.rate, "distortion": found.distortion, "-ELBO": found.neg_elbo}
 
 
 def _latents(models: Mapping[str, Model], x: Tensor) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
-    told = {
+    information = {
         method: {name: latent_information(model, x, method=method) for name, model in models.items()}
         for method in ("formula", "knn")
     }
-    return pictures.bars(told["formula"], highlighted={"AnchorVAE": ANCHORED}, marks=told["knn"], mark="k-NN")
+    return plots.bars(
+        information["formula"], highlighted={"AnchorVAE": ANCHORED}, marks=information["knn"], mark="k-NN"
+    )
 
 
 @torch.no_grad()
 def _samples(models: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     drawn = {}
@@ -100,11 +102,11 @@ def _samples(models: Mapping[str, Model]) -> Figure:
         assert isinstance(model, Autoencoder)
         drawn[f"{name}, z from prod_j q(z_j)"] = model.sample(SAMPLES)
         drawn[f"{name}, z from N(0, I)"] = model.decode(torch.randn(SAMPLES, LATENTS))
-    return pictures.rows(drawn)
+    return plots.rows(drawn)
 
 
 EXPERIMENT = Experiment(
-    summary="AnchorVAE's bars: five latents at half the price tell the most of Fashion-MNIST",
-    source="Gao, Brekelmans, Ver Steeg & Galstyan 2019 (AnchorVAE), there on CelebA",
+    summary="five latents of AnchorVAE with half the rate weight carry the most information about Fashion-MNIST",
+    source="Gao, Brekelmans, Ver Steeg & Galstyan 2019 (AnchorVAE), where the data are CelebA",
     run=run,
 )

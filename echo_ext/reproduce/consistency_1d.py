@@ -1,4 +1,4 @@
-"""How well encoding and decoding agree on one joint law, under the cross-entropy of their mixture and under MIM."""
+"""How well the joint distributions of encoder and decoder agree, for MIM and for the cross-entropy of their mixture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from echo_ext import mutual_information
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.data.mixtures import MIXTURES
 from echo_ext.models import Model
 from echo_ext.models.marginals import GaussianMixture
 from echo_ext.models.mim import MIM
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
+from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENT", "jensen_shannon", "measure", "run"]
 
 DATA = "gmm1d"
-# P(z) has two modes and P(x) three, so that no simple map makes one of the other.
-ANCHOR, DEVIATION = [[-1.0], [1.0]], 0.25
+# P(z) has two modes and P(x) three, so no simple function maps one to the other.
+ANCHOR, ANCHOR_STD = [[-1.0], [1.0]], 0.25
 LOSSES = {"CE": "cross-entropy", "MIM": "mim"}
 COMPONENTS = 10
 HIDDEN = 10
 EPOCHS, WARM_UP = 60, 3
 LEARNING_RATE = 3e-3
-# A standard deviation of 0.05: where x and z can determine each other, MIM has no minimum without a least one.
+# A standard deviation of 0.05. Without a minimum the loss of MIM is unbounded, since x and z can determine each other.
 MIN_LOG_VARIANCE = 2 * math.log(0.05)
-NEIGHBOURS = 5
-DRAWN = 2000
+NEIGHBORS = 5
+PLOTTED_SAMPLES = 2000
 
 
-def run(bench: Bench) -> Outcome:
-    """Train under either loss, and compare the joint laws."""
+def run(context: Context) -> Result:
+    """Train with both losses, and compare the joint distributions."""
     cases: list[Case] = [
         (
             {"loss": loss},
-            bench.configuration(
+            context.configuration(
                 "mim",
                 DATA,
                 latent_dim=1,
@@ -55,7 +55,7 @@ def run(bench: Bench) -> Outcome:
                     "marginal": "mixture",
                     "components": COMPONENTS,
                     "anchor": ANCHOR,
-                    "anchor_deviation": DEVIATION,
+                    "anchor_std": ANCHOR_STD,
                     "hidden": [HIDDEN],
                     "activation": "swish",
                     "min_log_variance": MIN_LOG_VARIANCE,
@@ -64,24 +64,26 @@ def run(bench: Bench) -> Outcome:
         )
         for loss, objective in LOSSES.items()
     ]
-    rows = bench.rows(cases, measure)
+    rows = context.rows(cases, measure)
     _, configuration = cases[0]
     settings = {
-        "P(x)": "mixture of three normal laws of deviation 0.25 at -1.5, 0 and 1.5",
-        "P(z)": "mixture of two normal laws of deviation 0.25 at -1 and 1",
-        "q(x), p(z)": f"learned mixtures of {COMPONENTS} normal laws",
-        "layers": f"two linear layers with {HIDDEN} units and swish between, in encoder and in decoder",
-        "least standard deviation": math.exp(MIN_LOG_VARIANCE / 2),
-        **stated(configuration, "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"),
-        "L_MIM - CE": "both of the same samples, half from P(x) q(z|x) and half from P(z) p(x|z); 0 if the laws agree",
-        "JSD": "Jensen-Shannon divergence, from draws of both laws; at most log 2 = 0.693",
+        "P(x)": "mixture of three normal distributions with standard deviation 0.25 at -1.5, 0 and 1.5",
+        "P(z)": "mixture of two normal distributions with standard deviation 0.25 at -1 and 1",
+        "q(x), p(z)": f"learned mixtures of {COMPONENTS} normal distributions",
+        "layers": f"two linear layers with {HIDDEN} units and swish in between, in the encoder and in the decoder",
+        "minimum standard deviation": math.exp(MIN_LOG_VARIANCE / 2),
+        **selected_settings(
+            configuration, "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"
+        ),
+        "L_MIM - CE": "for the same samples, half of P(x) q(z|x) and half of P(z) p(x|z); 0 if the two joints agree",
+        "JSD": "Jensen-Shannon divergence, from samples of both joints; at most log 2 = 0.693",
     }
-    models = {loss: cast(MIM, bench.model(run_name({"loss": loss}, bench.seeds[0])).cpu()) for loss in LOSSES}
-    return Outcome(rows, {"joints.png": _joints(models)}, settings)
+    models = {loss: cast(MIM, context.model(run_name({"loss": loss}, context.seeds[0])).cpu()) for loss in LOSSES}
+    return Result(rows, {"joints.png": _joints(models)}, settings)
 
 
-def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
-    """How far apart the joint laws are, how well the learned marginals fit, and I(x; z) of the encoding."""
+def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
+    """The divergences of the joint distributions and of the learned marginals, and I(x; z) of the encoder."""
     assert isinstance(model, MIM)
     x = parts["test"].values(slice(None))
     z = model.encode(x)
@@ -91,38 +93,43 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
     learned = [torch.stack(_log_joints(model, *pair)) for pair in pairs]
     gap = torch.cat([joint.logsumexp(0) - math.log(2) - joint.mean(0) for joint in learned]).mean().item()
     anchored = [torch.stack(_log_anchored(model, *pair)) for pair in pairs]
-    own = [torch.stack(_log_joints(model, *pair)) for pair in (encoded(model, len(x)), decoded(model, len(x)))]
+    joints = [torch.stack(_log_joints(model, *pair)) for pair in (encoded(model, len(x)), decoded(model, len(x)))]
     assert isinstance(model.anchor, GaussianMixture)
     return {
         "L_MIM - CE, nats": gap,
-        "JSD of the learned joints, nats": jensen_shannon(*own),
+        "JSD of the learned joints, nats": jensen_shannon(*joints),
         "JSD of the sampled joints, nats": jensen_shannon(*anchored),
         "KL(P(x) ‖ q(x)), nats": (MIXTURES[DATA].log_prob(x) - _marginal(model).log_prob(x)).mean().item(),
         "KL(P(z) ‖ p(z)), nats": (model.anchor.log_prob(drawn_z) - model.log_prior(drawn_z)).mean().item(),
-        "I(x; z), nats": float(mutual_information(x.double(), z.double(), k=NEIGHBOURS)),
+        "I(x; z), nats": float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
     }
 
 
-def jensen_shannon(of_first: Tensor, of_second: Tensor) -> float:
-    """The divergence of two laws, from draws of each: the log densities of both at them, (2, N) each, in nats."""
-    mixtures = [densities.logsumexp(0) - math.log(2) for densities in (of_first, of_second)]
-    return 0.5 * ((of_first[0] - mixtures[0]).mean() + (of_second[1] - mixtures[1]).mean()).item()
+def jensen_shannon(at_first: Tensor, at_second: Tensor) -> float:
+    """Estimate the Jensen-Shannon divergence of two distributions in nats, from samples of each.
+
+    Args:
+        at_first: The log densities of both distributions at samples of the first, (2, N).
+        at_second: The log densities of both distributions at samples of the second, (2, N).
+    """
+    mixtures = [densities.logsumexp(0) - math.log(2) for densities in (at_first, at_second)]
+    return 0.5 * ((at_first[0] - mixtures[0]).mean() + (at_second[1] - mixtures[1]).mean()).item()
 
 
 def encoded(model: MIM, n: int) -> tuple[Tensor, Tensor]:
-    """``n`` draws (x, z) of q(x) q(z|x)."""
+    """``n`` samples (x, z) of q(x) q(z|x)."""
     x = _marginal(model).sample(n)
     return x, model.encode(x)
 
 
 def decoded(model: MIM, n: int) -> tuple[Tensor, Tensor]:
-    """``n`` draws (x, z) of p(z) p(x|z)."""
+    """``n`` samples (x, z) of p(z) p(x|z)."""
     z = model.draw_prior(n)
     return model.draw_data(z)[0], z
 
 
 def _log_joints(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log q(x) q(z|x) and log p(z) p(x|z) at each pair: (N,) each."""
+    """The log densities log q(x) q(z|x) and log p(z) p(x|z) at each pair: (N,) each."""
     return (
         _marginal(model).log_prob(x) + model.infer(x).log_prob(z),
         model.log_prior(z) + model.log_likelihood(x, z),
@@ -130,7 +137,7 @@ def _log_joints(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_anchored(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """log P(x) q(z|x) and log P(z) p(x|z) at each pair: (N,) each."""
+    """The log densities log P(x) q(z|x) and log P(z) p(x|z) at each pair: (N,) each."""
     assert isinstance(model.anchor, GaussianMixture)
     return (
         MIXTURES[DATA].log_prob(x) + model.infer(x).log_prob(z),
@@ -145,18 +152,18 @@ def _marginal(model: MIM) -> GaussianMixture:
 
 @torch.no_grad()
 def _joints(models: Mapping[str, MIM]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
     drawn = {}
     for loss, model in models.items():
-        drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, DRAWN), 1)
-        drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, DRAWN), 1)
-    return pictures.clouds(drawn, columns=2, axes_names=("x", "z"))
+        drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, PLOTTED_SAMPLES), 1)
+        drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, PLOTTED_SAMPLES), 1)
+    return plots.scatters(drawn, columns=2, axes_names=("x", "z"))
 
 
 EXPERIMENT = Experiment(
-    summary="encoding and decoding agree on one joint law under MIM, and need not under the cross-entropy",
+    summary="encoder and decoder agree on one joint distribution for MIM, but not for the cross-entropy",
     source="Livne, Swersky & Fleet 2019, section 4 and supplement (1-D)",
     run=run,
     seeds=6,

@@ -1,4 +1,4 @@
-"""What the experiments have in common: single runs that are kept, values over seeds, and the files of a result."""
+"""The common parts of the experiments: saved single runs, statistics over seeds, and the files of a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from echo_ext import training
 from echo_ext._checks import brief
 from echo_ext._versions import versions
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training.parsing import read_json
 from echo_ext.training.results import mean_and_error
@@ -25,56 +25,56 @@ from echo_ext.training.schedules import Stream, derive_seed
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bench", "Case", "Experiment", "Measure", "Outcome", "Row", "reproduce", "run_name", "stated"]
+__all__ = ["Case", "Context", "Experiment", "Measure", "Result", "Row", "reproduce", "run_name", "selected_settings"]
 
 RESULT = "result.json"
 TABLE = "table.md"
 MEASURES = "measures.json"
 RUNS = "runs"
-# Seconds that another process gets to write its files into the same folder.
-PATIENCE = 60.0
+# Seconds to wait while another process writes its files into the same folder.
+LOCK_TIMEOUT = 60.0
 
-Measure: TypeAlias = Callable[[Model, Mapping[str, LabelledDataset]], Mapping[str, float]]
+Measure: TypeAlias = Callable[[Model, Mapping[str, LabeledDataset]], Mapping[str, float]]
 Labels: TypeAlias = Mapping[str, "str | float"]
 Case: TypeAlias = tuple[Labels, training.Configuration]
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One experiment of a paper.
+    """An experiment of a paper.
 
     Args:
-        summary: one line on what it shows.
-        source: the paper and where in it.
-        run: does it.
-        seeds: how many, where nobody says otherwise.
+        summary: A one-line description of what it shows.
+        source: The paper and the section.
+        run: The function that runs the experiment.
+        seeds: Default number of seeds.
     """
 
     summary: str
     source: str
-    run: Callable[[Bench], Outcome]
+    run: Callable[[Context], Result]
     seeds: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was measured of one case: each quantity's values, one for each seed; ``labels`` say which case it is."""
+    """The values of each quantity for one case, one for each seed; ``labels`` identify the case."""
 
     labels: Labels
     values: Mapping[str, Sequence[float]]
 
     def mean(self, quantity: str) -> float:
-        """Over the seeds."""
+        """The mean of a quantity over the seeds."""
         return mean_and_error(self.values[quantity])[0]
 
     def error(self, quantity: str) -> float:
-        """The mean's standard error; NaN for a single seed."""
+        """The standard error of the mean, which is NaN for a single seed."""
         return mean_and_error(self.values[quantity])[1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What an experiment found: the table's rows, figures by the names of their files, and how it was done."""
+class Result:
+    """The result of an experiment: the rows of its table, its figures by file name, and its settings."""
 
     rows: Sequence[Row]
     figures: Mapping[str, Figure]
@@ -82,17 +82,17 @@ class Outcome:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
-    """Where an experiment works, and what the user asks of it.
+class Context:
+    """The folder of an experiment and the options of the user.
 
     Args:
-        out: the folder of its results; each of its single runs has a folder of its own below.
-        seeds: one run of each case for each.
-        epochs: in place of the experiment's own; None for these.
-        limit: only the first so many training rows; None for all.
-        data_dir: as ``root`` of :func:`echo_ext.data.load`.
-        device: where to train and measure.
-        progress: show bars where standard error is a terminal.
+        out: The folder of the results. The single runs have folders of their own below it.
+        seeds: The seeds, for each of which every case is run once.
+        epochs: Number of epochs. None means the default of the experiment.
+        limit: Number of training rows, counted from the first. None means all.
+        data_dir: The folder of the data, as ``root`` of :func:`echo_ext.data.load`.
+        device: The device for training and evaluation.
+        progress: Whether to show progress bars if stderr is a terminal.
     """
 
     out: Path
@@ -104,16 +104,16 @@ class Bench:
     progress: bool = True
 
     def configuration(self, recipe: str, data: str, **given: Any) -> training.Configuration:
-        """As :meth:`echo_ext.training.Configuration.of`, with the epochs and the limit that the user asks for."""
-        asked = {"epochs": self.epochs, "limit": self.limit}
-        stated = {name: value for name, value in asked.items() if value is not None}
-        return training.Configuration.of(recipe, data, **{**given, **stated})
+        """Call :meth:`echo_ext.training.Configuration.of` with the epochs and the limit of the user."""
+        options = {"epochs": self.epochs, "limit": self.limit}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        return training.Configuration.of(recipe, data, **{**given, **chosen})
 
     def measure(self, name: str, configuration: training.Configuration, measure: Measure) -> dict[str, float]:
-        """Train the run of this name, unless it was, and measure its model, unless it was; both are kept.
+        """Train a run of this name and evaluate its model; steps that are done already are not repeated.
 
         Raises:
-            FileExistsError: there is a run of this name with another configuration.
+            FileExistsError: There is a run of this name with another configuration.
         """
         directory = training.RunDirectory(self.out / RUNS / name)
         training.train(
@@ -131,18 +131,18 @@ class Bench:
             torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
             with torch.no_grad():
                 measured = dict(measure(model, parts))
-            with directory.owned(patience=PATIENCE):
+            with directory.owned(timeout=LOCK_TIMEOUT):
                 directory.write_json(MEASURES, measured)
         return _read_measures(file)
 
     def model(self, name: str) -> Model:
-        """The trained model of a run, in eval mode."""
+        """Load the trained model of a run, in eval mode."""
         return training.load(self.out / RUNS / name).model.to(self.device)
 
     def rows(self, cases: Sequence[Case], measure: Measure) -> list[Row]:
-        """A row for each case, its labels and its configuration, measured once for each seed."""
+        """Measure every case, given by its labels and its configuration, for every seed."""
         measured: list[list[dict[str, float]]] = [[] for _ in cases]
-        # Seed by seed, so that fewer seeds than asked for make a whole table too.
+        # All cases of one seed come first, so that an interrupted experiment has a complete table of fewer seeds.
         for seed, case in self.bar(list(itertools.product(self.seeds, range(len(cases))))):
             labels, configuration = cases[case]
             configuration = dataclasses.replace(configuration, seed=seed)
@@ -153,64 +153,66 @@ class Bench:
         ]
 
     def bar(self, work: Sequence[Any]) -> Iterator[Any]:
-        """Go through the single runs with a progress bar."""
+        """Iterate over the single runs with a progress bar."""
         from tqdm.auto import tqdm
 
-        # None: no bar where standard error is not a terminal.
+        # disable=None disables the bar if stderr is not a terminal.
         return iter(tqdm(work, desc="runs", unit="run", disable=None if self.progress else True))
 
 
 def run_name(labels: Labels, seed: int) -> str:
-    """The folder of the run of a case and seed."""
+    """The name of the folder for the run of a case and seed."""
     words = [f"{value:g}" if isinstance(value, (int, float)) else value for value in labels.values()]
     return "-".join([*words, f"seed{seed}"]).lower().replace(" ", "-")
 
 
-def stated(configuration: training.Configuration, *names: str) -> dict[str, Any]:
-    """The configuration's values of these names, for the settings that an outcome states."""
+def selected_settings(configuration: training.Configuration, *names: str) -> dict[str, Any]:
+    """The values of these settings of a configuration, as a part of the settings of a result."""
     return {name: getattr(configuration, name) for name in names}
 
 
-def reproduce(name: str, experiment: Experiment, bench: Bench) -> Outcome:
-    """Run an experiment and write ``result.json``, ``table.md`` and its figures into ``bench.out``.
+def reproduce(name: str, experiment: Experiment, context: Context) -> Result:
+    """Run an experiment and write ``result.json``, ``table.md`` and its figures into ``context.out``.
 
     Raises:
-        FileExistsError: the folder holds the results of another experiment.
-        NotADirectoryError: it is a file.
+        FileExistsError: The folder contains the result of another experiment.
+        NotADirectoryError: The path is a file.
     """
-    if bench.out.exists() and not bench.out.is_dir():
-        raise NotADirectoryError(f"{bench.out} is a file; the folder of an experiment is wanted")
-    directory = training.RunDirectory(bench.out)
-    if directory.has_result and (other := _experiment_of(bench.out / RESULT)) != name:
+    if context.out.exists() and not context.out.is_dir():
+        raise NotADirectoryError(f"{context.out} must be a folder, but it is a file")
+    directory = training.RunDirectory(context.out)
+    if directory.has_result and (other := _experiment_of(context.out / RESULT)) != name:
         raise FileExistsError(
-            f"{bench.out} holds the results of {brief(other)}, not of {name!r}; choose another folder"
+            f"{context.out} contains the result of {brief(other)}, not of {name!r}; choose another folder"
         )
-    outcome = experiment.run(bench)
-    with directory.owned(patience=PATIENCE):
-        _write(directory, name, experiment, bench, outcome)
-    return outcome
+    result = experiment.run(context)
+    with directory.owned(timeout=LOCK_TIMEOUT):
+        _write(directory, name, experiment, context, result)
+    return result
 
 
-def _write(directory: training.RunDirectory, name: str, experiment: Experiment, bench: Bench, outcome: Outcome) -> None:
-    for file, figure in outcome.figures.items():
-        with directory.part(file) as part:
+def _write(
+    directory: training.RunDirectory, name: str, experiment: Experiment, context: Context, result: Result
+) -> None:
+    for file, figure in result.figures.items():
+        with directory.replacement(file) as part:
             figure.savefig(part)
-    directory.write(TABLE, table(outcome.rows).encode())
+    directory.write(TABLE, table(result.rows).encode())
     directory.write_json(
         RESULT,
         {
             "experiment": name,
             "source": experiment.source,
-            "settings": dict(outcome.settings),
-            "seeds": list(bench.seeds),
-            "rows": [_as_mapping(row) for row in outcome.rows],
+            "settings": dict(result.settings),
+            "seeds": list(context.seeds),
+            "rows": [_as_mapping(row) for row in result.rows],
             "versions": versions(),
         },
     )
 
 
 def _experiment_of(file: Path) -> object:
-    """Which experiment a ``result.json`` is of; None where it does not say."""
+    """The name of the experiment in a ``result.json``, or None if there is none."""
     try:
         content = read_json(file)
     except ValueError as wrong:
@@ -222,15 +224,15 @@ def _read_measures(file: Path) -> dict[str, float]:
     try:
         content = read_json(file)
     except ValueError as wrong:
-        raise ValueError(f"{file} is damaged: {wrong}; remove it, and the run is measured again") from wrong
+        raise ValueError(f"{file} is damaged: {wrong}; remove it to evaluate the run again") from wrong
     numbers = isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
     if not numbers:
-        raise ValueError(f"{file} is damaged: it must map names to numbers; remove it, and the run is measured again")
+        raise ValueError(f"{file} is damaged: it must map names to numbers; remove it to evaluate the run again")
     return cast(dict[str, float], content)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the labels, then each quantity's mean with its standard error over the seeds."""
+    """A Markdown table of the labels and of the mean and standard error of each quantity over the seeds."""
     labels, quantities = (list(dict.fromkeys(name for row in rows for name in part(row))) for part in _PARTS)
     lines = [[*labels, *quantities], ["---"] * (len(labels) + len(quantities))]
     for row in rows:
@@ -248,7 +250,7 @@ def _cell(row: Row, quantity: str) -> str:
 
 
 def _digits(error: float) -> int:
-    """Decimals that show two digits of a standard error, from 0 to 5."""
+    """The number of decimals, from 0 to 5, that shows two digits of a standard error."""
     return min(max(1 - math.floor(math.log10(error)), 0), 5) if error > 0 else 2
 
 

@@ -1,4 +1,4 @@
-"""The entropy of the encoding as the cause: added to the VAE's loss, taken from MIM's."""
+"""The effect of the entropy of the encoder: added to the loss of the VAE, and subtracted from that of MIM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from echo_ext.reproduce.mim_mixture import compare
 __all__ = ["EXPERIMENT"]
 
 EXPERIMENT = Experiment(
-    summary="the joint entropy of the encoding, added to the VAE's loss and taken from MIM's, on the same mixture",
+    summary="the entropy of the encoder, added to the loss of the VAE and subtracted from that of MIM, same mixture",
     source="Livne, Swersky & Fleet 2019, section 4 and supplement (VAE+H, MIM-H)",
-    run=lambda bench: compare(bench, ("VAE", "VAE+H", "MIM-H", "MIM")),
+    run=lambda context: compare(context, ("VAE", "VAE+H", "MIM-H", "MIM")),
 )

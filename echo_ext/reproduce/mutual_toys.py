@@ -1,4 +1,4 @@
-"""The Mutual Autoencoder's two toys: ten states and the normal law, told apart or split by as much as is asked for."""
+"""The two toy experiments of the Mutual Autoencoder, ten states and a normal distribution, for several targets M."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.models.densities import log_mean_exp, log_normal
 from echo_ext.models.likelihoods import Categorical, Gaussian
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
+from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, Row, run_name, selected_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from echo_ext.pictures import Line
+    from echo_ext.plots import Line
 
 __all__ = ["EXPERIMENT", "gaussian_ceiling", "measure", "run"]
 
@@ -28,34 +28,34 @@ NORMAL = "normal"
 TARGETS = {STATES: (0.0, 0.5, 1.0, 1.5, 2.0, math.log(10)), NORMAL: (0.0, 0.5, 1.0, 1.5, 2.0)}
 EPOCHS = 40
 HIDDEN = 100
-# Midpoints of so many equally likely intervals of p(z), and of x from -LIMIT to LIMIT: for quadrature.
+# Quadrature uses the midpoints of this many equally likely intervals of p(z), and as many x from -LIMIT to LIMIT.
 PLACES = 2000
 LIMIT = 6.0
-DRAWS = 50_000
+SAMPLES = 50_000
 
 TOY, TARGET = "data", "M, nats"
 EXACT, BOUND, ELBO, DIVERGENCE = "I_p(x; z), nats", "I_hat, nats", "-ELBO, nats", "KL from the data to p(x), nats"
 
 
-def run(bench: Bench) -> Outcome:
-    """Train both toys, each held to several amounts of information, and measure what they came to."""
+def run(context: Context) -> Result:
+    """Train both toys for several targets M, and measure the information that they reach."""
     cases: list[Case] = [
-        ({TOY: toy, TARGET: round(target, 3)}, _configuration(bench, toy, target))
+        ({TOY: toy, TARGET: round(target, 3)}, _configuration(context, toy, target))
         for toy, targets in TARGETS.items()
         for target in targets
     ]
-    rows = bench.rows(cases, measure)
+    rows = context.rows(cases, measure)
     _, configuration = cases[0]
     settings = {
-        **stated(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
+        **selected_settings(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
         "model": {name: value for name, value in configuration.model.items() if name != "information"},
-        EXACT: f"of the model's joint law, by quadrature over {PLACES} equally likely intervals of z",
-        BOUND: f"the bound that training holds to M, from {DRAWS} draws",
-        "most that I_hat can be with ten equally likely intervals, nats": gaussian_ceiling(10),
+        EXACT: f"for the joint distribution of the model, by quadrature over {PLACES} equally likely intervals of z",
+        BOUND: f"the bound that training keeps close to M, from {SAMPLES} samples",
+        "maximum of I_hat for ten equally likely intervals, nats": gaussian_ceiling(10),
     }
     trained = {
         toy: {
-            f"M = {labels[TARGET]:g}": bench.model(run_name(labels, bench.seeds[0])).cpu()
+            f"M = {labels[TARGET]:g}": context.model(run_name(labels, context.seeds[0])).cpu()
             for labels, _ in cases
             if labels[TOY] == toy
         }
@@ -67,28 +67,29 @@ def run(bench: Bench) -> Outcome:
         "normal.png": _normal(trained[NORMAL]),
         "density.png": _density(trained[NORMAL]),
     }
-    return Outcome(rows, figures, settings)
+    return Result(rows, figures, settings)
 
 
-def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
-    """The information of the model's joint law, exactly and as training sees it, and how well x has the data's law."""
+def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
+    """The exact information of the model, the bound that training uses, the -ELBO, and the divergence of p(x)."""
     assert isinstance(model, MutualAutoencoder)
     x = parts["test"].values(slice(None))
     terms = model.loss(x)
     z = quantiles(PLACES).to(x)[:, None]
-    information, divergence = (_of_states if isinstance(model.likelihood, Categorical) else _of_density)(model, z)
+    measure_toy = _measure_states if isinstance(model.likelihood, Categorical) else _measure_density
+    information, divergence = measure_toy(model, z)
     return {
         EXACT: information,
-        BOUND: model.model_information(DRAWS).item(),
+        BOUND: model.model_information(SAMPLES).item(),
         ELBO: (terms["rate_bound"] + terms["distortion"]).item(),
         DIVERGENCE: divergence,
     }
 
 
 def gaussian_ceiling(intervals: int, places: int = 1_000_000) -> float:
-    """``I_hat`` where x says in which of these equally likely intervals z ~ N(0, 1) is, and r is the best Gaussian.
+    """The maximum of ``I_hat`` in nats, if x is the index of the equally likely interval that contains z ~ N(0, 1).
 
-    It is below the information, log(intervals), because p(z|x) is a piece of the normal law and r is not; nats.
+    It is below the information, log(intervals), because r(z|x) is Gaussian and p(z|x), a truncated Gaussian, is not.
     """
     pieces = quantiles(places - places % intervals).view(intervals, -1)
     entropy = 0.5 * math.log(2 * math.pi * math.e)
@@ -96,16 +97,16 @@ def gaussian_ceiling(intervals: int, places: int = 1_000_000) -> float:
 
 
 def quantiles(places: int) -> Tensor:
-    """The standard normal law by the medians of so many equally likely intervals: float64 (places,)."""
-    share = (torch.arange(places, dtype=torch.float64) + 0.5) / places
-    places_of_z: Tensor = torch.special.ndtri(share)
-    return places_of_z
+    """The medians of this many equally likely intervals of N(0, 1): float64, (places,)."""
+    probability = (torch.arange(places, dtype=torch.float64) + 0.5) / places
+    z: Tensor = torch.special.ndtri(probability)
+    return z
 
 
-def _configuration(bench: Bench, toy: str, target: float) -> Any:
+def _configuration(context: Context, toy: str, target: float) -> Any:
     likelihood = "categorical" if toy == STATES else "gaussian"
     model = {"information": target, "penalty": 1.0, "likelihood": likelihood, "hidden": [HIDDEN, HIDDEN]}
-    return bench.configuration(
+    return context.configuration(
         "mutual-ae",
         toy,
         latent_dim=1,
@@ -117,18 +118,18 @@ def _configuration(bench: Bench, toy: str, target: float) -> Any:
     )
 
 
-def _of_states(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
-    """I(x; z) and KL(uniform | p(x)) of one-hot x, z being equally likely places (places, 1)."""
+def _measure_states(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
+    """The information I(x; z) and KL(uniform | p(x)) for one-hot x and equally likely z (places, 1)."""
     log_given = model.decoder(z).double().log_softmax(1)
     log_marginal = log_mean_exp(log_given, dim=0)
     information = (log_given.exp() * (log_given - log_marginal)).sum(1).mean()
     return information.item(), (-math.log(log_given.shape[1]) - log_marginal).mean().item()
 
 
-def _of_density(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
-    """I(x; z) and KL(N(0, 1) | p(x)) of x (1,), z being equally likely places (places, 1).
+def _measure_density(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]:
+    """The information I(x; z) and KL(N(0, 1) | p(x)) for x of shape (1,) and equally likely z (places, 1).
 
-    I = h(x) - h(x|z); the entropy of a Gaussian p(x|z) needs no quadrature.
+    The information is h(x) - h(x|z), where the entropy of the Gaussian p(x|z) needs no quadrature.
     """
     mean, log_variance = _moments(model, z)
     x = _grid()
@@ -152,7 +153,7 @@ def _grid() -> Tensor:
 
 
 def _log_density(mean: Tensor, log_variance: Tensor, x: Tensor) -> Tensor:
-    """``log p(x)`` at places x, the components being equally likely: (len(x),)."""
+    """``log p(x)`` at each x, for equally likely Gaussian components: (len(x),)."""
     return log_mean_exp(log_normal(x, mean[:, None], log_variance[:, None]), dim=0)
 
 
@@ -160,47 +161,47 @@ def _log_density(mean: Tensor, log_variance: Tensor, x: Tensor) -> Tensor:
 
 
 def _information(rows: Sequence[Row]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     def line(toy: str, quantity: str) -> Line:
-        of_toy = [row for row in rows if row.labels[TOY] == toy]
-        mean, error = (torch.tensor([getattr(row, name)(quantity) for row in of_toy]) for name in ("mean", "error"))
-        return pictures.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
+        selected = [row for row in rows if row.labels[TOY] == toy]
+        mean, error = (torch.tensor([getattr(row, name)(quantity) for row in selected]) for name in ("mean", "error"))
+        return plots.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
 
     ends = torch.tensor([0.0, math.log(10)])
     panels = {
         toy: {
             "I_p(x; z) of the model": line(toy, EXACT),
-            "I_hat, which training holds to M": line(toy, BOUND),
-            "M": pictures.Line(ends, ends, reference=True),
+            "I_hat, which training keeps close to M": line(toy, BOUND),
+            "M": plots.Line(ends, ends, reference=True),
         }
         for toy in TARGETS
     }
-    return pictures.lines(panels, across="M (nats)", up="information (nats)")
+    return plots.lines(panels, xlabel="M (nats)", ylabel="information (nats)")
 
 
 @torch.no_grad()
 def _states(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     z = torch.linspace(-3, 3, 601)
     panels = {
-        title: {f"x = {state}": pictures.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
+        title: {f"x = {state}": plots.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
         for title, model in trained.items()
     }
-    return pictures.lines(panels, across="z", up="p(x | z)")
+    return plots.lines(panels, xlabel="z", ylabel="p(x | z)")
 
 
 @torch.no_grad()
 def _normal(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     z = torch.linspace(-3, 3, 301)
     panels = {
-        title: {"mean of p(x|z), and a standard deviation to either side": pictures.Line(z, mean, deviation)}
-        for title, (mean, deviation) in _curves(trained, z)
+        title: {"mean of p(x|z) plus and minus one standard deviation": plots.Line(z, mean, std)}
+        for title, (mean, std) in _curves(trained, z)
     }
-    return pictures.lines(panels, across="z", up="x")
+    return plots.lines(panels, xlabel="z", ylabel="x")
 
 
 def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
@@ -212,22 +213,22 @@ def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tupl
 
 @torch.no_grad()
 def _density(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     x = torch.linspace(-4, 4, 401, dtype=torch.float64)
     z = quantiles(PLACES)
     panels = {
         title: {
-            "p(x)": pictures.Line(x, _log_density(mean, 2 * deviation.log(), x).exp()),
-            "N(0, 1)": pictures.Line(x, log_normal(x).exp(), reference=True),
+            "p(x)": plots.Line(x, _log_density(mean, 2 * std.log(), x).exp()),
+            "N(0, 1)": plots.Line(x, log_normal(x).exp(), reference=True),
         }
-        for title, (mean, deviation) in _curves(trained, z)
+        for title, (mean, std) in _curves(trained, z)
     }
-    return pictures.lines(panels, across="x", up="density")
+    return plots.lines(panels, xlabel="x", ylabel="density")
 
 
 EXPERIMENT = Experiment(
-    summary="the Mutual Autoencoder's toys: ten states told apart, a normal law split, as far as M says",
+    summary="the toys of the Mutual Autoencoder: z carries M nats about ten states or a normal variable",
     source="Phuong, Welling, Kushman, Tomioka & Nowozin 2018, the toy experiments",
     run=run,
 )

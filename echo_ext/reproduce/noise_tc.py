@@ -1,4 +1,4 @@
-"""How dependent the dimensions of Echo's noise become in training: its total correlation, second order."""
+"""The second-order total correlation of the Echo noise after training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from echo_ext import metrics
-from echo_ext.channel import EchoChannel
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
+from echo_ext.echo.channel import EchoChannel
 from echo_ext.models import Model
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, Row, run_name, stated
+from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, Row, run_name, selected_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENT", "measure", "run"]
 
 PUBLISHED = {"binary-mnist": 7.3, "omniglot": 18.8, "fashion-mnist": 30.2}
-# About 5,000 steps on each.
+# About 5,000 steps on each data set.
 EPOCHS = {"binary-mnist": 10, "omniglot": 22, "fashion-mnist": 10}
 HIDDEN = (512, 512)
 LEARNING_RATE = 1e-3
-DRAWS = 100_000
+SAMPLES = 100_000
 
 CORRELATION = "TC of the noise, nats"
 
 
-def run(bench: Bench) -> Outcome:
-    """Train Echo on each data set, and draw its noise."""
+def run(context: Context) -> Result:
+    """Train Echo on each data set, and measure its noise."""
     cases: list[Case] = [
         (
             {"data": data},
-            bench.configuration(
+            context.configuration(
                 "echo",
                 data,
                 epochs=EPOCHS[data],
@@ -44,23 +44,23 @@ def run(bench: Bench) -> Outcome:
         )
         for data in PUBLISHED
     ]
-    measured = bench.rows(cases, measure)
+    measured = context.rows(cases, measure)
     rows = [Row({**row.labels, "published TC": PUBLISHED[str(row.labels["data"])]}, row.values) for row in measured]
     _, configuration = cases[0]
     settings = {
-        "shortened": "fully connected layers and few epochs; published are the convolutions and 200 epochs",
+        "shortened": "fully connected layers and few epochs; the published values are for convolutions and 200 epochs",
         "layers": "784-512-512-32 and back, ReLU",
-        **stated(configuration, "latent_dim", "limit", "batch_size", "learning_rate", "schedule"),
+        **selected_settings(configuration, "latent_dim", "limit", "batch_size", "learning_rate", "schedule"),
         "epochs": {str(labels["data"]): configuration.epochs for labels, configuration in cases},
-        CORRELATION: f"-1/2 log det of the correlations of {DRAWS} draws of the noise",
-        "rate, distortion": "of the test rows, nats per sample",
+        CORRELATION: f"-1/2 log det of the correlation matrix of {SAMPLES} samples of the noise",
+        "rate, distortion": "on the test rows, in nats per sample",
     }
-    models = {str(labels["data"]): bench.model(run_name(labels, bench.seeds[0])) for labels, _ in cases}
-    return Outcome(rows, {"correlations.png": _correlations(models)}, settings)
+    models = {str(labels["data"]): context.model(run_name(labels, context.seeds[0])) for labels, _ in cases}
+    return Result(rows, {"correlations.png": _correlations(models)}, settings)
 
 
-def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
-    """The total correlation of the noise; rate, distortion and -ELBO of the test rows."""
+def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
+    """The total correlation of the noise, and the rate, distortion and -ELBO of the test rows."""
     found = metrics.rate_distortion(model, parts["test"])
     return {
         CORRELATION: metrics.gaussian_total_correlation(_noise(model)),
@@ -71,21 +71,21 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
 
 
 def _noise(model: Model) -> Tensor:
-    """Draws of the noise, which is distributed as z is: (DRAWS, latent_dim)."""
+    """Samples of the noise, which has the same distribution as z: (SAMPLES, latent_dim)."""
     channel = next(module for module in model.modules() if isinstance(module, EchoChannel))
-    return channel.sample(DRAWS)
+    return channel.sample(SAMPLES)
 
 
 @torch.no_grad()
 def _correlations(models: Mapping[str, Model]) -> Figure:
-    from echo_ext import pictures
+    from echo_ext import plots
 
     torch.manual_seed(0)
-    return pictures.correlations({data: _noise(model) for data, model in models.items()})
+    return plots.correlations({data: _noise(model) for data, model in models.items()})
 
 
 EXPERIMENT = Experiment(
-    summary="the dimensions of Echo's noise are dependent: its total correlation, from shortened training",
+    summary="the total correlation of the Echo noise, whose dimensions are dependent, after shortened training",
     source="Brekelmans, Moyer, Galstyan & Ver Steeg 2019, section 5",
     run=run,
 )

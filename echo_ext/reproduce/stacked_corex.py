@@ -1,4 +1,4 @@
-"""Stacked CorEx on MNIST: what each layer adds to the bound on the total correlation, and what the top one finds."""
+"""Stacked CorEx on MNIST: each layer's term of the bound on total correlation, and clustering by the upper layer."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ import torch
 from torch import Tensor
 
 from echo_ext import entropy
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.models import stacked_corex as model_of_two_layers
-from echo_ext.reproduce.experiment import Bench, Case, Experiment, Outcome, run_name, stated
+from echo_ext.models.stacked_corex import StackedCorEx
+from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
 from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENT", "matched_accuracy", "measure", "own_terms", "run"]
+__all__ = ["EXPERIMENT", "bound_terms", "matched_accuracy", "measure", "run"]
 
 DATA = "mnist"
 EPOCHS = 9
-NEIGHBOURS = 3
-# Images of each state in the figure.
-SHOWN = 10
+NEIGHBORS = 3
+# Number of images for each state in the figure.
+IMAGES = 10
 
 MODEL = "model"
 ACCURACY, MAJORITY = "accuracy, matched", "accuracy, majority"
 LOWER, UPPER, BOUND = "lower layer's term, nats", "upper layer's term, nats", "bound on TC(x), nats"
 
 
-def run(bench: Bench) -> Outcome:
-    """Train the two layers, count the images in their right state, and take the bound apart."""
-    configuration = bench.configuration("stacked-corex", DATA, epochs=EPOCHS, batch_size=200, learning_rate=1e-3)
+def run(context: Context) -> Result:
+    """Train the two layers, and measure the accuracy of the states and the terms of the bound."""
+    configuration = context.configuration("stacked-corex", DATA, epochs=EPOCHS, batch_size=200, learning_rate=1e-3)
     case: Case = ({MODEL: "stacked CorEx"}, configuration)
-    rows = bench.rows([case], measure)
+    rows = context.rows([case], measure)
     settings = {
         "data": DATA,
-        **stated(
+        **selected_settings(
             configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule", "warm_up_epochs"
         ),
-        ACCURACY: "test rows in the state of their digit, each digit having a state of its own (Hungarian method)",
-        MAJORITY: "test rows in a state where their digit is the most frequent one",
-        LOWER: "sum_i H(x_i) + E log p(x|z) - (E log q(z|x) + sum_j h(z_j)), h(z_j) by k-NN with k = 3",
-        UPPER: "sum_j h(z_j) + E log r(z|y) - E KL(q(y|z) | r(y)): at most TC(z)",
-        BOUND: "their sum; pixels are the zeros and ones that grey levels are the probabilities of",
+        ACCURACY: "share of test rows in the state of their digit, with digits matched to states (Hungarian method)",
+        MAJORITY: "share of test rows whose digit is the most frequent one in their state",
+        LOWER: "sum_i H(x_i) + E log p(x|z) - (E log q(z|x) + sum_j h(z_j)), with h(z_j) by k-NN, k = 3",
+        UPPER: "sum_j h(z_j) + E log r(z|y) - E KL(q(y|z) | r(y)), which is at most TC(z)",
+        BOUND: "the sum of both terms, for binary pixels whose probabilities are the gray levels",
     }
-    model = bench.model(run_name(case[0], bench.seeds[0])).cpu()
-    x = load_data(configuration, bench.data_dir)["test"].values(slice(None))
-    return Outcome(rows, {"states.png": _states(model, x)}, settings)
+    model = context.model(run_name(case[0], context.seeds[0])).cpu()
+    x = load_data(configuration, context.data_dir)["test"].values(slice(None))
+    return Result(rows, {"states.png": _states(model, x)}, settings)
 
 
-def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, float]:
-    """The states beside the digits, and the bound's terms, on the test rows."""
-    assert isinstance(model, model_of_two_layers.StackedCorEx)
+def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
+    """The agreement of states with digits and the terms of the bound, on the test rows."""
+    assert isinstance(model, StackedCorEx)
     test = parts["test"]
     x = test.values(slice(None))
     found = model.cluster(x)
@@ -62,30 +62,31 @@ def measure(model: Model, parts: Mapping[str, LabelledDataset]) -> dict[str, flo
     return {
         ACCURACY: matched_accuracy(found, test.labels),
         MAJORITY: _counts(found, test.labels).amax(1).sum().item() / len(x),
-        **own_terms(model, x),
+        **bound_terms(model, x),
         **{name.replace("_", " "): terms[name].item() for name in ("lower_rate", "upper_rate", "distortion")},
     }
 
 
-def own_terms(model: model_of_two_layers.StackedCorEx, x: Tensor) -> dict[str, float]:
-    """What each layer adds to ``sum_i H(x_i) - D - R_1 - R_2 <= TC(x)``, in nats, for pixels x in [0, 1].
+def bound_terms(model: StackedCorEx, x: Tensor) -> dict[str, float]:
+    """The terms of both layers in ``sum_i H(x_i) - D - R_1 - R_2 <= TC(x)``, in nats, for pixels x in [0, 1].
 
-    The lower layer's is what it would bound with independent z_j, ``sum_i H(x_i) - D - sum_j I(z_j; x)``; the upper
-    layer's is the rate that knowing y spares it, less the rate of y (Gao et al. 2019). h(z_j) is a k-NN estimate.
+    The term of the lower layer is the bound for independent z_j, ``sum_i H(x_i) - D - sum_j I(z_j; x)``. That of the
+    upper layer is the reduction of the lower rate by y, minus the rate of y (Gao et al. 2019). The entropies h(z_j) are
+    k-NN estimates.
     """
-    sent = model.posterior(x)
+    encoded = model.posterior(x)
     terms = model.loss(x)
     mean = x.flatten(1).double().mean(0)
     pixels = -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum().item()
-    latents = torch.as_tensor(entropy(sent.z.double().T.unsqueeze(-1), k=NEIGHBOURS)).sum().item()
-    informed = sent.log_density.double().mean().item() + latents
-    lower = pixels - terms["distortion"].item() - informed
-    upper = informed - terms["rate_bound"].item()
+    latents = torch.as_tensor(entropy(encoded.z.double().T.unsqueeze(-1), k=NEIGHBORS)).sum().item()
+    information = encoded.log_density.double().mean().item() + latents
+    lower = pixels - terms["distortion"].item() - information
+    upper = information - terms["rate_bound"].item()
     return {LOWER: lower, UPPER: upper, BOUND: lower + upper}
 
 
 def matched_accuracy(found: Tensor, labels: Tensor) -> float:
-    """The share of rows (N,) in the right state, where states and labels are paired one to one so that it is largest.
+    """The share of rows (N,) in the state of their label, for the one-to-one matching that maximizes it.
 
     Raises:
         ModuleNotFoundError: SciPy is not installed.
@@ -99,24 +100,24 @@ def matched_accuracy(found: Tensor, labels: Tensor) -> float:
 
 
 def _counts(found: Tensor, labels: Tensor) -> Tensor:
-    """How many rows are in each state and have each label: int64 (states, labels)."""
+    """The number of rows for each state and label: int64, (states, labels)."""
     states, kinds = int(found.max()) + 1, int(labels.max()) + 1
     return torch.bincount(found * kinds + labels, minlength=states * kinds).view(states, kinds)
 
 
 @torch.no_grad()
 def _states(model: Model, x: Tensor) -> Figure:
-    """For each state the first test images in it."""
-    from echo_ext import pictures
+    """The first test images of each state."""
+    from echo_ext import plots
 
-    assert isinstance(model, model_of_two_layers.StackedCorEx)
+    assert isinstance(model, StackedCorEx)
     found = model.cluster(x)
-    of_each = {f"y = {state}": x[found == state][:SHOWN] for state in range(model.states)}
-    return pictures.rows({name: images for name, images in of_each.items() if len(images)})
+    by_state = {f"y = {state}": x[found == state][:IMAGES] for state in range(model.states)}
+    return plots.rows({name: images for name, images in by_state.items() if len(images)})
 
 
 EXPERIMENT = Experiment(
-    summary="stacked CorEx on MNIST: each layer's own term of the bound, and digits found without labels",
+    summary="stacked CorEx on MNIST: the bound on total correlation by layer, and digits clustered without labels",
     source="Gao, Brekelmans, Ver Steeg & Galstyan 2019 (stacking)",
     run=run,
 )

@@ -1,4 +1,4 @@
-"""Training of recipes on Lightning Fabric: exact resume, run directories, sweeps."""
+"""Training of recipes with Lightning Fabric, with run directories, exact resume, evaluation and sweeps."""
 
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
@@ -18,3 +18,7 @@ __all__ = [
     "sweep",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

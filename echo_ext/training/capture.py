@@ -1,4 +1,4 @@
-"""A training step recorded as a CUDA graph, which the host then launches as a whole instead of kernel by kernel."""
+"""Recording of a training step as a CUDA graph, which the host launches as a whole instead of kernel by kernel."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ Step = Callable[[], Tensor]
 
 
 class RecordedStep(NamedTuple):
-    """A step that can be repeated: each call of ``replay`` takes it once and writes its costs into ``costs``."""
+    """A recorded step: each call of ``replay`` runs it once and writes its losses into ``costs``."""
 
     costs: Tensor
     replay: Callable[[], None]
 
 
 class Recorder(Protocol):
-    """What the training loop asks of a device that can record steps."""
+    """The interface of a device that can record steps."""
 
     def stream(self) -> contextlib.AbstractContextManager[None]:
-        """Entered around all steps of an epoch, recorded or not."""
+        """A context for all steps of an epoch, whether they are recorded or not."""
 
     def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
-        """Take a step in the ordinary way; returns its costs, and the reason if it cannot be recorded."""
+        """Run a step without recording; return its losses, and the reason if it cannot be recorded."""
 
     def record(self, step: Step) -> RecordedStep:
-        """Record a step, which was rehearsed, without taking it."""
+        """Record a step without running it. It must have been rehearsed before."""
 
 
 class CudaRecorder:
-    """Records steps on one GPU, on a stream of its own, since the default stream cannot be captured.
+    """A recorder of steps on one GPU. It has its own stream, since the default stream cannot be captured.
 
     Args:
         device: The GPU.
@@ -48,19 +48,19 @@ class CudaRecorder:
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[None]:
-        """Make the recorder's stream current, in order with the work before and after."""
+        """Make the recorder's stream the current one, synchronized with the outer stream at both ends."""
         outer = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outer)
         try:
             with torch.cuda.stream(self._stream), warnings.catch_warnings():
-                # Rehearsals take steps of an optimizer that is made to be captured.
+                # Rehearsals run an optimizer that is capturable, outside of a capture.
                 warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
                 yield
         finally:
             outer.wait_stream(self._stream)
 
     def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
-        """Take a step and let torch report where the host waits for the device, which no graph can hold."""
+        """Run a step while torch reports where the host waits for the device, which a graph cannot contain."""
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -74,12 +74,12 @@ class CudaRecorder:
             message = str(warning.message)
             if "synchronizing CUDA operation" in message:
                 waits = waits or f"{' '.join(message.split())} ({warning.filename}:{warning.lineno})"
-            elif "Synchronization debug mode" not in message:  # torch's remark on the mode itself
+            elif "Synchronization debug mode" not in message:  # torch's own warning about this mode
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return costs, waits
 
     def record(self, step: Step) -> RecordedStep:
-        """Capture a step; the memory of its tensors belongs to the graph."""
+        """Capture a step. The graph owns the memory of its tensors."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):
             costs = step()

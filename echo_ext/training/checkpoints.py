@@ -1,9 +1,8 @@
-"""Checkpoint files: written with a checksum of every byte, and verified before anything in them is parsed.
+"""Checkpoint files, which contain a checksum of all their bytes that is verified before anything is parsed.
 
-A checkpoint is a zip archive as ``torch.save`` writes it, and loads with ``torch.load(weights_only=True)``. The SHA-256
-of all bytes before it stands in the archive's comment, at the end of the file: file and checksum cannot be separated,
-and no bit of either can change without notice. The checksum finds damage. It is no signature: a file from somebody else
-can have a right one, and therefore what is in it is checked as well.
+A checkpoint is a zip archive written by ``torch.save``, and loads with ``torch.load(weights_only=True)``. The comment
+of the archive, which is the end of the file, is the SHA-256 of all bytes before it. The checksum detects damage. It is
+not a signature: a hostile file can have a correct one, so the content is checked as well.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ __all__ = ["dump", "load_weights", "read"]
 
 _MARK = b"echo-ext sha256 "
 _COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
-_END_OF_ARCHIVE = b"PK\x05\x06"  # the zip format's last record; its last two bytes are the length of the comment
+_END_OF_ARCHIVE = b"PK\x05\x06"  # the last record of the zip format; its last two bytes are the length of the comment
 _END_BYTES = 22
 _CHUNK = 2**20
 _MAX_DEPTH = _MAX_DIMENSIONS = 8
 
-# What training and measuring read of each epoch.
+# The columns of the history that training and evaluation need.
 _PARTS = ("train", "valid")
 _COLUMNS = ("epoch", "step", "seconds", "learning_rate", *(f"{part}_loss" for part in _PARTS))
 
 
 def dump(checkpoint: Mapping[str, Any]) -> memoryview:
-    """The bytes of a checkpoint's file."""
+    """Return the bytes of the checkpoint's file."""
     buffer = io.BytesIO()
     torch.save(dict(checkpoint), buffer)
     with buffer.getbuffer() as content:
@@ -51,27 +50,27 @@ def dump(checkpoint: Mapping[str, Any]) -> memoryview:
 
 
 def read(file: Path, recipe: str) -> dict[str, Any]:
-    """The checkpoint in a file, on the CPU.
+    """Return the checkpoint in a file, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, or is no checkpoint of a run of this recipe.
+        ValueError: The file is damaged, or is not a checkpoint of this recipe.
     """
     with file.open("rb") as opened:
         if not _has_valid_checksum(opened):
             if _is_other_archive(opened):
                 raise ValueError(f"{file} is not a checkpoint of echo-ext: it has no checksum")
-            raise ValueError(f"{file} is damaged: it is not a whole checkpoint")
+            raise ValueError(f"{file} is damaged: its checksum does not match its content")
         try:
             _refuse_compression(opened)
             opened.seek(0)
             checkpoint = torch.load(opened, map_location="cpu", weights_only=True)
             size = opened.seek(0, io.SEEK_END)
-        except Exception as broken:  # whatever an archive makes of its reader
-            raise ValueError(f"{file} is not a checkpoint of echo-ext: it cannot be read as one") from broken
+        except Exception as broken:  # a hostile archive may make its readers raise anything
+            raise ValueError(f"{file} is not a checkpoint of echo-ext: torch cannot load it") from broken
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), str):
-        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not say of which recipe it is")
+        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not name its recipe")
     if checkpoint["recipe"] != recipe:
-        raise ValueError(f"{file} is of recipe {_checks.brief(checkpoint['recipe'])}, not {recipe!r}")
+        raise ValueError(f"{file} belongs to recipe {_checks.brief(checkpoint['recipe'])}, not {recipe!r}")
     try:
         _check_structure(checkpoint)
         _check_tensors(checkpoint, size)
@@ -81,22 +80,23 @@ def read(file: Path, recipe: str) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
-    """Give a model the weights of a checkpoint.
+    """Load the weights of a checkpoint into a model.
 
     Args:
-        model: As the configuration of the run makes it.
-        checkpoint: As :func:`read` returns it.
-        assign: Put the checkpoint's own tensors into the model, as a model on the meta device needs it.
+        model: The model that the configuration of the run describes.
+        checkpoint: The result of :func:`read`.
+        assign: Use the tensors of the checkpoint themselves instead of copying them, which a model on the meta device
+            needs.
 
     Raises:
-        ValueError: The checkpoint is of another model.
+        ValueError: The checkpoint belongs to another model.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"], assign=assign)
-    except Exception as wrong:  # the message lists every difference, line by line
+    except Exception as wrong:  # the message lists every difference, one per line
         first = next((line.strip() for line in str(wrong).splitlines()[1:] if line.strip()), str(wrong))
         shown = first if len(first) <= 200 else f"{first[:200]} ..."
-        raise ValueError(f"the checkpoint is of another model than its configuration: {shown}") from wrong
+        raise ValueError(f"the checkpoint does not fit the model of its configuration: {shown}") from wrong
 
 
 def _has_valid_checksum(file: BinaryIO) -> bool:
@@ -117,7 +117,7 @@ def _has_valid_checksum(file: BinaryIO) -> bool:
 
 
 def _is_other_archive(file: BinaryIO) -> bool:
-    """Whether the file is a whole archive, which nobody gave a checksum."""
+    """Whether the file is a complete archive without a checksum, written by another program."""
     try:
         with zipfile.ZipFile(file) as archive:
             return not archive.comment
@@ -126,7 +126,7 @@ def _is_other_archive(file: BinaryIO) -> bool:
 
 
 def _refuse_compression(file: BinaryIO) -> None:
-    """Refuse an archive whose members are larger than itself: torch stores them as they are."""
+    """Refuse an archive that could be larger when unpacked: torch stores its members uncompressed."""
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -137,7 +137,7 @@ def _refuse_compression(file: BinaryIO) -> None:
 
 
 def _check_structure(content: Mapping[Any, Any]) -> None:
-    """Refuse what training, measuring or loading a model could not use, by the name of what is wrong."""
+    """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
     kinds: dict[str, type] = {
         "epoch": int,
         "finished": bool,
@@ -160,7 +160,7 @@ def _check_structure(content: Mapping[Any, Any]) -> None:
     shape = content["data_shape"]
     if len(shape) > _MAX_DIMENSIONS or not all(isinstance(size, int) for size in shape):
         raise ValueError(f"data_shape must be a few integers, got {_checks.brief(shape)}")
-    if not content["finished"]:  # what is finished may be without, as in an archive of runs
+    if not content["finished"]:  # a finished run may be archived without the state of the optimizer
         _mapping("the state of optimizer", _mapping("optimizer", content.get("optimizer")).get("state"))
     if (unfinished := content.get("unfinished_epoch")) is not None:
         _check_unfinished(_mapping("unfinished_epoch", unfinished))
@@ -200,11 +200,11 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 
 
 def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:
-    """Refuse tensors that are larger than the file: a stride of 0 makes a few bytes any number of rows."""
+    """Refuse tensors that are larger than the file: with strides of 0 a few bytes can stand for any number of rows."""
     storages: dict[int, int] = {}
     for tensor in _tensors(checkpoint, 0):
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise ValueError("a tensor in it is not a dense one")
+            raise ValueError("it contains a tensor that is not dense")
         storage = tensor.untyped_storage()
         if tensor.numel() * tensor.element_size() > storage.nbytes():
             raise ValueError(f"a tensor of shape {_checks.brief(tuple(tensor.shape))} repeats the same few bytes")

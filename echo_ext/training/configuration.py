@@ -1,16 +1,14 @@
-"""What decides the outcome of a run: everything that ``config.yaml`` holds, and nothing else."""
+"""The configuration of a run: all settings that determine its result, as ``config.yaml`` stores them."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from echo_ext import _checks, models
-from echo_ext.data import BINARISATIONS, catalogue
+from echo_ext.data import BINARIZATIONS, catalog
 from echo_ext.models.recipes import Recipe, find
 from echo_ext.training.schedules import SCHEDULES
 
@@ -21,29 +19,33 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One run. :meth:`of` fills in what the recipe says where the user does not.
+    """The settings of one run. Use :meth:`of` to start from the defaults of a recipe.
 
     Args:
-        recipe: of :func:`echo_ext.models.recipes`.
-        data: of :func:`echo_ext.data.names`.
-        beta: the price of a nat of rate, where the model has one.
-        seed: of the weights, the order of rows, the noise and the binarisation.
-        latent_dim: dimensions of z.
-        model: further arguments of the model's constructor.
-        limit: only the first so many training rows; None for all.
-        binarisation: as of :func:`echo_ext.data.load`.
-        epochs: passes over the training rows.
-        batch_size: rows of a step, in each process.
-        learning_rate: Adam's.
-        schedule: of the learning rate, see :func:`~echo_ext.training.schedules.learning_rate_factor`.
-        warm_up_epochs: over which ``Model.warmth`` rises from 0 to 1.
-        patience: stop after so many epochs without a better validation loss; None for never.
-        normalise_gradients: each tensor's gradient to norm 1.
-        gradient_clip: the largest norm of all gradients together; None for any.
+        recipe: One of :func:`echo_ext.models.recipes`.
+        data: One of :func:`echo_ext.data.names`.
+        beta: Weight of the rate, for models that have one. A larger value gives a smaller rate and a larger
+            distortion.
+        seed: Seed of the initial weights, the order of the rows, the noise and the binarization.
+        latent_dim: Number of dimensions of z.
+        model: Further arguments of the model's constructor.
+        limit: Number of training rows, counted from the first. None means all.
+        binarization: How pixels are turned into zeros and ones, as in :func:`echo_ext.data.load`.
+        epochs: Number of passes over the training rows.
+        batch_size: Number of rows in a step, in each process.
+        learning_rate: Learning rate of Adam, which the schedule may lower.
+        schedule: Schedule of the learning rate, as in :func:`~echo_ext.training.schedules.learning_rate_factor`.
+        warm_up_epochs: Number of epochs over which ``Model.warm_up_weight`` rises from 0 to 1.
+        patience: Number of epochs without a better validation loss after which training stops. None means that it
+            never stops early.
+        normalize_gradients: Whether to scale the gradient of each parameter tensor to norm 1.
+        gradient_clip: Maximum norm of all gradients together. A smaller value limits the steps more. None means no
+            limit.
         precision: "32-true", "bf16-mixed" or "16-mixed".
 
     Raises:
-        ValueError: an unknown name or a value out of range.
+        TypeError: A value has the wrong type.
+        ValueError: A name is unknown, or a value is out of range.
     """
 
     recipe: str
@@ -53,59 +55,61 @@ class Configuration:
     latent_dim: int = 32
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limit: int | None = None
-    binarisation: str = "none"
+    binarization: str = "none"
     epochs: int = 200
     batch_size: int = 100
     learning_rate: float = 3e-4
     schedule: str = "constant-then-linear"
     warm_up_epochs: int = 0
     patience: int | None = None
-    normalise_gradients: bool = False
+    normalize_gradients: bool = False
     gradient_clip: float | None = None
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
         for name in ("recipe", "data"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a name, got {_checks.brief(getattr(self, name))}")
+                raise TypeError(f"{name} must be a name, got {_checks.brief(getattr(self, name))}")
         find(self.recipe)
-        _check_number("beta", self.beta, least=0)
-        _check_whole("seed", self.seed, least=0, below=2**32)
-        _check_whole("latent_dim", self.latent_dim, least=1)
+        _checks.number("beta", self.beta, minimum=0)
+        _checks.whole("seed", self.seed, minimum=0, maximum=2**32 - 1)
         if not isinstance(self.model, Mapping):
-            raise ValueError(f"model must map arguments of the model to values, got {_checks.brief(self.model)}")
-        for taken in ("beta", "latent_dim", "data_shape"):
-            if taken in self.model:
-                raise ValueError(f"{taken} must not be among the model's further arguments: it has a place of its own")
-        for name, least in (("epochs", 1), ("batch_size", 1), ("warm_up_epochs", 0)):
-            _check_whole(name, getattr(self, name), least=least)
+            raise TypeError(f"model must be a mapping of arguments to values, got {_checks.brief(self.model)}")
+        for name in ("beta", "latent_dim", "data_shape"):
+            if name in self.model:
+                raise ValueError(f"{name} must not be among the further arguments of the model; it is set separately")
+        for name, minimum in (("latent_dim", 1), ("epochs", 1), ("batch_size", 1), ("warm_up_epochs", 0)):
+            _checks.whole(name, getattr(self, name), minimum=minimum)
         for name in ("limit", "patience"):
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), least=1)
-        _check_number("learning_rate", self.learning_rate, least=0, strictly=True)
+                _checks.whole(name, getattr(self, name), minimum=1)
+        _checks.number("learning_rate", self.learning_rate, above=0)
         if self.gradient_clip is not None:
-            _check_number("gradient_clip", self.gradient_clip, least=0, strictly=True)
-        if not isinstance(self.normalise_gradients, bool):
+            _checks.number("gradient_clip", self.gradient_clip, above=0)
+        if not isinstance(self.normalize_gradients, bool):
+            raise TypeError(f"normalize_gradients must be a bool, got {_checks.brief(self.normalize_gradients)}")
+        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarization", BINARIZATIONS)):
+            _checks.choice(name, getattr(self, name), choices)
+        if self.normalize_gradients and self.precision == "16-mixed":
             raise ValueError(
-                f"normalise_gradients must be true or false, got {_checks.brief(self.normalise_gradients)}"
+                "normalize_gradients must be False for precision '16-mixed', which scales the gradients itself"
             )
-        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarisation", BINARISATIONS)):
-            if getattr(self, name) not in choices:
-                shown = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {shown}, got {_checks.brief(getattr(self, name))}")
-        if self.normalise_gradients and self.precision == "16-mixed":
-            raise ValueError("normalise_gradients does not go with precision '16-mixed', which scales the gradients")
 
     @classmethod
     def of(cls, recipe: str, data: str, **given: Any) -> Configuration:
-        """The configuration of a recipe on a data set, with what is ``given`` (and not None) in place of defaults.
+        """The default configuration of a recipe on a data set, with some settings replaced.
+
+        Args:
+            recipe: One of :func:`echo_ext.models.recipes`.
+            data: One of :func:`echo_ext.data.names`.
+            given: Settings that replace the defaults, unless they are None.
 
         Raises:
-            TypeError: something that a configuration does not have.
-            ValueError: as the class itself.
+            TypeError: A setting does not exist, or a value has the wrong type.
+            ValueError: A name is unknown, or a value is out of range.
         """
         chosen = find(recipe)
-        training = chosen.training_for(catalogue.find(data).data_shape)
+        training = chosen.training_for(catalog.find(data).data_shape)
         settings = {
             "beta": chosen.settings.get("beta", 1.0),
             "latent_dim": chosen.latent_dim,
@@ -115,30 +119,27 @@ class Configuration:
 
     @classmethod
     def from_mapping(cls, content: object) -> Configuration:
-        """The inverse of :meth:`as_mapping`; ValueError where something is missing or unknown."""
+        """The inverse of :meth:`as_mapping`; raises ValueError if a setting is missing or unknown."""
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration must be a mapping, got {_checks.brief(content)}")
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = [str(name) for name in content if name not in fields]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], fields, n=1)
-            raise ValueError(
-                f"there is no setting {_checks.brief(unknown[0])}" + (f"; {near[0]!r} is near" if near else "")
-            )
+            raise _checks.unknown("setting", unknown[0], list(fields))
         missing = [name for name in ("recipe", "data") if name not in content]
         if missing:
             raise ValueError(f"{missing[0]!r} is missing")
         return cls(**content)
 
     def as_mapping(self) -> dict[str, Any]:
-        """Plain values, as ``config.yaml`` holds them."""
+        """The settings as plain values, in the form of ``config.yaml``."""
         return {
             field.name: dict(self.model) if field.name == "model" else getattr(self, field.name)
             for field in dataclasses.fields(self)
         }
 
     def first_difference(self, other: Configuration) -> str | None:
-        """One line on the first setting that is not the same in ``other``; None where all are."""
+        """A description of the first setting that differs in ``other``, or None if there is none."""
         mine, theirs = self.as_mapping(), other.as_mapping()
         for name, value in mine.items():
             if value != theirs[name]:
@@ -146,31 +147,19 @@ class Configuration:
         return None
 
     def build(self, data_shape: Sequence[int]) -> models.Model:
-        """The untrained model for x of this shape.
+        """Build the untrained model for x of this shape.
 
         Raises:
-            ValueError: beta for a model that has none; and as :func:`echo_ext.models.build`.
+            TypeError: A value has the wrong type.
+            ValueError: The model has no beta but one is set, or an argument of the model is unknown or out of range.
         """
         overrides = dict(self.model)
         if self._has_beta(find(self.recipe)):
             overrides["beta"] = self.beta
         elif self.beta != 1:
-            raise ValueError(f"recipe {self.recipe!r} has no beta, but it is given as {self.beta}")
+            raise ValueError(f"beta must be 1 for recipe {self.recipe!r}, which has no such weight, got {self.beta}")
         return models.build(self.recipe, data_shape, latent_dim=self.latent_dim, **overrides)
 
     @staticmethod
     def _has_beta(recipe: Recipe) -> bool:
         return "beta" in inspect.signature(recipe.model).parameters
-
-
-def _check_whole(name: str, value: object, *, least: int, below: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (below is not None and value >= below):  # type: ignore[operator]
-        limits = f"at least {least}" if below is None else f"{least} to {below - 1}"
-        raise ValueError(f"{name} must be an integer, {limits}, got {_checks.brief(value)}")
-
-
-def _check_number(name: str, value: object, *, least: float, strictly: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least or (strictly and value == least):  # type: ignore[arg-type, operator]
-        raise ValueError(f"{name} must be {'above' if strictly else 'at least'} {least}, got {_checks.brief(value)}")

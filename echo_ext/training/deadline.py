@@ -1,39 +1,40 @@
-"""A moment at which training stops by itself, to go on later."""
+"""The time at which training stops, to be continued later."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 
+from echo_ext import _checks
+
 __all__ = ["Deadline", "TimeLimitReached"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """A moment on the clock that all processes of a machine share.
+    """A point in time, on the clock that all processes of a machine share.
 
     Args:
-        at: The moment, in seconds of :func:`time.monotonic`.
+        at: The time, in seconds of :func:`time.monotonic`.
     """
 
     at: float
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """The moment this many seconds from now.
+        """The deadline this many seconds from now.
 
         Raises:
+            TypeError: ``seconds`` is not a number.
             ValueError: ``seconds`` is not positive.
         """
-        if not seconds > 0:
-            raise ValueError(f"time_limit must be positive, got {seconds} seconds")
-        return cls(time.monotonic() + seconds)
+        return cls(time.monotonic() + _checks.number("time_limit", seconds, above=0))
 
     @property
     def has_passed(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether training must stop."""
         return time.monotonic() >= self.at
 
 
 class TimeLimitReached(Exception):
-    """Training stopped at its deadline. Its checkpoint is saved, and resuming it continues with the next step."""
+    """Training stopped at its deadline. A checkpoint is saved, from which resuming continues with the next step."""

@@ -1,4 +1,4 @@
-"""The loop: epochs of steps on Lightning Fabric, a checkpoint after each."""
+"""The training loop with Lightning Fabric, which saves a checkpoint after each epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training import schedules
 from echo_ext.training.checkpoints import load_weights
@@ -33,47 +33,47 @@ from echo_ext.training.stepping import (
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["PREPARED_ROWS", "fit", "make_fabric", "measured_rows", "take"]
+__all__ = ["PREPARED_ROWS", "evaluation_batch_size", "fit", "make_fabric", "sample_rows"]
 
-# Rows that Model.prepare and Model.refresh get, at most: enough for any bank or set of pseudo-inputs.
+# Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
 
 
-def take(data: LabelledDataset, rows: int, *, seed: int) -> Tensor:
-    """The x of at most so many rows, drawn at random without replacement."""
+def sample_rows(data: LabeledDataset, rows: int, *, seed: int) -> Tensor:
+    """The x of this many random rows, drawn without replacement; of all rows if there are fewer."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed), device="cpu")
     return data.values(order[:rows].to(data.labels.device))
 
 
-def measured_rows(device: torch.device) -> int:
-    """How many rows to encode at once where no gradient is wanted.
+def evaluation_batch_size(device: torch.device) -> int:
+    """The number of rows to encode at a time without gradients.
 
-    Few enough that a convolution's output stays in a processor's cache, or enough to keep a GPU busy.
+    It is small enough that the output of a convolution fits in the cache of a CPU, and large enough to keep a GPU busy.
     """
     return 100 if device.type == "cpu" else 1000
 
 
 def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = ()) -> Fabric:
-    """Lightning Fabric on one device, or on all processes that ``torchrun`` started.
+    """Launch Lightning Fabric on one device, or in all processes that ``torchrun`` started.
 
     Raises:
         ModuleNotFoundError: Lightning is not installed.
-        ValueError: a precision that the device does not have.
+        ValueError: The device does not support the precision.
     """
     if precision == "16-mixed" and device.type == "cpu":
-        raise ValueError("precision '16-mixed' needs a GPU; on the CPU take 'bf16-mixed' or '32-true'")
+        raise ValueError("precision must be 'bf16-mixed' or '32-true' on the CPU, got '16-mixed', which needs a GPU")
     try:
         from lightning.fabric import Fabric
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError("training needs Lightning: pip install 'echo-ext[train]'") from missing
-    # Set after the import, which sets it: keep what Lightning tells about itself off the console; its warnings stay.
+    # The import sets the level to INFO. Lightning's messages about itself are not for the console, its warnings are.
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(
         accelerator=device.type,
-        devices=here if processes > 1 or device.type == "cpu" else [device.index or 0],
-        num_nodes=max(1, processes // here),
+        devices=local_processes if processes > 1 or device.type == "cpu" else [device.index or 0],
+        num_nodes=max(1, processes // local_processes),
         strategy="ddp" if processes > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
         loggers=list(loggers),
@@ -84,7 +84,7 @@ def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = (
 
 def fit(
     model: Model,
-    parts: Mapping[str, LabelledDataset],
+    parts: Mapping[str, LabeledDataset],
     configuration: Configuration,
     directory: RunDirectory,
     fabric: Fabric,
@@ -96,33 +96,37 @@ def fit(
     on_step: Callable[[], None] = lambda: None,
     on_epoch: Callable[[Mapping[str, float]], None] = lambda row: None,
 ) -> list[dict[str, float]]:
-    """Train to the end, and return what was measured after each epoch; the first process writes the checkpoints.
+    """Train until the last epoch; the first process writes the checkpoints.
 
     Args:
-        model: as :meth:`Configuration.build` makes it.
-        parts: "train" and "valid".
-        configuration: of the run.
-        directory: where checkpoints and ``metrics.csv`` go.
-        fabric: launched.
-        checkpoint: what to resume from.
-        compile: run the loss through ``torch.compile``.
-        cuda_graph: on a GPU, record the step as a CUDA graph where that is possible.
-        should_stop: asked after each step; once it is true, the run is saved as it is in the middle of the epoch.
-        on_step: called after each step.
-        on_epoch: called after each epoch with its row of the history.
+        model: The model that :meth:`Configuration.build` returned.
+        parts: The data sets "train" and "valid".
+        configuration: The configuration of the run.
+        directory: The folder for checkpoints and ``metrics.csv``.
+        fabric: A Fabric that has been launched.
+        checkpoint: The checkpoint to resume from; None to start from the beginning.
+        compile: Whether to compile the loss with ``torch.compile``.
+        cuda_graph: Whether to record the step as a CUDA graph, if the device and the model allow it.
+        should_stop: A function that is called after each step. Once it returns True, a checkpoint is saved in the
+            middle of the epoch and training stops.
+        on_step: A function that is called after each step.
+        on_epoch: A function that is called after each epoch with its row of the history.
+
+    Returns:
+        The history: the losses, the learning rate and the seconds of each epoch.
 
     Raises:
-        FloatingPointError: the loss or a term of it is not finite; names the step and the term.
-        OSError: a checkpoint could not be written.
-        TimeLimitReached: ``should_stop`` was true; resuming the checkpoint continues with the next step.
-        ValueError: the checkpoint is of another model.
+        FloatingPointError: The loss or one of its terms is not finite; the message names the step and the term.
+        OSError: A checkpoint could not be written.
+        TimeLimitReached: ``should_stop`` returned True; resuming the checkpoint continues with the next step.
+        ValueError: The checkpoint belongs to another model.
     """
     history: list[dict[str, float]] = list(checkpoint["history"]) if checkpoint else []
     train, valid = (parts[name].to(fabric.device) for name in ("train", "valid"))
     optimizer = torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
     if checkpoint is None:
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
-        model.prepare(take(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS)))
+        model.prepare(sample_rows(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS)))
     else:
         load_weights(model, checkpoint)
         with _restoring("precision"):
@@ -155,14 +159,14 @@ def fit(
             )
 
     for epoch in range(len(history), configuration.epochs):
-        if schedules.has_run_out(history, patience, warm_up):
+        if schedules.should_stop_early(history, patience, warm_up):
             break
         start = time.perf_counter()
         torch.manual_seed(derive_seed(configuration.seed, Stream.NOISE, epoch, fabric.global_rank))
         factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             set_learning_rate(group, rate * factor)
-        model.warmth = schedules.warmth(epoch, warm_up)
+        model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
         train.set_epoch(epoch)
         batches = schedules.epoch_rows(
             len(train),
@@ -186,7 +190,7 @@ def fit(
             save(epoch, unfinished_epoch={"costs": costs.as_mapping(), "seconds": seconds, **random_state})
             raise TimeLimitReached(f"the time limit was reached in step {len(costs) + 1} of epoch {epoch + 1}")
         trained = _reduced(costs.means(batches), fabric)
-        model.warmth = 1.0
+        model.warm_up_weight = 1.0
         validated = _reduced(_validate(model, valid, fabric), fabric)
         for name, value in validated.items():
             if not math.isfinite(value):
@@ -211,7 +215,7 @@ def fit(
 
 @contextlib.contextmanager
 def _restoring(what: str) -> Iterator[None]:
-    """Whatever torch makes of a state that is none, as one line."""
+    """Report any error that torch raises about a damaged state in one line."""
     try:
         yield
     except Exception as wrong:
@@ -219,18 +223,18 @@ def _restoring(what: str) -> Iterator[None]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str, Any]) -> None:
-    """Moments from the checkpoint, onto the device of the weights; all else is as the configuration says."""
+    """Load the moments of the checkpoint to the device of the weights; settings come from the configuration."""
     with _restoring("optimizer"):
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
                 if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
-                    raise ValueError(f"{name} is not of its parameter's shape {tuple(parameter.shape)}")
+                    raise ValueError(f"{name} does not have its parameter's shape {tuple(parameter.shape)}")
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that a step draws from."""
+    """The state of the random generators that a step uses."""
     state = {"cpu_random_state": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda_random_state"] = torch.cuda.get_rng_state(device)
@@ -244,24 +248,24 @@ def _restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _validate(model: Model, data: LabelledDataset, fabric: Fabric) -> dict[str, float]:
-    """The means of the loss and its terms over this process's share of the rows."""
+def _validate(model: Model, data: LabeledDataset, fabric: Fabric) -> dict[str, float]:
+    """The means of the loss and its terms over the rows of this process."""
     model.eval()
-    own = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)[
+    own_rows = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)[
         fabric.global_rank :: fabric.world_size
     ]
-    totals: dict[str, Tensor] = {}  # on the device: batches do not wait for them
-    for rows in own.split(measured_rows(fabric.device)):
+    totals: dict[str, Tensor] = {}  # on the device, so that batches do not wait for them
+    for rows in own_rows.split(evaluation_batch_size(fabric.device)):
         with fabric.autocast():
             terms = model.loss(data.values(rows))
         for name, value in terms.items():
             total = value.double() * len(rows)
             totals[name] = totals[name] + total if name in totals else total
-    return {name: total.item() / len(own) for name, total in totals.items()}
+    return {name: total.item() / len(own_rows) for name, total in totals.items()}
 
 
 def _reduced(means: Mapping[str, float], fabric: Fabric) -> dict[str, float]:
-    """The mean over processes, which have equal shares."""
+    """The mean over all processes, which have equally many rows."""
     if fabric.world_size == 1:
         return dict(means)
     values = torch.tensor(list(means.values()), dtype=torch.float64, device=fabric.device)

@@ -1,8 +1,8 @@
-"""One owner for a folder: a lock of the operating system, which a process that is killed leaves free.
+"""Exclusive ownership of a folder by a lock of the operating system, which is released even if the process is killed.
 
-The lock is on a small file in the folder that says who holds it. The owner removes the file in the end; after a kill it
-stays, held by nobody, until the next owner takes it over. (``filelock`` has no version for Python 3.10 that keeps what
-is written in the file.)
+The locked file is a small file in the folder that names the owner. The owner removes it at the end. After a kill the
+file stays, unlocked, until the next owner uses it. (``filelock`` has no version for Python 3.10 that preserves the
+content of the file.)
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pathlib import Path
 
 __all__ = ["describe_owner", "owned"]
 
-# Seconds to wait for a lock, so that a process that merely looks who holds it is in nobody's way; and for its record.
-PATIENCE = 0.5
-_POLL = 0.02
+# Seconds to wait for a lock, because a process that only asks for the owner holds it for a moment; and for the record.
+TIMEOUT = 0.5
+_POLL_INTERVAL = 0.02
 _RECORD_BYTES = 1024
 
 _held: set[int] = set()
 
 
 def _close_in_child() -> None:
-    """A forked process has its parent's locks too, and would keep them after the parent has died."""
+    """Release the inherited locks in a forked process, which would keep them after its parent has ended."""
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -40,29 +40,29 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def owned(folder: Path, name: str, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the lock ``name`` of a folder, which is made where it is missing and removed where it stays empty.
+def owned(folder: Path, name: str, *, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Hold the lock ``name`` of a folder, which is created if necessary and removed again if it is empty at the end.
 
     Args:
-        folder: What to own.
-        name: The name of the lock's file in it.
-        patience: How many seconds to wait for another owner to end.
+        folder: The folder to own.
+        name: Name of the lock file in the folder.
+        timeout: Seconds to wait for another owner to finish.
 
     Raises:
-        FileExistsError: Another process owns the folder; the message names the process.
+        FileExistsError: Another process owns the folder; the message names it.
         PermissionError: The folder cannot be written to.
-        ValueError: It cannot be made, or its file system has no locks.
+        ValueError: The folder cannot be created, or its file system has no locks.
     """
     with _explained(folder):
-        descriptor = _acquire(folder, folder / name, patience)
+        descriptor = _acquire(folder, folder / name, timeout)
     _held.add(descriptor)
     try:
         with _explained(folder):
             _write_record(descriptor)
         yield
     finally:
-        if descriptor in _held:  # not in a process forked in between
-            with contextlib.suppress(OSError):  # Windows keeps a file that is open
+        if descriptor in _held:  # false in a process that was forked inside the block
+            with contextlib.suppress(OSError):  # Windows does not remove a file that is open
                 (folder / name).unlink()
             _held.discard(descriptor)
             os.close(descriptor)
@@ -71,7 +71,7 @@ def owned(folder: Path, name: str, *, patience: float = PATIENCE) -> Iterator[No
 
 
 def describe_owner(folder: Path, name: str) -> str | None:
-    """Who owns a folder now, in words; None where nobody does."""
+    """A description of the process that owns a folder, or None if there is none."""
     try:
         descriptor = _open(folder / name, create=False)
     except OSError:
@@ -84,14 +84,14 @@ def describe_owner(folder: Path, name: str) -> str | None:
         os.close(descriptor)
 
 
-def _acquire(folder: Path, file: Path, patience: float) -> int:
-    """The descriptor of the locked file."""
-    until = time.monotonic() + patience
+def _acquire(folder: Path, file: Path, timeout: float) -> int:
+    """Lock the file and return its descriptor."""
+    until = time.monotonic() + timeout
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = _open(file, create=True)
-        except FileNotFoundError:  # whoever owned the folder has just removed it
+        except FileNotFoundError:  # the previous owner has just removed the folder
             if time.monotonic() < until:
                 continue
             raise
@@ -106,17 +106,17 @@ def _acquire(folder: Path, file: Path, patience: float) -> int:
             raise
         os.close(descriptor)
         if not locked:
-            time.sleep(_POLL)
+            time.sleep(_POLL_INTERVAL)
 
 
 def _open(file: Path, *, create: bool) -> int:
-    # Never truncated, since it may be the owner's; never through a link, since it is going to be written to.
+    # Not truncated, since the content may belong to the owner; not through a link, since the file will be written to.
     flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     return os.open(file, flags | (os.O_CREAT if create else 0), 0o666)
 
 
 def _is_in_place(descriptor: int, file: Path) -> bool:
-    """Whether the file is still the one of its name: the owner before may have removed it while it was being locked."""
+    """Whether the open file still has its name: the previous owner may have removed it before it was locked here."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:
@@ -135,31 +135,31 @@ def _write_record(descriptor: int) -> None:
 
 
 def _read_record(descriptor: int) -> str:
-    """Who holds the lock, in words. An owner may have yet to write its record, and gets a moment for it."""
-    until = time.monotonic() + PATIENCE
+    """A description of the owner, for whose record this waits a moment."""
+    until = time.monotonic() + TIMEOUT
     while True:
         os.lseek(descriptor, 0, os.SEEK_SET)
         try:
             record = json.loads(os.read(descriptor, _RECORD_BYTES))
             pid, host, started = int(record["pid"]), str(record["host"]), str(record["started"])
             return f"process {pid} on {host:.100} since {started:.30}"
-        except (ValueError, KeyError, TypeError, RecursionError):  # not there yet, or damaged
+        except (ValueError, KeyError, TypeError, RecursionError):  # not written yet, or damaged
             if time.monotonic() >= until:
                 return "another process"
-        time.sleep(_POLL)
+        time.sleep(_POLL_INTERVAL)
 
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Errors of the file system as one line that says what is wrong with the folder."""
+    """Report errors of the file system in one line that says what is wrong with the folder."""
     try:
         yield
     except FileExistsError as refused:
         if refused.errno is None:
             raise
-        raise NotADirectoryError(f"{folder} is a file; the folder of a run is wanted") from refused
+        raise NotADirectoryError(f"{folder} must be a folder, but it is a file") from refused
     except NotADirectoryError as refused:
-        raise NotADirectoryError(f"{folder} cannot be made: what it would be in is a file") from refused
+        raise NotADirectoryError(f"{folder} cannot be created, because one of its parents is a file") from refused
     except PermissionError as refused:
         raise PermissionError(f"{folder} is not writable: {refused.strerror}") from refused
     except OSError as refused:
@@ -172,8 +172,8 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(descriptor: int) -> bool:
-        """Lock the file without waiting; False where another holds it."""
-        os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the record, which a locked place would hide from others
+        """Lock the file without waiting; return False if another process holds the lock."""
+        os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the record, which other processes could not read if locked
         try:
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -183,7 +183,7 @@ else:
     import fcntl
 
     def _lock(descriptor: int) -> bool:
-        """Lock the file without waiting; False where another holds it."""
+        """Lock the file without waiting; return False if another process holds the lock."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

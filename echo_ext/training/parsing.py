@@ -1,4 +1,4 @@
-"""YAML and JSON read with limits: a damaged or hostile file costs neither time nor memory and ends in a ValueError."""
+"""Reading of YAML and JSON with limits, so that a damaged or hostile file costs little and raises a ValueError."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_yaml", "read_json", "read_yaml"]
 
-# The configuration of a run is a page of text, and its results are a few.
+# A configuration is about one page of text, a result a few pages.
 YAML_BYTES, JSON_BYTES = 2**16, 2**20
 YAML_DEPTH = 16
 
 
 def parse_yaml(text: str) -> object:
-    """The content of a YAML document without aliases, at most ``YAML_DEPTH`` levels deep.
+    """Parse a YAML document without aliases and at most ``YAML_DEPTH`` levels deep.
 
     Raises:
-        ValueError: the text is not such a document.
+        ValueError: The text is not such a document.
     """
     import yaml
 
@@ -30,20 +30,20 @@ def parse_yaml(text: str) -> object:
     except yaml.MarkedYAMLError as wrong:
         where = f" in line {wrong.problem_mark.line + 1}" if wrong.problem_mark else ""
         raise ValueError(f"it is not YAML: {wrong.problem or wrong.context}{where}") from None
-    except Exception as wrong:  # the constructors of numbers and dates raise what their text makes them raise
+    except Exception as wrong:  # the constructors of numbers and dates may raise anything
         raise ValueError(f"it is not YAML: {wrong!s:.100}") from None
 
 
 def read_yaml(file: Path) -> object:
-    """The content of a YAML file, as :func:`parse_yaml`."""
+    """Parse a YAML file with the limits of :func:`parse_yaml`."""
     return parse_yaml(_read(file, YAML_BYTES))
 
 
 def read_json(file: Path) -> object:
-    """The content of a JSON file.
+    """Parse a JSON file.
 
     Raises:
-        ValueError: the file is too large or too deep, or is not JSON.
+        ValueError: The file is too large, nested too deeply, or not JSON.
     """
     try:
         content: object = json.loads(_read(file, JSON_BYTES))
@@ -62,7 +62,7 @@ def _read(file: Path, limit: int) -> str:
 
 @functools.cache
 def _bounded_loader() -> type[yaml.SafeLoader]:
-    """SafeLoader without what makes a short text large: aliases and deep nesting."""
+    """A SafeLoader without aliases and deep nesting, by which a short text can become large."""
     import yaml
 
     class BoundedLoader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""Calls that run side by side, each in a process of its own."""
+"""Function calls that run at the same time, each in its own process."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from typing import Any, cast
 
 import torch
 
-__all__ = ["sendable", "side_by_side", "terminable"]
+__all__ = ["picklable", "run_in_processes", "sigterm_interrupts"]
 
-# Seconds that a process gets to end by itself once it was asked to.
-PATIENCE = 60.0
+# Seconds to wait for a process to end after SIGTERM.
+TERMINATION_TIMEOUT = 60.0
 
 
-def side_by_side(
+def run_in_processes(
     function: Callable[..., Any],
     calls: Mapping[str, tuple[Any, ...]],
     jobs: int,
     *,
     may_start: Callable[[], bool] = lambda: True,
 ) -> Iterator[tuple[str, Any]]:
-    """Make every call in a fresh process, at most ``jobs`` of them at a time; yields names with outcomes as they end.
+    """Make every call in a new process, at most ``jobs`` at a time; yield their names and outcomes as they end.
 
-    A fresh process gives back all memory of the device when it ends, whatever happened in it, and one that is killed
-    takes no other call with it. The processes share the threads that this one has, since more threads than cores are
-    many times slower. They end when this process ends, even when it is killed.
+    A new process releases all memory of the device when it ends, and a killed process does not affect the other calls.
+    The processes share the threads of this process, since more threads than cores would be many times slower. They end
+    when this process ends, even if it is killed.
 
     Args:
         function: A function of a module, which a new process can import.
         calls: The arguments of each call, by name.
-        jobs: How many processes run at a time.
-        may_start: Asked before each start; once it is false, the remaining calls are not made.
+        jobs: Maximum number of processes at a time.
+        may_start: A function that is called before each start. Once it returns False, no further calls are made.
 
     Yields:
-        The name of a call, and what it returned or the exception that it raised.
+        The name of a call, and its return value or the exception that it raised.
     """
-    # Spawned: a forked process could use neither torch's threads nor the GPU.
+    # A forked process could use neither torch's threads nor the GPU.
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = iter(calls.items())
@@ -70,7 +70,7 @@ def side_by_side(
                 try:
                     outcome = receiver.recv()
                     process.join()
-                except (EOFError, OSError):  # it ended before, or while, it sent its outcome
+                except (EOFError, OSError):  # it ended before it had sent its outcome completely
                     process.join()
                     outcome = RuntimeError(f"its process ended with exit code {process.exitcode}")
                 receiver.close()
@@ -79,18 +79,18 @@ def side_by_side(
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
-            process.join(PATIENCE)
+            process.join(TERMINATION_TIMEOUT)
             process.kill()
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end what is inside as Ctrl-C does."""
+def sigterm_interrupts() -> Iterator[None]:
+    """Make SIGTERM raise KeyboardInterrupt inside the block, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # where signals cannot be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -102,36 +102,36 @@ def terminable() -> Iterator[None]:
 
 def _serve(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int) -> None:
     """Make one call and send its outcome."""
-    # Ctrl-C reaches every process of the terminal; the first process alone decides what becomes of it.
+    # Ctrl-C reaches every process of the terminal, but only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     outcome: Any
     try:
-        with terminable():  # from here on SIGTERM ends the process as an exception does, which cleans up
+        with sigterm_interrupts():  # so that the process cleans up
             try:
                 outcome = function(*arguments)
             except Exception as error:
-                outcome = sendable(error)
+                outcome = picklable(error)
             sender.send(outcome)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGTERM)
 
 
-def sendable(error: Exception) -> Exception:
-    """The error, or its text where it cannot go from one process to another."""
+def picklable(error: Exception) -> Exception:
+    """Return the error, or a RuntimeError with its text if it cannot be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # pickling runs the error's own code, which may raise anything
+    except Exception:  # pickling runs code of the error, which may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
 def _end_with_parent() -> None:
-    """Terminate this process once the one that started it has gone."""
+    """Terminate this process when its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-    threading.Event().wait(PATIENCE)
+    threading.Event().wait(TERMINATION_TIMEOUT)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run."""
+"""Progress bars."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from types import TracebackType
 from torch import Tensor
 from typing_extensions import Self
 
-__all__ = ["ProgressBar", "watched"]
+__all__ = ["ProgressBar", "with_progress"]
 
 
 class ProgressBar:
-    """One bar over all steps of a run, with the last epoch's validation beside it; nothing where nobody looks.
+    """A bar over all steps of a run, with the last validation loss. It is disabled if stderr is not a terminal.
 
     Args:
-        name: what is trained.
-        steps: in all.
-        done: of these before.
-        shown: False for no bar at all.
+        name: Description of the run.
+        steps: Total number of steps.
+        done: Number of steps that were done before.
+        shown: Whether to show the bar on a terminal.
     """
 
     def __init__(self, name: str, *, steps: int, done: int = 0, shown: bool = True) -> None:
         from tqdm.auto import tqdm
 
-        # disable=None: no bar where standard error is not a terminal; leave=None: inside another bar it does not stay.
+        # disable=None disables the bar if stderr is not a terminal; leave=None removes a bar that is nested in another.
         self._bar = tqdm(total=steps, initial=done, desc=name, unit="step", leave=None, disable=None if shown else True)
 
     def step(self) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self._bar.update()
 
     def epoch(self, row: Mapping[str, float]) -> None:
-        """Show the row of an epoch's history."""
+        """Show the validation loss of an epoch, whose row of the history this is."""
         self._bar.set_postfix_str(f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats")
 
     def __enter__(self) -> Self:
@@ -46,10 +46,12 @@ class ProgressBar:
         self._bar.close()
 
 
-def watched(draw: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    """A model's method that draws, with a bar over its pixels where it goes from one to the next."""
-    if "progress" not in inspect.signature(draw).parameters:
-        return draw
+def with_progress(method: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """Add a progress bar over pixels to a method of a model that draws them one by one; return others unchanged."""
+    if "progress" not in inspect.signature(method).parameters:
+        return method
     from tqdm.auto import tqdm
 
-    return functools.partial(draw, progress=functools.partial(tqdm, desc=name, unit="pixel", leave=False, disable=None))
+    return functools.partial(
+        method, progress=functools.partial(tqdm, desc=name, unit="pixel", leave=False, disable=None)
+    )

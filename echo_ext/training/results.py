@@ -1,4 +1,4 @@
-"""What a finished run is measured by, and its pictures."""
+"""The result of a finished run and its figures."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from torch import Tensor
 
 from echo_ext import metrics
 from echo_ext._versions import versions
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.fitting import measured_rows
-from echo_ext.training.progress import watched
+from echo_ext.training.fitting import evaluation_batch_size
+from echo_ext.training.progress import with_progress
 from echo_ext.training.run_directory import RATES, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
 
 if TYPE_CHECKING:
-    from echo_ext import pictures
+    from echo_ext import plots
 
-__all__ = ["SHOWN", "TEST_DRAWS", "mean_and_error", "measure", "spread", "write_pictures"]
+__all__ = ["RECONSTRUCTED_IMAGES", "TEST_DRAWS", "evenly_spaced", "mean_and_error", "measure", "write_figures"]
 
 TEST_DRAWS = 4
-# Rows in the pictures: images are seen one by one, vectors as a cloud.
-SHOWN, DRAWN = 12, 64
-SHOWN_VECTORS = 2000
+# Numbers of rows in the figures, where vectors are shown as scatter plots.
+RECONSTRUCTED_IMAGES, SAMPLED_IMAGES = 12, 64
+VECTORS = 2000
 
 
 def measure(
     model: Model,
-    test: LabelledDataset,
+    test: LabeledDataset,
     configuration: Configuration,
     history: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
-    """What ``result.json`` says: rate or rate bound, distortion and -ELBO of the test rows, and how they came about."""
+    """The content of ``result.json``: the rate or rate bound, distortion and -ELBO of the test rows, and settings."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
-    at_once = measured_rows(next(model.parameters()).device)
-    measured = metrics.rate_distortion(model, test, draws=TEST_DRAWS, batch_size=at_once)
+    batch_size = evaluation_batch_size(next(model.parameters()).device)
+    measured = metrics.rate_distortion(model, test, draws=TEST_DRAWS, batch_size=batch_size)
     return {
         "recipe": configuration.recipe,
         "data": configuration.data,
@@ -60,53 +60,53 @@ def measure(
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean over seeds, and its standard error; NaN for a single seed."""
+    """The mean over seeds and its standard error, which is NaN for a single seed."""
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def spread(data: LabelledDataset, rows: int) -> Tensor:
-    """The x of at most so many rows from all over a data set, since files may be sorted by label."""
+def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
+    """The x of this many evenly spaced rows, because files may be sorted by label; of all rows if there are fewer."""
     rows = min(rows, len(data))
     return data.values(torch.arange(rows, device=data.labels.device) * len(data) // rows)
 
 
 @torch.no_grad()
-def write_pictures(
+def write_figures(
     model: Model,
-    test: LabelledDataset,
+    test: LabeledDataset,
     configuration: Configuration,
     directory: RunDirectory,
     history: Sequence[Mapping[str, float]],
     result: Mapping[str, Any],
 ) -> None:
-    """``reconstructions.png``, ``samples.png`` and ``curves.png``."""
-    from echo_ext import pictures
+    """Write ``reconstructions.png``, ``samples.png`` and ``curves.png``."""
+    from echo_ext import plots
 
-    torch.manual_seed(derive_seed(configuration.seed, Stream.PICTURES))
+    torch.manual_seed(derive_seed(configuration.seed, Stream.FIGURES))
     model.eval()
     are_images = len(test.data_shape) == 3
-    shown, drawn = (SHOWN, DRAWN) if are_images else (SHOWN_VECTORS, SHOWN_VECTORS)
-    x = spread(test, shown)
-    reconstruct, sample = (watched(draw, "drawing") for draw in (model.reconstruct, model.sample))
+    reconstructions, samples = (RECONSTRUCTED_IMAGES, SAMPLED_IMAGES) if are_images else (VECTORS, VECTORS)
+    x = evenly_spaced(test, reconstructions)
+    reconstruct, sample = (with_progress(method, "drawing") for method in (model.reconstruct, model.sample))
     reconstructed = reconstruct(x.to(next(model.parameters()).device))
     name = configuration.recipe
     figures = {
-        "reconstructions.png": pictures.reconstructions(x, {name: reconstructed.cpu()}),
-        "samples.png": pictures.samples({name: sample(drawn).cpu()}),
-        "curves.png": pictures.curves({name: _course(history, result)}),
+        "reconstructions.png": plots.reconstructions(x, {name: reconstructed.cpu()}),
+        "samples.png": plots.samples({name: sample(samples).cpu()}),
+        "curves.png": plots.curves({name: _series(history, result)}),
     }
     for file, figure in figures.items():
-        with directory.part(file) as part:
+        with directory.replacement(file) as part:
             figure.savefig(part)
 
 
-def _course(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -> pictures.Course:
-    """The history by quantity, the -ELBO among them."""
-    from echo_ext import pictures
+def _series(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -> plots.History:
+    """The rate, distortion and -ELBO after each epoch, and of the test rows."""
+    from echo_ext import plots
 
     rate = next(name for name in RATES if name in result)
 
-    def series(part: str) -> dict[str, list[float]]:
+    def by_quantity(part: str) -> dict[str, list[float]]:
         rates, distortions = ([row[f"{part}_{name}"] for row in history] for name in (rate, "distortion"))
         return {
             rate: rates,
@@ -115,4 +115,4 @@ def _course(history: Sequence[Mapping[str, float]], result: Mapping[str, Any]) -
         }
 
     test = {name: result[name] for name in (rate, "distortion", "neg_elbo")}
-    return pictures.Course(series("train"), series("valid"), test)
+    return plots.History(by_quantity("train"), by_quantity("valid"), test)

@@ -1,20 +1,19 @@
-"""The files of a run, each written whole or not at all."""
+"""The files of a run, none of which ever holds only a part of its content."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import errno
 import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from echo_ext import _checks
+from echo_ext import _checks, _files
+from echo_ext._files import PART
 from echo_ext.training import checkpoints, ownership, parsing
 from echo_ext.training.configuration import Configuration
 
@@ -24,20 +23,19 @@ CONFIGURATION = "config.yaml"
 CHECKPOINT = "last.ckpt"
 METRICS = "metrics.csv"
 RESULT = "result.json"
-RATES = {"rate": "rate", "rate_bound": "rate bound"}  # key in result.json and name in tables
-PART = ".part-"  # how the names of folders begin in which files are written before they take their place
+RATES = {"rate": "rate", "rate_bound": "rate bound"}  # keys in result.json and their names in tables
 
 
 class RunDirectory:
-    """A folder with one run in it: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``result.json`` and pictures.
+    """A folder with one run: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``result.json`` and figures.
 
-    ``last.ckpt`` is of the last finished epoch, and loads with ``torch.load(weights_only=True)``: the model's weights
-    under "state_dict", all that training needs to go on beside them.
+    ``last.ckpt`` loads with ``torch.load(weights_only=True)``. It holds the weights of the model after the last
+    finished epoch under "state_dict", and everything else that training needs to continue.
 
     Args:
         path: The folder.
-        task: What is written there. Each task has a lock and unfinished files of its own, so that a run can be
-            evaluated while it is being trained.
+        task: Name of the program that writes there. Each task has its own lock and its own temporary files, so that
+            a run can be evaluated while it is being trained.
     """
 
     def __init__(self, path: str | os.PathLike[str], task: str = "run") -> None:
@@ -52,22 +50,22 @@ class RunDirectory:
 
     @property
     def holds_run(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder contains a run."""
         return (self.path / CONFIGURATION).is_file()
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether an epoch of it was finished."""
+        """Whether the folder contains a checkpoint."""
         return (self.path / CHECKPOINT).is_file()
 
     @property
     def has_result(self) -> bool:
-        """Whether there is a ``result.json``, whatever is in it."""
+        """Whether there is a ``result.json``, which may be damaged."""
         return (self.path / RESULT).is_file()
 
     @property
     def is_finished(self) -> bool:
-        """Whether all is done and written: ``result.json`` is the last file, and it is of this run."""
+        """Whether the run is complete: ``result.json``, which is written last, is there and belongs to this run."""
         try:
             self.result()
         except (FileNotFoundError, ValueError):
@@ -77,36 +75,36 @@ class RunDirectory:
     # ---- Ownership ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def owned(self, *, patience: float = ownership.PATIENCE) -> Iterator[None]:
-        """Be the only one who writes here, and remove what writers that were killed have left.
+    def owned(self, *, timeout: float = ownership.TIMEOUT) -> Iterator[None]:
+        """Lock the folder for this process, and remove the temporary files of processes that were killed.
 
-        The operating system frees the folder when the process ends, however it ends.
+        The operating system releases the lock when the process ends, however it ends.
 
         Args:
-            patience: How many seconds to wait for another owner to end.
+            timeout: Seconds to wait for another owner to finish.
 
         Raises:
-            FileExistsError: Another process owns the folder; the message names the process.
-            OSError, ValueError: The folder cannot be made, written to or locked.
+            FileExistsError: Another process owns the folder; the message names it.
+            OSError, ValueError: The folder cannot be created, written to or locked.
         """
-        with ownership.owned(self.path, self._lock, patience=patience):
+        with ownership.owned(self.path, self._lock, timeout=timeout):
             for folder in self.path.glob(f"{self._part}*"):
                 shutil.rmtree(folder, ignore_errors=True)
             yield
 
     def remove_leftovers(self) -> None:
-        """Remove what writers that were killed have left, unless somebody writes here now or nobody can."""
+        """Remove the temporary files of killed processes, unless the folder is in use or not writable."""
         if any(self.path.glob(f"{self._part}*")):
             with contextlib.suppress(OSError, ValueError), self.owned():
                 pass
 
     @contextlib.contextmanager
     def begun(self, configuration: Configuration) -> Iterator[None]:
-        """Own the folder, and begin a run in it; a run that fails before its first checkpoint leaves no trace.
+        """Own the folder and begin a run in it; a run that fails before its first checkpoint leaves no files.
 
         Raises:
-            FileExistsError: There is a run here, this one or another.
-            OSError, ValueError: As :meth:`owned`.
+            FileExistsError: The folder contains a run already, or another process owns it.
+            OSError, ValueError: The folder cannot be created, written to or locked.
         """
         with self.owned():
             self.begin(configuration)
@@ -114,15 +112,15 @@ class RunDirectory:
                 yield
             except Exception:
                 if not self.has_checkpoint:
-                    self.forget()  # it could only fail in the same way again
+                    self.undo_begin()  # resuming could only fail in the same way again
                 raise
 
     def begin(self, configuration: Configuration) -> None:
-        """Make the folder and write ``config.yaml``, which must not be there.
+        """Create the folder and ``config.yaml``, which must not exist yet.
 
         Raises:
-            FileExistsError: there is a run here, this one or another.
-            OSError: the folder cannot be made or written to.
+            FileExistsError: The folder contains a run already.
+            OSError, ValueError: The folder cannot be created or written to.
         """
         self.refuse_run(configuration)
         import yaml
@@ -130,7 +128,7 @@ class RunDirectory:
         text = yaml.safe_dump(configuration.as_mapping(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._create(CONFIGURATION, text.encode())
+            _files.create(self.path / CONFIGURATION, text.encode(), prefix=self._part)
         except FileExistsError:
             self.refuse_run(configuration)
             raise
@@ -139,18 +137,18 @@ class RunDirectory:
         except OSError as refused:
             raise ValueError(f"{self} is not writable: {refused.strerror}") from refused
 
-    def forget(self) -> None:
-        """Take back what :meth:`begin` did; the folder stays where there is more in it."""
+    def undo_begin(self) -> None:
+        """Remove ``config.yaml``, and the folder if it is empty then."""
         (self.path / CONFIGURATION).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     def configuration(self) -> Configuration:
-        """What ``config.yaml`` says.
+        """The configuration in ``config.yaml``.
 
         Raises:
-            FileNotFoundError: nothing was saved here.
-            ValueError: the file is not a configuration.
+            FileNotFoundError: The folder contains no run.
+            ValueError: The file is not a configuration.
         """
         file = self.path / CONFIGURATION
         if not file.is_file():
@@ -161,44 +159,44 @@ class RunDirectory:
             raise ValueError(f"{file} is not the configuration of a run: {wrong}") from wrong
 
     def refuse_run(self, configuration: Configuration) -> None:
-        """FileExistsError where there is a run here, this one or another; NotADirectoryError where there is a file."""
-        self.expect(configuration)
+        """Raise FileExistsError if the folder contains a run, NotADirectoryError if the path is a file."""
+        self.refuse_other_run(configuration)
         if self.holds_run:
-            raise FileExistsError(f"{self} holds this run already: resume it (--resume) or choose another folder")
+            raise FileExistsError(f"{self} contains this run already; resume it (--resume) or choose another folder")
         if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"{self} is a file; the folder of a run is wanted")
+            raise NotADirectoryError(f"{self} must be a folder, but it is a file")
 
     def refuse_owned(self) -> None:
-        """FileExistsError where another process owns the folder now."""
+        """Raise FileExistsError if another process owns the folder."""
         if (owner := ownership.describe_owner(self.path, self._lock)) is not None:
             raise FileExistsError(f"{self} is in use by {owner}; wait until it has ended")
 
-    def expect(self, configuration: Configuration) -> None:
-        """FileExistsError where the folder holds a run with another configuration."""
+    def refuse_other_run(self, configuration: Configuration) -> None:
+        """Raise FileExistsError if the folder contains a run with another configuration."""
         if self.holds_run and (difference := configuration.first_difference(self.configuration())):
-            raise FileExistsError(f"{self} holds another run: it has {difference}; choose another folder")
+            raise FileExistsError(f"{self} contains another run, with {difference}; choose another folder")
 
     # ---- Checkpoint --------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace ``last.ckpt``; where that fails the one before is still there.
+        """Replace ``last.ckpt``; if that fails, the previous one is kept.
 
         Raises:
-            OSError: the disk is full, read-only or gone.
+            OSError: The disk is full, read-only or not available.
         """
         try:
             self.write(CHECKPOINT, checkpoints.dump(checkpoint))
         except OSError as refused:
-            kept = "the one before it is kept" if self.has_checkpoint else "there is none before it"
+            kept = "the previous one is kept" if self.has_checkpoint else "there is no previous one"
             what = f"the checkpoint of epoch {checkpoint['epoch']}"
             raise OSError(f"{what} could not be written to {self}: {refused.strerror}; {kept}") from refused
 
     def load_checkpoint(self, configuration: Configuration) -> dict[str, Any]:
-        """What ``last.ckpt`` holds, on the CPU.
+        """The content of ``last.ckpt``, on the CPU.
 
         Raises:
-            FileNotFoundError: no epoch was finished.
-            ValueError: the file is damaged, or of another recipe.
+            FileNotFoundError: No epoch was finished.
+            ValueError: The file is damaged, or belongs to another recipe.
         """
         file = self.path / CHECKPOINT
         if not file.is_file():
@@ -208,7 +206,7 @@ class RunDirectory:
     # ---- Tables and results ------------------------------------------------------------------------------------------
 
     def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """One row of ``metrics.csv`` for each finished epoch."""
+        """Write ``metrics.csv`` with one row for each finished epoch."""
         columns = list(dict.fromkeys(name for row in history for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -217,15 +215,15 @@ class RunDirectory:
         self.write(METRICS, text.getvalue().encode())
 
     def write_json(self, name: str, content: object) -> None:
-        """A file such as ``result.json``."""
+        """Write a JSON file of this name, such as ``result.json``."""
         self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def result(self) -> dict[str, Any]:
-        """What ``result.json`` holds.
+        """The content of ``result.json``.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: the file is damaged, or of another run than ``config.yaml``.
+            FileNotFoundError: The run is not finished.
+            ValueError: The file is damaged, or belongs to another run than ``config.yaml``.
         """
         file = self.path / RESULT
         if not file.is_file():
@@ -239,40 +237,16 @@ class RunDirectory:
         return content
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Put a file in place once every byte of it is on the disk."""
-        with self.part(name) as part:
-            _write_through(part, content)
+        """Replace a file of this name once its whole content is on the disk."""
+        _files.write(self.path / name, content, prefix=self._part)
 
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[Path]:
-        """A path to write to, which becomes the file of this name once that is done."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=self._part, ignore_cleanup_errors=True) as folder:
-            part = Path(folder) / name
-            yield part
-            os.replace(part, self.path / name)
-
-    def _create(self, name: str, content: bytes) -> None:
-        """Put a file in place whole, or raise FileExistsError where there is one."""
-        with tempfile.TemporaryDirectory(dir=self.path, prefix=self._part, ignore_cleanup_errors=True) as folder:
-            part = Path(folder) / name
-            _write_through(part, content)
-            try:
-                os.link(part, self.path / name)
-            except OSError as refused:
-                if refused.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                os.replace(part, self.path / name)  # the file system has no links, and the lock alone must do
-
-
-def _write_through(file: Path, content: bytes | memoryview) -> None:
-    with file.open("wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
+    def replacement(self, name: str) -> contextlib.AbstractContextManager[Path]:
+        """A context with a temporary path; the file written there replaces the file of this name at the end."""
+        return _files.replacement(self.path / name, prefix=self._part)
 
 
 def _check_result(content: object, configuration: Configuration) -> None:
-    """Refuse what is not the whole result of a run with this configuration."""
+    """Raise ValueError if this is not the complete result of a run with this configuration."""
     if not isinstance(content, dict):
         raise ValueError("it is not a mapping")
     for name in ("recipe", "data", "beta", "seed"):
@@ -280,14 +254,14 @@ def _check_result(content: object, configuration: Configuration) -> None:
             raise ValueError(f"it has no {name!r}")
         if content[name] != getattr(configuration, name):
             found, wanted = _checks.brief(content[name]), _checks.brief(getattr(configuration, name))
-            raise ValueError(f"it is of another run, with {name} {found}, not {wanted}")
+            raise ValueError(f"it belongs to another run, with {name} {found}, not {wanted}")
     rate = next((name for name in RATES if name in content), "rate")
     for name in (rate, "distortion", "neg_elbo", "epochs", "seconds"):
         if not _is_number(content.get(name)):
             raise ValueError(f"its {name!r} must be a number, got {_checks.brief(content.get(name))}")
     rows = content.get("rows")
     if not isinstance(rows, dict) or not _is_number(rows.get("test")):
-        raise ValueError("it does not say how many rows were measured")
+        raise ValueError("its 'rows' must contain the number of 'test' rows")
 
 
 def _is_number(value: object) -> bool:

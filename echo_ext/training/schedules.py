@@ -1,6 +1,7 @@
-"""What changes with the epoch: learning rate, warmth, random streams, the rows of each step. All functions of it alone.
+"""Everything that changes with the epoch: the learning rate, the warm-up weight, random streams, the rows of each step.
 
-Nothing here has a state, so that a run resumed after an epoch goes on exactly as one that never stopped.
+All are functions of the epoch only. Nothing here has a state, so a resumed run continues exactly as if it had not been
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,48 +13,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["SCHEDULES", "Stream", "derive_seed", "epoch_rows", "has_run_out", "learning_rate_factor", "warmth"]
+from echo_ext import _checks
+
+__all__ = [
+    "SCHEDULES",
+    "Stream",
+    "derive_seed",
+    "epoch_rows",
+    "learning_rate_factor",
+    "should_stop_early",
+    "warm_up_weight",
+]
 
 SCHEDULES = ("constant-then-linear", "constant")
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are for; each use has a stream of its own."""
+    """The uses of random numbers, each of which has a stream of its own."""
 
     WEIGHTS = 0
     ROWS = 1
     NOISE = 2
     REFRESH = 3
     MEASURE = 4
-    PICTURES = 5
+    FIGURES = 5
 
 
 def derive_seed(seed: int, stream: Stream, *counters: int) -> int:
-    """A seed for one stream of a run, independent of those of other streams, counters (epoch, rank) and seeds."""
+    """Return the seed of one stream of a run, which differs between streams, counters (epoch, rank) and seeds."""
     state = np.random.SeedSequence((seed, int(stream), *counters)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
 def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
-    """What the learning rate is multiplied by in ``epoch`` (from 0).
+    """The factor of the learning rate in ``epoch``, counted from 0.
 
-    "constant-then-linear" is 1 for the first half of the epochs and then falls linearly, to reach 0 after the last
-    (Brekelmans et al. 2019, appendix).
+    "constant" is 1. "constant-then-linear" is 1 for the first half of the epochs and then falls linearly to 0 after the
+    last one (Brekelmans et al. 2019, appendix).
     """
+    _checks.choice("schedule", schedule, SCHEDULES)
     if schedule == "constant":
         return 1.0
-    if schedule == "constant-then-linear":
-        return min(1.0, 2 * (1 - epoch / epochs))
-    raise ValueError(f"schedule must be one of {', '.join(map(repr, SCHEDULES))}, got {schedule!r}")
+    return min(1.0, 2 * (1 - epoch / epochs))
 
 
-def warmth(epoch: int, warm_up_epochs: int) -> float:
-    """``Model.warmth`` in ``epoch`` (from 0): from 0 linearly to 1 after ``warm_up_epochs``."""
+def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:
+    """The ``Model.warm_up_weight`` in ``epoch``, which rises linearly from 0 to 1 over ``warm_up_epochs`` epochs."""
     return min(1.0, epoch / warm_up_epochs) if warm_up_epochs else 1.0
 
 
-def has_run_out(history: Sequence[Mapping[str, float]], patience: int | None, warm_up_epochs: int = 0) -> bool:
-    """Whether the last ``patience`` epochs brought no better ``valid_loss``. Epochs of the warm-up do not count."""
+def should_stop_early(history: Sequence[Mapping[str, float]], patience: int | None, warm_up_epochs: int = 0) -> bool:
+    """Whether ``valid_loss`` has not improved in the last ``patience`` epochs, of which the warm-up does not count."""
     losses = [row["valid_loss"] for row in history[warm_up_epochs:]]
     return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience if losses else False
 
@@ -61,16 +71,16 @@ def has_run_out(history: Sequence[Mapping[str, float]], patience: int | None, wa
 def epoch_rows(
     rows: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[Tensor]:
-    """The rows of each step of one epoch, int64 (at most batch_size,): a shuffle of all, split over the processes.
+    """The rows of each step of one epoch, int64 (at most batch_size,): all rows, shuffled and split over the processes.
 
-    Every process has as many steps of the same sizes. A last batch below half the size is left out, for its gradient
-    would be too noisy; all other batches but the last are full.
+    All processes have the same number and sizes of batches. All batches except the last are full. A last batch of less
+    than half the size is left out, since its gradient would be too noisy.
 
     Raises:
-        ValueError: fewer rows than processes.
+        ValueError: There are fewer rows than processes.
     """
     if rows < world_size:
-        raise ValueError(f"{rows} training rows are too few for {world_size} processes")
+        raise ValueError(f"the data must have at least {world_size} training rows, one for each process, got {rows}")
     generator = torch.Generator().manual_seed(derive_seed(seed, Stream.ROWS, epoch))
     order = torch.randperm(rows, generator=generator, device="cpu")
     batches = list(order[: rows - rows % world_size][rank::world_size].split(batch_size))

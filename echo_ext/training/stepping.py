@@ -1,4 +1,4 @@
-"""Steps of the optimizer: on the CPU one by one, on a GPU replayed from a recording where that is possible."""
+"""Steps of the optimizer, which a GPU replays from a CUDA graph if the step can be recorded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from echo_ext.data import LabelledDataset
+from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training.capture import CudaRecorder, RecordedStep, Recorder
 from echo_ext.training.configuration import Configuration
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
 
 __all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer", "set_learning_rate"]
 
-# Steps between two looks at the losses where a look waits for the device.
-LOOK_EVERY = 50
+# Number of steps between two checks that the losses are finite, on a device that the host must wait for.
+CHECK_EVERY = 50
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
-    """The loss on rows of a data set.
+    """The loss of a model on rows of a data set.
 
-    It is the rows that pass through Fabric's wrappers, for these would round x itself to half precision.
+    Its input are the indices of the rows, because Fabric's wrappers would round x to half precision.
     """
 
-    def __init__(self, model: Model, data: LabelledDataset, *, compile: bool = False) -> None:
+    def __init__(self, model: Model, data: LabeledDataset, *, compile: bool = False) -> None:
         super().__init__()
         self.model = model
         self.data = data
         self.loss = torch.compile(model.loss) if compile else model.loss
 
     def forward(self, rows: Tensor) -> dict[str, Tensor]:
-        """``Model.loss`` of these rows, int64 (B,)."""
+        """Call ``Model.loss`` on these rows, int64 (B,)."""
         return self.loss(self.data.values(rows))
 
 
 @dataclasses.dataclass
 class EpochCosts:
-    """The loss and its terms in each step that an epoch has taken so far.
+    """The loss and its terms in all steps of an epoch so far.
 
     Args:
-        names: of the loss and its terms.
-        values: for each step a float32 tensor (terms,), on the device, so that steps do not wait for it.
+        names: Names of the loss and its terms.
+        values: A float32 tensor (terms,) for each step, on the device, so that steps do not wait for it.
     """
 
     names: list[str] = dataclasses.field(default_factory=list)
@@ -61,13 +61,13 @@ class EpochCosts:
         return len(self.values)
 
     def means(self, batches: Sequence[Tensor]) -> dict[str, float]:
-        """The mean of each term over the rows of the epoch's batches."""
+        """The mean of each term over all rows of these batches."""
         weights = torch.tensor([float(len(rows)) for rows in batches], dtype=torch.float64, device="cpu")
         means = (torch.stack(self.values).cpu().double() * weights.unsqueeze(1)).sum(0) / weights.sum()
         return dict(zip(self.names, means.tolist(), strict=True))
 
     def as_mapping(self) -> dict[str, Any]:
-        """What a checkpoint holds of an unfinished epoch."""
+        """The content of this object in the form that a checkpoint stores."""
         return {"names": self.names, "values": torch.stack(self.values).cpu()}
 
     @classmethod
@@ -77,17 +77,17 @@ class EpochCosts:
 
 
 class Stepper:
-    """Steps of the optimizer, and a look at what they cost.
+    """Runs steps of the optimizer and collects their losses.
 
     Args:
-        objective: an :class:`Objective`, set up by Fabric.
-        optimizer: likewise.
-        configuration: of the run.
-        fabric: launched.
-        recorder: records the step of a full batch, to replay it from then on; None to take every step by itself.
+        objective: An :class:`Objective` that Fabric has set up.
+        optimizer: An optimizer that Fabric has set up.
+        configuration: The configuration of the run.
+        fabric: A Fabric that has been launched.
+        recorder: Records the step on a full batch once, to replay it from then on. None means that no step is recorded.
     """
 
-    # Steps taken by themselves before one is recorded: libraries choose algorithms and allocate in their first calls.
+    # Number of steps before one is recorded, because libraries choose algorithms and allocate memory in their first.
     REHEARSALS = 3
 
     def __init__(
@@ -106,7 +106,7 @@ class Stepper:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.recorder = recorder
         self._names: list[str] = []
-        self._warmth: float | None = None  # of the steps rehearsed or recorded: Python bakes it into a recording
+        self._warm_up_weight: float | None = None  # of the rehearsed or recorded step, since a recording fixes it
         self._rehearsed = 0
         self._recorded: RecordedStep | None = None
         self._rows = torch.empty(0)
@@ -120,34 +120,34 @@ class Stepper:
         done: EpochCosts | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> EpochCosts:
-        """Take a step on each batch after those that are ``done``, until ``should_stop``; what every step cost."""
+        """Run a step on each batch after those that are ``done``, until ``should_stop``; return the losses of all."""
         self.objective.train()
         device = self.fabric.device
-        every = 1 if device.type == "cpu" else LOOK_EVERY
+        every = 1 if device.type == "cpu" else CHECK_EVERY
         costs = EpochCosts() if done is None else EpochCosts(done.names, [value.to(device) for value in done.values])
-        looked, last = len(costs), len(batches)
-        # One copy for all batches.
+        checked, last = len(costs), len(batches)
+        # Copy the rows of all batches at once.
         batches = torch.cat(list(batches)).to(device).split([len(rows) for rows in batches])
         with contextlib.nullcontext() if self.recorder is None else self.recorder.stream():
             for index in range(len(costs), last):
-                costs.values.append(self._take(batches[index]))
+                costs.values.append(self._step_or_replay(batches[index]))
                 costs.names = self._names
                 stopped = should_stop()
-                if index + 1 - looked >= every or index + 1 == last or stopped:
-                    _check_finite(torch.stack(costs.values[looked:]), costs.names, epoch, looked, epoch * last)
-                    looked = index + 1
+                if index + 1 - checked >= every or index + 1 == last or stopped:
+                    _check_finite(torch.stack(costs.values[checked:]), costs.names, epoch, checked, epoch * last)
+                    checked = index + 1
                 on_step()
                 if stopped:
                     break
         return costs
 
-    def _take(self, rows: Tensor) -> Tensor:
-        """One step on these rows, recorded or not; what it cost, (terms,)."""
+    def _step_or_replay(self, rows: Tensor) -> Tensor:
+        """Run one step on these rows, from the recording if there is one; return the loss and its terms, (terms,)."""
         if self.recorder is None or len(rows) != self.configuration.batch_size:
             return self._step(rows)
-        warmth = self.objective.model.warmth
-        if warmth != self._warmth:
-            self._warmth, self._rehearsed, self._recorded = warmth, 0, None
+        warm_up_weight = self.objective.model.warm_up_weight
+        if warm_up_weight != self._warm_up_weight:
+            self._warm_up_weight, self._rehearsed, self._recorded = warm_up_weight, 0, None
         if self._recorded is None:
             self._rehearsed += 1
             if self._rehearsed < self.REHEARSALS:
@@ -155,7 +155,7 @@ class Stepper:
             costs, obstacle = self.recorder.rehearse(lambda: self._step(rows))
             if obstacle is not None:
                 _LOGGER.warning(
-                    "%s: steps are launched kernel by kernel, for a CUDA graph cannot hold them: %s",
+                    "%s: steps are launched kernel by kernel, because a CUDA graph cannot contain them: %s",
                     self.configuration.recipe,
                     obstacle,
                 )
@@ -169,14 +169,14 @@ class Stepper:
         return self._recorded.costs.clone()
 
     def _step(self, rows: Tensor) -> Tensor:
-        """One step on these rows; the loss and its terms, (terms,)."""
+        """Run one step on these rows; return the loss and its terms, (terms,)."""
         terms: dict[str, Tensor] = self.objective(rows)
         self.optimizer.zero_grad()
         self.fabric.backward(terms["loss"])
-        if self.configuration.normalise_gradients:
+        if self.configuration.normalize_gradients:
             for parameter in self.parameters:
                 if parameter.grad is not None:
-                    # A gradient of 0 stays 0.
+                    # The minimum keeps a gradient of 0 at 0.
                     parameter.grad.div_(parameter.grad.norm().clamp_min(torch.finfo(parameter.grad.dtype).tiny))
         if self.configuration.gradient_clip is not None:
             self.fabric.clip_gradients(
@@ -188,16 +188,16 @@ class Stepper:
 
 
 def make_recorder(fabric: Fabric, configuration: Configuration) -> Recorder | None:
-    """What records steps where they can be recorded: not between processes, nor with a scale that steps may change."""
+    """Return a recorder, or None where steps cannot be recorded: between processes, and with dynamic loss scaling."""
     if fabric.device.type != "cuda" or fabric.world_size > 1 or configuration.precision == "16-mixed":
         return None
     return CudaRecorder(fabric.device)
 
 
 def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device, *, recorded: bool) -> None:
-    """Make an optimizer fit to be recorded, with learning rates in tensors that a replay reads; or fit not to be.
+    """Set up an optimizer for recording, which needs learning rates in tensors that a replay reads, or undo that.
 
-    A checkpoint may come from a run of the other kind, so that nothing is taken from its groups.
+    A checkpoint may come from a run with the other setting, so nothing is kept from its parameter groups.
     """
     for group in optimizer.param_groups:
         group["capturable"] = recorded
@@ -205,7 +205,7 @@ def prepare_optimizer(optimizer: torch.optim.Optimizer, device: torch.device, *,
 
 
 def set_learning_rate(group: dict[str, Any], rate: float) -> None:
-    """Give a group of a prepared optimizer another learning rate."""
+    """Set the learning rate of a parameter group of a prepared optimizer."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:
@@ -213,7 +213,7 @@ def set_learning_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def _check_finite(costs: Tensor, names: Sequence[str], epoch: int, first: int, steps_before: int) -> None:
-    """Refuse the first row of (steps, terms) with a value that is not finite; the parts of the loss before the loss."""
+    """Raise FloatingPointError for the first of (steps, terms) that is not finite; name a term rather than the loss."""
     finite = torch.isfinite(costs)
     if bool(finite.all()):
         return

@@ -1,4 +1,4 @@
-"""A grid of runs, recipes x betas x seeds, and its rate-distortion curves."""
+"""Sweeps: training of a grid of recipes, betas and seeds, and its rate-distortion curves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from echo_ext import _checks
 from echo_ext.metrics import RateDistortion
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.deadline import Deadline, TimeLimitReached
-from echo_ext.training.processes import side_by_side, terminable
-from echo_ext.training.results import SHOWN, mean_and_error, spread
+from echo_ext.training.processes import run_in_processes, sigterm_interrupts
+from echo_ext.training.results import evenly_spaced, mean_and_error
 from echo_ext.training.run_directory import RATES, RunDirectory
 from echo_ext.training.running import load, load_data, train
 
@@ -26,13 +27,14 @@ __all__ = ["Row", "Sweep", "sweep"]
 
 TABLE = "table"
 CURVES = "rate_distortion.png"
-# Seconds that another sweep of the same folder gets to write its table.
-PATIENCE = 60.0
+RECONSTRUCTED_IMAGES = 8
+# Seconds to wait while another sweep of the same folder writes its table.
+LOCK_TIMEOUT = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Means over the seeds of one recipe at one beta, in nats per sample, with standard errors (NaN for one seed)."""
+    """The means over the seeds of one recipe and beta in nats per sample, with standard errors (NaN for one seed)."""
 
     recipe: str
     beta: float
@@ -47,12 +49,12 @@ class Row:
 
 
 class Sweep(NamedTuple):
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
-        rows: the table of the finished runs.
-        failures: the folder of each run that failed, and its error.
-        unfinished: the folders of the runs that the time limit stopped, or that it kept from starting.
+        rows: The table of the finished runs.
+        failures: The folder name and the error of each run that failed.
+        unfinished: The folder names of the runs that the time limit stopped or did not let start.
     """
 
     rows: list[Row]
@@ -69,47 +71,48 @@ def sweep(
     on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
     **options: Any,
 ) -> Sweep:
-    """Train every configuration into its folder below ``out``; write table.csv, table.json, rate_distortion.png there.
+    """Train every configuration in a folder of its own; write table.csv, table.json and rate_distortion.png.
 
-    Runs that are finished are not trained again, and broken ones go on where they stopped. A run that fails does not
-    stop the others, nor does one whose files are damaged or which another process is training. On a CPU the weights do
-    not depend on when and how often the sweep was stopped.
+    Finished runs are not trained again, and interrupted runs are resumed. A run that fails does not stop the others,
+    nor does a run whose files are damaged or that another process is training. On a CPU the weights do not depend on
+    when and how often the sweep was stopped.
 
     Args:
-        configurations: of one data set, each recipe with each beta and seed at most once; they are trained in this
-            order.
-        out: the folder of the folders.
-        jobs: how many runs at a time, each in a process of its own. More of them keep a GPU busier and need more of its
-            memory; on a CPU they share torch's threads.
-        time_limit: seconds after which all runs are saved and the sweep returns; the same call continues them. A run
-            that is being measured by then is finished first. None for no limit.
-        on_run: called after each run with its folder's name and its result, None where it failed.
-        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph``, ``progress`` of
+        configurations: The runs, in the order of training. All have the same data set, and no two have the same recipe,
+            beta and seed.
+        out: The folder of the table and of the folders of all runs.
+        jobs: Number of runs at a time, each in its own process. More use a GPU better and need more of its memory; on a
+            CPU they share torch's threads.
+        time_limit: Seconds after which all runs are saved and the sweep returns. The same call continues them. A run
+            that is being evaluated at that time is finished first. None means no limit.
+        on_run: A function that is called after each run with the name of its folder and its result, or None if it
+            failed.
+        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``progress`` of
             :func:`~echo_ext.training.train`.
 
     Raises:
-        FileExistsError: a folder holds a run with another configuration.
-        ValueError: no configurations, two for one folder, jobs below 1, or a time limit that is not positive.
+        FileExistsError: A folder contains a run with another configuration.
+        TypeError: A value has the wrong type.
+        ValueError: There are no configurations, two have the same folder, or a value is out of range.
     """
     if not configurations:
-        raise ValueError("configurations must be at least one, but there is none")
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
+        raise ValueError("configurations must contain at least one, got none")
+    _checks.whole("jobs", jobs, minimum=1)
     deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
     runs = {_name(configuration): configuration for configuration in configurations}
     if len(runs) < len(configurations):
-        raise ValueError("configurations must differ in recipe, beta or seed, but some do not")
+        raise ValueError("configurations must differ in recipe, beta or seed, but two of them do not")
     for name, configuration in runs.items():
         directory = RunDirectory(out / name)
-        with contextlib.suppress(ValueError):  # a damaged folder is reported as its run's failure
-            directory.expect(configuration)
-    load_data(configurations[0], options.get("data_dir"))  # refuse what cannot be had before the first run
+        with contextlib.suppress(ValueError):  # a damaged folder is reported as the failure of its run
+            directory.refuse_other_run(configuration)
+    load_data(configurations[0], options.get("data_dir"))  # fails before the first run if the data are missing
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
 
-    def take(name: str, outcome: dict[str, Any] | Exception) -> None:
+    def record(name: str, outcome: dict[str, Any] | Exception) -> None:
         if isinstance(outcome, TimeLimitReached):
             return
         if isinstance(outcome, Exception):
@@ -121,14 +124,14 @@ def sweep(
     remaining = dict(runs)
     for name in runs:
         if RunDirectory(out / name).has_result:
-            take(name, _saved_result(out / name))
+            record(name, _saved_result(out / name))
             del remaining[name]
     for name, outcome in _outcomes(remaining, out, jobs, {**options, "deadline": deadline}):
-        take(name, outcome)
+        record(name, outcome)
     rows = _table([found[name] for name in runs if name in found])
     if rows:
         folder = RunDirectory(out, task="sweep")
-        with folder.owned(patience=PATIENCE):
+        with folder.owned(timeout=LOCK_TIMEOUT):
             _write_table(rows, folder)
             _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
     return Sweep(rows, failures, [name for name in runs if name not in found and name not in failures])
@@ -139,7 +142,7 @@ def _name(configuration: Configuration) -> str:
 
 
 def _saved_result(path: Path) -> dict[str, Any] | Exception:
-    """The result of a finished run, or what is wrong with its file."""
+    """The result of a finished run, or the error if its file is damaged."""
     directory = RunDirectory(path)
     directory.remove_leftovers()
     try:
@@ -155,7 +158,7 @@ def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]
 def _outcomes(
     runs: dict[str, Configuration], out: Path, jobs: int, options: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
-    """The name of each run with its result or its error, as they end; no run is begun after the deadline."""
+    """Yield the name of each run with its result or its error; no run starts after the deadline."""
     deadline: Deadline | None = options["deadline"]
 
     def may_start() -> bool:
@@ -165,8 +168,8 @@ def _outcomes(
         calls = {
             name: (configuration, out / name, {**options, "progress": False}) for name, configuration in runs.items()
         }
-        with terminable():
-            yield from side_by_side(_train_one, calls, jobs, may_start=may_start)
+        with sigterm_interrupts():
+            yield from run_in_processes(_train_one, calls, jobs, may_start=may_start)
         return
     for name, configuration in runs.items():
         if not may_start():
@@ -207,8 +210,8 @@ def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
 def _write_curves(
     rows: Sequence[Row], runs: dict[str, Configuration], folder: RunDirectory, data_dir: str | os.PathLike[str] | None
 ) -> None:
-    """Distortion against rate, with what the first seed of each recipe and beta makes of the same test images."""
-    from echo_ext import pictures
+    """Plot distortion against rate, with reconstructions of test images by the first seed of each recipe and beta."""
+    from echo_ext import plots
 
     measured: dict[str, list[RateDistortion]] = {}
     for row in rows:
@@ -224,16 +227,16 @@ def _write_curves(
         )
     first = next(iter(runs.values()))
     test = load_data(first, data_dir)["test"]
-    shown = None
+    images = None
     if len(test.data_shape) == 3:
-        x = spread(test, min(SHOWN, 8))
-        shown = {"test image": x}
+        x = evenly_spaced(test, RECONSTRUCTED_IMAGES)
+        images = {"test image": x}
         for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
             label = f"{configuration.recipe}, beta {configuration.beta:g}"
-            # The weights may be elsewhere: a result alone stands for a run that was trained on another machine.
-            if label not in shown and RunDirectory(folder.path / name).has_checkpoint:
+            # A run that was trained on another machine may have a result but no weights here.
+            if label not in images and RunDirectory(folder.path / name).has_checkpoint:
                 torch.manual_seed(0)
-                shown[label] = load(folder.path / name).model.reconstruct(x)
-    figure = pictures.rate_distortion(measured, reconstructed=shown)
-    with folder.part(CURVES) as part:
+                images[label] = load(folder.path / name).model.reconstruct(x)
+    figure = plots.rate_distortion(measured, reconstructed=images)
+    with folder.replacement(CURVES) as part:
         figure.savefig(part)

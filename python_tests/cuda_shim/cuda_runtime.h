@@ -46,7 +46,7 @@ struct alignas(16) int4 {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;
 
-// ---- The runtime ----------------------------------------------------------------------------------------------------
+// ---- The runtime ---------------------------------------------------------------------------------------------------
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorInvalidConfiguration, cudaErrorInvalidDevice };
 enum cudaDeviceAttr {
@@ -148,7 +148,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   return cuda_shim::run(*config, reinterpret_cast<const void*>(kernel), [&] { kernel(arguments...); });
 }
 
-// ---- What kernels call ----------------------------------------------------------------------------------------------
+// ---- What kernels call ---------------------------------------------------------------------------------------------
 
 inline void __syncthreads() { cuda_shim::meet_block(); }
 

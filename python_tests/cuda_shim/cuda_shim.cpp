@@ -58,7 +58,7 @@ constexpr size_t kSharedBytesWithoutOptIn = 48 * 1024;
   std::_Exit(3);
 }
 
-// ---- Switching from one stack to another. ucontext would do everywhere, but enters the kernel at every switch. ----
+// ---- Switching from one stack to another. ucontext would do everywhere, but enters the kernel at every switch. -----
 
 #if defined(__x86_64__)
 using Context = void*;  // the stack pointer; everything else lies on the stack
@@ -108,7 +108,7 @@ void prepare_context(Context* context, char* stack, void (*entry)()) {
 }
 #endif
 
-// ---- The threads of a block ----
+// ---- The threads of a block ----------------------------------------------------------------------------------------
 
 enum class State { ready, at_block_barrier, at_warp_meeting, finished };
 
@@ -125,8 +125,8 @@ struct Thread {
   State state = State::finished;
   Meeting meeting = Meeting::block_barrier;
   unsigned mask = 0;
-  uint64_t value = 0;      // what it brings to a warp meeting
-  uint64_t published = 0;  // what the other lanes of the meeting see
+  uint64_t value = 0;                         // what it brings to a warp meeting
+  uint64_t published = 0;                     // what the other lanes of the meeting see
   std::vector<std::vector<Copy>> copies{{}};  // not made yet, by groups, of which the last is not committed
 };
 
@@ -284,8 +284,8 @@ int device_like(const Device& wanted) {
   return static_cast<int>(all.size() - 1);
 }
 
-// By the rules of compute capability 9.0: 64 warps, 32 blocks and 65,536 registers, given out to warps by 256 at a time;
-// shared memory is given out by 128 bytes, and each block takes 1 KB more than it asks for.
+// By the rules of compute capability 9.0: 64 warps, 32 blocks and 65,536 registers, given out to warps by 256 at a
+// time; shared memory is given out by 128 bytes, and each block takes 1 KB more than it asks for.
 cudaError_t resident_blocks(const void* kernel, int block_threads, size_t shared_bytes, int* blocks) {
   constexpr int kWarps = 64, kBlocks = 32, kRegisters = 65536, kRegisterUnit = 256, kUsualRegisters = 64;
   constexpr int64_t kSharedUnit = 128, kReserved = 1024;
@@ -296,8 +296,8 @@ cudaError_t resident_blocks(const void* kernel, int block_threads, size_t shared
   const int warps = (block_threads + warpSize - 1) / warpSize;
   const int64_t shared = (static_cast<int64_t>(shared_bytes) + kReserved + kSharedUnit - 1) / kSharedUnit * kSharedUnit;
   int64_t most = kBlocks;
-  for (const int64_t limit : {int64_t{kWarps / warps}, int64_t{kRegisters / of_warp / warps},
-                              (device().shared_bytes + kReserved) / shared})
+  for (const int64_t limit :
+       {int64_t{kWarps / warps}, int64_t{kRegisters / of_warp / warps}, (device().shared_bytes + kReserved) / shared})
     if (limit < most) most = limit;
   *blocks = static_cast<int>(most);
   return cudaSuccess;
@@ -393,7 +393,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
 
 }  // namespace cuda_shim
 
-// ---- The runtime ----------------------------------------------------------------------------------------------------
+// ---- The runtime ---------------------------------------------------------------------------------------------------
 
 using cuda_shim::current_device;
 using cuda_shim::devices;

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "cuda_support.h"
-#include "echo.h"
-#include "echo_matrix.h"
-#include "echo_scan.h"
+#include "common/cuda_support.h"
+#include "echo/echo.h"
+#include "echo/matrix.h"
+#include "echo/scan.h"
 
 namespace {
 
@@ -175,8 +175,7 @@ void serve_indices(const echo_ext::EchoProblem& problem, const Request& request)
 
 // rows and width are the circle's; `deterministic` asks for the adjoint.
 void serve_matrix(const echo_ext::EchoProblem& problem, const Request& request) {
-  const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width),
-                                             problem.dtype == echo_ext::DType::float32};
+  const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width), problem.dtype};
   const int64_t row_bytes = problem.rows * problem.width * element_bytes(problem.dtype);
   const Buffer order = receive(problem.rows * 8), first = receive(row_bytes);
   if (static_cast<Operation>(request.operation) == Operation::matrix_scan) {
@@ -210,7 +209,8 @@ void serve_scan(const echo_ext::EchoProblem& problem) {
       z(problem.rows * wide_row), grad_f(row_bytes), grad_s(row_bytes);
   const auto* positions = static_cast<const int64_t*>(order.data());
   const char* errors[] = {
-      echo_scan_cuda_compose(scan, {positions, f.data(), s.data(), constants.data(), scales.data(), false}, device, nullptr),
+      echo_scan_cuda_compose(scan, {positions, f.data(), s.data(), constants.data(), scales.data(), false}, device,
+                             nullptr),
       echo_scan_cuda_compose(scan, {positions, grad.data(), s.data(), constants_back.data(), scales_back.data(), true},
                              device, nullptr),
       echo_scan_cuda_forward(scan, {positions, f.data(), s.data(), entries.data(), z.data()}, device, nullptr),
@@ -264,8 +264,7 @@ void serve_plan(const echo_ext::EchoProblem& problem, const Request& request) {
     }
     case Operation::plan_indices: error = echo_cuda_indices(problem, &request.seed, nullptr, device, nullptr); break;
     default: {
-      const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width),
-                                                 problem.dtype == echo_ext::DType::float32};
+      const echo_ext::EchoMatrixProblem matrices{problem.rows, static_cast<int>(problem.width), problem.dtype};
       workspace_bytes = echo_matrix_cuda_workspace_bytes(matrices);
       echo_ext::EchoMatrixScan io{};
       io.backward = deterministic;
@@ -276,7 +275,7 @@ void serve_plan(const echo_ext::EchoProblem& problem, const Request& request) {
   answer_launches(error, workspace_bytes);
 }
 
-// ---- Kernels that are right, and kernels whose faults the shim must find ----
+// ---- Kernels that are right, and kernels whose faults the shim must find -------------------------------------------
 
 __global__ void reverse_in_shared(float* values, bool with_barrier) {
   auto* shared = reinterpret_cast<float*>(dynamic_shared_memory);
@@ -344,7 +343,8 @@ void serve_self_test(const Request& request) {
 int main() {
   Request request{};
   while (read_all(&request, sizeof(request))) {
-    device = cuda_shim::device_like({static_cast<int>(request.multiprocessors), static_cast<int>(request.shared_bytes)});
+    device =
+        cuda_shim::device_like({static_cast<int>(request.multiprocessors), static_cast<int>(request.shared_bytes)});
     cuda_shim::order = static_cast<cuda_shim::Order>(request.order);
     if (static_cast<Operation>(request.operation) != Operation::launches) cuda_shim::launches.clear();
     echo_ext::EchoProblem problem{};

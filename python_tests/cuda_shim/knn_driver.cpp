@@ -1,4 +1,4 @@
-// Runs the nearest-neighbour kernels on the shim, one request after another: a header and arrays on standard input, a
+// Runs the nearest-neighbor kernels on the shim, one request after another: a header and arrays on standard input, a
 // status and arrays on standard output. Every buffer is exactly as large as it must be.
 #include <unistd.h>
 
@@ -6,10 +6,13 @@
 #include <string>
 #include <vector>
 
-#include "cuda_support.h"
-#include "knn_cuda.h"
+#include "common/cuda_support.h"
+#include "knn/knn_cuda.h"
 
 namespace {
+
+template <typename T>
+constexpr DType kDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
 
 using namespace echo_ext;
 
@@ -18,7 +21,7 @@ int device = 0;
 // A plan is what a call would launch, however large it is: nothing is sent, read or written.
 bool planning = false;
 
-enum class Operation : int64_t { keys, search, count, boundary, max_neighbours, pairs, max_pair_points };
+enum class Operation : int64_t { keys, search, count, boundary, max_neighbors, pairs, max_pair_points };
 
 struct Request {  // as python_tests/emulated_device.py packs it
   int64_t operation, single, order, batch, num_points, num_queries, dim, k, euclidean, exclude_within, has_rows;
@@ -102,8 +105,8 @@ struct Tree {
   Tree(const Request& r, int64_t n)
       : points(receive(r.batch * n * r.dim * static_cast<int64_t>(sizeof(T)))),
         order(receive(r.batch * n * 8)),
-        memory(knn_cuda_tree_bytes<T>({nullptr, nullptr, r.batch, n, static_cast<int>(r.dim), nullptr})),
-        native{points.data(), order.data<int64_t>(), r.batch, n, static_cast<int>(r.dim), memory.data()} {
+        memory(knn_cuda_tree_bytes<T>({kDType<T>, nullptr, nullptr, r.batch, n, static_cast<int>(r.dim), nullptr})),
+        native{kDType<T>, points.data(), order.data<int64_t>(), r.batch, n, static_cast<int>(r.dim), memory.data()} {
     const char* error = knn_cuda_build<T>(native, device, nullptr);
     if (error != nullptr) std::_Exit(5);
   }
@@ -154,7 +157,8 @@ void serve(const Request& r) {
       const Buffer rows = receive(r.has_rows * r.num_points * 8);
       const Buffer distances(r.batch * (r.num_queries ? r.num_queries : r.num_points) * k * kSize);
       const Buffer indices(r.has_indices * r.batch * (r.num_queries ? r.num_queries : r.num_points) * k * 8);
-      KnnSearch p{points.native.points,
+      KnnSearch p{kDType<T>,
+                  points.native.points,
                   nullptr,
                   rows.data<int64_t>(),
                   r.batch,
@@ -183,18 +187,19 @@ void serve(const Request& r) {
       const Buffer radii = receive(r.num_radii * r.batch * r.num_groups * r.num_points * kSize);
       const Buffer groups = receive(r.dim * 4);
       const Buffer counts(r.num_radii * r.batch * r.num_points * 8);
-      return answer(knn_cuda_count<T>({points.native.points, radii.data(), groups.data<int32_t>(), rows.data<int64_t>(),
-                                       r.batch, r.num_points, r.num_radii, static_cast<int>(r.num_groups), dim, metric,
-                                       r.inclusive != 0, r.exclude_within, counts.data<int64_t>(), 0},
-                                      points.native, device, nullptr),
-                    {&counts});
+      return answer(
+          knn_cuda_count<T>({kDType<T>, points.native.points, radii.data(), groups.data<int32_t>(),
+                             rows.data<int64_t>(), r.batch, r.num_points, r.num_radii, static_cast<int>(r.num_groups),
+                             dim, metric, r.inclusive != 0, r.exclude_within, counts.data<int64_t>(), 0},
+                            points.native, device, nullptr),
+          {&counts});
     }
     case Operation::boundary: {
       const Tree<T> points(r, r.num_points);
       const Buffer radii = receive(r.batch * r.num_points * kSize);
       const Buffer skip = receive(r.batch * r.num_points * 8);
       const Buffer indices(r.batch * r.num_points * (2 * k + 1) * 8);
-      return answer(knn_cuda_boundary<T>({points.native.points, radii.data(), skip.data<int64_t>(), r.batch,
+      return answer(knn_cuda_boundary<T>({kDType<T>, points.native.points, radii.data(), skip.data<int64_t>(), r.batch,
                                           r.num_points, dim, k, r.exclude_within, indices.data<int64_t>(), 0},
                                          points.native, device, nullptr),
                     {&indices});
@@ -205,9 +210,9 @@ void serve(const Request& r) {
       *most.data<int64_t>() = knn_cuda_pairs_max_points<T>(device);
       return answer(nullptr, {&most});
     }
-    case Operation::max_neighbours: {
+    case Operation::max_neighbors: {
       const Buffer most(8);
-      *most.data<int64_t>() = knn_cuda_max_neighbours(device);
+      *most.data<int64_t>() = knn_cuda_max_neighbors(device);
       return answer(nullptr, {&most});
     }
   }

@@ -1,6 +1,6 @@
 """Processes for the fault tests, forked from one that has imported everything, so that each starts in milliseconds.
 
-The parent is not the test process, whose threads a forked process would not have.
+The parent is not the test process, because a forked process does not inherit its threads.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ HERE = Path(__file__).resolve().parent
 
 
 class Ended(NamedTuple):
-    """How a process ended: its exit code, or minus the signal that killed it, its id, its standard error and when.
+    """The exit code of a process (or minus the signal that killed it), its id and its output on stderr.
 
-    ``at`` is when it last wrote to standard error, in nanoseconds as files have it.
+    ``at`` is the time of its last write to stderr, in the nanoseconds of file times.
     """
 
     code: int
@@ -31,7 +31,7 @@ class Ended(NamedTuple):
 
 
 class Commands:
-    """Runs of ``echo-ext``, each in a process of its own; a context manager."""
+    """A context manager that runs ``echo-ext`` commands, each in its own process."""
 
     def __init__(self, folder):
         self._folder = Path(folder)
@@ -51,17 +51,17 @@ class Commands:
         self._server.communicate(timeout=60)
 
     def start(self, *calls, **limits):
-        """Let all calls, lists of words, begin at the same moment; their ids.
+        """Start all calls, given as lists of words, at the same moment; return their ids.
 
-        ``file_size`` limits the bytes of each file they write. With ``obeys_modes``, root too may write only where a
-        file's mode says so.
+        ``file_size`` limits the size of each file that they write. With ``obeys_modes``, root is bound by the modes of
+        files as well.
         """
         errors = [str(self._folder / f"errors-{time.monotonic_ns()}-{index}") for index in range(len(calls))]
         words = [[str(word) for word in call] for call in calls]
         return list(zip(self._ask(do="start", calls=words, errors=errors, **limits), errors, strict=True))
 
     def wait(self, started):
-        """How they ended."""
+        """Wait until they have ended; return their exit codes and output."""
         codes = self._ask(do="wait", pids=[pid for pid, _ in started])
         return [
             Ended(code, pid, Path(file).read_text(), Path(file).stat().st_mtime_ns)
@@ -69,14 +69,14 @@ class Commands:
         ]
 
     def run(self, *calls, **limits):
-        """Start them together and wait for all."""
+        """Start all calls together and wait for them."""
         return self.wait(self.start(*calls, **limits))
 
     def kill(self, call, after):
-        """Start one, kill it after so many seconds, and say how it ended."""
+        """Start a call and kill it after this many seconds; return its exit code and output."""
         started = self.start(call)
         time.sleep(after)
-        os.kill(started[0][0], signal.SIGKILL)  # it is not waited for yet: the id is its own
+        os.kill(started[0][0], signal.SIGKILL)  # it has not been waited for, so the id cannot belong to another process
         (ended,) = self.wait(started)
         return ended
 
@@ -87,7 +87,7 @@ class Commands:
 
 
 def serve():
-    """What the parent of the commands does until its standard input is closed."""
+    """Start and wait for commands until stdin is closed."""
     import lightning.fabric  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import tqdm.auto  # noqa: F401
@@ -97,7 +97,7 @@ def serve():
     from echo_ext.training import running
 
     data.load("digits")
-    running.results.write_pictures = lambda *_: None  # seconds for each run, and none of it is the matter here
+    running.results.write_figures = lambda *_: None  # figures take seconds and do not matter for these tests
     for line in sys.stdin:
         question = json.loads(line)
         if question.pop("do") == "start":
@@ -117,7 +117,7 @@ def _start(calls, errors, **limits):
             _become(words, file, gate, **limits)
         pids.append(pid)
     os.close(gate)
-    os.close(opener)  # which lets all of them go
+    os.close(opener)  # all of them continue now
     return pids
 
 
@@ -144,10 +144,10 @@ def _become(words, errors, gate, file_size=None, obeys_modes=False):
 
 
 def _obey_modes():
-    """Give up root's right to pass over the modes of files. Another user could not import from root's folders."""
+    """Make root obey the modes of files. Another user is no alternative: it could not import from root's folders."""
     version, override, search = 0x20080522, 1, 2
     header = (ctypes.c_uint32 * 2)(version, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable capabilities, below 32 and above
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable capabilities, two words for each
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.capget(header, sets) == 0
     for index in range(2):

@@ -1,4 +1,4 @@
-"""A rank that calls the same function again and again, until another rank is lost or it is lost itself."""
+"""A rank that calls a function repeatedly until another rank is lost or it is lost itself."""
 
 import os
 import signal
@@ -11,15 +11,15 @@ from torch import distributed as dist
 from echo_ext import distributed
 
 WORLD = 3
-TIMEOUT = 3.0  # of the process group, in seconds
-LOST = WORLD - 1  # the rank that is not there in a scenario
+TIMEOUT = 3.0  # timeout of the process group, in seconds
+LOST = WORLD - 1  # the rank that is lost in a scenario
 CALLS_BEFORE = 3
 
 
 def run(rank, init, function, scenario, connection):
-    """Report ("ready", process id) after the first call, then what ended the others: ("error", seconds, message).
+    """Send ("ready", process id) after the first call, and ("error", seconds, message) when a later call fails.
 
-    ("wrong", message) says that a call has given other numbers than the first.
+    If a call returns other numbers than the first, ("wrong", message) is sent.
     """
     torch.set_num_threads(1)
     torch.manual_seed(rank)
@@ -34,16 +34,16 @@ def run(rank, init, function, scenario, connection):
     number = 0
     while True:
         number += 1
-        began = time.monotonic()
+        start = time.monotonic()
         lose = SCENARIOS[scenario] if rank == LOST and number > CALLS_BEFORE else {}
         try:
             lose.get("before", _nothing)()
             found = call(group, lose.get("between", _nothing))
         except RuntimeError as error:
-            connection.send(("error", time.monotonic() - began, str(error)))
-            os._exit(0)  # a broken group cannot be taken down in order
+            connection.send(("error", time.monotonic() - start, str(error)))
+            os._exit(0)  # a broken group cannot be shut down normally
         if any(not torch.equal(one, other) for one, other in zip(found, expected, strict=True)):
-            connection.send(("wrong", f"call {number} gave {found}, but the first gave {expected}"))
+            connection.send(("wrong", f"call {number} returned {found}, but the first returned {expected}"))
             os._exit(0)
 
 

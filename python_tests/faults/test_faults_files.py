@@ -1,7 +1,7 @@
-"""Damaged and hostile files: each is read right or refused with a ValueError, quickly and in little memory.
+"""Damaged and hostile files: each is read correctly or refused with a ValueError, quickly and with little memory.
 
-A child process reads them under a memory limit, so that a crash or a hang of a parser is a finding, not the end of the
-tests. What a format's own checksum covers must come back unchanged; a CSV file has none, and any table will do.
+A child process reads them under a memory limit, so that a crash or a hang of a parser is a failure, not the end of the
+tests. Content that a checksum of the format covers must be unchanged. A CSV file has none, so any table is accepted.
 """
 
 import collections
@@ -30,8 +30,8 @@ import echo_ext
 
 SECONDS = 30  # for one file; most take milliseconds
 MEBIBYTE = 1 << 20
-ROOM = 2048 * MEBIBYTE  # address space beyond what reading the intact files took
-GROWTH = 256 * MEBIBYTE  # resident memory likewise
+MAX_ADDRESS_SPACE = 2048 * MEBIBYTE  # in addition to that after reading the intact files
+MAX_GROWTH = 256 * MEBIBYTE  # growth of the resident memory after reading the intact files
 
 
 # ---- Damage ----------------------------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ NUMBERS = (0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1
 
 
 def place(dice, content):
-    """Mostly where headers and directories are."""
+    """A random place in the content, mostly in its headers and directories."""
     edge = min(len(content), 256)
     return dice.choice(
         (dice.randrange(len(content)), dice.randrange(edge), len(content) - 1 - dice.randrange(edge)),
@@ -81,7 +81,7 @@ DAMAGE = (truncate, flip, insert, delete, repeat, overwrite)
 
 
 def damaged(dice, content):
-    """Up to three kinds of damage."""
+    """The content with up to three kinds of damage."""
     content = bytearray(content)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         if content:
@@ -94,7 +94,7 @@ TYPES = ("<f8", "|O", "|S0", "|V0", "<U2", "<M8[ns]", ">i8", "<c16", "|b1", f"|V
 
 
 def hostile_array(dice):
-    """An array whose header does not fit."""
+    """An array whose header does not fit its content."""
     file = io.BytesIO()
     header = {"descr": dice.choice(TYPES), "fortran_order": dice.random() < 0.5, "shape": dice.choice(SHAPES)}
     np.lib.format.write_array_header_2_0(file, header)
@@ -110,7 +110,7 @@ def zipped(members):
 
 
 def damaged_zip(dice, content):
-    """Damage to a zip file, or within one of its members, whose checksum is then right."""
+    """Damage a zip file, or one of its members, whose checksum is then correct."""
     if dice.random() < 0.5:
         return damaged(dice, content), True
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -139,12 +139,12 @@ def damaged_bytes(dice, content, *, checked=False):
 
 @dataclasses.dataclass
 class Reader:
-    """One way in which files come in.
+    """A reader of one file format.
 
     Attributes:
-        path: the file that is damaged.
-        read: reads it and returns what it holds.
-        damage: damages its content, and says whether a checksum covers it.
+        path: The file that is damaged.
+        read: Function that reads the file and returns its content.
+        damage: Function that damages the content, and returns it with whether a checksum covers the damage.
     """
 
     path: Path
@@ -180,7 +180,7 @@ def table_reader(folder, suffix, page_checksums=True):
     else:
         frame = pandas.DataFrame(values, columns=["x", "y", "z"]).assign(text="a", count=np.arange(40))
         frame.to_parquet(path, write_page_checksum=page_checksums)
-        # The text is refused: what else there is has to be read.
+        # The text column is refused, and all other columns must be read.
         return Reader(path, functools.partial(parquet_table, path), damaged_bytes)
     damage = {"csv": damaged_bytes, "npy": damaged_array, "npz": damaged_zip}[suffix]
     return Reader(path, functools.partial(table, path), damage)
@@ -208,8 +208,8 @@ def bits_reader(folder, form):
     if form == "npz":
         np.savez(folder / binary_mnist.PACKED, **dict.fromkeys(("train", "valid", "test"), np.packbits(drawn, axis=1)))
         return Reader(folder / binary_mnist.PACKED, functools.partial(rows, "binary-mnist", folder), damaged_zip)
-    for published in binary_mnist.FILES.values():
-        np.savetxt(folder / published.name, drawn, "%d")
+    for remote in binary_mnist.FILES.values():
+        np.savetxt(folder / remote.name, drawn, "%d")
     path = folder / binary_mnist.FILES["test"].name
     return Reader(path, functools.partial(rows, "binary-mnist", folder), damaged_bytes)
 
@@ -236,7 +236,7 @@ def omniglot_reader(folder, form):
 def dsprites_reader(folder, form):
     from echo_ext.data import dsprites
 
-    # A grid of fewer rows, which is read in milliseconds.
+    # A grid with fewer rows, which is read in milliseconds.
     dsprites.FACTOR_SIZES, dsprites._ROWS = (1, 1, 4, 32, 32), 4096
     bits = np.random.default_rng(1).integers(0, 256, 512).astype(np.uint8) * np.ones((4096, 1), np.uint8)
     if form == "original":
@@ -274,7 +274,7 @@ def attack(name, seed, count):
         before = peak()
         outcomes = collections.Counter()
         for case in range(count):
-            # Where the process ends here, this line is the last.
+            # If the process crashes, this is its last line.
             print(f"{name}: seed {seed}, case {case}", flush=True)
             content, checked = reader.damage(random.Random(f"{seed} {name} {case}"), intact)
             reader.path.write_bytes(content)
@@ -282,8 +282,8 @@ def attack(name, seed, count):
             outcomes[outcome(reader, expected if checked else None)] += 1
             signal.alarm(0)
         growth = peak() - before
-    if growth > GROWTH:
-        raise MemoryError(f"{name} took {growth // MEBIBYTE} MiB")
+    if growth > MAX_GROWTH:
+        raise MemoryError(f"{name} needed {growth // MEBIBYTE} MiB")
     print(f"{name}: {dict(outcomes)}, {growth // MEBIBYTE} MiB")
 
 
@@ -291,17 +291,17 @@ def outcome(reader, expected):
     try:
         found = reader.read()
     except (ValueError, FileNotFoundError) as refusal:
-        if str(reader.path.parent) not in str(refusal) and "one label per image" not in str(refusal):
-            raise AssertionError(f"does not name the file: {refusal}") from refusal
+        if str(reader.path.parent) not in str(refusal) and "one label for each" not in str(refusal):
+            raise AssertionError(f"the error does not name the file: {refusal}") from refusal
         return "refused"
     if expected not in (None, found):
-        raise AssertionError("a wrong answer where a checksum should have been compared")
+        raise AssertionError("a checksum was not compared: the content is wrong")
     return "read"
 
 
 def limit_memory():
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, -1))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MAX_ADDRESS_SPACE, -1))
 
 
 def peak():
@@ -309,7 +309,7 @@ def peak():
 
 
 def attack_in_child(names, seed, count, timeout):
-    """Run :func:`attack` in a process of its own; the summaries that it printed."""
+    """Run :func:`attack` in its own process; return the summaries that it printed."""
     command = [sys.executable, __file__, str(seed), str(count), *names]
     packages = str(Path(echo_ext.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": packages, "ECHO_EXT_OFFLINE": "1", "ECHO_EXT_CACHE": os.devnull}
@@ -322,17 +322,17 @@ def attack_in_child(names, seed, count, timeout):
     return [line for line in lines if "MiB" in line]
 
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs memory limits as Linux has them")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the memory limits of Linux")
 
 
-def test_damaged_files_are_read_right_or_refused():
+def test_damaged_files_are_read_correctly_or_refused():
     names = readers_here()
     assert len(attack_in_child(names, torch.initial_seed(), 12, timeout=300)) == len(names)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", READERS)
-def test_many_damaged_files_are_read_right_or_refused(name):
+def test_many_damaged_files_are_read_correctly_or_refused(name):
     if name not in readers_here():
         pytest.skip("needs a package that is not installed")
     print(*attack_in_child([name], torch.initial_seed(), 2000, timeout=3600))

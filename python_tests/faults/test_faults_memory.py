@@ -1,4 +1,4 @@
-"""Calls under a memory limit: each ends with the right number or with an error, and the process goes on."""
+"""Calls under a memory limit: each returns the correct number or raises an error, and the process continues."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ resource = pytest.importorskip("resource")
 if not Path("/proc/self/statm").exists():
     pytest.skip("needs Linux's /proc", allow_module_level=True)
 
-# Where child processes run: at the root they would import the sources, not what is installed.
+# The working directory of child processes. At the root they would import the sources instead of the installed package.
 HERE = Path(__file__).parent
 
 CASES = ("line", "columns", "batch", "matrix", "gradient", "neighbors", "echo", "ring", "echo_matrix")
 
-# Reads lines "case threads share" and forks for each, so that imports are paid for once. `share` is that of the address
-# space that the call needs beyond what the process has before it.
+# Reads lines "case threads share" and forks for each, so that imports happen once. `share` limits the address space to
+# this share of what the call needs in addition to that of the process.
 SERVER = """
 import hashlib
 import os
@@ -31,7 +31,7 @@ import echo_ext
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-echo_ext.mutual_information_matrix(torch.randn(99, 2))  # imports parts of torch, which must not be what fails
+echo_ext.mutual_information_matrix(torch.randn(99, 2))  # imports parts of torch, so that no import fails later
 x, y = torch.randn(2, 8000, 5, dtype=torch.float64)
 line = torch.randn(2, 200_000)
 batch = torch.randn(40, 2000, 2)
@@ -120,9 +120,9 @@ for line_of_input in sys.stdin:
     print(in_fork(attempt, *key, float(share)).replace("\\n", " "), flush=True)
 """
 
-# Where not this package but what is below it gives up.
+# Messages of other libraries that end the process when they are out of memory.
 NOT_OURS = (
-    "cannot allocate memory for thread-local data",  # glibc, which has no other way to fail there
+    "cannot allocate memory for thread-local data",  # glibc cannot fail in another way
     "libgomp:",
     "OpenBLAS",
     "mkl",
@@ -130,7 +130,7 @@ NOT_OURS = (
 
 
 def outcomes_of(runs):
-    """Of runs (case, threads, share), in one process that forks for each."""
+    """The outcomes of runs (case, threads, share), in one process that forks for each."""
     text = "".join(f"{case} {threads} {share}\n" for case, threads, share in runs)
     server = subprocess.run([sys.executable, "-c", SERVER], input=text, capture_output=True, text=True, cwd=HERE)
     assert server.returncode == 0, server.stderr
@@ -143,8 +143,8 @@ def check(runs):
     counts = Counter()
     for run, outcome in zip(runs, outcomes_of(runs), strict=True):
         if outcome.startswith("died") and any(reason in outcome for reason in NOT_OURS):
-            outcome = "died below"
-        assert outcome in ("right", "MemoryError", "RuntimeError", "died below"), (run, outcome)
+            outcome = "died in a library"
+        assert outcome in ("right", "MemoryError", "RuntimeError", "died in a library"), (run, outcome)
         counts[outcome] += 1
     print(counts)
     return counts
@@ -155,10 +155,10 @@ def draw(rng, cases, count):
     return [(cases[i % len(cases)], int(rng.integers(1, 5)), share) for i, share in enumerate(shares)]
 
 
-def test_a_memory_limit_ends_in_a_number_or_an_error():
+def test_memory_limit_ends_in_a_number_or_an_error():
     rng = fresh()
     runs = draw(rng, rng.permutation(CASES)[:2].tolist(), 4)
-    # Memory that is reserved for threads is not all needed, but a result of 72 MB is: that run must fail.
+    # Not all memory that threads reserve is needed, but a result of 72 MB is, so that run must fail.
     counts = check([*runs, ("columns", 3, 0.4), ("columns", 3, 2.0), ("large_result", 1, 0.4)])
     assert counts["right"] >= 1
     assert counts["right"] < len(runs) + 3
@@ -168,4 +168,4 @@ def test_a_memory_limit_ends_in_a_number_or_an_error():
 def test_two_hundred_runs_under_memory_limits():
     counts = check(draw(fresh(), CASES, 200))
     assert counts["MemoryError"] + counts["RuntimeError"] >= 20
-    assert counts["died below"] <= 40
+    assert counts["died in a library"] <= 40

@@ -1,4 +1,4 @@
-"""Ranks that die, are late or leave out a call: an error for the others in time, no hang and no wrong number."""
+"""Ranks that die, are late or skip a call: the others raise an error in time, without hangs or wrong numbers."""
 
 import multiprocessing
 import os
@@ -9,20 +9,20 @@ import time
 import lost_ranks
 import pytest
 
-# Seconds for an error to arrive: the process group's time-out, and much more for a machine that is busy.
-PATIENCE = 60
+# Seconds to wait for an error: much longer than the timeout of the process group, because machines may be busy.
+WAIT_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def context():
-    """Processes that need not import torch again, nor what a first call imports."""
+    """A fork server that has imported torch and everything that a first call imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "echo_ext.distributed"])
     return context
 
 
 def lose(context, folder, function, scenario, kill_after=None):
-    """Run one world: the ranks that are left have an error in time, and never a wrong number."""
+    """Run one group of processes; check that the remaining ranks raise an error in time, and return no wrong number."""
     connections, processes = [], []
     for rank in range(lost_ranks.WORLD):
         here, there = context.Pipe()
@@ -40,7 +40,7 @@ def lose(context, folder, function, scenario, kill_after=None):
             kind, *what = receive(connections[rank], rank)
             assert kind == "error", what
             seconds, message = what
-            assert seconds < PATIENCE / 2, message
+            assert seconds < WAIT_SECONDS / 2, message
     finally:
         for process in processes:
             process.kill()
@@ -50,7 +50,7 @@ def lose(context, folder, function, scenario, kill_after=None):
 
 
 def receive(connection, rank):
-    assert connection.poll(PATIENCE), f"rank {rank} hangs"
+    assert connection.poll(WAIT_SECONDS), f"rank {rank} hangs"
     return connection.recv()
 
 
@@ -67,7 +67,7 @@ def receive(connection, rank):
         ("information", "late"),
     ],
 )
-def test_lost_rank_ends_in_an_error(context, tmp_path, function, scenario):
+def test_lost_rank_raises_on_the_others(context, tmp_path, function, scenario):
     lose(context, tmp_path, function, scenario)
 
 

@@ -1,4 +1,4 @@
-"""Training runs that are killed, race for one folder, or fill the disk: nothing is lost, mixed or left over."""
+"""Training runs that are killed, race for one folder, or fill the disk: no data are lost, mixed or left over."""
 
 import os
 import random
@@ -22,12 +22,15 @@ for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
 from forking import Commands  # noqa: E402  # needs fork
 
 FILES = {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
-TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarise", "dynamic")
+TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarize", "dynamic")
 TRAIN += ("--set", "num_terms=20", "--set", "hidden=[8]", "--epochs", "30")
 HELD = (
     r"echo-ext train: error: {out} is in use by process {pid} on \S+ since [-0-9]+ [:0-9]+; wait until .* has ended\n"
 )
-LATE = r"echo-ext train: error: {out} holds (this run already|another run): .*; choose another folder\n"
+LATE = (
+    r"echo-ext train: error: {out} contains (this run already; resume it \(--resume\) or|another run, with .*;) "
+    r"choose another folder\n"
+)
 
 
 def settings(seed, beta=1.0, latent_dim=2):
@@ -40,24 +43,24 @@ VARIANTS = [settings(0), settings(1), settings(0, beta=0.5), settings(0, latent_
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     with Commands(tmp_path_factory.mktemp("commands")) as commands:
-        commands.run()  # returns once all is imported
+        commands.run()  # returns once everything is imported
         yield commands
 
 
 @pytest.fixture(scope="module")
 def alone(commands, tmp_path_factory):
-    """Runs that nothing happened to, one of each variant, and the seconds that one takes."""
+    """One undisturbed run of each variant, and the mean number of seconds that one takes."""
     folder = tmp_path_factory.mktemp("alone")
-    begun = time.monotonic()
+    start = time.monotonic()
     for index, variant in enumerate(VARIANTS):
         (ended,) = commands.run([*TRAIN, *variant, "--out", folder / str(index)])
         assert (ended.code, ended.errors) == (0, "")
-    return folder, (time.monotonic() - begun) / len(VARIANTS)
+    return folder, (time.monotonic() - start) / len(VARIANTS)
 
 
 @pytest.fixture
 def seeded(request):
-    """Random numbers that the report of a failure tells how to repeat."""
+    """Random numbers whose seed is printed if a test fails, so that it can be repeated."""
     seed = int(os.environ.get("ECHO_EXT_FAULT_SEED", random.SystemRandom().randrange(2**31)))
     print(f"ECHO_EXT_FAULT_SEED={seed}")
     return random.Random(seed)
@@ -71,7 +74,7 @@ def assert_same_run(left, right):
 
 
 def assert_whole(out):
-    """Every file that is there can be read."""
+    """Check that every existing file can be read."""
     directory = RunDirectory(out)
     if not directory.holds_run:
         assert not directory.has_checkpoint
@@ -85,7 +88,7 @@ def assert_whole(out):
 
 
 def is_refused(loser, out, owner):
-    """Whether a run was refused because of the owner, and not because the owner had already ended."""
+    """Whether a run was refused because another process owned the folder, rather than because it had ended."""
     words = {"out": re.escape(str(out)), "pid": owner}
     if re.fullmatch(HELD.format(**words), loser.errors):
         return True
@@ -101,7 +104,7 @@ def finish(commands, out, variant):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.faults)])
-def test_killed_runs_end_bit_equal_and_leave_nothing(commands, alone, tmp_path, seeded, kills):
+def test_killed_runs_resume_bit_equal_without_leftovers(commands, alone, tmp_path, seeded, kills):
     folder, seconds = alone
     done = runs = 0
     left_over = 0
@@ -122,7 +125,7 @@ def test_killed_runs_end_bit_equal_and_leave_nothing(commands, alone, tmp_path, 
 
 
 @pytest.mark.parametrize("races", [2, pytest.param(100, marks=pytest.mark.faults)])
-def test_of_runs_started_at_once_exactly_one_wins(commands, alone, tmp_path, seeded, races):
+def test_only_one_of_concurrent_runs_starts(commands, alone, tmp_path, seeded, races):
     folder, _ = alone
     late = 0
     for race in range(races):
@@ -135,11 +138,11 @@ def test_of_runs_started_at_once_exactly_one_wins(commands, alone, tmp_path, see
             assert ended[loser].code == 2
             late += not is_refused(ended[loser], out, ended[winner].pid)
         assert_same_run(out, folder / str(variants[winner]))
-    print(f"{races} races, in which {late} runs came to the folder after the other had ended")
+    print(f"{races} races, in which {late} runs started after the other had ended")
 
 
 @pytest.mark.parametrize("races", [1, pytest.param(30, marks=pytest.mark.faults)])
-def test_of_resumes_started_at_once_exactly_one_wins(commands, alone, tmp_path, seeded, races):
+def test_only_one_of_concurrent_resumes_starts(commands, alone, tmp_path, seeded, races):
     folder, seconds = alone
     for race in range(races):
         out = tmp_path / str(race)
@@ -148,13 +151,13 @@ def test_of_resumes_started_at_once_exactly_one_wins(commands, alone, tmp_path, 
         ended = commands.run(*[["train", "--resume", "--out", out]] * 2)
         winner, loser = sorted(ended, key=lambda each: each.code)
         assert winner.code == 0
-        assert loser.code in (0, 2)  # a finished run can be resumed, to no effect
+        assert loser.code in (0, 2)  # resuming a finished run succeeds and has no effect
         if loser.code == 2:
             assert is_refused(loser, out, winner.pid)
         assert_same_run(out, folder / "0")
 
 
-def test_a_running_run_cannot_be_resumed_but_can_be_evaluated(commands, alone, tmp_path):
+def test_run_in_training_can_be_evaluated_but_not_resumed(commands, alone, tmp_path):
     folder, _ = alone
     out = tmp_path / "run"
     running = commands.start([*TRAIN, *VARIANTS[0], "--out", out])
@@ -178,7 +181,7 @@ def test_a_running_run_cannot_be_resumed_but_can_be_evaluated(commands, alone, t
 
 
 @pytest.mark.parametrize("races", [1, pytest.param(20, marks=pytest.mark.faults)])
-def test_two_sweeps_of_one_folder_share_the_runs(commands, tmp_path, races):
+def test_concurrent_sweeps_of_one_folder_share_the_runs(commands, tmp_path, races):
     grid = ("sweep", *TRAIN[1:], "--beta", "0.5,1,2")
     for race in range(races):
         out = tmp_path / str(race)
@@ -187,7 +190,7 @@ def test_two_sweeps_of_one_folder_share_the_runs(commands, tmp_path, races):
             assert sweep.code in (0, 1)
             if sweep.code:
                 assert sweep.errors.count("\n") == 1
-                assert "is in use by process" in sweep.errors or "holds this run already" in sweep.errors
+                assert "is in use by process" in sweep.errors or "contains this run already" in sweep.errors
         names = [f"echo-beta{beta}-seed0" for beta in ("0.5", "1", "2")]
         assert {path.name for path in out.iterdir()} == {*names, "table.csv", "table.json", "rate_distortion.png"}
         for name in names:
@@ -198,7 +201,7 @@ def test_two_sweeps_of_one_folder_share_the_runs(commands, tmp_path, races):
         assert (out / "table.csv").read_text().count("\n") == 4
 
 
-def test_a_full_disk_keeps_the_checkpoint_before(commands, alone, tmp_path):
+def test_full_disk_keeps_the_previous_checkpoint(commands, alone, tmp_path):
     folder, _ = alone
     # The history grows with every epoch, and with it the file.
     sizes = [(folder / "0" / "last.ckpt").stat().st_size - shrink for shrink in (1, 2000)]
@@ -207,7 +210,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(commands, alone, tmp_path):
         (ended,) = commands.run([*TRAIN, *VARIANTS[0], "--out", out], file_size=size)
         assert ended.code == 1
         assert re.search(
-            r"checkpoint of epoch \d+ could not be written .* File too large; the one before", ended.errors
+            r"checkpoint of epoch \d+ could not be written .* File too large; the previous one", ended.errors
         )
         assert ended.errors.count("\n") == 1
         assert_whole(out)
@@ -221,9 +224,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(commands, alone, tmp_path):
 
 
 @pytest.mark.skipif(
-    os.getuid() == 0 and sys.platform != "linux", reason="only Linux lets root give up the rights over modes"
+    os.getuid() == 0 and sys.platform != "linux", reason="only on Linux can root give up its file permissions"
 )
-def test_a_read_only_folder_is_refused_in_one_line(commands, alone, tmp_path):
+def test_read_only_folder_is_refused_in_one_line(commands, alone, tmp_path):
     folder, _ = alone
     out = tmp_path / "run"
     shutil.copytree(folder / "0", out)

@@ -1,4 +1,4 @@
-"""What the distributed calls are defined to give, in NumPy, on the joined rows of all ranks."""
+"""NumPy definitions of the distributed calls, on the concatenated rows of all ranks."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 from scipy.special import digamma
 
 import echo_ext
-from echo_ext.distributed._echo import SEED_STEP
+from echo_ext.distributed.echo import SEED_STEP
 
 
 def own_seed(seed, rank):
-    """The seed of a rank, where all are given one; int64 wraps around."""
+    """Return the seed that a rank derives from the common one, with int64 wraparound."""
     return (seed + rank * SEED_STEP + 2**63) % 2**64 - 2**63
 
 
@@ -18,7 +18,7 @@ def own_seed(seed, rank):
 
 
 def circle(sizes, seeds):
-    """The joined row at each position: the ranks one after another, each in an order of its own."""
+    """Return the row at each position of the circle: rank after rank, each in its own random order."""
     parts, first = [], 0
     for rank, (size, seed) in enumerate(zip(sizes, seeds, strict=True)):
         if size > 0:
@@ -29,7 +29,7 @@ def circle(sizes, seeds):
 
 
 def ring(f, s, order, weights):
-    """z_p = f_p + s_p z_{p+1} around the circle, and the gradients of sum(weights * z) for f and s."""
+    """Return z_p = f_p + s_p z_{p+1} around the circle, and the gradients of sum(weights * z) for f and s."""
     f, s, weights = (array[order].astype(np.longdouble) for array in (f, s, weights))
     z = _around(f, s)
     # v_p = w_p + s_{p-1} v_{p-1}: the same recurrence in the other direction.
@@ -50,7 +50,7 @@ def _around(f, s):
 
 
 def gathered(f, s, sizes, seeds, sampling, num_terms, weights):
-    """Rows of each rank draw from the rows of all: z, and the gradients of sum(weights * z) for f and s."""
+    """Return z where each row draws from all ranks, and the gradients of sum(weights * z) for f and s."""
     total = len(f)
     num_terms = total - 1 if num_terms is None else num_terms
     z, grad_f, grad_s = (np.zeros(f.shape, np.longdouble) for _ in range(3))
@@ -60,7 +60,7 @@ def gathered(f, s, sizes, seeds, sampling, num_terms, weights):
         if size == 0:
             continue
         own = np.arange(starts[rank], starts[rank + 1])
-        order = np.concatenate([own, np.delete(np.arange(total), own)])  # as this rank sees all rows
+        order = np.concatenate([own, np.delete(np.arange(total), own)])  # all rows, with those of this rank first
         drawn = echo_ext.echo_indices(
             total, num_terms=num_terms, sampling=sampling, seed=own_seed(seeds[rank], rank)
         ).numpy()[:size]
@@ -89,7 +89,7 @@ def gathered(f, s, sizes, seeds, sampling, num_terms, weights):
 
 
 def mutual_information(x, y, *, k=3, method="ksg1", exclude_within=0, unit="nats"):
-    """Local values (K, *batch, N) of (*batch, N, d) arrays, from all distances between samples."""
+    """Return local values (K, *batch, N) for (*batch, N, d) arrays, computed from all pairwise distances."""
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     x, y = (np.broadcast_to(v, batch + v.shape[-2:]) for v in (x, y))
     ks = [k] if np.ndim(k) == 0 else k

@@ -1,4 +1,4 @@
-"""Processes that stay and make the calls that they are sent, each its own part, over torch.distributed."""
+"""Persistent worker processes, one per rank, that run requested calls of echo_ext.distributed."""
 
 import atexit
 import multiprocessing
@@ -12,12 +12,12 @@ from torch import distributed as dist
 from echo_ext import distributed
 
 WORLD = 3
-# Nobody ever waits so long, unless there is an error in the library.
+# In seconds; reached only if the library has a bug.
 TIMEOUT = 30.0
 
 
 class Ranks:
-    """WORLD processes, of which the first two are a group of their own too."""
+    """WORLD processes; the first two also form a process group of their own."""
 
     def __init__(self):
         context = multiprocessing.get_context("forkserver")
@@ -34,7 +34,7 @@ class Ranks:
         atexit.register(self.stop)
 
     def call(self, calls):
-        """Make calls, each a list of one request for each rank; a list of answers for each.
+        """Run calls, each a list with one request per rank, and return a list of answers per call.
 
         An answer is a dictionary of results, or (error type, message).
         """
@@ -64,7 +64,7 @@ _started = []
 
 
 def ranks():
-    """The processes, started at the first call and again after a failure."""
+    """Return the processes, started at the first call and restarted after a failure."""
     if not _started or not all(process.is_alive() for process in _started[0].processes):
         _started[:] = [Ranks()]
     return _started[0]

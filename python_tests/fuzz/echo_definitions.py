@@ -1,4 +1,4 @@
-"""What Echo noise is, in extended precision, with bounds on the rounding that a call may show."""
+"""Definitions of Echo noise in extended precision, with bounds on the rounding error of a call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def threads(count):
 
 
 def values(rng, kind, shape, dtype):
-    """Numbers of one kind, float64; those of "subnormal" are subnormal in the type that computes."""
+    """Return float64 values of one kind; those of kind "subnormal" are subnormal in the given dtype."""
     if kind == "zero":
         return np.zeros(shape) * rng.choice([-1.0, 1.0], shape)
     if kind == "one":
@@ -55,7 +55,7 @@ def tensor(rng, kind, shape, dtype, layout):
 
 
 def laid_out(plain, layout):
-    """The same numbers (but for "expanded", which repeats the first row) in another layout."""
+    """Return the same values in another memory layout; "expanded" repeats the first row instead."""
     shape = plain.shape
     if layout == "expanded" and len(shape) > 1 and shape[0] > 0:
         return plain[:1].expand(shape)
@@ -65,13 +65,13 @@ def laid_out(plain, layout):
         return torch.cat([plain.new_ones(1), plain.flatten()])[1:].view(shape)
     if layout == "transposed":
         return plain.transpose(0, -1).contiguous().transpose(0, -1)
-    if layout == "reversed":  # rows apart in memory
+    if layout == "reversed":  # rows with gaps between them
         return torch.cat([plain, plain.flip(0)], -1)[..., : shape[-1]] if len(shape) > 1 else plain
     return plain
 
 
 def bits(tensor):
-    """The bytes, as integers, so that a NaN equals itself."""
+    """Return the bit patterns as integers, so that equal NaNs compare equal."""
     return tensor.detach().view(INTEGERS[tensor.element_size()]).numpy()
 
 
@@ -83,7 +83,7 @@ def wide(tensor):
 
 
 def check_draws(indices, bank_rows, rows, num_terms, sampling):
-    """What the docstrings say of the rows that are drawn."""
+    """Check the draws against the guarantees in the docstrings."""
     is_own = bank_rows is None
     candidates = rows if is_own else bank_rows
     terms = (rows - 1 if is_own else bank_rows) if num_terms is None else num_terms
@@ -96,7 +96,7 @@ def check_draws(indices, bank_rows, rows, num_terms, sampling):
         ordered = np.sort(indices, 1)
         assert (ordered[:, 1:] != ordered[:, :-1]).all(), "a row is drawn twice"
     if sampling == "ring":
-        # Each row is followed by its window: where the next row starts, the same sequence goes on.
+        # Windows of adjacent rows on the circle overlap: they are the same sequence, shifted by one.
         if is_own:
             assert (indices[indices[:, 0], :-1] == indices[:, 1:]).all()
         else:
@@ -108,7 +108,7 @@ def check_draws(indices, bank_rows, rows, num_terms, sampling):
 
 
 def noise(f, s, indices):
-    """eps_i = sum_l (s[j_0] ... s[j_{l-1}]) f[j_l], (rows, width), the sum of the absolute values, and the weights."""
+    """Return eps_i = sum_l (s[j_0] ... s[j_{l-1}]) f[j_l], (rows, width), the sum of absolute terms and the weights."""
     term_f, term_s = f[indices], s[indices]
     weights = np.ones_like(term_f)
     weights[:, 1:] = np.cumprod(term_s[:, :-1], 1)
@@ -121,7 +121,7 @@ def computing(dtype):
 
 
 def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
-    """Compare noises, or z where the rows' own (f, s) are given, with the definition."""
+    """Compare noise with the definition, or z if the rows' own (f, s) are given."""
     dtype = actual.dtype
     assert dtype == bank_f.dtype
     assert actual.shape == (len(indices), *bank_f.shape[1:])
@@ -135,8 +135,8 @@ def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
         largest_f = np.abs(f).max(0)
         largest_weight = weights.max(1)
         growth = np.maximum(np.abs(s).max(0), 1) ** terms
-        # Weights may underflow and then grow again; the ring multiplies in another order. Subnormal terms are rounded
-        # to the smallest subnormal number, and these errors grow too.
+        # Weights may underflow and then grow again, and the ring multiplies in a different order. Subnormal terms are
+        # rounded to a multiple of the smallest subnormal number, and these errors grow too.
         underflow = compute.tiny * growth * (largest_f + compute.eps)
         bound = 4 * (terms + 2) * (compute.eps * magnitude + underflow)
         reach = np.maximum(magnitude, largest_weight)
@@ -146,7 +146,9 @@ def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
         if own is not None:
             own_f, own_s = (wide(tensor).reshape(len(indices), -1) for tensor in own)
             is_plain = is_plain & np.isfinite(own_f) & np.isfinite(own_s)
-            has_sign = np.isfinite(own_s) | ~(np.abs(expected) <= bound)  # else rounding decides on infinity times it
+            has_sign = np.isfinite(own_s) | ~(
+                np.abs(expected) <= bound
+            )  # otherwise rounding decides the sign of infinity
             expected = own_f + own_s * expected
             reach = np.maximum(reach, np.abs(own_f) + np.abs(own_s) * magnitude)
             bound = np.abs(own_s) * bound + 4 * compute.eps * (np.abs(own_f) + np.abs(own_s) * magnitude)
@@ -155,9 +157,9 @@ def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
         wrong = np.abs(actual - expected) > bound
         wrong |= np.isnan(actual)
         wrong &= is_plain & ~overflows
-        if sampling != "ring":  # there, what is not finite reaches what the definition says
+        if sampling != "ring":  # NaN and infinity reach exactly the rows of the definition
             agree = (np.isnan(actual) & np.isnan(expected)) | (actual == expected)
-            # A weight that overflows or underflows makes a NaN of what is not finite.
+            # Weights that overflow or underflow turn infinities into NaN.
             is_exact = ~((weights > 0) & (weights < compute.tiny) | (weights >= compute.max)).any(1)
             wrong |= ~is_plain & ~np.isfinite(expected) & ~agree & is_exact & has_sign
     assert not wrong.any(), (actual[wrong], expected[wrong])
@@ -167,12 +169,12 @@ def check_values(actual, bank_f, bank_s, indices, sampling, own=None):
 
 
 def matrix_ring(f, S, order):
-    """The solution of z_p = f_p + S_p z_{p+1} around the circle, in extended precision."""
+    """Return the solution of z_p = f_p + S_p z_{p+1} around the circle, in extended precision."""
     z, turn = np.zeros_like(f[0]), np.eye(f.shape[1], dtype=f.dtype)
     for row in order[::-1]:
         z, turn = f[row] + S[row] @ z, S[row] @ turn
     entry = np.linalg.solve(np.eye(len(z)) - turn.astype(np.float64), z.astype(np.float64)).astype(f.dtype)
-    for _ in range(3):  # what the solver has rounded
+    for _ in range(3):  # iterative refinement: the solver works in float64
         rest = z + turn @ entry - entry
         entry += np.linalg.solve(np.eye(len(z)) - turn.astype(np.float64), rest.astype(np.float64))
     rows = np.empty_like(f)
@@ -183,7 +185,7 @@ def matrix_ring(f, S, order):
 
 
 def matrix_bound(expected, norm, dtype):
-    """Rounding of each product, carried around the circle."""
+    """Return a bound on the rounding errors of all products, accumulated around the circle."""
     compute, out = computing(dtype), torch.finfo(dtype)
     amplified = 32 * (expected.shape[1] + 2) * compute.eps * (np.abs(expected).max() + 1) / (1 - norm)
     return amplified + out.eps * np.abs(expected)
@@ -198,7 +200,7 @@ def check_near(actual, expected, bound):
 
 
 def noise_adjoint(f, s, indices, grad):
-    """The gradients of sum(grad * eps) with respect to f and s, from the tails T_l = f[j_l] + s[j_l] T_{l+1}."""
+    """Return the gradients of sum(grad * eps) for f and s, from the tails T_l = f[j_l] + s[j_l] T_{l+1}."""
     term_f, term_s = f[indices], s[indices]
     weights, tail = np.ones_like(term_f), np.zeros_like(term_f)
     weights[:, 1:] = np.cumprod(term_s[:, :-1], 1)
@@ -211,9 +213,14 @@ def noise_adjoint(f, s, indices, grad):
 
 
 def check_gradients(actual, tensors, grad, indices, *, of_sample):
-    """Compare the gradients at (f, s, bank_f, bank_s), or at (f, s) where the batch is its own bank.
+    """Compare gradients for (f, s, bank_f, bank_s), or for (f, s) if the batch is its own bank.
 
-    tensors: those that the call was given; grad: of z where `of_sample`, else of the noise.
+    Args:
+        actual: Gradients that the call returned.
+        tensors: Inputs of the call.
+        grad: Upstream gradient, of z if `of_sample`, otherwise of the noise.
+        indices: Rows that the call drew.
+        of_sample: Whether the call was `echo_sample`, not `echo_noise`.
     """
     dtype = tensors[0].dtype
     compute, out = computing(dtype), torch.finfo(dtype)
@@ -225,7 +232,7 @@ def check_gradients(actual, tensors, grad, indices, *, of_sample):
     terms = indices.shape[1]
     largest_s = np.abs(wides[-1]).max(0)
     growth = np.maximum(largest_s, 1) ** terms
-    # What a sum leaves out is negligible next to the largest term of its column.
+    # Terms that a sum omits are negligible relative to the largest term of its column.
     largest = 1 + sum(size.max(0) for size in sizes) + sum(np.abs(each).max(0) for each in (*wides, upstream))
     for ours, theirs, size in zip(actual, expected, sizes, strict=True):
         assert ours.dtype == dtype
@@ -249,7 +256,7 @@ def _gradients(tensors, grad, indices, of_sample):
 
 
 def matrix_gradients(z, S, order, grad):
-    """Of sum(grad * z) at f and S, where z_p = f_p + S_p z_{p+1} around the circle."""
+    """Return the gradients of sum(grad * z) for f and S, where z_p = f_p + S_p z_{p+1} around the circle."""
     following = np.roll(order, -1)
     transposed = np.zeros_like(S)
     # The adjoint h_p = grad_p + S_{p-1}^T h_{p-1} runs around the circle the other way.

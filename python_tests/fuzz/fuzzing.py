@@ -1,12 +1,12 @@
-"""Differential fuzzing: random calls of the library, each compared with a definition written for the purpose.
+"""Differential fuzzing: random calls of the library, each compared with an independent definition.
 
-A group is a module with `cases`, a Hypothesis strategy of small cases, and `check(case)`, which makes the calls of a
-case, compares them with their definitions and returns how many calls it has compared. Hypothesis draws sizes, options
-and kinds of data, so that it can shrink a failure, and the integer `case.numbers` from which NumPy makes the numbers.
+A group is a module with `cases`, a Hypothesis strategy of small cases, and `check(case)`, which runs the calls of a
+case, compares them with their definitions and returns the number of calls compared. Hypothesis draws sizes, options
+and kinds of data, so that it can shrink a failure, and the integer `case.numbers` that seeds NumPy's generator.
 
-A run happens in a child process: the core reads `ECHO_EXT_ISA` once, and a crash or an endless loop must end in a
-report that names its case. `ECHO_EXT_FUZZ_SEED` repeats a run, `ECHO_EXT_FUZZ_CALLS` sets the calls of a long run and
-`ECHO_EXT_FUZZ_SECONDS` the duration of a short one.
+Each run uses a child process, because the native module reads `ECHO_EXT_ISA` only once and because the parent must
+report the case of a crash or an endless loop. `ECHO_EXT_FUZZ_SEED` repeats a run, `ECHO_EXT_FUZZ_CALLS` sets the number
+of calls of a long run, and `ECHO_EXT_FUZZ_SECONDS` sets the duration of a short run.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from echo_ext import _C
 
 LONG_RUN_CALLS = 100_000
 SHORT_RUN_SECONDS = 10.0
-SHORT_RUN_FEWEST_CALLS = 100
+SHORT_RUN_MINIMUM_CALLS = 100
 EXAMPLES_PER_BATCH = 200
-# A drawn case costs as much as a call: each is checked on so many samples, with numbers, numbers + 1, ...
+# Drawing a case is as expensive as a call, so each case is checked with several seeds: numbers, numbers + 1, ...
 SAMPLES_PER_CASE = 5
-# A case takes milliseconds; this allows for a machine that is busy or swaps.
-PATIENCE_SECONDS = 120.0
-LONGEST_CASE = 4000  # characters
+# A case takes milliseconds; the timeout allows for a busy or swapping machine.
+HANG_TIMEOUT_SECONDS = 120.0
+MAX_CASE_CHARACTERS = 4000  # characters
 
 
 # ---- One batch -------------------------------------------------------------------------------------------------------
 
 
 def run_batch(group, seed, examples=EXAMPLES_PER_BATCH, *, note=None, shrink=True):
-    """Check so many cases; returns the number of calls compared, raises on the first wrong one, shrunk."""
+    """Check up to `examples` cases and return the number of calls compared; a failure is shrunk and raised."""
     calls = 0
 
     @hypothesis.seed(seed)
@@ -93,10 +93,10 @@ def main():
     examples = 0
 
     def note(case):
-        """Keep the case where the parent can read it after a crash."""
+        """Write the case to a file that the parent reads after a crash."""
         nonlocal examples
         examples += 1
-        os.pwrite(case_file, f"{examples} {case!r}".encode()[:LONGEST_CASE].ljust(LONGEST_CASE), 0)
+        os.pwrite(case_file, f"{examples} {case!r}".encode()[:MAX_CASE_CHARACTERS].ljust(MAX_CASE_CHARACTERS), 0)
 
     start = time.monotonic()
     calls = batch = 0
@@ -122,7 +122,7 @@ def load_group(file):
 
 @dataclass(frozen=True)
 class Run:
-    """What a child process has done."""
+    """Summary of a run in a child process."""
 
     group: str
     seed: int
@@ -139,14 +139,14 @@ class Run:
 
 
 def instruction_sets():
-    """Those that this machine has, or the one that is asked for."""
+    """Return the instruction sets of this machine, or only the one selected by ECHO_EXT_ISA."""
     known = ["baseline", "avx2", "avx512"]
     best = _C.isa()
     return [best] if "ECHO_EXT_ISA" in os.environ else known[: known.index(best) + 1]
 
 
 def tests_of(file):
-    """The short and the long test of a group."""
+    """Return the short and the long test of a group."""
 
     def test_short_run(record_property):
         short_run(file, record_property)
@@ -160,18 +160,18 @@ def tests_of(file):
 
 
 def short_run(file, record_property):
-    """For every test run: as many calls as fit into a fixed time, on an instruction set picked by the seed."""
+    """Run as many calls as fit into a fixed time, on an instruction set chosen by the seed."""
     seed = fresh_seed()
     sets = instruction_sets()
     seconds = float(os.environ.get("ECHO_EXT_FUZZ_SECONDS", SHORT_RUN_SECONDS))
     run = run_group(file, seed=seed, isa=sets[seed % len(sets)], seconds=seconds)
     record_property("fuzz", str(run))
-    fewest = SHORT_RUN_FEWEST_CALLS if seconds >= SHORT_RUN_SECONDS else 1
-    assert run.calls >= fewest, run
+    minimum_calls = SHORT_RUN_MINIMUM_CALLS if seconds >= SHORT_RUN_SECONDS else 1
+    assert run.calls >= minimum_calls, run
 
 
 def long_run(file, isa, record_property):
-    """On demand: a fixed number of calls."""
+    """Run a fixed number of calls."""
     calls = int(os.environ.get("ECHO_EXT_FUZZ_CALLS", LONG_RUN_CALLS))
     run = run_group(file, seed=fresh_seed(), isa=isa, calls=calls)
     record_property("fuzz", str(run))
@@ -182,8 +182,8 @@ def fresh_seed():
     return int(os.environ.get("ECHO_EXT_FUZZ_SEED", secrets.randbits(48)))
 
 
-def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, patience=PATIENCE_SECONDS):
-    """Run a group in a process of its own; a wrong result, a crash and a hang all fail with the case at fault."""
+def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, hang_timeout=HANG_TIMEOUT_SECONDS):
+    """Run a group in a child process; a wrong result, a crash or a hang fails the test and reports the case."""
     file = Path(file)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -192,7 +192,7 @@ def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, patience=PAT
             **os.environ,
             "ECHO_EXT_ISA": isa,
             "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
-            # The same package and core as here, wherever they are.
+            # Import the same package and native module as this process.
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(Path(echo_ext.__file__).parents[1]), os.environ.get("PYTHONPATH")])
             ),
@@ -202,7 +202,7 @@ def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, patience=PAT
                 [*command, f"--folder={folder}"], env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=folder
             )
             try:
-                hung = not _wait(process, folder / "case", patience)
+                hung = not _wait(process, folder / "case", hang_timeout)
             finally:
                 if process.poll() is None:
                     process.kill()
@@ -215,18 +215,18 @@ def run_group(file, *, seed, isa, calls=math.inf, seconds=math.inf, patience=PAT
     return Run(file.stem.removeprefix("test_fuzz_"), seed, isa, result["calls"], result["seconds"])
 
 
-def _wait(process, case_file, patience):
-    """Wait for the end; False, and the process stopped, where the same case goes on for too long."""
+def _wait(process, case_file, hang_timeout):
+    """Wait for the process to end; if one case exceeds the timeout, stop the process and return False."""
     last, since = None, time.monotonic()
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(min(1.0, patience / 4))
+            process.wait(min(1.0, hang_timeout / 4))
             return True
         case = _read(case_file)
         if case != last:
             last, since = case, time.monotonic()
-        elif time.monotonic() - since > (patience if case else PATIENCE_SECONDS):  # without one it is starting
-            process.send_signal(signal.SIGABRT)  # faulthandler then prints where it is
+        elif time.monotonic() - since > (hang_timeout if case else HANG_TIMEOUT_SECONDS):  # no case yet: still starting
+            process.send_signal(signal.SIGABRT)  # faulthandler then prints the traceback
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             return False

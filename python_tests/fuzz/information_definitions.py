@@ -1,4 +1,4 @@
-"""What the estimators are, as sums over all pairs of samples, written from the docstrings."""
+"""Brute-force definitions of the estimators over all pairs of samples, written from their docstrings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
 KINDS = ("normal", "ties", "constant", "lattice", "duplicates", "huge", "subnormal", "heavy", "offset", "line")
 LAYOUTS = ("contiguous", "fortran", "reversed", "strided", "read-only")
 
-# psi(n) of the integers: -gamma and harmonic numbers.
+# The digamma function of integers: psi(n) = -gamma + H_{n-1}.
 _PSI = np.concatenate([[-np.inf], -np.euler_gamma + np.concatenate([[0.0], np.cumsum(1 / np.arange(1, 2000))])])
 
 
@@ -22,7 +22,7 @@ def psi(n):
 
 
 def sample(rng, kind, shape, dtype):
-    """(..., N, d) numbers of one kind, all of them finite."""
+    """Return a (..., N, d) array of finite values of one kind."""
     normal = rng.standard_normal(shape)
     with np.errstate(over="ignore"):
         if kind == "ties":
@@ -66,7 +66,7 @@ def laid_out(values, layout):
 
 
 def distances(points, queries=None, euclidean=False):
-    """(M, N) in the points' own precision; Euclidean ones are squared, and summed column by column."""
+    """Return (M, N) distances in the precision of the points; Euclidean ones are squared, summed column by column."""
     queries = points if queries is None else queries
     result = np.zeros((len(queries), len(points)), points.dtype)
     with np.errstate(over="ignore", under="ignore"):
@@ -77,16 +77,16 @@ def distances(points, queries=None, euclidean=False):
 
 
 def allowed(n, window):
-    """(N, N): which samples may be a sample's neighbors."""
+    """Return an (N, N) mask of the samples that may be neighbors of each sample."""
     rows = np.arange(n)
     return np.abs(rows[:, None] - rows) > window
 
 
 def nearest(distance, usable, k):
-    """The k nearest that are usable, those with the lower index first where they are equally near: (M, k)."""
+    """Return the (M, k) indices of the k nearest usable samples; ties are ordered by index."""
     order = np.argsort(distance, 1, kind="stable")
     keep = np.take_along_axis(usable, order, 1)
-    # The unusable go to the end, and the others keep their order.
+    # Move unusable samples to the end and keep the order of the others.
     return np.take_along_axis(order, np.argsort(~keep, 1, kind="stable"), 1)[:, :k]
 
 
@@ -98,11 +98,11 @@ def log_ball(dim):
     return 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
 
 
-# ---- Estimators: the N local values in nats of one sample, for one k -----------------------------------------------
+# ---- Estimators: N local values in nats, for one sample and one k ----------------------------------------------------
 
 
 class Sample:
-    """One sample of some variables, each (N, d), with what several k and methods share."""
+    """One sample of several (N, d) variables, with distances cached for all k and methods."""
 
     def __init__(self, variables, window):
         self.variables = variables
@@ -112,7 +112,7 @@ class Sample:
         self._distances = {}
 
     def distance(self, which, euclidean=False):
-        """In the space of the variables named."""
+        """Return distances in the joint space of the given variables."""
         key = (which, euclidean)
         if key not in self._distances:
             joint = np.concatenate([self.variables[i] for i in which], 1)
@@ -131,7 +131,7 @@ class Sample:
         return (near & self.usable).sum(1)
 
     def reach(self, variable, neighbors):
-        """How far some neighbors reach in one variable."""
+        """Return the maximum distance to the given neighbors in one variable."""
         return np.take_along_axis(self.distance((variable,)), neighbors, 1).max(1, keepdims=True)
 
 
@@ -193,7 +193,7 @@ def entropy(sample, k, metric):
 
 
 def mutual_information_discrete(x, labels, k, window):
-    """Ross's estimate; NaN where a label occurs once."""
+    """Return local values of Ross's estimator, NaN for labels that occur only once."""
     n = len(x)
     distance, usable = distances(x), allowed(n, window)
     same = labels[:, None] == labels
@@ -209,7 +209,7 @@ def mutual_information_discrete(x, labels, k, window):
 
 
 def embedding(source, target, history, source_history, lag):
-    """The target's values, the source's past and the target's past at the times that have all of them."""
+    """Return target values, source past and target past at the times where all three exist."""
     times = range(max(history, lag + source_history - 1), len(target))
     future = np.stack([target[t] for t in times])
     driver = np.stack([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
@@ -217,16 +217,16 @@ def embedding(source, target, history, source_history, lag):
     return future, driver, past
 
 
-# ---- Gradients of the weighted sum of one sample's local values ------------------------------------------------------
+# ---- Gradients of a weighted sum of local values ---------------------------------------------------------------------
 
 
 def pull(gradient, points, i, j, weight, euclidean=False):
-    """Add weight times the derivative of the distance between samples i and j; one of 0 has none."""
+    """Add weight times the gradient of the distance between samples i and j, which is 0 if they are equal."""
     difference = (points[j] - points[i]).astype(np.float64)
     if euclidean:
         length = np.sqrt((difference**2).sum())
         slope = difference / length if length > 0 else np.zeros_like(difference)
-    else:  # the first of the largest coordinates
+    else:  # ties go to the first of the largest coordinates
         slope = np.zeros_like(difference)
         largest = np.abs(difference).argmax()
         slope[largest] = np.sign(difference[largest])
@@ -246,7 +246,7 @@ def entropy_gradient(sample, k, metric, weights):
 
 
 def mutual_information_gradient(sample, k, width, weights):
-    """The flux through the boundary of each marginal ball, less that of the joint one."""
+    """Return the flux through the boundaries of the marginal balls minus that of the joint ball."""
     neighbors, radius = sample.neighbors(k)
     joint = np.concatenate(sample.variables, 1)
     whole = np.zeros(joint.shape)

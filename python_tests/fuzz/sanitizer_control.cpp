@@ -1,5 +1,5 @@
-// Deliberate errors for .ci/sanitize, which calls them from Python as it does the core
-// and expects a report of each.
+// Deliberate errors, one per sanitizer. .ci/sanitize calls each from Python, like the native module, and requires a
+// report.
 #include <climits>
 #include <cstdlib>
 #include <thread>

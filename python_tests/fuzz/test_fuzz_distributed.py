@@ -1,4 +1,4 @@
-"""Random distributed calls on two and three ranks against their definitions, and ranks that disagree at random."""
+"""Random distributed calls on two and three ranks, compared with their definitions, and disagreeing ranks."""
 
 import re
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from distributed_ranks import ranks
 from hypothesis import strategies as st
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of the largest value; what half types lose is in the gradient of each rank, which is rounded before their sum.
+# Relative to the largest value. Half-precision gradients are rounded on each rank before they are summed.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 ROW_SHAPES = ((), (1,), (3,), (2, 2), (17,), (0,), (400,), (1000,))
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 
-# On one rank only: the options that change, and what the error of all ranks has to name.
+# Values that an option may take on the one rank that disagrees.
 ECHO_DISAGREEMENTS = {
     "sampling": ("ring", "permutation", "replacement", "circle", None),
     "num_terms": (None, 0, 1, 2, 3, 500, 2.0, True),
@@ -34,7 +34,7 @@ INFORMATION_DISAGREEMENTS = {
 
 @dataclass(frozen=True)
 class Case:
-    """Calls that follow each other on the same processes, and from what integer their numbers are made."""
+    """Calls that run one after another on the same processes, and the seed of their values."""
 
     numbers: int
     calls: list
@@ -81,7 +81,7 @@ def _information_settings(draw):
 
 @st.composite
 def _disagreement_settings(draw):
-    """A valid call, the rank that differs and how."""
+    """Draw a valid call, the rank that disagrees and how it disagrees."""
     case = draw(_echo_settings() | _information_settings())
     rank = draw(st.integers(0, len(case["sizes"]) - 1))
     table = ECHO_DISAGREEMENTS if case["function"] == "echo_sample" else INFORMATION_DISAGREEMENTS
@@ -95,7 +95,7 @@ cases = st.builds(Case, numbers=st.integers(0, 2**32), calls=st.lists(_settings,
 
 
 def check(case):
-    """Make the calls on all ranks, and compare them with their definitions."""
+    """Run the calls on all ranks and compare them with their definitions."""
     calls = [{**settings, "numbers": case.numbers + i} for i, settings in enumerate(case.calls)]
     prepared = [found for found in map(prepare, calls) if found is not None]
     for (_, compare), answers in zip(prepared, ranks().call([requests for requests, _ in prepared]), strict=True):
@@ -104,7 +104,7 @@ def check(case):
 
 
 def prepare(call):
-    """What each rank is sent, and what checks their answers; None where there is nothing to call."""
+    """Return the request of each rank and a function that checks the answers, or None if there is nothing to test."""
     requests, data = REQUESTS[call["function"]](call)
     if "differs" in call:
         return disagreement(call, requests)
@@ -115,7 +115,7 @@ def prepare(call):
 
 
 def echo_requests(case):
-    """For each rank what it is sent, and all ranks' numbers."""
+    """Return the request of each rank and the arrays of all ranks."""
     rng = np.random.default_rng(case["numbers"])
     shape, dtype = (sum(case["sizes"]), *case["shape"]), DTYPES[case["dtype"]]
     f, weights = np.tanh(rng.standard_normal(shape)), rng.standard_normal(shape)
@@ -145,7 +145,7 @@ def check_echo(case, answers, numbers):
         return assert_same_error(answers, "ValueError", f"at least 2 rows.*got {total}")
     if case["num_terms"] is not None and case["num_terms"] >= total:
         return assert_same_error(
-            answers, "ValueError", f"num_terms is {case['num_terms']}, but there are only {total - 1}"
+            answers, "ValueError", f"num_terms must be at most {total - 1}.*got {case['num_terms']}"
         )
     if case["sampling"] == "ring":
         expected = definitions.ring(f, s, definitions.circle(sizes, case["seeds"]), weights)
@@ -177,7 +177,7 @@ def information_requests(case):
         rng.standard_normal((*batch, total, columns))
         for batch, columns in zip(case["batches"], case["columns"], strict=True)
     )
-    # Whole numbers of some step, so that distances and their squares are exact in both dtypes.
+    # Multiples of a step, so that distances and their squares are exact in both dtypes.
     step = {"lattice": 1 / 64, "ties": 1.0, "constant": 100.0}[case["kind"]]
     x, y = (np.round(v / step) * step for v in (x, y))
     requests, first = [], 0
@@ -216,11 +216,11 @@ def check_information(case, answers, variables):
         assert np.allclose(actual, expected, rtol=tolerance, atol=tolerance), (rank, actual, expected)
 
 
-# ---- Ranks that disagree ---------------------------------------------------------------------------------------------
+# ---- Disagreement between ranks --------------------------------------------------------------------------------------
 
 
 def disagreement(case, requests):
-    """All ranks have one error which names the argument."""
+    """Change the call on one rank; all ranks must raise the same error, which names the argument."""
     rank, name, value = case["differs"]
     odd = dict(requests[rank])
     requests[rank], named = odd, name
@@ -236,13 +236,13 @@ def disagreement(case, requests):
         odd["arrays"] = [array[..., None] if is_echo else np.concatenate([array, array], -1) for array in odd["arrays"]]
         odd["weights"] = odd["weights"][..., None] if is_echo else None
         named = "the shape of f's rows" if is_echo else "the number of columns of x"
-    elif name == "partner":  # the two arrays do not fit
+    elif name == "partner":  # the two arrays have different lengths
         first, second = odd["arrays"]
         axis = 0 if is_echo else -2
         if second.shape[axis] == 0 or second.size == 0:
             return None  # there is nothing to repeat
         odd["arrays"] = [first, np.concatenate([second, second], axis)]
-        named = "must have one"
+        named = "must have the same"
     elif name == "function":
         odd.clear()
         odd |= OTHER[case["function"]]
@@ -252,7 +252,7 @@ def disagreement(case, requests):
         odd["gradient"], odd["grad_mode"] = ((False, False), True) if before else ((True, True), True)
         named = "whether a gradient is needed"
     else:
-        return None  # an estimate has no gradient to agree on
+        return None  # ranks need not agree on gradients of an estimate
     kind = None
     if is_echo and name == "seed":
         kind, named = "ValueError" if isinstance(value, int) else "TypeError", "seed must"
@@ -281,12 +281,12 @@ OTHER = {
 
 
 def assert_same_error(answers, kind, pattern):
-    """One error on all ranks, or the one of a rank and on the others that rank's name with the reason."""
+    """All ranks raise the same error, or one raises it and the others name that rank and quote its reason."""
     assert all(isinstance(answer, tuple) for answer in answers), answers
     kinds, messages = zip(*answers, strict=True)
     assert len(set(kinds)) == 1, answers
     assert kinds[0] == kind or (kind is None and kinds[0] in ("ValueError", "TypeError")), answers
-    reasons = {message.partition(" refused the call: ")[2] or message for message in messages}
+    reasons = {message.partition(" rejected the call: ")[2] or message for message in messages}
     assert len(reasons) == 1, answers
     (reason,) = reasons
     assert re.search(pattern, reason), (pattern, reason)

@@ -1,4 +1,4 @@
-"""Wrong arguments, one at a time: each is refused in one line that names it."""
+"""Calls with one invalid argument each: every error is one line that names the argument."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import echo_ext
 
-N = 12  # samples of the calls below, which are right but for one argument
+N = 12  # number of samples of the calls below
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Case:
     as_tensor: bool
 
 
-# ---- Mistakes, by the kind of argument: functions of the right value -------------------------------------------------
+# ---- Mistakes by kind of argument: functions from the valid value to an invalid one ----------------------------------
 
 NOT_COUNTS = {
     "zero": lambda _: 0,
@@ -79,7 +79,7 @@ NOT_SAMPLES = {
     "ragged": lambda _: [[1.0], [1.0, 2.0]],
     "dictionary": lambda _: {},
 }
-# These are wrong next to another argument of their kind.
+# Inconsistent with another argument that holds samples.
 NOT_ALIKE = {
     "fewer rows": lambda right: right[:-1],
     "another dtype": lambda right: right.float() if isinstance(right, torch.Tensor) else right.astype(np.float32),
@@ -127,14 +127,14 @@ NOT_GROUPS = {
 }
 
 
-# ---- Calls that are right --------------------------------------------------------------------------------------------
+# ---- Valid calls -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Call:
     function: Callable
-    samples: tuple[str, ...]  # arguments that hold samples, and must fit each other
-    others: dict  # argument: (right value, mistakes)
+    samples: tuple[str, ...]  # arguments that hold samples, which must be consistent
+    others: dict  # argument: (valid value, mistakes)
 
 
 def _options(**others):
@@ -197,7 +197,7 @@ CALLS = {
     "echo_indices": Call(echo_ext.echo_indices, (), {**NOISE, "batch_size": (N, NOT_COUNTS)}),
     "echo_sample_matrix": Call(echo_ext.echo_sample_matrix, (), {"seed": (1, NOT_SEEDS)}),
 }
-# What repeats as often as it is asked to takes a large number at its word.
+# Mistakes that are valid for these arguments, such as a huge number of repeats.
 RIGHT = {
     ("permutation_test", "n", "huge"),
     ("mutual_information_error", "repeats", "huge"),
@@ -272,9 +272,9 @@ def _names(case, call, text):
     is_of_pair = case.argument in ("f", "s", "S", *call.samples)
     names = [*call.samples, "f", "s", "S"] if is_of_pair else [case.argument]
     if case.mistake == "no rows":
-        names.append("k")  # which is too large then
+        names.append("k")  # which is then too large
     if case.argument in ("batch_size", "bank"):
-        names.append("num_terms")  # which then asks for more than there are
+        names.append("num_terms")  # which then exceeds the number of rows
     return any(re.search(rf"(?<!\w){name}(?!\w)", text) for name in names)
 
 

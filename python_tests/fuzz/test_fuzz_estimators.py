@@ -1,4 +1,4 @@
-"""The information estimators against sums over all pairs of samples."""
+"""The information estimators compared with brute force over all pairs of samples."""
 
 from __future__ import annotations
 
@@ -51,14 +51,16 @@ def _cases(draw):
     n = draw(st.sampled_from([2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 24, 33, 40]))
     window = draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3]))
     window = min(window, (n - 2) // 2)
-    most = n - 1 - 2 * window
-    several = draw(st.lists(st.integers(1, most), min_size=1, max_size=3)) if draw(st.integers(0, 3)) == 3 else None
+    largest_k = n - 1 - 2 * window
+    several = (
+        draw(st.lists(st.integers(1, largest_k), min_size=1, max_size=3)) if draw(st.integers(0, 3)) == 3 else None
+    )
     return Case(
         numbers=draw(st.integers(0, 2**32)),
         call=draw(st.sampled_from([*CALLS] * 5 + ["sklearn"])),
         n=n,
         dims=tuple(draw(st.sampled_from([1, 1, 1, 2, 3, 5])) for _ in range(3)),
-        k=tuple(several) if several else draw(st.integers(1, min(most, 5)) | st.integers(1, most)),
+        k=tuple(several) if several else draw(st.integers(1, min(largest_k, 5)) | st.integers(1, largest_k)),
         window=window,
         kind=draw(st.sampled_from(definitions.KINDS)),
         dtype=draw(st.sampled_from(["float64", "float32"])),
@@ -82,7 +84,7 @@ def check(case):
 
 
 def variables(case, count):
-    """As many variables as the call has, of one kind, partly dependent."""
+    """Return `count` variables of one kind, some of them dependent."""
     rng = np.random.default_rng(case.numbers)
     dtype = np.dtype(case.dtype).type
     made = []
@@ -97,12 +99,12 @@ def variables(case, count):
 
 
 def given(case, arrays):
-    """What is passed: tensors or arrays, one-dimensional now and then."""
+    """Return the arguments of the call: tensors or arrays, sometimes one-dimensional."""
     if case.numbers % 5 == 0:
         arrays = [array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array for array in arrays]
     if not case.as_tensor:
         return arrays
-    # PyTorch takes neither read-only nor reversed arrays.
+    # torch.from_numpy does not support negative strides and warns about read-only arrays.
     return [torch.from_numpy(np.array(array) if _refused_by_torch(array) else array) for array in arrays]
 
 
@@ -124,14 +126,14 @@ def options(case):
 
 
 def items(case, arrays):
-    """The broadcast batch's shape, and the variables of each of its items as (N, d)."""
+    """Return the broadcast batch shape and, for each item of the batch, its (N, d) variables."""
     batch = np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
     spread = [np.broadcast_to(array, (*batch, *array.shape[-2:])) for array in arrays]
     return batch, [[array[index] for array in spread] for index in np.ndindex(*batch)]
 
 
 def expected(case, arrays, local_values, window=None):
-    """Results as the call gives them, from a function of (sample, k) that gives the N local values."""
+    """Return the expected result, from a function that maps (sample, k) to N local values."""
     window = case.window if window is None else window
     batch, each = items(case, arrays)
     samples = [Sample(item, window) for item in each]
@@ -141,14 +143,14 @@ def expected(case, arrays, local_values, window=None):
 
 
 def shaped(case, values):
-    """From (K, *batch, N)."""
+    """Convert (K, *batch, N) local values in nats to the shape and unit of the call."""
     values = values if case.local else values.mean(-1)
     values = values if isinstance(case.k, tuple) else values[0]
     return values * definitions.UNITS[case.unit]
 
 
 def compare(case, actual, wanted):
-    """The result has the input's form and dtype, and the definition's value."""
+    """Check that the result has the type and dtype of the input and the value of the definition."""
     if case.as_tensor:
         assert isinstance(actual, torch.Tensor)
         assert actual.dtype == getattr(torch, case.dtype)
@@ -220,7 +222,7 @@ def check_discrete(case):
     shared = same.sum(-1) > 1
     left = (same & usable).sum(-1)
     if (shared & (left == 0)).any() or not shared.any(-1).all():
-        return 0  # refused, or left to the tests of errors
+        return 0  # invalid calls are covered by test_fuzz_errors
     kind = case.pick("integers", "strings", "floats")
     passed = {"integers": labels, "strings": labels.astype(str), "floats": labels.astype(float)}[kind]
     if case.as_tensor and kind != "strings":
@@ -248,7 +250,7 @@ def check_transfer_entropy(case):
     batch, each = items(case, arrays)
     samples = [Sample(definitions.embedding(*item, history, source_history, lag), case.window) for item in each]
     conditional = definitions.conditional_mutual_information
-    # The estimator's order is (x, y, z): the future, the driver's past and the past.
+    # The arguments (x, y, z) are the future of the target, the past of the source and the past of the target.
     values = np.array([[conditional(sample, k, "ksg1") for sample in samples] for k in ks(case)], dtype=np.float64)
     return compare(case, actual, shaped(case, values.reshape(len(ks(case)), *batch, case.n - first)))
 
@@ -307,7 +309,7 @@ def check_knn(case):
     indices = np.array([each[1] for each in wanted], dtype=np.int64).reshape(*batch, rows, k)
     found = [np.asarray(each) for each in found]
     assert found[0].dtype == points.dtype
-    rounding = 2 * np.finfo(points.dtype).eps if metric == "euclidean" else 0  # of the square root
+    rounding = 2 * np.finfo(points.dtype).eps if metric == "euclidean" else 0  # the square root is rounded
     assert np.allclose(found[0], distances, rtol=rounding, atol=0), (found[0], distances)
     assert np.array_equal(found[1], indices), (found[1], indices)
     return 1

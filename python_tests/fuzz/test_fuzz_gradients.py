@@ -1,4 +1,4 @@
-"""Gradients against adjoints in extended precision and against sums over all pairs of samples."""
+"""Gradients compared with extended-precision adjoints and with brute force over all pairs of samples."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def check_estimate(case):
     for ours, theirs in zip(actual, expected, strict=True):
         ours = ours.numpy()
         assert ours.dtype == case.dtype
-        finite = np.isfinite(theirs)  # a repeated sample has an infinite derivative
+        finite = np.isfinite(theirs)  # the derivative at a repeated sample is infinite
         scale = 1 + np.abs(theirs[finite]).max(initial=0)
         assert np.allclose(ours[finite], theirs[finite], rtol=tolerance, atol=tolerance * scale), (ours, theirs)
     return len(tensors)

@@ -1,4 +1,4 @@
-"""The permutation test and the standard error against all permutations of a few samples."""
+"""The permutation test and the standard error compared with all permutations of a few samples."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Case:
 def _cases(draw):
     call = draw(st.sampled_from(["permutation_test", "mutual_information_error"]))
     parts = draw(st.integers(2, 4)) if call == "mutual_information_error" else 1
-    # Either few enough samples to list all permutations, or more, of which only the rest can be said.
+    # Either few enough samples to enumerate all permutations, or more, for which only the other checks apply.
     n = draw(st.sampled_from([4, 4, 5, 6, 9, 16, 24, 40]))
     window = draw(st.sampled_from([0, 0, 0, 1, 2]))
     if n // parts - 1 - 2 * window < 1:
@@ -91,7 +91,7 @@ def variables(case):
 
 def call(case, function, arrays, **options):
     given = [torch.from_numpy(np.array(array)) for array in arrays] if case.as_tensor else arrays
-    torch.manual_seed(case.numbers)  # what a seed of None follows
+    torch.manual_seed(case.numbers)  # determines the draws if seed is None
     result = function(
         *given,
         k=case.k,
@@ -109,7 +109,7 @@ def call(case, function, arrays, **options):
 
 
 def estimate(case, x, y):
-    """Of one pair of samples, (N, d) each."""
+    """Return the mutual information of one pair of (N, d) samples."""
     values = definitions.mutual_information(Sample([x, y], case.window), case.k, case.method)
     return values.mean() * definitions.UNITS[case.unit]
 

@@ -1,4 +1,4 @@
-"""Echo noise and its draws against sums in extended precision, written from the docstrings."""
+"""Echo noise and its draws compared with extended-precision definitions written from the docstrings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Case:
 
 @st.composite
 def _cases(draw):
-    is_large = draw(st.integers(0, 199)) == 199  # threads share the work of large problems only
+    is_large = draw(st.integers(0, 199)) == 199  # only large problems use several threads
     bank_rows = draw(st.none() | st.sampled_from([1, 2, 3, 5, 17, 31]))
     rows = 67 if is_large else draw(st.sampled_from([1, 2, 3, 4, 7, 13, 0]))
     if bank_rows is None:
@@ -119,7 +119,7 @@ def check_noise(case):
     z = echo_ext.echo_sample(f, s, bank=bank, **options)
     noise = echo_ext.echo_noise(f, s, bank=bank, size=case.size, **options)
     for tensor, old in zip(inputs, before, strict=True):
-        assert np.array_equal(definitions.bits(tensor), old), "an input was written to"
+        assert np.array_equal(definitions.bits(tensor), old), "an input was modified"
 
     bank_f, bank_s = inputs[-2:]
     if indices is not None:
@@ -127,7 +127,7 @@ def check_noise(case):
     if noise_indices is not None:
         definitions.check_values(noise, bank_f, bank_s, noise_indices, case.sampling)
 
-    # On another number of threads, and of contiguous copies: bit for bit the same.
+    # Another number of threads and contiguous copies must give bit-identical results.
     torch.set_num_threads(case.threads % 3 + 1)
     copies = [tensor.contiguous().clone() for tensor in inputs]
     again = echo_ext.echo_sample(*copies[:2], bank=copies[2:] or None, **options)

@@ -1,4 +1,4 @@
-"""The fuzzers themselves: a wrong number, a crash and a hang are found, and their case is named."""
+"""The fuzzers detect wrong results, crashes and hangs, and report the failing case."""
 
 import fuzzing
 import information_definitions
@@ -20,50 +20,50 @@ def hypothesis_folder(tmp_path):
 
 
 def off_by_one_neighbor(monkeypatch):
-    right = information_definitions.nearest
+    original = information_definitions.nearest
 
     def wrong(distance, usable, k):
-        found = right(distance, usable, k)
+        found = original(distance, usable, k)
         return np.concatenate([found[:, :1], found[:, :-1]], 1)
 
     monkeypatch.setattr(information_definitions, "nearest", wrong)
 
 
 def inclusive_count(monkeypatch):
-    right = information_definitions.Sample.count
+    original = information_definitions.Sample.count
 
     def wrong(self, which, radius, inclusive=False, euclidean=False):
-        return right(self, which, radius, True, euclidean)
+        return original(self, which, radius, True, euclidean)
 
     monkeypatch.setattr(information_definitions.Sample, "count", wrong)
 
 
-def one_term_less(monkeypatch):
-    right = echo_ext.echo_sample
+def one_term_fewer(monkeypatch):
+    original = echo_ext.echo_sample
 
     def wrong(f, s, *, num_terms=None, bank=None, **options):
         available = len(f) - 1 if bank is None else len(bank[0])
-        return right(f, s, num_terms=max((num_terms or available) - 1, 1), bank=bank, **options)
+        return original(f, s, num_terms=max((num_terms or available) - 1, 1), bank=bank, **options)
 
     monkeypatch.setattr(echo_ext, "echo_sample", wrong)
 
 
 def p_value_that_may_be_zero(monkeypatch):
-    right = echo_ext.permutation_test
+    original = echo_ext.permutation_test
 
     def wrong(x, y, n, **options):
-        result = right(x, y, n, **options)
+        result = original(x, y, n, **options)
         return result._replace(p_value=result.p_value - 1 / (n + 1))
 
     monkeypatch.setattr(echo_ext, "permutation_test", wrong)
 
 
 def error_without_a_name(monkeypatch):
-    wrong = test_fuzz_errors.Call(vague, ("x",), test_fuzz_errors.CALLS["entropy"].others)
+    wrong = test_fuzz_errors.Call(raise_unnamed_error, ("x",), test_fuzz_errors.CALLS["entropy"].others)
     monkeypatch.setitem(test_fuzz_errors.CALLS, "entropy", wrong)
 
 
-def vague(**arguments):
+def raise_unnamed_error(**arguments):
     try:
         return echo_ext.entropy(**arguments)
     except ValueError:
@@ -73,8 +73,8 @@ def vague(**arguments):
 @pytest.mark.parametrize(
     ("group", "mistake"),
     [
-        (test_fuzz_noise, one_term_less),
-        (test_fuzz_gradients, one_term_less),
+        (test_fuzz_noise, one_term_fewer),
+        (test_fuzz_gradients, one_term_fewer),
         (test_fuzz_gradients, off_by_one_neighbor),
         (test_fuzz_estimators, off_by_one_neighbor),
         (test_fuzz_estimators, inclusive_count),
@@ -82,7 +82,7 @@ def vague(**arguments):
         (test_fuzz_errors, error_without_a_name),
     ],
 )
-def test_finds_a_wrong_result(group, mistake, monkeypatch):
+def test_detects_planted_mistakes(group, mistake, monkeypatch):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):
         fuzzing.run_batch(group, fuzzing.fresh_seed(), examples=1000, shrink=False)
@@ -112,9 +112,9 @@ def check(case):
         ("raise ValueError('no')", r"found a wrong result(?s:.*)Case\(numbers=7\)(?s:.*)ValueError: no"),
     ],
 )
-def test_names_the_case_at_fault(body, message, tmp_path):
+def test_report_names_failing_case(body, message, tmp_path):
     group = tmp_path / "test_fuzz_broken.py"
     group.write_text(GROUP.format(body=body))
-    patience = 2 if "sleep" in body else fuzzing.PATIENCE_SECONDS
+    hang_timeout = 2 if "sleep" in body else fuzzing.HANG_TIMEOUT_SECONDS
     with pytest.raises(pytest.fail.Exception, match=message):
-        fuzzing.run_group(group, seed=1, isa=fuzzing.instruction_sets()[0], seconds=1, patience=patience)
+        fuzzing.run_group(group, seed=1, isa=fuzzing.instruction_sets()[0], seconds=1, hang_timeout=hang_timeout)

@@ -1,5 +1,0 @@
-#include "knn_search_cuda.h"
-
-namespace echo_ext {
-ECHO_EXT_INSTANTIATE_SEARCH(float)
-}  // namespace echo_ext

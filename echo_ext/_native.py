@@ -1,0 +1,52 @@
+"""How tensors reach the native core: dtype codes, addresses of contiguous memory, devices and streams."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from echo_ext._cuda import cuda_refusal
+
+# The native core knows a dtype by its place here.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """Return the native core's number for a dtype."""
+    return _DTYPE_CODES[dtype]
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """Return the tensor with its values contiguous in memory, as a kernel reads them from its address.
+
+    A tensor with the negative bit holds the negatives of its values, and a zero tensor has no memory at all.
+    """
+    if tensor.is_neg() or tensor._is_zerotensor():
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    """Return where a dense tensor lies in memory; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def workspace(size: int, device: torch.device) -> Tensor:
+    """Allocate scratch memory of so many bytes through PyTorch, which knows the stream that uses it."""
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def device_and_stream(name: str, device: torch.device) -> dict[str, int]:
+    """Return the number of a CUDA device and the address of its current stream, as the native core's keywords.
+
+    Args:
+        name: The argument whose tensor is on the device, for the error.
+
+    Raises:
+        RuntimeError: This build has no CUDA, or the driver of this machine is too old for it.
+    """
+    if (refusal := cuda_refusal()) is not None:
+        raise RuntimeError(f"{name} is a CUDA tensor, but {refusal}")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}

@@ -1,0 +1,193 @@
+"""The catalog of data sets: shapes, sources, licenses, files, and the functions that load them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from echo_ext import _checks
+from echo_ext.data import binary_mnist, dsprites, idx, omniglot
+from echo_ext.data._files import FileLocator, RemoteFile, StrPath
+from echo_ext.data.datasets import LabeledDataset
+from echo_ext.data.digits import load_digits
+from echo_ext.data.mixtures import load_mixture, load_states
+from echo_ext.data.principal import project
+
+__all__ = ["CATALOG", "Entry", "find"]
+
+Parts = Mapping[str, LabeledDataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A data set in the catalog.
+
+    Attributes:
+        data_shape: Shape of one x.
+        rows: Number of rows of the train, valid and test parts.
+        source: Description of the data set and its authors.
+        license: License as stated by the source.
+        load: Function that reads the data set.
+        page: Web page where the files are available; empty if none are needed.
+        folder: Name of the subfolder in which its files are searched.
+        files: Sets of file names, each of which is a complete copy of the data; empty if none are needed.
+        fallback: Where the data come from if no copy is found.
+    """
+
+    data_shape: tuple[int, ...]
+    rows: tuple[int, int, int]
+    source: str
+    license: str
+    load: Callable[[FileLocator], Parts]
+    page: str = ""
+    folder: str = ""
+    files: tuple[tuple[str, ...], ...] = ()
+    fallback: str = ""
+
+    def locator(self, root: StrPath | None) -> FileLocator:
+        """The locator of its files."""
+        return FileLocator(self.folder, self.page, root, others=tuple({entry.folder for entry in CATALOG.values()}))
+
+    def found(self, root: StrPath | None) -> Path | None:
+        """A file of a complete copy on this machine, or None if there is none."""
+        if not self.files:
+            return None
+        locator = self.locator(root)
+        copies = ([locator.find(name, f"{name}.gz") for name in copy] for copy in self.files)
+        return next((copy[0] for copy in copies if all(copy)), None)
+
+
+def find(name: str) -> Entry:
+    """Return the entry of this name, or raise a ValueError that suggests similar names."""
+    if name not in CATALOG:
+        raise _checks.unknown("data set", name, CATALOG)
+    return CATALOG[name]
+
+
+def _names(*remote: RemoteFile) -> tuple[str, ...]:
+    return tuple(file.name.removesuffix(".gz") for file in remote)
+
+
+_DOWNLOADED = "will be downloaded"
+_GENERATED = "generated when it is loaded"
+_FASHION = Entry(
+    (1, 28, 28),
+    (50_000, 10_000, 10_000),
+    "Fashion-MNIST, Zalando Research (Xiao et al. 2017)",
+    "MIT",
+    idx.load_idx,
+    page="https://github.com/zalandoresearch/fashion-mnist",
+    folder="fashion-mnist",
+    files=(_names(*idx.FILES["fashion-mnist"]),),
+    fallback=_DOWNLOADED,
+)
+_DSPRITES = Entry(
+    (1, 64, 64),
+    (663_552, 36_864, 36_864),
+    "dSprites (Matthey et al. 2017), rendered from its geometry",
+    "Apache-2.0 (the original)",
+    dsprites.load_dsprites,
+    page="https://github.com/google-deepmind/dsprites-dataset",
+    folder="dsprites",
+    files=((dsprites.ORIGINAL,), (dsprites.REBUILT,)),
+    fallback=_GENERATED,
+)
+
+CATALOG: dict[str, Entry] = {
+    "binary-mnist": Entry(
+        (1, 28, 28),
+        (50_000, 10_000, 10_000),
+        "statically binarized MNIST (Salakhutdinov & Murray 2008)",
+        "none stated",
+        binary_mnist.load_binary_mnist,
+        page="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+        folder="binary-mnist",
+        files=((binary_mnist.PACKED,), _names(*binary_mnist.FILES.values())),
+        fallback=_DOWNLOADED,
+    ),
+    "digits": Entry(
+        (1, 8, 8),
+        (1_297, 200, 300),
+        "handwritten digits (Alpaydin & Kaynak 1998), as distributed with scikit-learn",
+        "CC BY 4.0",
+        lambda _: load_digits(),
+        fallback="part of scikit-learn",
+    ),
+    "dsprites": _DSPRITES,
+    "dsprites-dependent": dataclasses.replace(
+        _DSPRITES,
+        rows=(99_072, 5_504, 5_504),
+        source="subset of dSprites with dependent factors (Echo paper, table 2)",
+        load=dsprites.load_dependent_dsprites,
+    ),
+    "fashion-mnist": _FASHION,
+    "fashion-pca20": dataclasses.replace(
+        _FASHION,
+        data_shape=(20,),
+        source="first 20 principal components of Fashion-MNIST (MIM paper)",
+        load=lambda locator: project(idx.load_idx(locator), 20),
+    ),
+    "gmm1d": Entry(
+        (1,),
+        (10_000, 2_000, 10_000),
+        "mixture of three normal distributions in one dimension",
+        "that of this project",
+        lambda _: load_mixture("gmm1d"),
+        fallback=_GENERATED,
+    ),
+    "gmm2d": Entry(
+        (2,),
+        (10_000, 2_000, 10_000),
+        "mixture of five normal distributions in two dimensions (MIM paper)",
+        "that of this project",
+        lambda _: load_mixture("gmm2d"),
+        fallback=_GENERATED,
+    ),
+    "gmm20d": Entry(
+        (20,),
+        (10_000, 2_000, 10_000),
+        "mixture of ten normal distributions in twenty dimensions",
+        "that of this project",
+        lambda _: load_mixture("gmm20d"),
+        fallback=_GENERATED,
+    ),
+    "mnist": Entry(
+        (1, 28, 28),
+        (50_000, 10_000, 10_000),
+        "MNIST (LeCun et al. 1998)",
+        "none stated",
+        idx.load_idx,
+        page="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        folder="mnist",
+        files=(_names(*idx.FILES["mnist"]),),
+        fallback=_DOWNLOADED,
+    ),
+    "normal": Entry(
+        (1,),
+        (10_000, 2_000, 10_000),
+        "normal distribution N(0, 1) (Mutual Autoencoder paper)",
+        "that of this project",
+        lambda _: load_mixture("normal"),
+        fallback=_GENERATED,
+    ),
+    "omniglot": Entry(
+        (1, 28, 28),
+        (23_000, 1_345, 8_070),
+        "Omniglot (Lake et al. 2015) at 28 x 28 pixels, with the split of Burda et al. (2016)",
+        "MIT",
+        omniglot.load_omniglot,
+        page="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
+        folder="omniglot",
+        files=((omniglot.FILE.name,), (omniglot.REBUILT,)),
+        fallback=_DOWNLOADED,
+    ),
+    "ten-states": Entry(
+        (10,),
+        (10_000, 2_000, 10_000),
+        "one-hot rows of ten equally frequent states (Mutual Autoencoder paper)",
+        "that of this project",
+        lambda _: load_states(),
+        fallback=_GENERATED,
+    ),
+}

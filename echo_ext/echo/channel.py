@@ -1,0 +1,380 @@
+"""The Echo channel as a module: a drop-in replacement for ``mu + sigma * torch.randn_like(sigma)``."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.nn import functional
+
+from echo_ext import _checks
+from echo_ext.echo._arguments import EchoCall, Sampling, matching_pair, sampling_code, seed_tensor, term_count
+from echo_ext.echo._noise import make_noise
+from echo_ext.echo.matrix import MAX_DIM, echo_sample_matrix
+from echo_ext.echo.ops import echo_noise, max_scale
+
+if TYPE_CHECKING:  # several ranks are rare, and their module imports the estimators too
+    from echo_ext.distributed._collectives import Ranks
+
+__all__ = ["ChannelOutput", "EchoChannel", "EchoMatrixChannel"]
+
+Sync: TypeAlias = bool | Literal["gather"]
+
+
+class ChannelOutput(NamedTuple):
+    """The output of a channel.
+
+    Attributes:
+        z: The latent, (B, *).
+        rate: Its rate in nats per dimension, (B, *).
+
+    Example:
+        >>> z, rate = echo_ext.EchoChannel(num_terms=3)(torch.randn(8, 2), torch.zeros(8, 2))
+        >>> z.shape, rate.shape
+        (torch.Size([8, 2]), torch.Size([8, 2]))
+    """
+
+    z: Tensor
+    rate: Tensor
+
+
+class _BankedChannel(nn.Module):
+    """A channel that keeps recent training rows in the buffers ``bank_f`` and ``bank_s``."""
+
+    bank_f: Tensor
+    bank_s: Tensor
+
+    def __init__(self, num_terms: int, bank_size: int | None) -> None:
+        super().__init__()
+        _checks.row_count("num_terms", num_terms, minimum=1)
+        self.num_terms = num_terms
+        self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
+        _checks.row_count("bank_size", self.bank_size, minimum=num_terms)
+        # Their width is that of the first training batch.
+        self.register_buffer("bank_f", torch.empty(0))
+        self.register_buffer("bank_s", torch.empty(0))
+
+    @property
+    def has_bank(self) -> bool:
+        """Whether a training batch has filled the bank."""
+        return self.bank_f.numel() > 0
+
+    def _check_width(self, f: Tensor) -> None:
+        if self.bank_f.shape[1:] != f.shape[1:]:
+            raise ValueError(
+                f"f_raw must have rows of the shape seen in training, {tuple(self.bank_f.shape[1:])}, "
+                f"got {tuple(f.shape[1:])}"
+            )
+
+    def _bank_like(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_width(f)
+        return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
+
+    def _filled_up(self, f: Tensor, s: Tensor, missing: int) -> tuple[Tensor, Tensor]:
+        """A training batch with the missing rows appended, the newest of the bank."""
+        if missing <= 0:
+            return f, s
+        if not self.has_bank:
+            raise ValueError(
+                f"f_raw must have at least {len(f) + missing} rows for num_terms={self.num_terms} while the bank is "
+                f"still empty, got {len(f)}: give a larger first training batch, or use fewer terms"
+            )
+        bank_f, bank_s = self._bank_like(f)
+        return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
+
+    @torch.no_grad()
+    def _remember(self, f: Tensor, s: Tensor) -> None:
+        """Put the newest rows first and drop the oldest."""
+        if not self.has_bank:
+            repeats = -(-self.bank_size // f.shape[0])
+            self.bank_f = f.repeat(repeats, *[1] * (f.ndim - 1))[: self.bank_size].clone()
+            self.bank_s = s.repeat(repeats, *[1] * (s.ndim - 1))[: self.bank_size].clone()
+            return
+        self._bank_like(f)
+        self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
+        self.bank_s.copy_(torch.cat([s.to(self.bank_s.dtype), self.bank_s])[: self.bank_size])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The saved bank decides the width; load it into buffers of its shape.
+        for name in ("bank_f", "bank_s"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class EchoChannel(_BankedChannel):
+    """Echo noise with the paper's parameterization (Brekelmans et al. 2019, section 3 and appendix C).
+
+    ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r + logsigmoid(s_raw)`` with
+    ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the rate, which is therefore
+    exact.
+
+    In training, the noise of a row is made of the other rows of its batch, and gradients flow through it. The module
+    keeps a bank of recent training rows (the buffers ``bank_f`` and ``bank_s``, saved in the state_dict), as BatchNorm
+    keeps its statistics. In eval mode the noise is made of the bank, so that a single sample can be encoded,
+    independently of the rest of its batch. The first training batch fills the whole bank, by repetition if necessary. A
+    training batch with too few rows for num_terms is completed with rows of the bank.
+
+    Activation checkpointing recomputes a batch with the same noise, but puts it into the bank twice, as BatchNorm
+    counts it twice. Do not checkpoint batches that are completed with rows of the bank.
+
+    Args:
+        num_terms: The number of terms of each noise. More terms allow lower rates and need larger batches. The minimum
+            rate is ``-log r`` nats per dimension, 0.179 with 99 terms.
+        bound: The largest ``|f|``. A larger bound gives the code a wider range and reduces the largest scale r.
+        activation_scale: The width of the tanh. With a larger value f_raw can go further before tanh saturates.
+        sampling: ``"permutation"``, ``"replacement"`` or ``"ring"``, see :func:`echo_ext.echo_sample`.
+        bank_size: The number of rows of the bank; None for 1024, or num_terms if that is larger. A larger bank makes
+            codes in eval mode vary less with the rows that happen to be in it, and takes more memory.
+        multiplicative: Whether to return ``z = exp(f + s * eps)`` instead; the information is the same.
+        sync: Whether the noise is made of the rows of all ranks of torch.distributed in training, as SyncBatchNorm uses
+            all ranks for its statistics, so that num_terms may exceed the batch of one rank. True uses one ring around
+            all ranks, whatever ``sampling`` is, see :func:`echo_ext.distributed.echo_sample`. "gather" has every rank
+            gather all rows and draw from them by ``sampling``. Each rank keeps its own rows in its bank. Without
+            several ranks sync has no effect. Channels that differ between ranks, and a batch that one rank refuses, are
+            errors on all ranks.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range; a batch is too small while the bank is still empty; eval mode or
+            :meth:`sample` before the first training batch.
+
+    Example:
+        >>> channel = echo_ext.EchoChannel(num_terms=31)
+        >>> f_raw, s_raw = torch.randn(64, 8), torch.randn(64, 8)
+        >>> z, rate = channel(f_raw, s_raw)  # in place of mu + sigma * torch.randn_like(sigma)
+        >>> loss = rate.sum(-1).mean()  # the exact I(x; z) in nats, to which a model adds its distortion
+        >>> channel.eval()(f_raw[:1], s_raw[:1]).z.shape
+        torch.Size([1, 8])
+        >>> channel.sample(3).shape
+        torch.Size([3, 8])
+    """
+
+    def __init__(
+        self,
+        num_terms: int = 99,
+        *,
+        bound: float = 1.0,
+        activation_scale: float = 16.0,
+        sampling: Sampling = "permutation",
+        bank_size: int | None = None,
+        multiplicative: bool = False,
+        sync: Sync = False,
+    ) -> None:
+        super().__init__(num_terms, bank_size)
+        self._sampling_code = sampling_code(sampling)
+        self.scale = max_scale(num_terms, bound=bound)
+        _checks.number("activation_scale", activation_scale, above=0)
+        _checks.choice("sync", sync, (False, True, "gather"))
+        self.bound = bound
+        self.activation_scale = activation_scale
+        self.sampling = sampling
+        self.sync = sync
+        self.multiplicative = multiplicative
+
+    def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        """Encode pre-activations.
+
+        Args:
+            f_raw, s_raw: (B, *), such as two outputs of a linear layer.
+
+        Returns:
+            z, of their dtype, and the exact rate in nats per dimension; both (B, *).
+        """
+        if self.training and self._num_ranks() > 1:
+            return self._encode_across_ranks(f_raw, s_raw)
+        return self._encode(f_raw, s_raw, None)
+
+    @_disable_dynamo
+    def _encode_across_ranks(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        from echo_ext.distributed._collectives import Ranks
+
+        ranks = Ranks(None)
+        with ranks.guard(f_raw, s_raw):
+            return self._encode(f_raw, s_raw, ranks)
+
+    def _encode(self, f_raw: Tensor, s_raw: Tensor, ranks: Ranks | None) -> ChannelOutput:
+        matching_pair("f_raw", f_raw, "s_raw", s_raw)
+        f, log_s = self.signal(f_raw, s_raw)
+        s = log_s.exp().to(f.dtype)
+        z = self._sample_in_training(f, s, ranks) if self.training else self._sample_in_eval(f, s)
+        return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
+
+    def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``f`` and ``log s`` of pre-activations; both (B, *)."""
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        # In at least float32: a rate must not be rounded to a half type's three digits.
+        wide = torch.promote_types(s_raw.dtype, torch.float32)
+        return f, math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+
+    def sample(self, n: int) -> Tensor:
+        """Draw from the marginal q(z), the optimal prior: (n, *), of the dtype and on the device of the bank."""
+        if not self.has_bank:
+            raise ValueError("sample() draws from rows seen in training, and there are none yet: train a batch first")
+        noise = echo_noise(
+            None, None, size=n, num_terms=self.num_terms, sampling=self.sampling, bank=(self.bank_f, self.bank_s)
+        )
+        return noise.exp() if self.multiplicative else noise
+
+    def _sample_in_training(self, f: Tensor, s: Tensor, ranks: Ranks | None) -> Tensor:
+        rows = f.shape[0]
+        if self.has_bank:
+            self._check_width(f)
+        # Each rank brings its share of the terms, so that none has to know how many the others have.
+        missing = -(-(self.num_terms + 1) // (1 if ranks is None else ranks.size)) - rows
+        z = self._noisy(*self._filled_up(f, s, missing), ranks)[:rows]
+        self._remember(f.detach(), s.detach())
+        return z
+
+    def _noisy(self, f: Tensor, s: Tensor, ranks: Ranks | None) -> Tensor:
+        if ranks is None:
+            return self._make_noise(f, s, f, s, exclude_self=True)
+        from echo_ext.distributed._collectives import CALL
+        from echo_ext.distributed.echo import sample_across
+
+        settings = ("num_terms", "bound", "activation_scale", "multiplicative", "sync")
+        agreed = {CALL: "EchoChannel", **{f"the channel's {name}": getattr(self, name) for name in settings}}
+        if self.sync == "gather":
+            return sample_across(f, s, ranks, agreed, num_terms=self.num_terms, sampling=self.sampling)
+        return sample_across(f, s, ranks, agreed)
+
+    def _num_ranks(self) -> int:
+        joined = self.sync and torch.distributed.is_available() and torch.distributed.is_initialized()
+        return torch.distributed.get_world_size() if joined else 1
+
+    def _sample_in_eval(self, f: Tensor, s: Tensor) -> Tensor:
+        if not self.has_bank:
+            raise ValueError("eval mode draws from rows seen in training, and there are none yet: train a batch first")
+        return self._make_noise(f, s, *self._bank_like(f), exclude_self=False)
+
+    def _make_noise(self, f: Tensor, s: Tensor, bank_f: Tensor, bank_s: Tensor, *, exclude_self: bool) -> Tensor:
+        """z of a batch that has been checked."""
+        count = term_count(self.num_terms, bank_rows=bank_f.shape[0], exclude_self=exclude_self)
+        seed = seed_tensor(None, f.device)
+        return make_noise(EchoCall(f, s, bank_f, bank_s, seed, f.shape[0], count, self._sampling_code, exclude_self))
+
+    def extra_repr(self) -> str:
+        """Return the settings, for ``repr``."""
+        return (
+            f"num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
+            f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}, "
+            f"sync={self.sync!r}"
+        )
+
+
+class EchoMatrixChannel(_BankedChannel):
+    """Echo noise with a matrix for each row, ``z = f + S eps`` (:func:`echo_ext.echo_sample_matrix`).
+
+    The noises of the dimensions of the latent may depend on each other, given the input. ``f = bound * tanh(f_raw /
+    activation_scale)``; ``S = r L^{-1} A``, where A is lower triangular with positive diagonal (its logarithm is given)
+    and ``L L^T = I + A A^T``. If a are the singular values of A, those of S are ``r a / sqrt(1 + a^2) < r``, whatever A
+    is; S is lower triangular too, so that ``-log|det S|`` is the sum over the dimensions of ``-log S_jj = log L_jj -
+    log A_jj - log r``. A diagonal A is :class:`EchoChannel` with ``s = r sqrt(sigmoid(2 log A_jj))``.
+
+    Args:
+        dim: The number d of dimensions of the latent, at most 64.
+        num_terms: The number of other rows that a batch has at least; ``r = max_scale(num_terms, bound=bound *
+            sqrt(d))``. A larger number allows lower rates and needs larger batches.
+        bound, activation_scale: As in :class:`EchoChannel`.
+        bank_size: The number of rows of the bank, as in :class:`EchoChannel`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range; a batch has fewer than num_terms + 1 rows while the bank is still
+            empty; eval mode or :meth:`sample` before the first training batch.
+
+    Example:
+        >>> channel = echo_ext.EchoMatrixChannel(dim=3, num_terms=31)
+        >>> f_raw, s_raw = torch.randn(64, 3), torch.randn(64, channel.num_scale_features)
+        >>> z, rate = channel(f_raw, s_raw)
+        >>> z.shape, rate.sum(-1).shape
+        (torch.Size([64, 3]), torch.Size([64]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_terms: int = 99,
+        *,
+        bound: float = 1.0,
+        activation_scale: float = 16.0,
+        bank_size: int | None = None,
+    ) -> None:
+        super().__init__(num_terms, bank_size)
+        _checks.whole("dim", dim, minimum=1, maximum=MAX_DIM)
+        self.scale = max_scale(num_terms, bound=_checks.number("bound", bound, above=0) * math.sqrt(dim))
+        _checks.number("activation_scale", activation_scale, above=0)
+        self.dim = dim
+        self.bound = bound
+        self.activation_scale = activation_scale
+
+    @property
+    def num_scale_features(self) -> int:
+        """The number of values that describe A for one row: d (d + 1) / 2."""
+        return self.dim * (self.dim + 1) // 2
+
+    def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:
+        """Encode pre-activations.
+
+        Args:
+            f_raw: (B, d).
+            s_raw: (B, d (d + 1) / 2): the logarithms of the diagonal of A, then the rest of its lower triangle, row by
+                row.
+
+        Returns:
+            z (B, d), of the dtype of f_raw, and the share of each dimension in the rate (B, d), in nats.
+        """
+        for name, raw, width in (("f_raw", f_raw, self.dim), ("s_raw", s_raw, self.num_scale_features)):
+            if _checks.floating_tensor(name, raw).shape != (f_raw.shape[0], width):
+                raise ValueError(f"{name} must have shape (B, {width}), got {tuple(raw.shape)}")
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        scale, rate = self.scale_and_rate(s_raw)
+        scale = scale.to(f.dtype)
+        z = self._sample_in_training(f, scale) if self.training else f + _multiply(scale, self._draw(len(f), f))
+        return ChannelOutput(z, rate)
+
+    def scale_and_rate(self, s_raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return S (B, d, d) and the share of each dimension in ``-log|det S|`` (B, d), in at least float32."""
+        s_raw = s_raw.to(torch.promote_types(s_raw.dtype, torch.float32))
+        log_diagonal, rest = s_raw[:, : self.dim], s_raw[:, self.dim :]
+        rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=s_raw.device)
+        a = torch.diag_embed(log_diagonal.exp())
+        a[:, rows, columns] = rest
+        identity = torch.eye(self.dim, dtype=a.dtype, device=a.device)
+        factor = torch.linalg.cholesky(identity + a @ a.mT)
+        scale = self.scale * torch.linalg.solve_triangular(factor, a, upper=False)
+        return scale, factor.diagonal(dim1=-2, dim2=-1).log() - log_diagonal - math.log(self.scale)
+
+    def sample(self, n: int) -> Tensor:
+        """Draw from the marginal q(z), the optimal prior: (n, d), of the dtype and on the device of the bank."""
+        return self._draw(_checks.row_count("n", n, minimum=1), self.bank_f)
+
+    def _sample_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
+        rows = f.shape[0]
+        z = echo_sample_matrix(*self._filled_up(f, scale, self.num_terms + 1 - rows))[:rows]
+        self._remember(f.detach(), scale.detach())
+        return z
+
+    def _draw(self, n: int, like: Tensor) -> Tensor:
+        """Noises from the bank: rows of as many circles as are needed to use every row once."""
+        if not self.has_bank:
+            raise ValueError("noise is made of rows seen in training, and there are none yet: train a batch first")
+        bank_f, bank_s = self._bank_like(like)
+        circles = -(-n // self.bank_size)
+        drawn = torch.cat([echo_sample_matrix(bank_f, bank_s) for _ in range(circles)])
+        return drawn[torch.randperm(len(drawn), device=like.device)[:n]]
+
+    def extra_repr(self) -> str:
+        """Return the settings, for ``repr``."""
+        return (
+            f"{self.dim}, num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
+            f"bank_size={self.bank_size}"
+        )
+
+
+def _multiply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,116 @@
+"""What depends on the device: the kernels, and the array steps around them. Which device is decided here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from echo_ext.estimators._backend_cpu import Cpu
+from echo_ext.estimators._backend_cuda import Cuda
+
+
+class Backend(Protocol):
+    """Searches, counts and array steps on one kind of device.
+
+    The tensors that a kernel reads are contiguous, and so are those that it fills; none requires grad.
+    """
+
+    block_scale: int
+    """How many times as much memory as on the CPU a block of work takes: more where each block costs launches."""
+
+    def prepare(self, points: Tensor) -> Any:
+        """Return what searches and counts need of points (*batch, N, d): a tree, where they can share one."""
+
+    def part(self, prepared: Any, begin: int, end: int) -> Any:
+        """Return what was prepared, for some of the first dimension of the batch."""
+
+    def search(
+        self,
+        prepared: Any,
+        k: int,
+        *,
+        queries: Tensor | None,
+        euclidean: bool,
+        exclude_within: int,
+        rows: Tensor | None,
+        distances: Tensor,
+        indices: Tensor | None,
+    ) -> None:
+        """Find the k nearest points of each query, or of each point where there are no queries."""
+
+    def count(
+        self,
+        prepared: Any,
+        radii: Tensor,
+        *,
+        groups: Tensor,
+        num_groups: int,
+        num_radii: int,
+        inclusive: bool,
+        euclidean: bool,
+        exclude_within: int,
+        rows: Tensor | None,
+        counts: Tensor,
+    ) -> None:
+        """Count the points within each radius: radii (num_radii, *own batch, num_groups, N)."""
+
+    def boundary(
+        self, prepared: Any, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor
+    ) -> None:
+        """Find the points whose rank by distance is nearest to each radius."""
+
+    def estimate_pairs(self, x: Tensor, y: Tensor | None, ks: Sequence[int]) -> Tensor | None:
+        """Estimate all pairs of columns by "ksg1" in one kernel, or return None where there is none for them.
+
+        Columns (*batch, p, N) and (*batch, q, N), or None for x itself; estimates (K, *batch, p, q) float64, those
+        below the diagonal 0 if y is None.
+        """
+
+    def add_digamma(self, values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
+        """Add ``factor * psi(counts + shift)`` to float64 values, in place."""
+
+    def contiguous(self, tensor: Tensor) -> Tensor:
+        """Return the tensor, detached, with its elements contiguous in memory."""
+
+    def concatenate(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Concatenate along the last dimension."""
+
+    def select_kth(self, sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
+        """Select from (..., k) the ks-th values, counted from 1: (K, ...), contiguous."""
+
+    def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Return a contiguous copy of the values, broadcast."""
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Average over the last dimension."""
+
+    def all_finite(self, values: Tensor) -> bool:
+        """Return whether no value is NaN or infinite."""
+
+    def maybe_any(self, mask: Tensor) -> bool:
+        """Return whether the mask may have a true element; to be sure, a GPU would have to be waited for."""
+
+
+BACKENDS: dict[str, Backend] = {"cpu": Cpu(), "cuda": Cuda()}
+
+
+def backend_of(tensor: Tensor) -> Backend:
+    """Return the backend of a tensor's device."""
+    return BACKENDS["cuda" if tensor.is_cuda else "cpu"]  # tensor.device.type takes seven times as long
+
+
+def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a few numbers on a device, which fills them in itself: nothing is copied from the host."""
+    runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
+    return torch.cat(runs)
+
+
+def digamma(counts: Tensor) -> Tensor:
+    """Return the digamma function of counts, as float64."""
+    values = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+    backend_of(counts).add_digamma(values, counts)
+    return values

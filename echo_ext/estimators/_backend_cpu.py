@@ -1,0 +1,152 @@
+"""The CPU's backend: the native kernels, and NumPy for the array steps between them.
+
+After each of its own operations PyTorch keeps its threads spinning for a while, on the very cores that the threads of
+the kernels need next. NumPy does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from echo_ext import _C
+from echo_ext._native import address, dtype_code
+
+
+class Cpu:
+    """See `Backend`. Nothing is prepared: each kernel builds the trees that it needs, in its own threads."""
+
+    block_scale = 1
+
+    # ---- Kernels
+
+    def prepare(self, points: Tensor) -> Tensor:
+        return points
+
+    def part(self, prepared: Tensor, begin: int, end: int) -> Tensor:
+        return prepared[begin:end]
+
+    def search(
+        self,
+        prepared: Tensor,
+        k: int,
+        *,
+        queries: Tensor | None,
+        euclidean: bool,
+        exclude_within: int,
+        rows: Tensor | None,
+        distances: Tensor,
+        indices: Tensor | None,
+    ) -> None:
+        *batch, n, dim = prepared.shape
+        _C.knn_search(
+            dtype=dtype_code(prepared.dtype),
+            points=prepared.data_ptr(),
+            queries=address(queries),
+            rows=address(rows),
+            batch=math.prod(batch),
+            num_points=n,
+            num_queries=distances.shape[-2],
+            dim=dim,
+            k=k,
+            euclidean=euclidean,
+            exclude_within=exclude_within,
+            distances=distances.data_ptr(),
+            indices=address(indices),
+            num_threads=torch.get_num_threads(),
+        )
+
+    def count(
+        self,
+        prepared: Tensor,
+        radii: Tensor,
+        *,
+        groups: Tensor,
+        num_groups: int,
+        num_radii: int,
+        inclusive: bool,
+        euclidean: bool,
+        exclude_within: int,
+        rows: Tensor | None,
+        counts: Tensor,
+    ) -> None:
+        *batch, n, dim = prepared.shape
+        _C.knn_count(
+            dtype=dtype_code(prepared.dtype),
+            points=prepared.data_ptr(),
+            radii=radii.data_ptr(),
+            groups=groups.data_ptr(),
+            rows=address(rows),
+            batch=math.prod(batch),
+            num_points=n,
+            num_radii=num_radii,
+            num_groups=num_groups,
+            dim=dim,
+            euclidean=euclidean,
+            inclusive=inclusive,
+            exclude_within=exclude_within,
+            counts=counts.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+
+    def boundary(
+        self, prepared: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor
+    ) -> None:
+        *batch, n, dim = prepared.shape
+        _C.knn_boundary(
+            dtype=dtype_code(prepared.dtype),
+            points=prepared.data_ptr(),
+            radii=radii.data_ptr(),
+            skip=skip.data_ptr(),
+            batch=math.prod(batch),
+            num_points=n,
+            dim=dim,
+            width=width,
+            exclude_within=exclude_within,
+            indices=indices.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+
+    def estimate_pairs(self, x: Tensor, y: Tensor | None, ks: Sequence[int]) -> None:
+        return None
+
+    def add_digamma(self, values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
+        counts = self.contiguous(counts)
+        _C.knn_add_digamma(
+            counts=counts.data_ptr(),
+            values=values.data_ptr(),
+            size=counts.numel(),
+            shift=shift,
+            factor=factor,
+            num_threads=torch.get_num_threads(),
+        )
+
+    # ---- Array steps
+
+    def contiguous(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        return tensor if tensor.is_contiguous() else torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
+
+    def concatenate(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.from_numpy(np.concatenate([t.numpy() for t in tensors], axis=-1))
+
+    def select_kth(self, sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
+
+    def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
+        return torch.from_numpy(np.broadcast_to(values.numpy(), shape).copy())
+
+    def mean(self, values: Tensor) -> Tensor:
+        if values.requires_grad:  # only PyTorch records it
+            return values.mean(-1)
+        return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
+
+    def all_finite(self, values: Tensor) -> bool:
+        return bool(np.isfinite(values.detach().numpy()).all())
+
+    def maybe_any(self, mask: Tensor) -> bool:
+        return bool(mask.any())

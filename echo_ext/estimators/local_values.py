@@ -1,0 +1,174 @@
+"""The formulas of the nearest-neighbor estimators: the value of each sample, whose mean is the estimate.
+
+Every function takes the variables as point sets and returns local values in nats, float64 (K, *batch, N) for K numbers
+of neighbors. The docstrings of the public functions state the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from echo_ext._types import KsgMethod, Method
+from echo_ext.estimators._backend import backend_of, constants, digamma
+from echo_ext.estimators.entropy import log_unit_ball
+from echo_ext.estimators.neighbors import PointSet, count_neighbors
+from echo_ext.estimators.samples import Options, broadcast
+
+LocalValues: TypeAlias = Callable[[Sequence[PointSet], Options], Tensor]
+
+
+def ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of Kraskov et al. 2004, eqs. 8 and 23."""
+    return ksg1_from_radii(variables, _kth_distances(join(variables), options), options)
+
+
+def ksg1_from_radii(variables: Sequence[PointSet], radii: Tensor, options: Options) -> Tensor:
+    """Return the values of `ksg1`, given the distances to the k-th neighbors in the joint space."""
+    constant = _psi_k(options, radii) + (len(variables) - 1) * torch.digamma(_num_samples(options, radii))
+    backend = backend_of(radii)
+    values = backend.broadcast_copy(constant, radii.shape)
+    for variable in variables:
+        backend.add_digamma(values, _count(variable, radii, options), shift=1, factor=-1.0)
+    return values
+
+
+def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of Kraskov et al. 2004, eqs. 9 and 24."""
+    reaches = _reaches(variables, options)
+    like = reaches[0]
+    margins = len(variables) - 1
+    constant = _psi_k(options, like) - margins / _k(options, like)
+    constant = constant + margins * torch.digamma(_num_samples(options, like))
+    backend = backend_of(like)
+    values = backend.broadcast_copy(constant, like.shape)
+    for variable, reach in zip(variables, reaches, strict=True):
+        backend.add_digamma(values, _count(variable, reach, options, inclusive=True), factor=-1.0)
+    return values
+
+
+def bi_ksg(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of Gao, Oh and Viswanath 2018."""
+    squares = _kth_distances(join(variables), options, euclidean=True)
+    dims = [variable.dim for variable in variables]
+    volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
+    values = _psi_k(options, squares) + _num_samples(options, squares).log() + volumes
+    for variable in variables:
+        values = values - _count(variable, squares, options, inclusive=True, euclidean=True).double().log()
+    return values
+
+
+def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of Gao, Kannan, Oh and Viswanath 2017."""
+    joint = join(variables)
+    radii = _kth_distances(joint, options)
+    tied = radii == 0
+    some_tied = backend_of(radii).maybe_any(tied)
+    psi_k = _psi_k(options, radii).expand(radii.shape)
+    if some_tied:
+        psi_k = torch.where(tied, digamma(_count(joint, radii, options, inclusive=True) + 1), psi_k)
+    values = psi_k + _num_samples(options, radii).log()
+    for variable in variables:
+        inside = _count(variable, radii, options)
+        if some_tied:
+            inside = torch.where(tied, _count(variable, radii, options, inclusive=True), inside)
+        values = values - digamma(inside + 1)
+    return values
+
+
+def conditional_ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of I(x; y | z) of Frenzel and Pompe 2007."""
+    x, y, z = variables
+    radii = _kth_distances(join(variables), options)
+    backend = backend_of(radii)
+    values = backend.broadcast_copy(_psi_k(options, radii), radii.shape)
+    for margin, sign in ((z, 1.0), (join([x, z]), -1.0), (join([y, z]), -1.0)):
+        backend.add_digamma(values, _count(margin, radii, options), shift=1, factor=sign)
+    return values
+
+
+def conditional_ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of I(x; y | z) of Lizier 2014, which counts within rectangles."""
+    reaches = _reaches(variables, options)
+    like = reaches[0]
+
+    def count(*which: int) -> Tensor:
+        groups = [group for group, i in enumerate(which) for _ in range(variables[i].dim)]
+        radii = torch.stack([reaches[i] for i in which], -2)
+        return _count(join([variables[i] for i in which]), radii, options, groups=groups, inclusive=True)
+
+    nxz, nyz, nz = count(0, 2), count(1, 2), count(2)
+    values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz)
+    return values - digamma(nxz) + 1 / nxz.double() - digamma(nyz) + 1 / nyz.double()
+
+
+MUTUAL_INFORMATION: dict[Method, LocalValues] = {"ksg1": ksg1, "ksg2": ksg2, "bi-ksg": bi_ksg, "mixed": mixed}
+TOTAL_CORRELATION: dict[KsgMethod, LocalValues] = {"ksg1": ksg1, "ksg2": ksg2}
+CONDITIONAL: dict[KsgMethod, LocalValues] = {"ksg1": conditional_ksg1, "ksg2": conditional_ksg2}
+
+
+def join(variables: Sequence[PointSet]) -> PointSet:
+    """Return the points of the joint space: all columns side by side, (*batch, N, D)."""
+    batch = broadcast(*(variable.batch for variable in variables))
+    return PointSet(variables[0].backend.concatenate([variable.expand(batch) for variable in variables]))
+
+
+def _kth_distances(points: PointSet, options: Options, *, euclidean: bool = False) -> Tensor:
+    """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
+    distances = points.search_distances(
+        options.max_k, euclidean=euclidean, exclude_within=options.exclude_within, part=options.part
+    )
+    return points.backend.select_kth(distances, options.ks)
+
+
+def _reaches(variables: Sequence[PointSet], options: Options) -> list[Tensor]:
+    """Return how far the k nearest neighbors in the joint space reach in each variable: (K, *batch, N) for each."""
+    joint = join(variables)
+    _, indices = joint.search(options.max_k, exclude_within=options.exclude_within, part=options.part)
+    index = indices.flatten(0, -3) if joint.batch else indices.unsqueeze(0)
+    item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
+    reaches = []
+    for variable in variables:
+        points = variable.expand(joint.batch).reshape(index.shape[0], joint.num_points, variable.dim)
+        differences = points[item, index] - points[:, options.part].unsqueeze(2)
+        reach = differences.abs().amax(-1).cummax(-1).values
+        reaches.append(joint.backend.select_kth(reach.view(indices.shape), options.ks))
+    return reaches
+
+
+def _count(
+    points: PointSet,
+    radii: Tensor,
+    options: Options,
+    *,
+    groups: Sequence[int] | None = None,
+    inclusive: bool = False,
+    euclidean: bool = False,
+) -> Tensor:
+    return points.count(
+        radii,
+        groups=groups,
+        inclusive=inclusive,
+        euclidean=euclidean,
+        exclude_within=options.exclude_within,
+        part=options.part,
+    )
+
+
+def _k(options: Options, like: Tensor) -> Tensor:
+    """Return k, float64, shaped to broadcast with (K, *batch, N)."""
+    ks = constants(options.ks, torch.float64, like.device)
+    return ks.view(-1, *([1] * (like.ndim - 1)))
+
+
+def _psi_k(options: Options, like: Tensor) -> Tensor:
+    return torch.digamma(_k(options, like))
+
+
+def _num_samples(options: Options, like: Tensor) -> Tensor:
+    """Return the effective number of samples: one more than each sample's possible neighbors, (N,) or (1,)."""
+    others = count_neighbors(options.total, options.exclude_within, like.device)
+    return (others if others.numel() == 1 else others[options.part]) + 1

@@ -1,0 +1,29 @@
+"""The examples in the docstrings of what users import."""
+
+import doctest
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import echo_ext
+
+pytest.importorskip("sklearn")
+MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed]
+NAMES = [(module, name) for module in MODULES for name in module.__all__]
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module.__name__}.{name}" for module, name in NAMES])
+def test_every_public_name_has_an_example_that_holds(module, name, capsys):
+    names = {"echo_ext": echo_ext, "torch": torch, "np": np}
+    tests = doctest.DocTestFinder(recurse=False).find(getattr(module, name), name, globs=names)
+    examples = [example for test in tests for example in test.examples]
+    assert examples, f"{module.__name__}.{name} has no example"
+    torch.manual_seed(0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for test in tests:
+            runner.run(test)
+    assert runner.failures == 0, capsys.readouterr().out

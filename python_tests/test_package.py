@@ -1,0 +1,45 @@
+"""What `import echo_ext` brings, and what it leaves for later."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import echo_ext
+
+SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn", "training")
+
+
+def run(program):
+    """What a program prints in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_optional_packages_are_left_for_later():
+    loaded = run("import sys, echo_ext; print(*sys.modules)").split()
+    assert "torch" in loaded
+    for name in ("matplotlib", "sklearn", "lightning", "scipy", "pandas", "echo_ext.models", "echo_ext.distributed"):
+        assert name not in loaded
+
+
+@pytest.mark.parametrize("name", SUBMODULES)
+def test_submodules_need_no_second_import(name):
+    needed = {"sklearn": ("sklearn",), "training": ("lightning", "yaml")}.get(name, ())
+    if any(importlib.util.find_spec(package) is None for package in needed):
+        pytest.skip(f"echo_ext.{name} needs {needed}")
+    assert run(f"import echo_ext; print(echo_ext.{name}.__name__)") == f"echo_ext.{name}\n"
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'echo_ext' has no attribute 'modles'"):
+        echo_ext.modles  # noqa: B018
+
+
+def test_completion_shows_public_names_only():
+    assert run("import echo_ext; print(*dir(echo_ext))").split() == sorted(
+        [*echo_ext.__all__, *SUBMODULES, "__version__"]
+    )
+    for name in (*SUBMODULES, "estimators"):
+        module = pytest.importorskip(f"echo_ext.{name}", exc_type=ImportError)
+        assert [shown for shown in dir(module) if not shown.startswith("__")] == sorted(module.__all__), name

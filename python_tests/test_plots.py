@@ -1,0 +1,199 @@
+"""Figures contain the given numbers, and are drawn without a warning."""
+
+import io
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+import numpy as np
+from matplotlib.image import imread
+
+from echo_ext import metrics, plots
+from echo_ext.metrics import RateDistortion
+from echo_ext.plots import History
+
+
+def drawn(figure):
+    """Render a figure; check that it is not empty and return its pixels."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    pixels = imread(buffer)
+    assert pixels[..., :3].std() > 0.02
+    return pixels
+
+
+def shown(axes):
+    """The only image on the axes, inverted so that ink is 1."""
+    (image,) = axes.images
+    return 1 - torch.as_tensor(image.get_array().data)
+
+
+def test_reconstructions_are_below_the_data():
+    x, mean = torch.rand(5, 1, 14, 14), torch.rand(5, 3, 14, 14)
+    figure = plots.reconstructions(x, {"Echo": mean, "VAE": x})
+    drawn(figure)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["test image", "Echo", "VAE"]
+    for axes, row in zip(figure.axes, (x.mean(1), mean.mean(1), x.mean(1)), strict=True):
+        for index, image in enumerate(row):
+            torch.testing.assert_close(shown(axes)[:, index * 15 : index * 15 + 14], image)
+
+
+def test_samples_fill_a_grid_row_by_row():
+    x = torch.rand(7, 1, 8, 8)
+    figure = plots.samples({"first": x, "second": x.flip(0)}, columns=3)
+    drawn(figure)
+    assert [axes.get_title() for axes in figure.axes] == ["first", "second"]
+    grid = shown(figure.axes[0])
+    assert grid.shape == (3 * 9 - 1, 3 * 9 - 1)
+    torch.testing.assert_close(grid[9:17, 18:26], x[5, 0])
+    assert grid[18:, 9:].abs().max() == 0  # nothing after the last
+
+
+def test_vectors_are_points_joined_to_reconstructions():
+    x, mean = torch.randn(30, 4), torch.randn(30, 4)
+    figure = plots.reconstructions(x, {"MIM": mean})
+    drawn(figure)
+    (axes,) = figure.axes
+    data, reconstruction = axes.collections
+    np.testing.assert_allclose(data.get_offsets(), x[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(reconstruction.get_offsets(), mean[:, :2], rtol=1e-6)
+    for line, before, after in zip(axes.lines, x, mean, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), torch.stack([before[:2], after[:2]]), rtol=1e-6)
+    drawn(plots.samples({"MIM": x}))
+    drawn(plots.samples({"MIM": x[:, :1]}))
+    (axes,) = plots.reconstructions(x[:, :1], {"MIM": mean[:, :1]}).axes
+    area = sum(bar.get_height() * bar.get_width() for bar in axes.patches)
+    assert area == pytest.approx(2)  # two densities
+
+
+def test_curves_contain_every_epoch_and_the_test_values():
+    echo = History(
+        {"rate": [5.0, 4.0, 3.0], "distortion": [9.0, 8.0, 7.0]},
+        {"rate": [5.5, 4.5, 3.5], "distortion": [9.5, 8.5, 7.5]},
+        {"rate": 3.2, "distortion": 7.2},
+    )
+    vae = History({"rate_bound": [6.0], "distortion": [2.0]})
+    figure = plots.curves({"echo": echo, "vae": vae}, rate_floor=1.5)
+    drawn(figure)
+    rate, distortion = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["rate", "distortion"]  # rate and bound share a panel
+    lines = [list(map(tuple, line.get_xydata())) for line in rate.lines]
+    assert lines[:4] == [[(1, 5), (2, 4), (3, 3)], [(1, 5.5), (2, 4.5), (3, 3.5)], [(3, 3.2)], [(1, 6)]]
+    assert rate.lines[4].get_ydata() == [1.5, 1.5]
+    assert rate.get_ylim()[0] == 0
+    assert distortion.get_ylim()[0] < 2
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["echo", "vae", "minimum rate of Echo", "validation", "training", "test, after training"]
+
+
+def test_long_curves_are_averaged():
+    values = torch.rand(730).tolist()
+    figure = plots.curves({"vae": History(validation={"loss": values})})
+    (line,) = figure.axes[0].lines
+    assert len(line.get_xdata()) <= 100
+    assert line.get_xdata()[0] == 4.5  # epochs 1 to 8
+    assert line.get_ydata()[0] == pytest.approx(sum(values[:8]) / 8)
+
+
+def test_rate_distortion_has_bars_of_one_standard_error():
+    echo = [RateDistortion(8.0, 60.0, True, 0.5, 2.0), RateDistortion(2.0, 90.0, True)]
+    vae = [RateDistortion(3.0, 95.0, False, 0.1, 0.2)]
+    images = torch.rand(4, 1, 8, 8)
+    figure = plots.rate_distortion({"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images})
+    drawn(figure)
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Echo (exact rate)", "VAE (rate bound)"]
+    line, _, (across, up) = axes.containers[0]
+    assert list(map(tuple, line.get_xydata())) == [(2, 90), (8, 60)]
+    np.testing.assert_allclose(across.get_segments()[1], [(7.5, 60), (8.5, 60)])
+    np.testing.assert_allclose(up.get_segments()[1], [(8, 58), (8, 62)])
+    np.testing.assert_allclose(up.get_segments()[0], [(2, 90), (2, 90)])  # an unknown error
+    assert [other.get_ylabel() for other in figure.axes[1:]] == ["beta 1", "beta 2"]
+    assert len(plots.rate_distortion({"VAE": vae}).axes) == 1
+
+
+def test_bars_highlight_the_anchored_latents():
+    values = torch.rand(12)
+    figure = plots.bars(values, highlighted=5)
+    drawn(figure)
+    patches = figure.axes[0].patches
+    np.testing.assert_allclose([bar.get_height() for bar in patches], values, rtol=1e-6)
+    colors = [bar.get_facecolor() for bar in patches]
+    assert len(set(colors[:5])) == len(set(colors[5:])) == 1
+    assert colors[4] != colors[5]
+
+
+def test_embedding_has_a_color_for_each_label():
+    points, labels = torch.randn(50, 2), torch.arange(50) % 12
+    figure = plots.embedding(points, labels)
+    drawn(figure)
+    drawn(plots.embedding(points))
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [str(label) for label in range(12)]
+    for label, group in enumerate(axes.collections):
+        np.testing.assert_allclose(group.get_offsets(), points[labels == label], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"points must have shape \(N, 2\), got \(50, 3\)"):
+        plots.embedding(torch.randn(50, 3))
+    with pytest.raises(ValueError, match=r"labels must have shape \(50,\), one for each point, got \(49,\)"):
+        plots.embedding(points, labels[1:])
+
+
+def test_histograms_have_the_density_of_their_moments():
+    pytest.importorskip("scipy")
+    codes = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.1]) + 2
+    figure = plots.marginal_activations(codes, columns=2)
+    drawn(figure)
+    found = metrics.marginal_statistics(codes)
+    for latent, axes in enumerate(figure.axes[:3]):
+        assert axes.get_title() == f"{latent}: p = {found.p_value[latent]:.2g}"
+        assert sum(bar.get_height() * bar.get_width() for bar in axes.patches) == pytest.approx(1)
+        place, density = map(torch.tensor, axes.lines[0].get_data())
+        inside = math.erf(3.5 / math.sqrt(2))  # the probability of 3.5 standard deviations
+        assert torch.trapezoid(density, place).item() == pytest.approx(inside, abs=1e-4)
+        assert torch.trapezoid(density * place, place).item() == pytest.approx(float(found.mean[latent]), rel=1e-3)
+    assert not figure.axes[3].patches
+
+
+def test_rates_are_plotted_against_activations():
+    norms = torch.rand(100)
+    figure = plots.rate_against_activation(3 - norms, norms)
+    drawn(figure)
+    (axes,) = figure.axes
+    assert axes.get_title() == "correlation -1.00"
+    np.testing.assert_allclose(axes.collections[0].get_offsets(), torch.stack([norms, 3 - norms], 1), rtol=1e-6)
+
+
+def test_trends_contain_means_and_errors_at_every_tick():
+    measured = {
+        "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
+        "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
+    }
+    figure = plots.trends(measured, ticks=(5, 500), xlabel="hidden units")
+    assert [axes.get_title() for axes in figure.axes] == list(measured)
+    for axes, lines in zip(figure.axes, measured.values(), strict=True):
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
+        drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
+        assert drawn == [[mean for mean, _ in points] for points in lines.values()]
+
+
+def test_scatters_color_every_point_by_its_label():
+    points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
+    figure = plots.scatters(points, labels=labels, columns=2)
+    shown = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in shown] == list(points)
+    for axes, each in zip(shown, points.values(), strict=True):
+        for label, cloud in enumerate(axes.collections):
+            torch.testing.assert_close(torch.tensor(cloud.get_offsets().tolist()), each[labels == label])
+
+
+def test_correlations_are_those_of_the_codes():
+    z = torch.randn(500, 2)
+    codes = torch.stack([z[:, 0], -2 * z[:, 0], z[:, 1]], 1)
+    (image,) = plots.correlations({"codes": codes}).axes[0].images
+    matrix = torch.as_tensor(image.get_array().data)
+    torch.testing.assert_close(matrix, torch.corrcoef(codes.double().T))
+    assert matrix[0, 1] == pytest.approx(-1)

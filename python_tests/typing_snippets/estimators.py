@@ -1,0 +1,94 @@
+"""A user's calls of the estimators, for type checkers alone: they refuse the lines marked `# error`, and no others."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from typing_extensions import assert_type
+
+import echo_ext
+from echo_ext import (
+    conditional_mutual_information,
+    entropy,
+    knn,
+    mutual_information,
+    mutual_information_discrete,
+    mutual_information_error,
+    mutual_information_matrix,
+    permutation_test,
+    total_correlation,
+    transfer_entropy,
+)
+from echo_ext.estimators import PermutationTest, UncertainEstimate
+from echo_ext.metrics import knn_accuracy, mig
+from echo_ext.sklearn import mutual_info_classif, mutual_info_regression
+
+Array: TypeAlias = npt.NDArray[np.floating[Any]]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+tensor, labels = torch.randn(30, 2), torch.arange(30) % 2
+array: npt.NDArray[np.float64] = np.zeros((30, 2))
+numbers = [1.0, 2.0, 3.0, 5.0, 8.0]
+
+# ---- Tensors in, tensors out
+
+assert_type(mutual_information(tensor, tensor), Tensor)
+assert_type(mutual_information(x=tensor, y=tensor, k=[3, 5], method="bi-ksg", unit="bits", local=True), Tensor)
+assert_type(conditional_mutual_information(tensor, tensor, tensor, method="ksg2"), Tensor)
+assert_type(total_correlation(tensor, groups=[[0], [1]]), Tensor)
+assert_type(transfer_entropy(tensor, tensor, history=2), Tensor)
+assert_type(entropy(tensor, metric="euclidean"), Tensor)
+assert_type(mutual_information_discrete(tensor, labels), Tensor)
+assert_type(mutual_information_discrete(tensor, ["a", "b"] * 15), Tensor)
+assert_type(mutual_information_matrix(tensor), Tensor)
+assert_type(mutual_information_matrix(tensor, tensor), Tensor)
+assert_type(knn(tensor), tuple[Tensor, Tensor])
+assert_type(knn(tensor, tensor, 2), tuple[Tensor, Tensor])
+assert_type(mutual_information_error(tensor, tensor), UncertainEstimate[Tensor])
+assert_type(permutation_test(tensor, tensor).null, Tensor)
+assert_type(echo_ext.distributed.mutual_information(tensor, tensor), Tensor)
+
+# ---- Arrays in, arrays and floats out
+
+assert_type(mutual_information(array, array), Array | float)
+assert_type(mutual_information(numbers, numbers), Array | float)
+assert_type(mutual_information(array, array, k=np.array([3, 5])), Array | float)
+assert_type(conditional_mutual_information(array, array, array), Array | float)
+assert_type(total_correlation(array), Array | float)
+assert_type(transfer_entropy(array, array), Array | float)
+assert_type(entropy(array), Array | float)
+assert_type(mutual_information_discrete(array, labels), Array | float)
+assert_type(mutual_information_matrix(array), Array)
+assert_type(knn(array), tuple[Array, Indices])
+assert_type(permutation_test(array, array), PermutationTest[Array | float, Array])
+assert_type(echo_ext.distributed.mutual_information(array, array), Array | float)
+assert_type(mutual_info_regression(array, numbers), npt.NDArray[np.float64])
+assert_type(mutual_info_classif(array, numbers, discrete_features=[0]), npt.NDArray[np.float64])
+
+estimate, standard_error = mutual_information_error(array, array)
+assert_type(estimate, Array | float)
+assert_type(standard_error, Array | float)
+
+# ---- Metrics
+
+assert_type(mig(tensor, labels, estimator="knn"), float)
+assert_type(knn_accuracy(array, labels, array, labels), float)
+
+# ---- Mistakes
+
+mutual_information(tensor, tensor, method="ksg3")  # error
+mutual_information(array, array, unit="dits")  # error
+mutual_information(tensor, tensor, k="3")  # error
+mutual_information(tensor)  # error
+conditional_mutual_information(tensor, tensor, tensor, method="mixed")  # error
+total_correlation(array, method="bi-ksg")  # error
+entropy(array, metric="l1")  # error
+knn(tensor, k=[3, 5])  # error
+transfer_entropy(tensor, tensor, method="ksg2")  # error
+mutual_information_matrix(array, local=True)  # error
+permutation_test(array, array, k=[3, 5])  # error
+echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
+mig(tensor, labels, estimator="tree")  # error
+mutual_info_regression(array, numbers, random_state="0")  # error
