@@ -25,7 +25,7 @@ from reporting import finish, make_parser, markdown_table, on_device, parse
 from timing import time_call
 
 import echo_ext
-from echo_ext.estimators import _neighbours  # the package has no public range count yet
+from echo_ext.estimators.neighbors import PointSet
 
 SCALE = 0.97
 
@@ -111,19 +111,19 @@ def neighbor_kernels(device, quick):
     k = 3
     for n, dim in ((2000 if quick else 100_000, 2), (2000 if quick else 10_000, 20)):
         points = torch.randn(n, dim, dtype=torch.float64, device=device)
-        distances, _ = echo_ext.knn(points, k=k)
-        radii = distances[:, -1].unsqueeze(0).contiguous()
-        size, pairs = f"{n} x {dim}", float(n) * n * dim
-        yield Kernel("k-NN search", size, 8 * n * (dim + k), 2 * pairs, points.dtype,
-                     lambda p=points: echo_ext.knn(p, k=k), True)  # fmt: skip
-        yield Kernel("counts within radii", size, 8 * n * (dim + 2), 2 * pairs, points.dtype,
-                     lambda p=points, r=radii: _neighbours.count(p, r), True)  # fmt: skip
+        radii = PointSet(points).search_distances(k)[:, -1].unsqueeze(0)
         column = points[:, :1].contiguous()
-        yield Kernel("counts in a sorted margin", f"{n} x 1", 8 * n * 3, 2 * pairs / dim, points.dtype,
-                     lambda c=column, r=radii: _neighbours.count(c, r), True)  # fmt: skip
+        calls = {
+            "k-NN search": (dim, k, lambda p=points: PointSet(p).search(k)),
+            "counts within radii": (dim, 2, lambda p=points, r=radii: PointSet(p).count(r)),
+            "counts in a sorted margin": (1, 2, lambda p=column, r=radii: PointSet(p).count(r)),
+        }
         if dim > 8:
-            yield Kernel("brute force (torch.cdist)", size, 8 * n * (dim + k), 2 * pairs, points.dtype,
-                         lambda p=points: torch.cdist(p, p, p=torch.inf).topk(k + 1, largest=False), True)  # fmt: skip
+            brute_force = lambda p=points: torch.cdist(p, p, p=torch.inf).topk(k + 1, largest=False)  # noqa: E731
+            calls["brute force (torch.cdist)"] = (dim, k, brute_force)
+        for name, (columns, results, call) in calls.items():
+            moved, operations = 8 * n * (columns + results), 2 * float(n) * n * columns
+            yield Kernel(name, f"{n} x {columns}", moved, operations, points.dtype, call, all_pairs=True)
 
 
 def measure(options):

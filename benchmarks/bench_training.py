@@ -1,25 +1,21 @@
 """A step of training next to the same step in a bare hand-written loop: the paper's convolutional pair, 100 images.
 
-All loops take the same rows of the same images. Rounds alternate, so that what else the machine does falls on all
-alike. On a GPU the step is also recorded as a CUDA graph, compiled, and both.
+    python benchmarks/bench_training.py [--recipe echo vae] [--device cuda] [--compile] [--quick] [--out DIR] [--report]
 
-    python benchmarks/bench_training.py [--recipe echo vae] [--device cuda] [--compile] [--out FILE.json]
+Takes some minutes, --quick half a minute. All loops take the same rows of the same images, in turn. On a GPU the step
+is also recorded as a CUDA graph, compiled, and both. Writes training.json and .md (training_cuda.*).
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from pathlib import Path
-
 import torch
+from reporting import finish, make_parser, markdown_table, on_device, parse
+from timing import time_calls
 
 from echo_ext.data import ImageDataset
 from echo_ext.training import Configuration
 from echo_ext.training.fitting import make_fabric
 from echo_ext.training.stepping import Objective, Stepper, make_recorder, prepare_optimizer
 
+STEPS = 20  # of an epoch
 BATCH = 100
 
 
@@ -34,7 +30,8 @@ def bare_epoch(model, optimizer, data, batches):
     return float(total)
 
 
-def measure(recipe, device, steps, rounds, compiled):
+def make_loops(recipe, device, steps, compiled):
+    """An epoch of each loop, as calls that end with a number on the host and so wait for the device."""
     images = torch.randint(256, (10 * BATCH, 1, 28, 28), dtype=torch.uint8)
     data = ImageDataset(images, torch.zeros(len(images), dtype=torch.int64)).to(device)
     batches = [torch.randperm(len(images))[:BATCH].to(device) for _ in range(steps)]
@@ -66,45 +63,41 @@ def measure(recipe, device, steps, rounds, compiled):
         loops["graph"] = training(compiled=False, graph=True)
         loops["compiled"] = training(compiled=True)
         loops["compiled_graph"] = training(compiled=True, graph=True)
-    times = {name: [] for name in loops}
-    for round_ in range(rounds + 1):
-        for name, loop in loops.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            loop()  # ends with a number on the host, and so waits for the device
-            if round_:  # the first warms up
-                times[name].append((time.perf_counter() - begin) / steps * 1e3)
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    ratios = {
-        f"{name}_ratio": statistics.median(ours / bare for ours, bare in zip(times[name], times["bare"], strict=True))
-        for name in loops
-        if name != "bare"
-    }
-    return {"recipe": recipe, **{f"{name}_ms": value for name, value in medians.items()}, **ratios}
+    return loops
+
+
+def measure(options):
+    results, steps = [], 1 if options.quick else STEPS
+    for recipe in options.recipe:
+        loops = make_loops(recipe, options.device, steps, options.compile)
+        # An epoch takes seconds: one to warm up and one timed in each round.
+        times = time_calls(loops, 0.0, rounds=1 if options.quick else 5)
+        for name, found in times.items():
+            seconds = {statistic: value / steps for statistic, value in found.summary().items()}
+            results.append({"recipe": recipe, "loop": name, "seconds": seconds, "ratio": found.ratio(times["bare"])})
+    return {"results": results}
+
+
+def table(result):
+    rows = [
+        [each["recipe"], each["loop"], f"{1e3 * each['seconds']['median']:.2f}", f"{each['ratio']:.3f}"]
+        for each in result["results"]
+    ]
+    lines = [
+        f"{result['device']}, torch {result['versions']['torch']}, {result['threads']} CPU threads, "
+        f"{BATCH} images of 28 x 28.",
+        "",
+        *markdown_table(["recipe", "loop", "a step, ms", "ratio to bare"], rows),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", nargs="+", default=["echo", "vae"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=20, help="of a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads, {BATCH} images of 28 x 28")
-    results = []
-    for recipe in arguments.recipe:
-        result = measure(recipe, device, arguments.steps, arguments.rounds, arguments.compile)
-        results.append(result)
-        loops = [name.removesuffix("_ms") for name in result if name.endswith("_ms")]
-        cells = (f"{name} {result[f'{name}_ms']:.2f} ms ({result.get(f'{name}_ratio', 1.0):.3f})" for name in loops)
-        print(f"{recipe:<12} " + "   ".join(cells), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"device": name, "results": results}, indent=2) + "\n")
+    parser = make_parser(__doc__, device=True)
+    parser.add_argument("--recipe", nargs="+", default=["echo", "vae"], help="default: echo vae")
+    parser.add_argument("--compile", action="store_true", help="compile the bare loop and that of training too")
+    options = parse(parser)
+    finish(on_device("training", options.device), options, measure, table)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,10 @@ def time_calls(calls, seconds, threads=None, rounds=ROUNDS):
 
 
 def time_collective(call, repeats):
-    """Summary of a collective call. `blocked_autorange` could make another number of calls on each rank."""
+    """Summary of a collective call, which every rank must make equally often: `blocked_autorange` chooses how often.
+
+    The calls that warm up before each timed one also let the ranks start together.
+    """
     timer = make_timer(call)
     return Times([timer.timeit(1) for _ in range(repeats)]).summary()
 
