@@ -161,7 +161,7 @@ def table(result):
         "",
         *markdown_table([*head, "extra memory, MiB", "reference's, MiB", "ratio"], rows_of_table),
         "",
-        *markdown_table(["ring, B x d", "s", "time, ms", "ns per element", "GB/s of least traffic"], ring),
+        *markdown_table(["ring, B x d", "s", "time, ms", "ns per element", "GB/s of minimum traffic"], ring),
     ]
     return "\n".join(lines) + "\n"
 

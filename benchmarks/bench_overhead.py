@@ -140,7 +140,7 @@ def table(result):
         "",
         *markdown_table(["call", "us"], [(name, f"{value:.1f}") for name, value in us.items()]),
         "",
-        *markdown_table(["bar", "measured", "at most"], [(name, value, f"{bound:g}") for name, value, bound in bounds]),
+        *markdown_table(["bound", "measured", "at most"], [(name, value, f"{bound:g}") for name, value, bound in bounds]),
     ]
     return "\n".join(lines) + "\n"
 

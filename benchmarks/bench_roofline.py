@@ -154,7 +154,7 @@ def table(result):
         share = f"{share:.3g}x all pairs" if kernel["all_pairs"] else f"{share:.1%}"
         rows.append([kernel["kernel"], kernel["size"], kernel["dtype"], *work, *times, share])
     products = ", ".join(f"{name} {rate / 1e9:.4g}" for name, rate in rates.items())
-    head = ["kernel", "size", "dtype", "least MB", "least Mop", "moving, ms", "computing, ms", "measured, ms", "share"]
+    head = ["kernel", "size", "dtype", "minimum MB", "minimum Mop", "moving, ms", "computing, ms", "measured, ms", "share"]
     lines = [
         f"{result['device']}, torch {result['versions']['torch']}, {result['threads']} CPU threads. "
         f"Ceilings measured in this run: copy {bandwidth / 1e9:.4g} GB/s; GFLOP/s of a matrix product: {products}.",

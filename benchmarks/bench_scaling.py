@@ -301,7 +301,7 @@ def table(result):
     estimate = [(name, f"{value:.4g}") for name, value in estimate_many_ranks(result["ranks_cases"]).items()]
     gathers = [f"gather of {small} B, us", f"of {large} B, us"]
     lines = [
-        f"{result['device']}, torch {result['versions']['torch']}, float32, d = {WIDTH}; one thread but where said.",
+        f"{result['device']}, torch {result['versions']['torch']}, float32, d = {WIDTH}; one thread except where stated.",
         "",
         *markdown_table(["ring", "power of B", "from B", "to B", "ns per element, first", "last"], fits),
         "",
