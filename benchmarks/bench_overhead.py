@@ -10,7 +10,7 @@ device, where the bound is 5 %; the ratio is the median over rounds. Writes over
 """
 
 import torch
-from reporting import finish, make_parser, markdown_table, on_device, parse
+from reporting import finish, machine, make_parser, markdown_table, on_device, parse
 from timing import time_calls
 
 import echo_ext
@@ -135,12 +135,11 @@ def table(result):
         ),
     ]
     lines = [
-        f"{result['device']}, torch {result['versions']['torch']}; calls on {ROWS} x {WIDTH} rows, one thread, "
-        "medians.",
+        f"{machine(result)}; calls on {ROWS} x {WIDTH} rows, one thread, medians.",
         "",
         *markdown_table(["call", "us"], [(name, f"{value:.1f}") for name, value in us.items()]),
         "",
-        *markdown_table(["bound", "measured", "at most"], [(name, value, f"{bound:g}") for name, value, bound in bounds]),
+        *markdown_table(["bound", "measured", "at most"], [(name, value, f"{most:g}") for name, value, most in bounds]),
     ]
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from reporting import finish, make_parser, markdown_table, on_device, parse
+from reporting import finish, machine, make_parser, markdown_table, on_device, parse
 from timing import time_call
 
 import echo_ext
@@ -154,12 +154,12 @@ def table(result):
         share = f"{share:.3g}x all pairs" if kernel["all_pairs"] else f"{share:.1%}"
         rows.append([kernel["kernel"], kernel["size"], kernel["dtype"], *work, *times, share])
     products = ", ".join(f"{name} {rate / 1e9:.4g}" for name, rate in rates.items())
-    head = ["kernel", "size", "dtype", "minimum MB", "minimum Mop", "moving, ms", "computing, ms", "measured, ms", "share"]
+    head = ["kernel", "size", "dtype", "minimum MB", "minimum Mop", "moving, ms", "computing, ms", "measured, ms"]
     lines = [
-        f"{result['device']}, torch {result['versions']['torch']}, {result['threads']} CPU threads. "
+        f"{machine(result)}, {result['threads']} CPU threads. "
         f"Ceilings measured in this run: copy {bandwidth / 1e9:.4g} GB/s; GFLOP/s of a matrix product: {products}.",
         "",
-        *markdown_table(head, rows),
+        *markdown_table([*head, "share"], rows),
     ]
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from memory import in_new_process, peak_bytes
-from reporting import finish, make_parser, markdown_table, parse
+from reporting import finish, machine, make_parser, markdown_table, parse
 from timing import growth_exponent, make_timer, time_call, time_collective, time_in_turn
 from torch import distributed as dist
 
@@ -301,7 +301,7 @@ def table(result):
     estimate = [(name, f"{value:.4g}") for name, value in estimate_many_ranks(result["ranks_cases"]).items()]
     gathers = [f"gather of {small} B, us", f"of {large} B, us"]
     lines = [
-        f"{result['device']}, torch {result['versions']['torch']}, float32, d = {WIDTH}; one thread except where stated.",
+        f"{machine(result)}, float32, d = {WIDTH}; one thread except where stated.",
         "",
         *markdown_table(["ring", "power of B", "from B", "to B", "ns per element, first", "last"], fits),
         "",

@@ -7,7 +7,7 @@ is also recorded as a CUDA graph, compiled, and both. Writes training.json and .
 """
 
 import torch
-from reporting import finish, make_parser, markdown_table, on_device, parse
+from reporting import finish, machine, make_parser, markdown_table, on_device, parse
 from timing import time_calls
 
 from echo_ext.data import ImageDataset
@@ -84,8 +84,7 @@ def table(result):
         for each in result["results"]
     ]
     lines = [
-        f"{result['device']}, torch {result['versions']['torch']}, {result['threads']} CPU threads, "
-        f"{BATCH} images of 28 x 28.",
+        f"{machine(result)}, {result['threads']} CPU threads, {BATCH} images of 28 x 28.",
         "",
         *markdown_table(["recipe", "loop", "a step, ms", "ratio to bare"], rows),
     ]

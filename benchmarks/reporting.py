@@ -94,6 +94,11 @@ def describe(device):
     }
 
 
+def machine(result):
+    """Where results were measured, as the beginning of a line."""
+    return f"{result['device']}, torch {result['versions']['torch']}"
+
+
 def processor():
     """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
