@@ -1,79 +1,88 @@
-"""What gpu_check.sh runs: comparisons, times, and short tours for the sanitizers and the profiler.
+"""The steps of gpu_check.sh: tests marked `cuda`, times, and short runs for the profiler.
 
-python benchmarks/gpu_check.py echo | circles | neighbors | nonfinite | time | touch | profile [--device cpu --small]
+    python benchmarks/gpu_check.py test NAME | time | profile [--device cpu --quick]
+
+`test NAME` runs python_tests/test_cuda_NAME.py. With ``--device cpu`` the CPU stands in for the GPU, for a dry run: the
+tests are those that need no GPU. Each step takes about a minute at most, with --quick some seconds.
 """
 
 import argparse
 import faulthandler
-import itertools
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
-from gpu_compare import (
-    SAMPLINGS,
-    check_nonfinite,
-    circles,
-    compare_circles,
-    compare_echo,
-    compare_neighbors,
-    deterministic,
-    estimates,
-    inputs,
-    related,
-)
 from gpu_device import Cases, CpuStandIn, CudaDevice, DeviceLost
-from gpu_time import measure_all
+from gpu_time import inputs, measure_all, related
 
 import echo_ext
 
-
-def touch(cases, small):
-    """Every kernel once, on sizes for a sanitizer: staged, from L2, deterministic, both ways of the ring; searches."""
-    device = cases.device
-
-    def touch_echo(shape):
-        rows, width, bank_rows = shape
-        for sampling, dtype, mode in itertools.product(SAMPLINGS, (torch.float32, torch.float64), (False, True)):
-            tensors = inputs(device, rows, width, dtype)
-            tensors += inputs(device, bank_rows, width, dtype) if bank_rows else []
-            terms = min(160, bank_rows or rows - 1)
-            with deterministic(mode):
-                value = echo_ext.echo_sample(
-                    *tensors[:2], num_terms=terms, sampling=sampling, bank=tuple(tensors[2:]) or None
-                )
-                torch.autograd.grad(value.sum(), tensors)
-
-    def touch_circles(rows):
-        for dtype in (torch.float32, torch.float64):
-            for _, noise, tensors in circles(device, rows, 9, dtype):
-                torch.autograd.grad(noise(*tensors).sum(), tensors)
-
-    def touch_searches(dim):
-        for dtype in (torch.float64, torch.float32):
-            for _ in estimates(*(v.to(device.type) for v in related(150, dim, dtype))):
-                pass
-
-    shapes = [(70, 20, 0), (40, 9, 7), (3, 3, 2100), (2000, 40, 0)]
-    parts = [(touch_echo, shape) for shape in shapes[: 2 if small else None]]
-    parts += [(touch_searches, dim) for dim in (1, 3)] + [(touch_circles, rows) for rows in (70, 300)]
-    for part, size in parts:
-        begin = time.perf_counter()
-        cases.run(f"{part.__name__} {size}", lambda part=part, size=size: part(size))
-        print(f"{part.__name__} {size}: {time.perf_counter() - begin:.1f} s")
+TESTS = Path(__file__).parents[1] / "python_tests"
+NAMES = [file.stem.removeprefix("test_cuda_") for file in sorted(TESTS.glob("test_cuda_*.py"))]
 
 
-def profile(cases, small):
+class Watch:
+    """A plugin of pytest that counts the tests by their outcome, and ends the run where the device is lost."""
+
+    def __init__(self, device):
+        self.device = device
+        self.passed = self.failed = self.skipped = 0
+
+    def pytest_runtest_logreport(self, report):
+        self.passed += report.when == "call" and report.passed
+        self.failed += report.failed
+        self.skipped += report.skipped
+        if report.failed:
+            try:
+                self.device.recover()
+            except DeviceLost as error:
+                import pytest
+
+                pytest.exit(lost(error), returncode=1)
+
+
+def lost(error):
+    return f"the device is lost, and the step ends here: {error}"
+
+
+def test(device, name):
+    """Whether all tests passed: those marked `cuda`, or the others in a dry run. None that passed is a failure."""
+    import pytest
+
+    watch = Watch(device)
+    marks = "cuda" if device.type == "cuda" else "not cuda"
+    # Warnings are no failures here, and a test that prints does not hide the traceback of one that hangs.
+    options = ["-v", "-s", "-W", "default", "-p", "no:cacheprovider", "-m", marks]
+    code = pytest.main([*options, str(TESTS / f"test_cuda_{name}.py")], plugins=[watch])
+    if watch.passed == 0:
+        print(f"FAILED {name}: no test has passed")
+    print(f"tests: {watch.passed} passed, {watch.failed} failed, {watch.skipped} skipped")
+    return code == 0 and watch.passed > 0
+
+
+def run_cases(device, measure):
+    """Whether all cases succeeded."""
+    cases = Cases(device)
+    try:
+        measure(cases)
+    except DeviceLost as error:
+        print(f"FAILED: {lost(error)}")
+    print(f"{cases.failed} of {cases.count} cases failed")
+    return cases.failed == 0
+
+
+def profile(cases, quick):
     """One launch of each of the main kernels, at the sizes for which speed was asked, or a part of them."""
     device = cases.device
-    rows, ring_rows, points, columns = (64, 256, 300, 4) if small else (1024, 2**20, 10**5, 100)
+    rows, ring_rows, points, columns = (64, 256, 300, 4) if quick else (1024, 2**20, 10**5, 100)
 
-    def rows_kernels():
+    def launch_rows_kernels():
         f, s = inputs(device, rows, 128, scale=0.97)
         torch.autograd.grad(echo_ext.echo_sample(f, s).sum(), (f, s))
 
-    cases.run("forward_kernel and backward_kernel", rows_kernels)
+    cases.run("forward_kernel and backward_kernel", launch_rows_kernels)
     ring = [t.detach() for t in inputs(device, ring_rows, 64)]
     cases.run("ring_forward_kernel", lambda: echo_ext.echo_sample(*ring, sampling="ring"))
     x = torch.cat(related(points, 5), 1).to(device.type)
@@ -82,27 +91,17 @@ def profile(cases, small):
     cases.run("pairs_kernel", lambda: echo_ext.mutual_information_matrix(x))
 
 
-COMMANDS = {
-    "echo": compare_echo,
-    "circles": compare_circles,
-    "neighbors": compare_neighbors,
-    "nonfinite": check_nonfinite,
-    "time": measure_all,
-    "touch": touch,
-    "profile": profile,
-}
-
-
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run")
-    parser.add_argument("--small", action="store_true", help="small sizes, for a dry run")
-    parser.add_argument("--json", default="gpu_times.json", help="where 'time' writes what it measured")
-    parser.add_argument(
-        "--seed", type=int, default=time.time_ns() % 2**31, help="of the random input; default: the time"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["test", "time", "profile"])
+    parser.add_argument("name", nargs="?", choices=NAMES, help="of the tests")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run; default: cuda")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a dry run")
+    parser.add_argument("--json", default="gpu_times.json", help="file that `time` writes; default: gpu_times.json")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31, help="of the input; default: the time")
     options = parser.parse_args(arguments)
+    if (options.command == "test") != (options.name is not None):
+        parser.error(f"test takes one of {', '.join(NAMES)}, and no other command does")
 
     device = CudaDevice() if options.device == "cuda" else CpuStandIn()
     why = device.refusal()
@@ -111,14 +110,13 @@ def main(arguments=None):
         return 2
     print(f"seed {options.seed}, echo_ext from {echo_ext.__path__[0]}")
     torch.manual_seed(options.seed)
-    cases = Cases(device)
-    more = {"path": options.json} if options.command == "time" else {}
-    try:
-        COMMANDS[options.command](cases, options.small, **more)
-    except DeviceLost as error:
-        print(f"FAILED: the device is lost, and the step ends here: {error}")
-    print(f"{cases.failed} of {cases.count} cases failed")
-    return int(cases.failed > 0)
+    if options.command == "test":
+        succeeded = test(device, options.name)
+    elif options.command == "time":
+        succeeded = run_cases(device, lambda cases: measure_all(cases, options.quick, options.json))
+    else:
+        succeeded = run_cases(device, lambda cases: profile(cases, options.quick))
+    return int(not succeeded)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ kill_after=2
 
 refuse() { echo "gpu_check: $1" >&2; exit 2; }
 
-mode=run wanted='' device=(--device cuda) threads=(--seconds 0.2)
+mode=run wanted='' device=(--device cuda) threads=(--only threads --seconds 0.2)
 while [[ ${1:-} == --* ]]; do
   case $1 in
     --list) mode=list ;;
     --steps) wanted=,${2:?--steps needs the names of steps},; shift ;;
-    --dry-run) device=(--device cpu --small) threads=(--seconds 0.001 --largest 0.001) ;;
+    --dry-run) device=(--device cpu --quick) threads=(--only threads --quick) ;;
     *) refuse "unknown option $1: the head of $0 lists them" ;;
   esac
   shift
@@ -147,27 +147,24 @@ check=("$python" "$root/benchmarks/gpu_check.py")
 
 # ---- The steps: with kill_after and the two probes their limits must stay below 550 s --------------------------------
 
-no_build='' no_pytest='' no_sanitizer='' no_counters=''
+no_build='' no_tests='' no_sanitizer='' no_counters=''
+"$python" -c 'import pytest' 2> /dev/null || no_tests='there is no pytest'
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 step build 90 '' "$root/benchmarks/gpu_build.sh" "$build" || no_build='the build failed'
-step echo 55 "$no_build" "${check[@]}" echo "${device[@]}"
-step circles 18 "$no_build" "${check[@]}" circles "${device[@]}"
-step neighbors 18 "$no_build" "${check[@]}" neighbors "${device[@]}"
+no_tests=${no_build:-$no_tests}
+step echo 80 "$no_tests" "${check[@]}" test echo "${device[@]}"
+step information 45 "$no_tests" "${check[@]}" test information "${device[@]}"
 step time 60 "$no_build" "${check[@]}" time "${device[@]}" --json "$out/gpu_times.json"
 step rates 20 '' bash -c 'nvcc -O3 -std=c++17 -arch="$1" -o "$3/gpu_rates" "$2" && "$3/gpu_rates" > "$4"' \
   gpu_rates "sm_${capability:-90}" "$root/benchmarks/gpu_rates.cu" "$work" "$out/gpu_rates.jsonl"
-"$python" -c 'import pytest' 2> /dev/null || no_pytest='there is no pytest'
-# What compares with the oracle on the CPU is done by the step echo on the device, in a hundredth of the time.
-step tests 50 "${no_build:-$no_pytest}" env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 "$python" -m pytest -v \
-  -p no:cacheprovider -W default -m cuda -k 'not agrees_with_the_oracle' \
-  "$root/python_tests/test_cuda_estimators.py" "$root/python_tests/test_cuda.py"
-step nonfinite 15 "$no_build" "${check[@]}" nonfinite "${device[@]}"
-# Of the CPU beside the GPU, which has more cores than most.
-step threads 60 "$no_build" "$python" "$root/benchmarks/bench_scaling.py" --only threads "${threads[@]}" --out "$work/scaling"
-[ "$mode" = list ] || no_sanitizer=${no_build:-$(probe sanitizer compute-sanitizer "$work/gpu_rates" probe)}
+step nonfinite 15 "$no_tests" "${check[@]}" test nonfinite "${device[@]}"
+# Threads of the CPU in the GPU's machine, which has more cores than most.
+step threads 60 "$no_build" "$python" "$root/benchmarks/bench_scaling.py" "${threads[@]}"
+[ "$mode" = list ] || no_sanitizer=${no_tests:-$(probe sanitizer compute-sanitizer "$work/gpu_rates" probe)}
 # Without torch's cache every tensor is an allocation of its own, whose ends are checked.
 for tool in memcheck racecheck; do
-  step "$tool" 40 "$no_sanitizer" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
-    --error-exitcode 9 --kernel-name kernel_substring=echo_ext "${check[@]}" touch "${device[@]}"
+  step "$tool" 45 "$no_sanitizer" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" \
+    --error-exitcode 9 --kernel-name kernel_substring=echo_ext "${check[@]}" test sanitizers "${device[@]}"
 done
 [ "$mode" = list ] ||
   no_counters=${no_build:-$(probe ncu ncu --clock-control none --metrics sm__cycles_elapsed.max "$work/gpu_rates" probe)}
@@ -179,7 +176,8 @@ step ncu 25 "$no_counters" bash -c '"${@:3}" && ncu --import "$1.ncu-rep" --csv 
 [ "$mode" = run ] || exit 0
 {
   [ ! -s "$out/gpu_rates.jsonl" ] || sed 's/^/rate: /' "$out/gpu_rates.jsonl"
-  [ ! -f "$logs/time.log" ] || grep -E '^(time|bar): ' "$logs/time.log"
+  (cd "$logs" && grep -H '^tests: ' ./*.log | sed -E 's|^\./(.*)\.log:tests:|tests: \1:|')
+  [ ! -f "$logs/time.log" ] || grep -E '^(time|target): ' "$logs/time.log"
   [ ! -f "$logs/threads.log" ] || grep '^|' "$logs/threads.log"
   echo "$failures failed"
 } | tee -a "$summary"

@@ -1,23 +1,17 @@
-"""The device that gpu_check.py works on, a GPU or the CPU in its place, and how its cases are run."""
+"""The device that gpu_check.py measures, a GPU or the CPU in its place, and how its cases are run."""
 
-import contextlib
-import functools
 import subprocess
 import time
 import traceback
-from unittest import mock
 
 import torch
+from timing import recorded
 
 import echo_ext
 
 
 class DeviceLost(Exception):
     """A CUDA error that stays until the process ends: nothing that follows in this process can succeed."""
-
-
-class Mismatch(Exception):
-    """A result that is not what it must be."""
 
 
 def first_line(error):
@@ -62,34 +56,13 @@ class CudaDevice:
         except RuntimeError as error:
             raise DeviceLost(first_line(error)) from error
 
-    @contextlib.contextmanager
-    def busy_stream(self):
-        """A stream of its own, on which all work starts late: a kernel launched on another one runs too early."""
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            torch.cuda._sleep(50_000_000)
-            yield
-        stream.synchronize()
-
     def repeatable(self, prepare):
         """A function that runs again what ``prepare()`` returns, which is a function without arguments."""
-        torch.cuda.synchronize()
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            call = prepare()
-            for _ in range(3):
-                call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-
-        def replay(alive=call):  # a graph reads the tensors of what it recorded, but does not keep them
-            graph.replay()
-
-        return replay
+        return recorded(prepare)
 
     def seconds(self, call, repeats):
+        # By events on the device, where some milliseconds suffice: a Timer waits for the device around each block of
+        # calls, and makes blocks of at least 10,000 such waits.
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         for _ in range(repeats):
@@ -115,9 +88,6 @@ class CpuStandIn:
 
     def recover(self):
         pass
-
-    def busy_stream(self):
-        return contextlib.nullcontext()
 
     def repeatable(self, prepare):
         return prepare()
@@ -145,41 +115,9 @@ class Cases:
             return value
         except DeviceLost:  # in a case within this one
             raise
-        except Mismatch as error:
-            print(f"FAILED {name}: {error}")
         except Exception as error:
             print(f"FAILED {name}: {type(error).__name__}: {first_line(error)}")
             traceback.print_exc()
         self.failed += 1
         self.device.recover()
         return None
-
-
-class Poison:
-    """Counts the tensors that it has filled."""
-
-    count = 0
-
-    def wrap(self, allocate):
-        @functools.wraps(allocate)
-        def allocate_poisoned(*args, **kwargs):
-            tensor = allocate(*args, **kwargs)
-            tensor.untyped_storage().fill_(255)
-            self.count += 1
-            return tensor
-
-        return allocate_poisoned
-
-
-@contextlib.contextmanager
-def poisoned_memory():
-    """Fill every tensor that is allocated without values with 0xFF bytes, which is NaN in every floating type.
-
-    An element of an output or workspace that no kernel writes, or that one reads too early, then shows in the results.
-    Replaces torch's functions rather than being a TorchFunctionMode, which does not reach into torch.autograd.grad.
-    """
-    poison = Poison()
-    with contextlib.ExitStack() as stack:
-        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
-            stack.enter_context(mock.patch.object(owner, name, poison.wrap(getattr(owner, name))))
-        yield poison

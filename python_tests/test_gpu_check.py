@@ -18,8 +18,8 @@ from gpu_stand_ins import BENCHMARKS
 
 import echo_ext
 
-STEPS = ["build", "echo", "circles", "neighbors", "time", "rates", "tests", "nonfinite", "threads"]
-STEPS += ["memcheck", "racecheck", "ncu"]
+STEPS = ["build", "echo", "information", "time", "rates", "nonfinite", "threads", "memcheck", "racecheck", "ncu"]
+TESTS = ["echo", "information", "memcheck", "nonfinite", "racecheck"]  # steps that are tests
 KILL_AFTER, PROBES = 2, 2 * (10 + 2)
 
 
@@ -62,7 +62,11 @@ def test_dry_run(check):
     assert all(seconds[name] <= limits[name] for name in STEPS), summary
     assert "device: NVIDIA Stand-in, 580.00" in summary
     assert "commit: abc1234" in summary
-    assert len(re.findall("^bar: .*must be .*: (met|MISSED)$", summary, re.MULTILINE)) == 12
+    assert len(re.findall("^target: .*must be .*: (met|MISSED)$", summary, re.MULTILINE)) == 12
+    counts = r"^tests: (\w+): (\d+) passed, 0 failed, 0 skipped$"
+    assert [(step, int(count) > 0) for step, count in re.findall(counts, summary, re.MULTILINE)] == [
+        (step, True) for step in TESTS
+    ]
     assert re.search(r"^\| permutation, forward .*\|$", summary, re.MULTILINE)
     assert summary.endswith("0 failed\n")
     files = {"gpu_check.txt", "gpu_times.json", "gpu_rates.jsonl", "gpu_ncu.csv", "gpu_logs.tar.gz"}
@@ -70,7 +74,7 @@ def test_dry_run(check):
     logs = check.logs()
     assert {f"{name}.log" for name in STEPS} <= logs.keys()
     assert "SM: 345 MHz" in logs["clocks.log"]
-    assert re.search(r"\d+ skipped", logs["tests.log"])  # collected without an error
+    assert re.search(r"^=+ \d+ passed, \d+ deselected in .* =+$", logs["echo.log"], re.MULTILINE)
     times = json.loads((check.out / "gpu_times.json").read_text())
     assert times["commit"] == "abc1234"
     assert [len(times[group]) for group in ("cases", "circles", "estimators")] == [14, 2, 8]
@@ -94,10 +98,10 @@ def test_a_module_without_cuda_is_named_in_the_summary(check):
     assert finished.returncode == 0
     python = check.install("python", f"case $1 in -c) exit 0;; esac; exec '{sys.executable}' \"$@\"")
     more = {} if echo_ext._C.cuda_version is None else {"CUDA_VISIBLE_DEVICES": ""}
-    finished = check.check("--steps", "echo,neighbors", str(check.out), PYTHON=python, **more)
+    finished = check.check("--steps", "echo,time", str(check.out), PYTHON=python, **more)
     assert finished.returncode == 2  # two steps
     found = re.findall(r"^(\w+): FAILED \(2\), \d+ s\ngpu_check: (.*)$", check.summary(), re.MULTILINE)
-    assert [name for name, _ in found] == ["echo", "neighbors"]
+    assert [name for name, _ in found] == ["echo", "time"]
     assert all("built without CUDA" in why or "cannot use a CUDA device" in why for _, why in found)
 
 
@@ -116,7 +120,7 @@ def test_a_killed_call_leaves_its_logs(check, tmp_path):
 
 def test_killed_times_leave_those_measured(check, tmp_path):
     path = tmp_path / "times.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "time", "--device=cpu", "--small", f"--json={path}"]
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "time", "--device=cpu", "--quick", f"--json={path}"]
     environment = {**check.environment, "PYTHONPATH": str(Path(echo_ext.__file__).parents[1])}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not path.is_file() or len(json.loads(path.read_text())["cases"]) < 2:
@@ -208,10 +212,9 @@ def test_rates_compile_without_warnings(arch, tmp_path):
 def modules(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_check
-    import gpu_compare
     import gpu_device
 
-    return gpu_check, gpu_compare, gpu_device
+    return gpu_check, gpu_device
 
 
 def raising(error):
@@ -222,7 +225,7 @@ def raising(error):
 
 
 def test_a_device_that_cannot_be_used_is_refused(modules, monkeypatch, capsys):
-    gpu_check, _, gpu_device = modules
+    gpu_check, gpu_device = modules
     too_old = RuntimeError("The NVIDIA driver on your system is too old\nPlease update it")
     full = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB\nMore")
     zeros = torch.zeros
@@ -234,14 +237,14 @@ def test_a_device_that_cannot_be_used_is_refused(modules, monkeypatch, capsys):
     monkeypatch.setattr(echo_ext, "echo_indices", raising(RuntimeError("driver version is insufficient")))
     assert "echo_ext, built by nvcc 13.0, cannot use the device: driver version" in gpu_device.CudaDevice().refusal()
     monkeypatch.setattr(echo_ext._C, "cuda_version", None)
-    assert gpu_check.main(["echo"]) == 2
+    assert gpu_check.main(["test", "echo"]) == 2
     stderr = capsys.readouterr().err
     assert "was built without CUDA: benchmarks/gpu_build.sh" in stderr
     assert stderr.count("\n") == 1
 
 
 def test_a_failing_case_does_not_stop_the_others(modules, capsys):
-    _, _, gpu_device = modules
+    _, gpu_device = modules
     cases = gpu_device.Cases(gpu_device.CpuStandIn())
     cases.run("first", raising(ValueError("no such thing\nand more")))
     cases.run("second", raising(torch.cuda.OutOfMemoryError("CUDA out of memory")))
@@ -253,7 +256,7 @@ def test_a_failing_case_does_not_stop_the_others(modules, capsys):
 
 
 def test_a_lost_device_ends_the_step(modules, monkeypatch, capsys):
-    gpu_check, _, gpu_device = modules
+    gpu_check, gpu_device = modules
     illegal = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
     monkeypatch.setattr(torch.cuda, "synchronize", raising(illegal))
     with pytest.raises(gpu_device.DeviceLost, match="illegal memory access"):
@@ -261,27 +264,61 @@ def test_a_lost_device_ends_the_step(modules, monkeypatch, capsys):
 
     reached = []
 
-    def lose_device(cases, small):
+    def lose_device(cases, quick):
         for case in (lambda: 1, raising(illegal), lambda: reached.append("after the loss")):
             cases.run("case", case)
 
     monkeypatch.setattr(gpu_device.CpuStandIn, "recover", gpu_device.CudaDevice.recover)
-    monkeypatch.setitem(gpu_check.COMMANDS, "touch", lose_device)
-    assert gpu_check.main(["touch", "--device=cpu"]) == 1
+    monkeypatch.setattr(gpu_check, "profile", lose_device)
+    assert gpu_check.main(["profile", "--device=cpu"]) == 1
     stdout = capsys.readouterr().out
     assert "the device is lost, and the step ends here: CUDA error: an illegal memory access was encountered" in stdout
     assert stdout.endswith("1 of 2 cases failed\n")
     assert not reached
 
 
-def test_comparison_finds_wrong_and_unwritten_values(modules, monkeypatch):
-    _, gpu_compare, gpu_device = modules
-    case = (gpu_device.CpuStandIn(), (40, 9, 0), "permutation", torch.float32)
-    gpu_compare.compare_with_oracle(*case)
-    right = echo_ext.echo_sample
-    monkeypatch.setattr(echo_ext, "echo_sample", lambda f, s, **options: right(f, s, **options) * 1.001)
-    with pytest.raises(gpu_device.Mismatch, match=r"value: error 1\.00e-03 against the oracle, must be at most"):
-        gpu_compare.compare_with_oracle(*case)
-    monkeypatch.setattr(echo_ext, "echo_sample", lambda f, s, **options: right(f, s, **options) * f.new_empty(40, 1))
-    with pytest.raises(gpu_device.Mismatch, match="value: error nan"):
-        gpu_compare.compare_with_oracle(*case)
+EXAMPLE = """
+import pytest
+
+@pytest.mark.parametrize("number", range(4))
+def test_number(number):
+    {body}
+"""
+RUN_EXAMPLES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import gpu_check, gpu_device
+gpu_check.TESTS = Path.cwd()
+gpu_check.NAMES = sys.argv[2:]
+
+def recover(self):
+    if "lost" in gpu_check.running:
+        raise gpu_device.DeviceLost("CUDA error: an illegal memory access was encountered")
+
+gpu_device.CpuStandIn.recover = recover
+for gpu_check.running in gpu_check.NAMES:
+    print("outcome:", gpu_check.main(["test", gpu_check.running, "--device=cpu"]))
+"""
+
+
+def test_tests_are_counted_and_end_with_the_device(tmp_path):
+    """In a process of its own, since pytest is not made to run within itself."""
+    bodies = {
+        "pass": "pass",
+        "failure": "assert number != 1",
+        "lost": "assert number != 1",
+        "skip": "pytest.skip('no GPU')",
+    }
+    for name, body in bodies.items():
+        (tmp_path / f"test_cuda_{name}.py").write_text(EXAMPLE.format(body=body))
+    command = [sys.executable, "-c", RUN_EXAMPLES, str(BENCHMARKS), *bodies]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert re.findall(r"tests: (.*)\noutcome: (\d)", printed) == [
+        ("4 passed, 0 failed, 0 skipped", "0"),
+        ("3 passed, 1 failed, 0 skipped", "1"),
+        ("1 passed, 1 failed, 0 skipped", "1"),
+        ("0 passed, 0 failed, 4 skipped", "1"),
+    ]
+    assert printed.count("the device is lost, and the step ends here: CUDA error: an illegal memory access") == 1
+    assert printed.count("FAILED skip: no test has passed") == 1
