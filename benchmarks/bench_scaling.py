@@ -4,7 +4,7 @@
 
 Takes some minutes, --quick half a minute. One axis varies at a time, the others are held; medians. Each case of an axis
 runs in a process of its own, on one thread, with the result's memory reused, as a training loop's allocator does on a
-GPU and as malloc does below its mapping threshold: glibc is told not to give memory back, or page faults would be most
+GPU and as malloc does below its mapping threshold: glibc is set to keep freed memory, or page faults would be most
 of a large step. The ring is fitted by a power of B over three decades, once with torch's default settings and once with
 torch's own setting for huge pages, THP_MEM_ALLOC_ENABLE=1. Ranks are processes on this machine over gloo, one thread
 each. Strong scaling is the same step on 1, 2, 4, ... threads, as many as there are processors, in turn;

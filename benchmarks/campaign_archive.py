@@ -1,7 +1,7 @@
-"""The archive of a campaign's runs: what the next call needs to go on, in a few files of limited size.
+"""The archive of a campaign's runs: what the next call needs to continue them, in a few files of limited size.
 
-Every result is kept. So are the checkpoints of unfinished runs, the most advanced first, then figures, then the weights
-of finished runs, as far as there is room; the manifest says what is left out.
+All results are kept. As far as there is room, these follow: the checkpoints of unfinished runs, the most advanced
+first; figures; the weights of finished runs. The manifest lists what is left out.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run has come, as its folder says."""
+    """The progress of a run, read from its folder."""
 
     path: Path
     epochs: int  # finished
     epochs_in_all: int
-    result: dict | None  # None too where its file is damaged, which is for the sweep to report
+    result: dict | None  # also None if its file is damaged, which the sweep reports
 
     @property
     def finished(self):
@@ -47,12 +47,12 @@ class RunState:
 
     @property
     def progress(self):
-        """From 0 to 1; a finished run has more than any other."""
+        """From 0 to 1, and 2 for a finished run."""
         return 2.0 if self.finished else self.epochs / self.epochs_in_all
 
 
 def run_state(path):
-    """The state of the run in a folder."""
+    """Return the state of the run in a folder."""
     directory = RunDirectory(path)
     configuration, result = directory.configuration(), None
     with contextlib.suppress(FileNotFoundError, ValueError):
@@ -64,29 +64,29 @@ def run_state(path):
 
 
 def whole_files(root, pattern):
-    """The files of this name below a folder, without those that are being written."""
+    """Return the files of this name below a folder, except those that are being written."""
     return [file for file in sorted(root.rglob(pattern)) if PART not in str(file.relative_to(root))]
 
 
 def run_states(root):
-    """Of all runs below a folder, in the order of their names."""
+    """Return the states of all runs below a folder, in the order of their names."""
     states = []
     for file in whole_files(root, CONFIGURATION):
-        with contextlib.suppress(FileNotFoundError):  # a run that failed in its first epoch is taken away
+        with contextlib.suppress(FileNotFoundError):  # a run that failed in its first epoch is removed
             states.append(run_state(file.parent))
     return states
 
 
 def weights_only(path):
-    """The checkpoint of a finished run without the optimizer's state, which nothing needs any more."""
+    """Return the checkpoint of a finished run without the optimizer's state, which is no longer needed."""
     directory = RunDirectory(path.parent)
     checkpoint = directory.load_checkpoint(directory.configuration())
-    checkpoint.pop("optimizer", None)  # of a run from an archive it has gone before
+    checkpoint.pop("optimizer", None)  # a run from an archive has none
     return bytes(checkpoints.dump(checkpoint))
 
 
 def contents(root):
-    """What could be kept, in the order of its value: groups of (path, function that gives its bytes)."""
+    """Yield what could be kept, the most valuable first: groups of (path, function that returns its bytes)."""
     states = run_states(root)
     unfinished = sorted((s for s in states if not s.finished), key=lambda s: -s.progress)
     finished = [s for s in states if s.finished]
@@ -111,7 +111,7 @@ def contents(root):
 def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
     """Write the archive of the runs below ``root`` into ``out``; returns the manifest.
 
-    The manifest is written last, so that an archive that is not whole is noticed.
+    The manifest is written last, so that an incomplete archive is noticed.
     """
     kept, left_out, used = {}, [], 0
     with tempfile.TemporaryDirectory(dir=root, prefix=PART) as folder:
@@ -125,7 +125,7 @@ def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
                 except ValueError:  # a damaged checkpoint, which must not get a new checksum
                     left_out += [str(file.relative_to(root)) for file, _ in group]
                     continue
-                # Weights are as good as incompressible; a margin is for the archive's own blocks.
+                # Weights hardly compress. The margin is for the archive's own blocks.
                 size = sum(len(content) + 2048 for _, content in files)
                 names = [str(file.relative_to(root)) for file, _ in files]
                 if used + size > 0.99 * limit:
@@ -161,7 +161,7 @@ def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
 
 
 def read_manifest(source):
-    """The manifest of an archive, after every part of it was checked; None where there is no archive."""
+    """Check every part of an archive and return its manifest, or None if there is no archive."""
     file = source / MANIFEST
     if not file.is_file():
         return None
@@ -191,10 +191,10 @@ def read_manifest(source):
 
 
 def unpack(source, root):
-    """Put the runs of an archive below ``root``, but for those that have come at least as far there; returns how many.
+    """Unpack the runs of an archive that have progressed further than those below ``root``; returns their number.
 
     Raises:
-        ArchiveError: the archive is damaged or of another version; nothing was changed.
+        ArchiveError: The archive is damaged or of another version. Nothing was changed.
     """
     manifest = read_manifest(source)
     if manifest is None:

@@ -15,13 +15,13 @@ QUANTITIES += ["factor_vae_score", "mig", "knn_accuracy", "importance_nll"]
 
 
 def values_of(run):
-    """What was measured of a finished run."""
+    """Return all measures of a finished run."""
     evaluation = run.path / EVALUATION
     return {**(json.loads(evaluation.read_text()) if evaluation.is_file() else {}), **run.result}
 
 
 def report(stage, root, facts):
-    """Everything that the tables show: a row for each data set, recipe and beta, and what is not finished."""
+    """Return the content of the tables: a row for each data set, recipe and beta, and the unfinished runs."""
     groups, unfinished = {}, []
     for run in run_states(root):
         folder = run.path.parent.name
@@ -51,7 +51,7 @@ def report(stage, root, facts):
 
 
 def cell(row, quantity):
-    """The mean with its standard error over the seeds, then the published value."""
+    """Format the mean with its standard error over the seeds, and the published value."""
     ours = row.get(quantity)
     # The paper has one column for exact rates and for bounds.
     name = "rate" if quantity == "rate_bound" and quantity in row else quantity
@@ -64,7 +64,7 @@ def cell(row, quantity):
 
 
 def as_markdown(content):
-    """The report for people."""
+    """Format the report as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
     busy = content["gpu_busy_percent"]
     lines = [

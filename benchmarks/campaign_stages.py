@@ -1,17 +1,18 @@
-"""The stages of a campaign: which sweeps train what of the papers."""
+"""The stages of a campaign: the sweeps that train the papers' tables."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage trains.
+    """The sweeps of one stage.
 
     Args:
-        summary: one line for people.
-        lanes: sweeps that run at once; those of one lane follow each other, the most valuable first.
-        measured: recipes whose finished runs are evaluated.
-        evaluation: further options of ``echo-ext evaluate``.
+        summary: One line for ``--help``.
+        lanes: Lists of sweeps. Lanes run at the same time; the sweeps of one lane run one after the other, the most
+            valuable first.
+        measured: The recipes whose finished runs are evaluated.
+        evaluation: More options of ``echo-ext evaluate``.
     """
 
     summary: str

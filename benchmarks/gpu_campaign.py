@@ -1,7 +1,8 @@
-"""Train the papers' tables, a stage at a time: many runs side by side on one GPU, within minutes, to be continued.
+"""Train the papers' tables, one stage at a time: many runs side by side on one GPU, in calls of some minutes.
 
-The sweeps of a stage run at once, each by the command ``echo-ext sweep --jobs N --time-limit TIME``. Then finished runs
-are evaluated, the tables are printed next to the published values, and the runs are packed for the next call.
+All sweeps of a stage run at the same time, each by the command ``echo-ext sweep --jobs N --time-limit TIME``. Then the
+finished runs are evaluated, the tables are printed next to the published values, and the runs are packed for the next
+call, which continues them.
 """
 
 import argparse
@@ -31,18 +32,18 @@ from echo_ext.training import RunDirectory
 from echo_ext.training.evaluation import EVALUATION
 from echo_ext.training.run_directory import CHECKPOINT
 
-# Seconds of a call that are kept for what comes after the time limit of the sweeps: first measuring runs that end just
-# then, and their curves; then tables and the archive. In a short call they are these shares of its seconds.
+# Seconds of a call that are reserved after the time limit of the sweeps: first to evaluate the runs that end just then,
+# and for their curves; then for tables and the archive. In a short call they are these shares of its seconds.
 MEASURING, PACKING = (60, 0.3), (20, 0.1)
 PACK_EVERY = 150
 SMALL_RUN = ("--recipe", "echo", "--data", "digits", "--epochs", "1", "--latent-dim", "4", "--set", "hidden=[32]")
-# What one run needs of the device's memory, at most: the context, cuDNN's workspaces and the data set.
+# The maximum device memory of one run: the context, cuDNN's workspaces and the data set.
 BYTES_OF_A_RUN = 6e9
 
 
 @dataclass
 class Load:
-    """What the GPU did meanwhile, sampled each second: its share of busy time and its memory."""
+    """The load of the GPU, sampled each second: its share of busy time and its memory."""
 
     busy: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
@@ -65,8 +66,8 @@ class Load:
 
 
 @contextlib.contextmanager
-def watched_load(device):
-    """Sample the GPU's load while inside."""
+def sampled_load(device):
+    """Sample the load of the GPU in a `with` block."""
     load = Load()
     if device != "cuda" or shutil.which("nvidia-smi") is None:
         yield load
@@ -86,7 +87,7 @@ SUM = "import torch; torch.ones(8, device='cuda').sum().item()"  # a program tha
 
 @contextlib.contextmanager
 def shared_device(device, work):
-    """Let kernels of several processes run at once by NVIDIA's MPS, where that works; says how the device is shared."""
+    """Let kernels of several processes run at once by NVIDIA's MPS, where that works; yields how it is shared."""
     control = shutil.which("nvidia-cuda-mps-control")
     if device != "cuda" or control is None:
         yield "by the operating system" if device != "cuda" else "in time slices: there is no nvidia-cuda-mps-control"
@@ -117,11 +118,11 @@ def stop_mps(control):
 
 
 class Campaign:
-    """One call: its lanes, its clock, and what it prints.
+    """One call: it runs the lanes of a stage until the time is up.
 
     Args:
-        options: of the command line.
-        begin: when the call began, on the monotonic clock.
+        options: The options of the command line.
+        begin: The start of the call on the monotonic clock.
     """
 
     def __init__(self, options, begin):
@@ -136,18 +137,19 @@ class Campaign:
         self.processes = set()
         self.training, self.stopping = threading.Event(), threading.Event()
         self.lock = threading.Lock()
-        self.graphs = []  # what sweeps are told about CUDA graphs
+        self.graph_options = []  # of sweeps, about CUDA graphs
 
-    def say(self, text):
+    def print(self, text):
+        """To the console and to the log."""
         print(text, flush=True)
         self.log.write(f"{text}\n")
         self.log.flush()
 
     def run(self, name, words):
-        """Run a command of echo-ext to its end, its output to the log; whether it succeeded."""
+        """Run a command of echo-ext with its output in the log; returns whether it succeeded."""
         command = [sys.executable, "-m", "echo_ext", *words]
         environment = {"OMP_NUM_THREADS": "1", **os.environ} if self.options.device == "cuda" else None
-        # From elsewhere than the source tree, which Python would take the package from.
+        # Outside the source tree, from which Python would import the package.
         with subprocess.Popen(
             command,
             cwd=self.options.work,
@@ -157,7 +159,7 @@ class Campaign:
             text=True,
         ) as process:
             self.processes.add(process)
-            if self.stopping.is_set():  # since this thread last asked
+            if self.stopping.is_set():  # since this thread last checked
                 process.terminate()
             last = ""
             for line in process.stdout:
@@ -176,21 +178,21 @@ class Campaign:
         return ["--device", options.device, *data]
 
     def try_graphs(self):
-        """Whether steps can be recorded as CUDA graphs here: found out on a small run, not on all runs at once."""
+        """Find out on one small run whether steps can be recorded as CUDA graphs here."""
         with tempfile.TemporaryDirectory(dir=self.options.work) as folder:
             words = ["train", *SMALL_RUN, "--device", self.options.device, "--out", f"{folder}/run"]
             if not self.run("a small run with CUDA graphs", words):
-                self.graphs = ["--no-cuda-graph"]
+                self.graph_options = ["--no-cuda-graph"]
 
     def lane(self, folder, sweeps, jobs):
-        """The sweeps of one lane, one after the other, until the time is up."""
+        """Run the sweeps of one lane one after the other, until the time is up."""
         for words in sweeps:
             seconds = self.end_of_training - time.monotonic()
             if seconds < 1 or self.stopping.is_set():
                 return
             limits = ["--jobs", str(jobs), "--time-limit", f"{seconds:.0f}s"]
             out = ["--out", str(self.root / folder)]
-            self.run(folder, ["sweep", *words, *self.options.more, *out, *limits, *self.graphs, *self.common()])
+            self.run(folder, ["sweep", *words, *self.options.more, *out, *limits, *self.graph_options, *self.common()])
 
     def evaluate(self):
         """Evaluate the runs that earlier calls or this one have finished, one at a time, until the time is up."""
@@ -212,7 +214,7 @@ class Campaign:
         return (run.path / CHECKPOINT).is_file() and not (run.path / EVALUATION).is_file()
 
     def work(self):
-        """All lanes at once, until they are done or the time is up."""
+        """Run all lanes at the same time, until they are done or the time is up."""
         jobs = max(1, self.options.jobs // len(self.stage.lanes))
         self.training.set()
         lanes = [
@@ -234,7 +236,7 @@ class Campaign:
             time.sleep(0.1)
 
     def stop(self, *_):
-        """End what still runs; whatever it has written is whole."""
+        """Terminate what still runs; the files that it has written are complete."""
         self.stopping.set()
         for process in list(self.processes):
             process.terminate()
@@ -261,7 +263,7 @@ class Refused(Exception):
 
 
 def find_device(device, work):
-    """The device's name, and how many runs its memory holds; ``work`` is the folder to ask from."""
+    """Return the device's name and the number of runs that its memory holds; ``work`` is the folder of the process."""
     if device == "cpu":
         return f"CPU, {platform.machine()}", sys.maxsize
     done = subprocess.run([sys.executable, "-c", PROBE], cwd=work, capture_output=True, text=True, timeout=120)
@@ -272,7 +274,7 @@ def find_device(device, work):
 
 
 def rebuilt_data(stage, data_dir):
-    """The stage's data sets whose files were made again by others, not published by the authors."""
+    """Return the stage's data sets whose files were rebuilt by others, not published by the authors."""
     names = {words[words.index("--data") + 1] for sweeps in STAGES[stage].lanes.values() for words in sweeps}
     files = {name: catalog.find(name).found(data_dir) for name in names}
     return sorted(name for name, file in files.items() if file is not None and "rebuilt" in file.name)
@@ -283,7 +285,7 @@ def count_cores():
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
+    """Reports errors in one line."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help lists what there is)\n")
@@ -335,15 +337,15 @@ def main(arguments=None):
     options.jobs = options.jobs or min(count_cores(), most)
     options.out.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(options, begin)
-    for number in (signal.SIGTERM, signal.SIGINT):  # then too, what there is is packed
+    for number in (signal.SIGTERM, signal.SIGINT):  # after which the runs are packed too
         signal.signal(number, campaign.stop)
     campaign.root.mkdir(parents=True, exist_ok=True)
     before = {state.path: state.epochs for state in run_states(campaign.root)}
-    campaign.say(
+    campaign.print(
         f"{options.stage}: {options.jobs} runs at a time on {name}, {options.seconds:.0f} s; "
         f"{unpacked} runs from the archive, {len(before)} in all"
     )
-    with shared_device(options.device, options.work) as sharing, watched_load(options.device) as load:
+    with shared_device(options.device, options.work) as sharing, sampled_load(options.device) as load:
         if options.device == "cuda":
             campaign.try_graphs()
         campaign.work()
@@ -359,23 +361,23 @@ def main(arguments=None):
         "rebuilt": rebuilt_data(options.stage, options.data_dir),
         "jobs": options.jobs,
         "sharing": sharing,
-        "cuda_graphs": options.device == "cuda" and not campaign.graphs,
+        "cuda_graphs": options.device == "cuda" and not campaign.graph_options,
         **load.describe(),
         "runs_advanced": advanced,
         "seconds": round(time.monotonic() - begin, 1),
         "failures": campaign.failures,
     }  # fmt: skip
-    manifest = campaign.pack()  # first: nothing that follows can cost the runs
+    manifest = campaign.pack()  # first, so that no later error can lose the runs
     report = campaign_report.report(options.stage, campaign.root, facts)
     text = campaign_report.as_markdown(report)
     folder = RunDirectory(options.out)
     folder.write_json("campaign.json", report)
     folder.write("campaign.md", text.encode())
-    campaign.say(text)
+    campaign.print(text)
     size = sum(part["bytes"] for part in manifest["parts"])
-    campaign.say(f"packed {len(manifest['kept'])} files, {size / 1e6:.1f} MB; {len(manifest['left_out'])} left out")
+    campaign.print(f"packed {len(manifest['kept'])} files, {size / 1e6:.1f} MB; {len(manifest['left_out'])} left out")
     for failure in campaign.failures:
-        campaign.say(f"FAILED {failure}")
+        campaign.print(f"FAILED {failure}")
     campaign.log.close()
     return int(bool(campaign.failures))
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One stage of the papers' tables on a GPU, in one call of less than nine minutes that goes on where the last one stopped:
+# One stage of the papers' tables on a GPU, in one call of less than nine minutes that continues the last one:
 #   benchmarks/gpu_campaign.sh STAGE [OPTION...]        stages and options: benchmarks/gpu_campaign.sh --help
-# The data sets are looked for in ECHO_EXT_DATA. Runs are kept in build/campaign, so that calls on one machine share
-# them; what the next machine needs is packed into the output folder (--out, by default benchmarks/results/campaign) as
-# an archive of at most 60 MB. Give that folder back as --archive, to continue its runs.
+# Data sets are read from ECHO_EXT_DATA. Runs are kept in build/campaign, so that calls on one machine share them. What
+# another machine needs is packed into the output folder (--out, by default benchmarks/results/campaign) as an archive
+# of at most 60 MB; --archive FOLDER continues its runs.
 # Needs Python with torch, pybind11, lightning, matplotlib, tqdm and yaml; nvcc, cmake and ninja; and no network.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -8,11 +8,11 @@
 # Needs Python with torch and pybind11, nvcc, cmake and ninja, and no network. What else is missing (pytest,
 # compute-sanitizer, ncu) is named in the summary, and its steps are skipped.
 #
-# Steps come in the order of their value. None keeps the next from running, each ends within its limit, and the exit
-# status is the number of steps that failed (2 with one line on stderr: nothing could run). At most five files result:
-# gpu_check.txt (the summary), gpu_times.json, gpu_rates.jsonl, gpu_ncu.csv and gpu_logs.tar.gz, which is made again
-# after every step, so that a call that is killed has lost only the step in which it was. ECHO_EXT_COMMIT names the
-# commit where there is no .git.
+# The most valuable steps come first. Each ends within its limit, and a failure does not prevent the next. The exit
+# status is the number of steps that failed (2 with one line on stderr: nothing could run). There are at most five
+# output files: gpu_check.txt (the summary), gpu_times.json, gpu_rates.jsonl, gpu_ncu.csv and gpu_logs.tar.gz, which is
+# written after every step, so that a killed call loses only its current step. ECHO_EXT_COMMIT names the commit where
+# there is no .git.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
@@ -64,7 +64,7 @@ archive() {
   tar -C "$work" -czf "$out/gpu_logs.tar.gz.new" logs && mv "$out/gpu_logs.tar.gz.new" "$out/gpu_logs.tar.gz"
 }
 
-stopped() {  # by a signal: what there is so far is kept
+stopped() {  # by a signal: the results so far are kept
   [ -z "$running" ] || { kill "$running"; wait "$running"; }
   echo "stopped by a signal" >> "$summary"
   exit 143
@@ -93,7 +93,7 @@ step() {  # NAME SECONDS REASON COMMAND...: skipped where there is a REASON
     echo "$name: skipped, $reason" | tee -a "$summary"
     return 0
   fi
-  # In the background and waited for, so that a signal to this script is handled at once.
+  # In the background and waited for, so that a signal to this script is handled immediately.
   timeout --kill-after="$kill_after" "$limit" "$@" > "$logs/$name.log" 2>&1 &
   running=$!
   wait "$running" || status=$?
@@ -112,7 +112,7 @@ step() {  # NAME SECONDS REASON COMMAND...: skipped where there is a REASON
   return "$status"
 }
 
-probe() {  # NAME COMMAND...: prints why the tool cannot be used here, or nothing
+probe() {  # NAME COMMAND...: prints the reason why the tool cannot be used here, if there is one
   local log=$logs/probe_$1.log
   if ! command -v "$2" > /dev/null; then
     echo "there is no $2"
@@ -140,7 +140,7 @@ if [ "$mode" = run ]; then
 fi
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | head -n 1 | tr -d '. ')
 export ECHO_EXT_CUDA_ARCHS=${ECHO_EXT_CUDA_ARCHS:-${capability:-90}-real} PYTHON=$python PYTHONUNBUFFERED=1
-# The package of the build and not the source tree is what runs: hence from elsewhere.
+# Outside the source tree, so that the package of the build is imported.
 export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH}
 [ "$mode" = list ] || cd "$work" || exit 2
 check=("$python" "$root/benchmarks/gpu_check.py")

@@ -2,9 +2,8 @@
 //   - fp32 atomic additions to random 128-byte rows of a 1 MB table (what the gradients of a bank do), by scalar and,
 //     on sm_90 and later, by float4 additions;
 //   - reads of random 128-byte rows of a table in shared memory, 16 bytes a thread (what noise is made from);
-//   - copies of random rows of 128 and 256 bytes of a table larger than the L2 cache (what the ring does), and of rows
-//   in
-//     their order.
+//   - copies of random rows of 128 and 256 bytes of a table larger than the L2 cache (what the ring does), and
+//     of rows in their order.
 // Usage: gpu_rates [probe]        probe: a few launches on small tables, to find out whether a tool works here.
 #include <cstdint>
 #include <cstdio>
@@ -57,7 +56,7 @@ __global__ void add_kernel(float* table) {
   }
 }
 
-constexpr int kGathers = 1024, kSharedRows = 384;  // of 128 bytes: what a block has without asking
+constexpr int kGathers = 1024, kSharedRows = 384;  // of 128 bytes: what a block may use by default
 
 // Eight threads read a row, eight rows on their way at a time; without a table they use what it would hold.
 template <bool kFromTable>
@@ -97,7 +96,7 @@ __global__ void verify_kernel(const float4* to, uint32_t row_vectors, int bits, 
   if (to[i].x != expected || to[i].w != static_cast<float>(i % row_vectors)) atomicAdd(wrong, 1ull);
 }
 
-// Of one launch: the shortest of five samples of at least 30 ms, after a launch that warms up.
+// Seconds of one launch: the minimum of five samples of at least 30 ms, after a launch that warms up.
 template <typename Launch>
 double seconds_of(Launch launch, bool is_probe) {
   cudaEvent_t begin, end;

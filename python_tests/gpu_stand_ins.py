@@ -133,7 +133,7 @@ TOOLS = {
 
 
 class Machine:
-    """Runs the scripts in benchmarks with stand-ins on PATH and an output directory of its own."""
+    """Runs the scripts in benchmarks with the stand-ins on PATH and an output directory of its own."""
 
     def __init__(self, root, module):
         self.tools, self.out = root / "tools", root / "out"
@@ -152,7 +152,7 @@ class Machine:
         }
 
     def install(self, name, body):
-        """A command that runs this body of a shell script; its path."""
+        """Install a command that runs this body of a shell script; returns its path."""
         command = self.tools / name
         command.write_text(f"#!/bin/sh\n{body}\n")
         command.chmod(0o755)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_campaign.sh: its stages, the archive that carries runs from call to call, and a stage on the CPU."""
+"""benchmarks/gpu_campaign.sh: its stages, the archive of runs between calls, and a stage on the CPU."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def campaign():
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_stage_is_of_sweeps_that_can_be_configured(campaign):
+def test_sweeps_of_every_stage_can_be_configured(campaign):
     from echo_ext.cli.train import settings
 
     parser = cli._parser()
@@ -58,7 +58,7 @@ def test_every_stage_is_of_sweeps_that_can_be_configured(campaign):
         parser.parse_args(["evaluate", "run", *stage.evaluation])
 
 
-def test_published_values_are_of_what_the_stages_train(campaign):
+def test_stages_train_what_has_published_values(campaign):
     published = json.loads((BENCHMARKS / "published.json").read_text())
     for name in ("table1", "table2", "mim-images"):
         lanes = campaign.STAGES[name].lanes
@@ -100,7 +100,7 @@ def files_of(root):
     return {str(file.relative_to(root)) for file in root.rglob("*") if file.is_file() and ".part-" not in str(file)}
 
 
-def test_an_archive_brings_every_run_back(tmp_path, archive, runs):
+def test_archive_restores_every_run(tmp_path, archive, runs):
     manifest = archive.pack(runs, tmp_path / "out", commit="abc")
     assert manifest["left_out"] == []
     assert archive.unpack(tmp_path / "out", tmp_path / "new") == 3
@@ -116,7 +116,7 @@ def test_an_archive_brings_every_run_back(tmp_path, archive, runs):
     assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])
 
 
-def test_what_is_worth_least_is_left_out_first(tmp_path, archive, runs):
+def test_the_least_valuable_files_are_left_out_first(tmp_path, archive, runs):
     sizes = {file: (runs / file).stat().st_size for file in files_of(runs)}
     weights = len(archive.weights_only(runs / "a" / "seed0" / "last.ckpt"))
     results = sum(size for file, size in sizes.items() if file.startswith("a/") and not file.endswith(("ckpt", "png")))
@@ -139,7 +139,7 @@ def test_what_is_worth_least_is_left_out_first(tmp_path, archive, runs):
     assert RunDirectory(tmp_path / "new" / "a" / "seed1").result() == RunDirectory(runs / "a" / "seed1").result()
 
 
-def test_a_damaged_result_costs_neither_the_archive_nor_the_table(tmp_path, archive, runs):
+def test_damaged_result_is_left_out_of_archive_and_table(tmp_path, archive, runs):
     import campaign_report
 
     (runs / "a" / "seed0" / "result.json").write_text("")
@@ -150,7 +150,7 @@ def test_a_damaged_result_costs_neither_the_archive_nor_the_table(tmp_path, arch
     assert {run["run"] for run in report["unfinished"]} == {"a/seed0", "b/stopped"}
 
 
-def test_an_archive_does_not_set_runs_back(tmp_path, archive, runs):
+def test_archive_does_not_replace_newer_runs(tmp_path, archive, runs):
     archive.pack(runs, tmp_path / "out")
     stopped = runs / "b" / "stopped"
     configuration = RunDirectory(stopped).configuration()
@@ -160,7 +160,7 @@ def test_an_archive_does_not_set_runs_back(tmp_path, archive, runs):
     assert {file: (runs / file).stat().st_mtime_ns for file in files_of(runs)} == before
 
 
-def test_a_damaged_archive_is_refused_and_changes_nothing(tmp_path, archive, runs):
+def test_damaged_archive_is_refused_and_changes_nothing(tmp_path, archive, runs):
     out = tmp_path / "out"
     archive.pack(runs, out, part_limit=10_000)
     manifest, part = out / "manifest.json", out / "runs.tar.gz.1"
@@ -204,7 +204,7 @@ MOST_FILES = 8
 
 
 @pytest.mark.slow
-def test_a_stage_goes_on_where_the_last_call_stopped(machine, tmp_path):
+def test_stage_continues_the_last_call(machine, tmp_path):
     """Each call on a machine of its own, which has nothing but the archive of the call before."""
     more = ("--", "--epochs", "300", "--limit", "300", "--set", "num_terms=20")
     calls, given, epochs = 0, (), []
@@ -230,7 +230,7 @@ def test_a_stage_goes_on_where_the_last_call_stopped(machine, tmp_path):
     assert epochs == sorted(epochs)
 
 
-def test_a_stage_that_is_terminated_still_packs(machine, tmp_path):
+def test_terminated_stage_still_packs(machine, tmp_path):
     out = tmp_path / "out"
     process = machine.start("gpu_campaign.sh", *CPU, "--out", str(out), "--", "--epochs", "100000")
     work = tmp_path / "work" / "rehearsal"
@@ -284,7 +284,7 @@ def test_graphs_are_tried_on_a_small_run(tmp_path, monkeypatch, campaign, works)
         monkeypatch.setattr(campaign, "SMALL_RUN", ("--recipe", "captured", "--data", "digits"))
     call.try_graphs()
     call.log.close()
-    assert call.graphs == ([] if works else ["--no-cuda-graph"])
+    assert call.graph_options == ([] if works else ["--no-cuda-graph"])
     assert len(call.failures) == (0 if works else 1)
     assert [file.name for file in tmp_path.iterdir()] == ["campaign.log"]
 
@@ -294,14 +294,14 @@ def test_graphs_are_tried_on_a_small_run(tmp_path, monkeypatch, campaign, works)
 
 def test_the_load_is_sampled(machine, monkeypatch, campaign):
     monkeypatch.setenv("PATH", machine.environment["PATH"])
-    with campaign.watched_load("cuda") as load:
+    with campaign.sampled_load("cuda") as load:
         until = time.monotonic() + 30
         while len(load.busy) < 2 and time.monotonic() < until:
             time.sleep(0.05)
     described = load.describe()
     assert (described["gpu_busy_percent"], described["gpu_memory_mib"]) == (90, 1000)
     assert described["gpu_samples"] >= 2
-    with campaign.watched_load("cpu") as load:
+    with campaign.sampled_load("cpu") as load:
         pass
     assert load.describe() == {"gpu_busy_percent": None}
 
@@ -341,7 +341,7 @@ def test_tables_put_published_values_next_to_ours(campaign):
     assert [cell(exact, name) for name in ("rate", "rate_bound", "mig")] == ["26.00 (26.2)", "", ""]
 
 
-def test_data_that_were_made_again_are_named(tmp_path, campaign):
+def test_rebuilt_data_sets_are_named(tmp_path, campaign):
     for folder, file in (("omniglot", "omniglot28_rebuilt.npz"), ("binary-mnist", "binarized_mnist.npz")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).touch()

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_check.sh from start to end, with stand-ins for the GPU and its tools."""
+"""benchmarks/gpu_check.sh from start to end, with stand-ins for the GPU and its tools; gpu_check.py."""
 
 import json
 import re
@@ -24,7 +24,7 @@ KILL_AFTER, PROBES = 2, 2 * (10 + 2)
 
 
 class Check(gpu_stand_ins.Machine):
-    """gpu_check.sh and what it leaves."""
+    """Runs gpu_check.sh and reads its output."""
 
     def check(self, *arguments, **more):
         return self.run("gpu_check.sh", *arguments, **more)
