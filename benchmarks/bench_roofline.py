@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 import echo_ext
-from echo_ext.estimators import _neighbours
+from echo_ext.estimators.neighbors import PointSet
 
 SCALE = 0.97
 
@@ -136,16 +136,16 @@ def neighbour_kernels(device, largest):
     k = 3
     for n, dim in ((max(2000, int(100_000 * largest)), 2), (max(2000, int(10_000 * largest)), 20)):
         points = torch.randn(n, dim, dtype=torch.float64, device=device)
-        distances, _ = _neighbours.search(points, k)
+        distances = PointSet(points).search_distances(k)
         radii = distances[:, -1].unsqueeze(0).contiguous()
         size, pairs = f"{n} x {dim}", float(n) * n * dim
         yield Kernel("k-NN search", size, 8 * n * (dim + k), 2 * pairs, points.dtype,
-                     lambda p=points: _neighbours.search(p, k), True)  # fmt: skip
+                     lambda p=points: PointSet(p).search_distances(k), True)  # fmt: skip
         yield Kernel("counts within radii", size, 8 * n * (dim + 2), 2 * pairs, points.dtype,
-                     lambda p=points, r=radii: _neighbours.count(p, r), True)  # fmt: skip
+                     lambda p=points, r=radii: PointSet(p).count(r), True)  # fmt: skip
         column = points[:, :1].contiguous()
         yield Kernel("counts in a sorted margin", f"{n} x 1", 8 * n * 3, 2 * pairs / dim, points.dtype,
-                     lambda c=column, r=radii: _neighbours.count(c, r), True)  # fmt: skip
+                     lambda c=column, r=radii: PointSet(c).count(r), True)  # fmt: skip
         if dim > 8:
             yield Kernel("brute force (torch.cdist)", size, 8 * n * (dim + k), 2 * pairs, points.dtype,
                          lambda p=points: torch.cdist(p, p, p=torch.inf).topk(k + 1, largest=False), True)  # fmt: skip
