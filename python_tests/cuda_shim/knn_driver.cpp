@@ -12,7 +12,7 @@
 namespace {
 
 template <typename T>
-constexpr DType kDType = sizeof(T) == 8 ? DType::float64 : DType::float32;
+constexpr echo_ext::DType kDType = sizeof(T) == 8 ? echo_ext::DType::float64 : echo_ext::DType::float32;
 
 using namespace echo_ext;
 
