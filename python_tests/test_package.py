@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,9 @@ SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn"
 
 
 def run(program):
-    """What a program prints in a fresh interpreter."""
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    """What a program prints in a fresh interpreter that imports the installed package, not the source folder."""
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
 
 
 def test_optional_packages_are_left_for_later():
