@@ -3,6 +3,7 @@
 import os
 import secrets
 
+import device_worker
 import emulated_device
 import pytest
 import torch
@@ -37,34 +38,33 @@ def fresh_randomness(request):
     torch.manual_seed(SEED + sum(map(ord, request.node.nodeid)))
 
 
-def built_once(tmp_path_factory, name, *build_options):
-    """An emulator, shared by all worker processes of this run: the first that needs it builds it."""
+def built_once(tmp_path_factory, *, sanitized):
+    """The emulated device, shared by all worker processes of this run: the first that needs it builds it."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
-    folder = base / name
+    folder = base / "emulated_device"
     with FileLock(folder.with_suffix(".lock")):
         folder.mkdir(exist_ok=True)
-        program = folder / emulated_device.PROGRAM
-        return program if program.exists() else emulated_device.build(folder, *build_options)
+        return emulated_device.build(folder, sanitized=sanitized)
 
 
 @pytest.fixture(scope="session")
-def emulator_program(tmp_path_factory):
-    return built_once(tmp_path_factory, "emulated_device")
+def sanitized_library(tmp_path_factory):
+    return built_once(tmp_path_factory, sanitized=True)
 
 
 @pytest.fixture(scope="session")
-def shim(emulator_program):
-    emulator = emulated_device.Emulator(emulator_program)
-    yield emulator
-    emulator.close()
+def device(sanitized_library):
+    worker = emulated_device.Worker(sanitized_library)
+    yield emulated_device.Device(worker)
+    worker.close()
 
 
 @pytest.fixture(scope="session")
-def knn_emulator_program(tmp_path_factory):
-    flags = ("-ffp-contract=off", "-Og")  # many kernels: less time to compile
-    return built_once(tmp_path_factory, "knn_emulated_device", emulated_device.KNN_SOURCES, flags)
+def emulated_module(tmp_path_factory):
+    """The emulated device in this process, without sanitizers."""
+    return device_worker.load(built_once(tmp_path_factory, sanitized=False))
 
 
 @pytest.fixture

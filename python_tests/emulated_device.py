@@ -1,142 +1,98 @@
-"""The emulated device: the CUDA kernels' own source as a program that runs on the CPU (see cuda_shim/)."""
+"""The emulated device: the package's CUDA bindings and kernels, built to run on the CPU (see cuda_shim/)."""
 
 import os
+import pickle
 import re
 import shutil
-import struct
 import subprocess
-from collections.abc import Sequence
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from device_worker import Answer, BuiltTree, Native, Request, Unwritten
 
-SHIM = Path(__file__).parent / "cuda_shim"
-CSRC = Path(__file__).parent.parent / "csrc"
-KNN_KERNELS = sorted(CSRC.glob("knn/*.cu"))
-KERNELS = [source for source in sorted(CSRC.glob("*/*.cu")) if source not in KNN_KERNELS]
-PROGRAM = "driver"
-SOURCES = [*KERNELS, SHIM / "cuda_shim.cpp", SHIM / "driver.cpp"]
-KNN_SOURCES = [*KNN_KERNELS, SHIM / "cuda_shim.cpp", SHIM / "knn_driver.cpp"]
+TESTS = Path(__file__).parent
+SHIM, CSRC = TESTS / "cuda_shim", TESTS.parent / "csrc"
+ECHO_KERNELS, KNN_KERNELS = sorted(CSRC.glob("echo/*.cu")), sorted(CSRC.glob("knn/*.cu"))
+# Nothing that a sanitizer could find: both builds have them in common, because they take long to compile.
+BINDINGS = [*(CSRC / "bindings" / f"{name}.cpp" for name in ("problems", "echo_cuda", "knn_cuda")), SHIM / "module.cpp"]
+SOURCES = [*sorted(CSRC.glob("*/*.cu")), SHIM / "cuda_shim.cpp", SHIM / "self_test.cpp"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wno-unknown-pragmas"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPE_CODES = {name: code for code, name in enumerate(DTYPES)}
-SAMPLINGS = {"permutation": 0, "replacement": 1, "ring": 2}
-OPERATIONS = {
-    "forward": 0,
-    "backward": 1,
-    "indices": 2,
-    "host_indices": 3,
-    "self_test": 4,
-    "matrix_scan": 5,
-    "matrix_outer": 6,
-    "scan": 7,
-    "launches": 8,
-    "plan_forward": 9,
-    "plan_backward": 10,
-    "plan_indices": 11,
-    "plan_matrix_scan": 12,
-}
-KNN_OPERATIONS = {
-    "keys": 0,
-    "search": 1,
-    "count": 2,
-    "boundary": 3,
-    "max_neighbors": 4,
-    "pairs": 5,
-    "max_pair_points": 6,
-}
+
+# ---- Building --------------------------------------------------------------------------------------------------------
 
 
-class ShimError(Exception):
-    pass
+def build(folder: Path, *, sanitized: bool) -> Path:
+    """The Python module, with or without sanitizers, from the objects in the folder and those that it lacks."""
+    compiler, python = shutil.which("g++"), sysconfig.get_path("include")
+    pybind11 = pytest.importorskip("pybind11")
+    if compiler is None or not Path(python, "Python.h").exists():
+        pytest.skip("the emulated device needs g++ and the headers of Python")
+    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-DECHO_EXT_WITH_CUDA", *WARNINGS]
+    flags += [f"-I{SHIM}", f"-I{CSRC}", "-isystem", pybind11.get_include(), "-isystem", python]
+    options = ["-Og", "-g1", *SANITIZERS] if sanitized else ["-O0"]
+    variant = folder / ("sanitized" if sanitized else "plain")
+    variant.mkdir(exist_ok=True)
+    library = variant / "cuda_on_shim.so"
+    if not library.exists():
+        objects = compile_missing(variant, SOURCES, [compiler, *flags, *options])
+        objects += compile_missing(folder, BINDINGS, [compiler, *flags, "-O0"])
+        subprocess.run([compiler, "-shared", *(SANITIZERS if sanitized else []), *objects, "-o", library], check=True)
+    return library
 
 
-class Shim:
-    """One process that answers requests until it fails, then another."""
-
-    def __init__(self, program: Path) -> None:
-        self.program = program
-        self.process: subprocess.Popen | None = None
-        self.environment: dict[str, str] | None = None
-
-    def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
-
-    def read(self, size: int) -> bytes:
-        data = self.process.stdout.read(size)
-        if len(data) < size:
-            _, errors = self.process.communicate()
-            self.process = None
-            raise ShimError(errors.decode(errors="replace"))
-        return data
-
-    def call(self, header: bytes, arrays: list[torch.Tensor], results: list[torch.Tensor]) -> None:
-        if self.process is None:
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen([self.program], stdin=pipe, stdout=pipe, stderr=pipe, env=self.environment)
-        try:
-            self.process.stdin.write(header + b"".join(as_bytes(array) for array in arrays))
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # what follows tells why
-        (length,) = struct.unpack("q", self.read(8))
-        if length:
-            raise ShimError(self.read(length).decode())
-        for result in results:
-            data = bytearray(self.read(result.numel() * result.element_size()))
-            if data:
-                result.view(-1).view(torch.uint8).copy_(torch.frombuffer(data, dtype=torch.uint8))
-
-
-def as_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def compile_sources(compiler: str, sources: list[Path], folder: Path, flags: Sequence[str]) -> list[Path]:
+def compile_missing(folder: Path, sources: Iterable[Path], command: Sequence[str | Path]) -> list[Path]:
     """The objects of CUDA or C++ sources, two at a time."""
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        if not target.exists():
+            subprocess.run([*command, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(compile_one, sources))
 
 
-def build(folder: Path, sources: list[Path] = SOURCES, flags: tuple[str, ...] = ()) -> Path:
-    """The program, made anew."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("the emulated device needs g++ with its sanitizers")
-    flags = (
-        "-std=c++17",
-        "-O1",
-        "-g1",
-        *flags,
-        *WARNINGS,
-        *SANITIZERS,
-        "-DECHO_EXT_WITH_CUDA",
-        f"-I{SHIM}",
-        f"-I{CSRC}",
-    )
-    objects = compile_sources(compiler, sources, folder, flags)
-    program = folder / PROGRAM
-    subprocess.run([compiler, *SANITIZERS, *objects, "-o", program], check=True)
-    return program
+class Usage(NamedTuple):
+    """What ptxas reports of a kernel."""
+
+    registers: int
+    stack: int
+    spills: int
 
 
-def demangled(names: list[str]) -> list[str]:
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return [line.replace("echo_ext::", "").replace("(anonymous namespace)::", "") for line in text.splitlines()]
+def usage_of(sources: Iterable[Path], folder: Path, architecture: str = "sm_90") -> dict[str, Usage]:
+    """The usage of each kernel, by its name."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is needed to know the kernels' registers")
+    command = [nvcc, "-std=c++17", "-cubin", f"-arch={architecture}", "-Xptxas=-v", "-DECHO_EXT_WITH_CUDA", f"-I{CSRC}"]
+    pattern = r"function '(.+)' for.*\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores.*\n.*Used (\d+) reg"
+
+    def usage_in(source: Path) -> dict[str, Usage]:
+        options = ["-fmad=false"] if source.parent.name == "knn" else []
+        ran = subprocess.run(
+            [*command, *options, source, "-o", folder / source.stem], capture_output=True, text=True, check=True
+        )
+        found = re.findall(pattern, demangled(ran.stderr + ran.stdout))
+        return {short_name(name): Usage(*map(int, (count, stack, spills))) for name, stack, spills, count in found}
+
+    with ThreadPoolExecutor(2) as pool:
+        return {name: usage for found in pool.map(usage_in, sources) for name, usage in found.items()}
+
+
+def demangled(text: str) -> str:
+    plain = subprocess.run(["c++filt"], input=text, capture_output=True, text=True, check=True).stdout
+    return plain.replace("echo_ext::", "").replace("(anonymous namespace)::", "")
 
 
 def short_name(name: str) -> str:
@@ -144,40 +100,36 @@ def short_name(name: str) -> str:
     return re.sub(r"^void ", "", name).rpartition("(")[0] or name
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What ptxas says of a kernel."""
-
-    registers: int
-    stack: int
-    spills: int
-
-
-def usage_of(source: Path, folder: Path, architecture: str = "sm_90") -> dict[str, Usage]:
-    """Of each kernel of a file."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("nvcc is needed to know the kernels' registers")
-    command = [nvcc, "-std=c++17", "-cubin", f"-arch={architecture}", "-Xptxas=-v", "-DECHO_EXT_WITH_CUDA", f"-I{CSRC}"]
-    command += ["-fmad=false"] if source.parent.name == "knn" else []
-    text = subprocess.run([*command, source, "-o", folder / source.stem], capture_output=True, text=True, check=True)
-    pattern = r"function '(\S+)' for.*\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores.*\n.*Used (\d+) reg"
-    found = re.findall(pattern, text.stderr + text.stdout)
-    names = [short_name(name) for name in demangled([entry[0] for entry in found])]
-    return {
-        name: Usage(int(registers), int(stack), int(spills))
-        for name, (_, stack, spills, registers) in zip(names, found, strict=True)
-    }
+def names_of_functions(library: Path) -> dict[int, str]:
+    """By how far the code of each lies from the anchor."""
+    symbols = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"^([0-9a-f]+) [tTwW] (.+)$", demangled(symbols), re.MULTILINE)
+    anchor = next(int(address, 16) for address, name in found if name == "cuda_shim_anchor")
+    return {int(address, 16) - anchor: short_name(name) for address, name in found}
 
 
-@dataclass(frozen=True)
-class Launch:
+# ---- Calling ---------------------------------------------------------------------------------------------------------
+
+
+SOMEWHERE = 16  # the address of memory that a plan neither reads nor writes
+
+
+class DeviceError(Exception):
+    """What a call raised, or the report of the fault that ended its process."""
+
+
+class Launch(NamedTuple):
     kernel: str
     blocks: tuple[int, int, int]
     threads: int
     shared_bytes: int
     resident_blocks: int  # of a multiprocessor
     meetings: int  # of threads at barriers and warp intrinsics: a measure of the steps taken
+
+    @property
+    def name(self) -> str:
+        """The kernel's, without template arguments."""
+        return self.kernel.split("<")[0]
 
     @property
     def num_blocks(self) -> int:
@@ -188,103 +140,132 @@ class Launch:
         return self.num_blocks / (self.resident_blocks * multiprocessors)
 
 
-class Emulator(Shim):
-    """Also knows the kernels' names, and their registers where it is told."""
+class Worker:
+    """A process that answers requests until a fault ends it; the next request starts another.
 
-    MOST_LAUNCHES = 64
+    Args:
+        library: The sanitized module.
+        usage: What ptxas reports of the kernels; without it, all have the same number of registers.
+    """
 
-    def __init__(self, program: Path, usage: dict[str, Usage] | None = None) -> None:
-        super().__init__(program)
-        lines = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout.splitlines()
-        symbols = [(int(line.split()[0], 16), line.split()[2]) for line in lines if len(line.split()) == 3]
-        anchor = next(address for address, name in symbols if name == "cuda_shim_anchor")
-        names = demangled([name for _, name in symbols])
-        self.kernels = {
-            address - anchor: short_name(name)
-            for (address, _), name in zip(symbols, names, strict=True)
-            if name[:1] != "_"
+    def __init__(self, library: Path, usage: dict[str, Usage] | None = None) -> None:
+        self.library = library
+        self.names = names_of_functions(library)
+        usage = usage or {}
+        self.registers = {number: usage[name].registers for number, name in self.names.items() if name in usage}
+        self.launches: list[Launch] = []  # by the last call
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        def path_of(runtime: str) -> str:
+            command = ["g++", f"-print-file-name={runtime}.so"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+        environment = os.environ | {
+            # As in .ci/sanitize.
+            "LD_PRELOAD": " ".join(map(path_of, ("libasan", "libubsan", "libstdc++"))),
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
         }
-        if usage is not None:
-            known = ((at, usage[name].registers) for at, name in self.kernels.items() if name in usage)
-            table = program.with_name("registers")
-            table.write_text("".join(f"{at} {registers}\n" for at, registers in known))
-            self.environment = {**os.environ, "CUDA_SHIM_REGISTERS": str(table)}
+        command = [sys.executable, "-c", "import sys, device_worker; device_worker.main(sys.argv[1])", self.library]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=TESTS, env=environment)
+        self.exchange(Request("set_registers", (self.registers,), {}))
 
-    def launches(self, problem: "Problem | KnnProblem", operation: str = "launches") -> tuple[list[Launch], int]:
-        """Those of the call before, or those that an operation named "plan_..." would make, with the bytes of its
-        workspace."""
-        fields = 8
-        record = torch.empty(1 + self.MOST_LAUNCHES * fields, dtype=torch.int64)
-        self.call(problem.header(operation), [], [record])
-        rows = record[1:].view(-1, fields).tolist()
-        return [Launch(self.kernels[row[0]], tuple(row[1:4]), *row[4:]) for row in rows if row[4]], int(record[0])
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+    def exchange(self, request: Request) -> Answer:
+        try:
+            pickle.dump(request, self.process.stdin)
+            self.process.stdin.flush()
+            return pickle.load(self.process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+            _, errors = self.process.communicate()
+            status, self.process = self.process.returncode, None
+            raise DeviceError(f"{errors.decode(errors='replace')}(exit status {status})") from None
+
+    def answer(self, request: Request) -> Answer:
+        if self.process is None:
+            self.start()
+        answer = self.exchange(request)
+        if answer.error is not None:
+            raise DeviceError(answer.error)
+        self.launches = [Launch(self.names[number], *rest) for number, *rest in answer.launches]
+        return answer
 
 
 @dataclass(frozen=True)
-class Problem:
-    rows: int
-    width: int
-    num_terms: int
-    bank_rows: int = 0  # 0: the batch is its own bank
-    sampling: str = "permutation"
-    dtype: str = "float32"
-    seed: int = 1
-    sample: bool = True  # f + s * eps, instead of eps
-    deterministic: bool = False
+class Device:
+    """One kind of device, as a worker emulates it.
+
+    Args:
+        descending: Whether the threads run in descending order between two meeting points.
+    """
+
+    worker: Worker
     multiprocessors: int = 4
     shared_bytes: int = 227 * 1024
     descending: bool = False
 
     @property
-    def exclude_self(self) -> bool:
-        return self.bank_rows == 0
+    def number(self) -> int:
+        return self.shared_bytes // 1024 * 1000 + self.multiprocessors
 
-    def header(self, operation: str) -> bytes:
-        return struct.pack(
-            "14q",
-            OPERATIONS[operation],
-            self.multiprocessors,
-            self.shared_bytes,
-            self.descending,
-            self.rows,
-            self.bank_rows or self.rows,
-            self.width,
-            self.num_terms,
-            self.exclude_self,
-            SAMPLINGS[self.sampling],
-            DTYPE_CODES[self.dtype],
-            self.seed,
-            self.deterministic,
-            self.sample,
-        )
+    @property
+    def place(self) -> dict[str, int]:
+        return {"device": self.number, "stream": 0}
+
+    @property
+    def launches(self) -> list[Launch]:
+        """Those of the last call."""
+        return self.worker.launches
+
+    def ask(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """Call a binding for the value that it returns."""
+        return self._answer(name, arguments, options).value
+
+    def call(
+        self, name: str, *arguments: Any, results: dict[str, torch.Tensor], **options: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """Call a binding for what it writes.
+
+        Args:
+            results: For each keyword that takes the address of a result, a tensor of the shape and dtype of the result.
+        """
+        options |= {keyword: Unwritten(like.numel() * like.element_size()) for keyword, like in results.items()}
+        contents = self._answer(name, arguments, options, tuple(results)).results
+        return tuple(as_tensor(content, like) for content, like in zip(contents, results.values(), strict=True))
+
+    def plan(self, name: str, *arguments: Any, **options: Any) -> list[Launch]:
+        """The launches that a call of a binding would make, whose tensors need not exist: nothing runs."""
+        self._answer(name, arguments, options, runs_kernels=False)
+        return self.launches
+
+    def _answer(self, name: str, arguments: tuple, options: dict, results: tuple = (), **settings: bool) -> Answer:
+        known: dict[int, bytes] = {}
+        options = {keyword: to_worker(value, known) for keyword, value in options.items()}
+        arguments = tuple(to_worker(value, known) for value in arguments)
+        return self.worker.answer(Request(name, arguments, options, results, self.descending, **settings))
 
 
-@dataclass(frozen=True)
-class KnnProblem:
-    """A request of the nearest-neighbor kernels."""
+def to_worker(argument: Any, known: dict[int, bytes]) -> Any:
+    """An argument with bytes for tensors; the same for a tensor that is known already."""
+    if isinstance(argument, torch.Tensor):
+        if id(argument) not in known:
+            known[id(argument)] = argument.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        return known[id(argument)]
+    if isinstance(argument, dict):
+        return {keyword: to_worker(value, known) for keyword, value in argument.items()}
+    if isinstance(argument, (Native, BuiltTree)):
+        return type(argument)(*(to_worker(part, known) for part in argument))
+    return argument
 
-    single: bool = False
-    descending: bool = False
-    batch: int = 1
-    num_points: int = 0
-    num_queries: int = 0
-    dim: int = 0
-    k: int = 0
-    euclidean: bool = False
-    exclude_within: int = 0
-    has_rows: bool = False
-    has_indices: bool = False
-    num_radii: int = 0
-    num_groups: int = 0
-    inclusive: bool = False
-    sample_size: int = 0
-    shared_bytes: int = 227 * 1024
-    multiprocessors: int = 4
-    count_x: int = 0
-    count_y: int = 0
-    symmetric: bool = False
-    plan: bool = False
 
-    def header(self, operation: str) -> bytes:
-        fields = astuple(self)
-        return struct.pack(f"{1 + len(fields)}q", KNN_OPERATIONS[operation], *map(int, fields))
+def as_tensor(content: bytes, like: torch.Tensor) -> torch.Tensor:
+    if not content:
+        return torch.empty_like(like)
+    return torch.frombuffer(bytearray(content), dtype=like.dtype).view(like.shape)

@@ -1,15 +1,8 @@
 """The estimators' whole CUDA path on the CPU: its glue, the package's own bindings, and the kernels on the shim."""
 
-import importlib.util
-import shutil
-import subprocess
-import sysconfig
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from emulated_device import CSRC, SHIM, compile_sources
 from knn_cases import fresh, related, sample
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -20,32 +13,12 @@ from echo_ext.estimators._backend import BACKENDS, constants
 from echo_ext.estimators._backend_cuda import Cuda
 from echo_ext.estimators.neighbors import PointSet
 
-SOURCES = [
-    *sorted(CSRC.glob("knn/*.cu")),
-    CSRC / "bindings" / "knn_cuda.cpp",
-    *(SHIM / name for name in ("cuda_shim.cpp", "knn_module.cpp")),
-]
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    compiler = shutil.which("g++")
-    pybind11 = pytest.importorskip("pybind11")
-    headers = sysconfig.get_path("include")
-    if compiler is None or not Path(headers, "Python.h").exists():
-        pytest.skip("the shim needs g++ and Python's headers")
-    folder = tmp_path_factory.mktemp("knn_on_shim")
-    flags = ["-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-unknown-pragmas"]
-    flags += ["-DECHO_EXT_WITH_CUDA", f"-I{SHIM}", f"-I{CSRC}"]
-    flags += ["-isystem", pybind11.get_include(), "-isystem", headers]
-    objects = compile_sources(compiler, SOURCES, folder, flags)
-    library = folder / "knn_on_shim.so"
-    subprocess.run([compiler, "-shared", *objects, "-o", library], check=True)
-    spec = importlib.util.spec_from_file_location("knn_on_shim", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def native(emulated_module):
+    return emulated_module
 
 
 # What reads a tensor's values on the host, in addition to operators that do it within.

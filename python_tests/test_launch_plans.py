@@ -3,42 +3,41 @@
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
-from emulated_device import CSRC, Emulator, Problem, usage_of
+from device_worker import Native
+from emulated_cases import DTYPES, Problem, lanes_of, workspace_bytes
+from emulated_device import CSRC, ECHO_KERNELS, SOMEWHERE, Device, Worker, usage_of
+
+from echo_ext._native import dtype_code
 
 MULTIPROCESSORS, SHARED_BYTES = 132, 227 * 1024
-SOURCES = ("entry_cuda", "rows_cuda", "ring_cuda", "ring_exact_cuda", "matrix_cuda")
 
 
 @pytest.fixture(scope="module")
 def usage(tmp_path_factory):
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is needed to know the kernels' registers")
-    folder = tmp_path_factory.mktemp("usage")
-    with ThreadPoolExecutor(2) as pool:
-        every = pool.map(lambda name: usage_of(CSRC / "echo" / f"{name}.cu", folder), SOURCES)
-        return {name: one for found in every for name, one in found.items()}
+    return usage_of(ECHO_KERNELS, tmp_path_factory.mktemp("usage"))
 
 
 @pytest.fixture(scope="module")
-def planner(emulator_program, usage):
-    emulator = Emulator(emulator_program, usage)
-    yield emulator
-    emulator.close()
-
-
-def problem(rows, num_terms, width, sampling, **options):
-    return Problem(
-        rows, width, num_terms, sampling=sampling, multiprocessors=MULTIPROCESSORS, shared_bytes=SHARED_BYTES, **options
-    )
+def planner(sanitized_library, usage):
+    worker = Worker(sanitized_library, usage)
+    yield Device(worker, MULTIPROCESSORS, SHARED_BYTES)
+    worker.close()
 
 
 def plan(planner, problem, operation):
-    """The launches of the kernel that does the work, by name."""
-    launches, _ = planner.launches(problem, f"plan_{operation}")
-    return launches
+    """The launches of a call, in their order."""
+    addresses = {
+        "forward": ("bank_f", "bank_s", "f", "s", "out", "workspace"),
+        "backward": ("bank_f", "bank_s", "s", "grad", "grad_s", "grad_bank_f", "grad_bank_s", "workspace"),
+        "indices": ("indices",),
+    }[operation]
+    options = dict.fromkeys(("seed", *addresses), SOMEWHERE)
+    if operation == "backward":
+        options |= {"deterministic": problem.deterministic} | ({"grad_s": 0} if problem.exclude_self else {})
+    return planner.plan(f"echo_cuda_{operation}", problem.native, **options, **planner.place)
 
 
 def test_no_kernel_spills(usage):
@@ -68,10 +67,10 @@ def test_the_build_refuses_kernels_that_use_local_memory(body, says, tmp_path):
     assert says in refused.stderr + refused.stdout
 
 
-def test_every_launch_is_one_of_a_kernel_whose_registers_are_known(planner, usage):
+def test_registers_of_every_launched_kernel_are_known(planner, usage):
     for sampling in ("permutation", "ring"):
         for operation in ("forward", "backward"):
-            launches = plan(planner, problem(1024, 1023, 128, sampling), operation)
+            launches = plan(planner, Problem(1024, 128, 1023, sampling=sampling), operation)
             assert launches
             assert {launch.kernel for launch in launches} <= set(usage)
 
@@ -93,19 +92,15 @@ ROWS_SHAPES = [  # rows, num_terms, width, bank_rows
 
 def rows_walk(planner, rows, num_terms, width, bank_rows=0, operation="forward", **options):
     """The launch that walks the rows, after that of the draws and where the bank is too large that which packs it."""
-    walked = problem(rows, num_terms, width, "permutation", bank_rows=bank_rows, **options)
+    walked = Problem(rows, width, num_terms, bank_rows, **options)
     launches = plan(planner, walked, operation)
-    names = [launch.kernel.split("<")[0] for launch in launches]
+    names = [launch.name for launch in launches]
     walk = launches[names.index(f"{operation}_kernel")]
     packs = [] if walk.kernel.endswith("true>") else ["pack_kernel"]
     finishes = ["finish_kernel"] if operation == "backward" else []
     assert names == ["draws_kernel", *packs, f"{operation}_kernel", *finishes]
     assert launches[0].waves(MULTIPROCESSORS) <= 1
     return walk
-
-
-def lanes_of(launch):
-    return int(launch.kernel.split(",")[1])
 
 
 def rows_in_flight(launch):
@@ -143,7 +138,7 @@ def test_few_rows_are_spread_over_the_device(planner):
     [(1815, 8, True), (1816, 4, True), (3631, 4, True), (3632, 2, True), (7263, 2, True), (7264, 32, False)],
 )
 @pytest.mark.parametrize("operation", ["forward", "backward"])
-def test_tiles_of_large_banks_are_narrow_before_they_leave_shared_memory(planner, bank_rows, lanes, staged, operation):
+def test_tiles_of_large_banks_are_narrow_until_none_fits(planner, bank_rows, lanes, staged, operation):
     walk = rows_walk(planner, bank_rows, bank_rows - 1, 128, operation=operation)
     assert lanes_of(walk) == lanes
     assert walk.kernel.endswith("true>") == staged
@@ -151,14 +146,15 @@ def test_tiles_of_large_banks_are_narrow_before_they_leave_shared_memory(planner
 
 
 @pytest.mark.parametrize("shape", [(1024, 1023, 128, 0), (100, 99, 16, 0), (65536, 1000, 128, 1000)], ids=str)
-def test_deterministic_copies_are_many_and_the_same_on_every_device(planner, shape):
+def test_deterministic_copies_are_many_and_equal_everywhere(planner, shape):
     walk = rows_walk(planner, *shape, operation="backward", deterministic=True)
     copies = rows_in_flight(walk)
     assert walk.waves(MULTIPROCESSORS) <= 1
     assert copies >= min(shape[0], 256)
     for multiprocessors in (1, 40):
-        asked = Problem(shape[0], shape[2], shape[1], shape[3], deterministic=True, multiprocessors=multiprocessors)
-        walks = [each for each in plan(planner, asked, "backward") if each.kernel.startswith("backward")]
+        asked = Problem(shape[0], shape[2], shape[1], shape[3], deterministic=True)
+        launches = plan(replace(planner, multiprocessors=multiprocessors), asked, "backward")
+        walks = [each for each in launches if each.kernel.startswith("backward")]
         assert [rows_in_flight(each) for each in walks] == [copies]
 
 
@@ -176,11 +172,10 @@ MEGABYTE = 2**20
         ((2**20, 2**20 - 1, 128, 0), "backward", False, 3 * 2**30 + 300 * MEGABYTE),
     ],
 )
-def test_workspace_of_rows_stays_in_bounds_where_terms_are_many(planner, shape, operation, deterministic, most):
+def test_workspace_of_rows_is_bounded_for_many_terms(planner, shape, operation, deterministic, most):
     rows, num_terms, width, bank_rows = shape
-    asked = problem(rows, num_terms, width, "permutation", bank_rows=bank_rows, deterministic=deterministic)
-    _, workspace_bytes = planner.launches(asked, f"plan_{operation}")
-    assert 0 < workspace_bytes <= most
+    asked = Problem(rows, width, num_terms, bank_rows, deterministic=deterministic)
+    assert 0 < workspace_bytes(planner, asked, operation) <= most
 
 
 # ---- Indices ---------------------------------------------------------------------------------------------------------
@@ -191,24 +186,31 @@ def test_workspace_of_rows_stays_in_bounds_where_terms_are_many(planner, shape, 
     [(1, 2**20, 2**20, "ring"), (1024, 1023, 0, "permutation"), (2**20, 100, 0, "replacement")],
 )
 def test_indices_fill_the_device_once(planner, rows, num_terms, bank_rows, sampling):
-    (launch,) = plan(planner, problem(rows, num_terms, 1, sampling, bank_rows=bank_rows), "indices")
+    (launch,) = plan(planner, Problem(rows, 1, num_terms, bank_rows, sampling), "indices")
     assert launch.kernel == "indices_kernel"
     assert 0.9 < launch.waves(MULTIPROCESSORS) <= 1
 
 
 def test_few_indices_take_few_blocks(planner):
-    (launch,) = plan(planner, problem(3, 300, 1, "ring", bank_rows=300), "indices")
+    (launch,) = plan(planner, Problem(3, 1, 300, 300, "ring"), "indices")
     assert launch.blocks == (3, 3, 1)
 
 
 # ---- Circles of matrices ---------------------------------------------------------------------------------------------
 
 
-def matrix_plan(planner, rows, dim, **options):
-    *arcs, finish = plan(planner, problem(rows, 1, dim, "permutation", **options), "matrix_scan")
+def plan_matrices(planner, rows, dim, dtype="float32", backward=False):
+    circle = Native("EchoMatrixProblem", (rows, dim, dtype_code(DTYPES[dtype])), {})
+    options = dict.fromkeys(("order", "source", "matrices", "values", "workspace"), SOMEWHERE)
+    return planner.plan("echo_matrix_cuda_scan", circle, backward=backward, **options, **planner.place)
+
+
+def matrix_rounds(planner, rows, dim, **options):
+    """How many rounds there are, and the launch of each."""
+    *arcs, finish = plan_matrices(planner, rows, dim, **options)
     assert finish.kernel.startswith("matrix_finish_kernel<")
     assert finish.num_blocks == 1
-    assert {launch.kernel.split("<")[0] for launch in arcs} == {"matrix_arc_kernel"}
+    assert {launch.name for launch in arcs} == {"matrix_arc_kernel"}
     assert len(set(arcs)) == 1
     return len(arcs) - 1, arcs[0]
 
@@ -219,7 +221,7 @@ def matrix_plan(planner, rows, dim, **options):
     ("rows", "dim", "arcs"), [(1024, 32, 16), (2**14, 64, 256), (2**20, 64, 256), (2**20, 32, 512), (2**20, 16, 1024)]
 )
 def test_arcs_of_matrices_run_at_once(planner, rows, dim, arcs, backward, dtype):
-    rounds, launch = matrix_plan(planner, rows, dim, dtype=dtype, deterministic=backward)
+    rounds, launch = matrix_rounds(planner, rows, dim, dtype=dtype, backward=backward)
     assert launch.num_blocks == arcs
     assert launch.waves(MULTIPROCESSORS) <= 1
     assert launch.threads == 4 * dim + 32
@@ -227,13 +229,13 @@ def test_arcs_of_matrices_run_at_once(planner, rows, dim, arcs, backward, dtype)
 
 
 def test_one_arc_of_matrices_takes_no_rounds(planner):
-    assert matrix_plan(planner, 64, 8)[0] == 0
+    assert matrix_rounds(planner, 64, 8)[0] == 0
 
 
 def test_matrices_are_copied_as_far_ahead_as_fits(planner):
-    def matrices(rows, dtype, shared_bytes, multiprocessors=132):
-        circle = Problem(rows, 64, 1, dtype=dtype, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
-        *_, last = plan(planner, circle, "matrix_scan")
+    def matrices(rows, dtype, shared_bytes, multiprocessors=MULTIPROCESSORS):
+        device = replace(planner, shared_bytes=shared_bytes, multiprocessors=multiprocessors)
+        *_, last = plan_matrices(device, rows, 64, dtype)
         return last.shared_bytes // (64 * 64 * {"float32": 4, "float64": 8}[dtype])
 
     assert matrices(1024, "float32", 64 * 1024) == 3
@@ -256,7 +258,7 @@ def scan_of(launches):
     ("rows", "width"), [(2**16, 64), (2**17, 64), (2**18, 64), (2**20, 64), (2**20, 32), (100_000, 64), (10**6, 96)]
 )
 def test_ring_is_scanned_in_one_wave(planner, operation, rows, width):
-    launches = plan(planner, problem(rows, rows - 1, width, "ring"), operation)
+    launches = plan(planner, Problem(rows, width, rows - 1, sampling="ring"), operation)
     assert 0.9 <= scan_of(launches).waves(MULTIPROCESSORS) <= 1
     for launch in launches:
         assert launch.waves(MULTIPROCESSORS) <= 1
@@ -266,22 +268,22 @@ def test_ring_is_scanned_in_one_wave(planner, operation, rows, width):
 def test_circles_fill_the_device(planner, operation):
     """Also where the bank is smaller than the rows."""
     for rows, bank_rows in ((2**20, 2**16), (2**20, 2**14)):
-        launches = plan(planner, problem(rows, bank_rows, 64, "ring", bank_rows=bank_rows), operation)
+        launches = plan(planner, Problem(rows, 64, bank_rows, bank_rows, "ring"), operation)
         scans = [launch for launch in launches if re.match(r"ring_(forward|backward)_kernel", launch.kernel)]
         assert all(0.9 <= launch.waves(MULTIPROCESSORS) <= 1 for launch in scans)
         assert scans
     # Circles too small for a scan: a block or more for each, or for a few of them.
-    launches = plan(planner, problem(2**16, 64, 64, "ring", bank_rows=64), operation)
+    launches = plan(planner, Problem(2**16, 64, 64, 64, "ring"), operation)
     assert max(launch.num_blocks for launch in launches) >= MULTIPROCESSORS
 
 
 def test_few_rows_of_a_large_bank_are_few_blocks(planner):
-    (scan, *_) = plan(planner, problem(64, 2**20, 64, "ring", bank_rows=2**20), "forward")
+    (scan, *_) = plan(planner, Problem(64, 64, 2**20, 2**20, "ring"), "forward")
     assert scan.num_blocks < MULTIPROCESSORS
 
 
 def test_workspace_of_the_ring_is_a_part_of_the_tensors(planner):
     rows, width = 2**20, 64
     for operation, most in (("forward", 0.2), ("backward", 0.5)):
-        _, workspace_bytes = planner.launches(problem(rows, rows - 1, width, "ring"), f"plan_{operation}")
-        assert workspace_bytes < most * 4 * rows * width
+        size = workspace_bytes(planner, Problem(rows, width, rows - 1, sampling="ring"), operation)
+        assert size < most * 4 * rows * width

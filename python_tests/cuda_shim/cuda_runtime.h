@@ -1,10 +1,10 @@
 // A stand-in for CUDA's header that lets the `.cu` files compile as C++17 and run on the CPU, for tests only.
-// Blocks run one after another; a block's threads are fibers that meet at barriers and warp intrinsics. Dynamic shared
-// memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Asynchronous copies are
-// made as late or as early as may be. Errors in the use of barriers end the process with a message. Kernels may use
-// what is declared here, and no static __shared__ variables.
-// Occupancy is computed from the registers that ptxas reports, which the environment variable CUDA_SHIM_REGISTERS names
-// a file of, and from the figures of compute capability 9.0. Launches are recorded, and need not run.
+// Blocks run one after another. The threads of a block are fibers that meet at barriers and warp intrinsics. Dynamic
+// shared memory holds NaN when a block starts and ends where the launch said (under AddressSanitizer). Asynchronous
+// copies are made as late or as early as possible. Errors in the use of barriers end the process with a message.
+// Kernels may use what is declared here, and no static __shared__ variables.
+// Occupancy is computed from the registers that ptxas reports and the limits of compute capability 9.0. Launches are
+// recorded, and need not run.
 #pragma once
 
 #include <cmath>
@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <unordered_map>
 #include <vector>
 
 #define CUDA_SHIM
@@ -76,26 +77,19 @@ namespace cuda_shim {
 
 // Threads run in this order between two meeting points; a kernel that lacks a barrier fails in one of the orders.
 enum class Order { ascending, descending };
-
-struct Device {
-  int multiprocessors = 4;
-  int shared_bytes = 227 * 1024;
-};
-
-// The number of a device like this, as CUDA's calls take it: always the same for the same device, since what is asked
-// of a device may be remembered.
-int device_like(const Device& device);
-
 extern Order order;
 
 struct Launch {
-  int64_t kernel;  // its address, from that of cuda_shim_anchor
-  int64_t blocks[3], threads, shared_bytes;
-  int64_t resident_blocks;  // of a multiprocessor
-  int64_t meetings;         // of threads at barriers and warp intrinsics: a measure of the steps taken
+  int64_t kernel;  // see kernel_number
+  dim3 blocks;
+  unsigned threads;
+  size_t shared_bytes;
+  int resident_blocks;  // of a multiprocessor
+  int64_t meetings;     // of threads at barriers and warp intrinsics: a measure of the steps taken
 };
-extern std::vector<Launch> launches;  // since the driver has last cleared it
-extern bool runs_kernels;             // else they are recorded only
+extern std::vector<Launch> launches;
+extern bool runs_kernels;                           // if false, launches are only recorded
+extern std::unordered_map<int64_t, int> registers;  // of a thread, by the number of its kernel
 
 cudaError_t resident_blocks(const void* kernel, int threads, size_t shared_bytes, int* blocks);
 cudaError_t allow_shared_bytes(const void* kernel, int bytes);

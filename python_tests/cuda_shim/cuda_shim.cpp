@@ -3,9 +3,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <unordered_map>
-#include <vector>
 
 #include "cuda_runtime.h"
 
@@ -30,7 +27,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr size_t kMaxSharedBytes = 227 * 1024;
 alignas(128) float4 dynamic_shared_memory[kMaxSharedBytes / sizeof(float4)];
 
-// Kernels are named by how far from here they lie.
+// The symbol from which kernels are numbered.
 extern "C" void cuda_shim_anchor() {}
 
 namespace cuda_shim {
@@ -38,15 +35,23 @@ namespace cuda_shim {
 Order order = Order::ascending;
 std::vector<Launch> launches;
 bool runs_kernels = true;
+std::unordered_map<int64_t, int> registers;
 
 namespace {
 
-std::vector<Device>& devices() {
-  static std::vector<Device> all{Device{}};
-  return all;
-}
+struct Device {
+  int multiprocessors, shared_bytes;
+};
+constexpr int kDeviceZero = 227004;
 int current_device = 0;
-const Device& device() { return devices()[static_cast<size_t>(current_device)]; }
+
+// The number of a device says what it has: 1000 times the kilobytes of shared memory of a block, plus the number of
+// multiprocessors. So what the kernels remember of a device stays true. 0 is a device as well, as it is in CUDA.
+Device device_of(int number) {
+  if (number == 0) number = kDeviceZero;
+  return {number % 1000, number / 1000 * 1024};
+}
+Device device() { return device_of(current_device); }
 
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr int kMaxThreads = 1024;
@@ -250,22 +255,9 @@ void wait(State state) {
   back_to_scheduler(false);
 }
 
-int64_t offset_of(const void* kernel) {
+// How far its code lies from the anchor, in every process that loads this module.
+int64_t kernel_number(const void* kernel) {
   return reinterpret_cast<const char*>(kernel) - reinterpret_cast<const char*>(&cuda_shim_anchor);
-}
-
-// Of each kernel that the file names, a line for each: its offset and its registers.
-const std::unordered_map<int64_t, int>& registers() {
-  static const std::unordered_map<int64_t, int> all = [] {
-    std::unordered_map<int64_t, int> read;
-    if (const char* path = std::getenv("CUDA_SHIM_REGISTERS")) {
-      std::ifstream file(path);
-      int64_t offset;
-      for (int count; file >> offset >> count;) read[offset] = count;
-    }
-    return read;
-  }();
-  return all;
 }
 
 std::unordered_map<const void*, int>& allowed_shared_bytes() {
@@ -275,23 +267,14 @@ std::unordered_map<const void*, int>& allowed_shared_bytes() {
 
 }  // namespace
 
-int device_like(const Device& wanted) {
-  std::vector<Device>& all = devices();
-  for (size_t i = 0; i < all.size(); ++i)
-    if (all[i].multiprocessors == wanted.multiprocessors && all[i].shared_bytes == wanted.shared_bytes)
-      return static_cast<int>(i);
-  all.push_back(wanted);
-  return static_cast<int>(all.size() - 1);
-}
-
 // By the rules of compute capability 9.0: 64 warps, 32 blocks and 65,536 registers, given out to warps by 256 at a
 // time; shared memory is given out by 128 bytes, and each block takes 1 KB more than it asks for.
 cudaError_t resident_blocks(const void* kernel, int block_threads, size_t shared_bytes, int* blocks) {
   constexpr int kWarps = 64, kBlocks = 32, kRegisters = 65536, kRegisterUnit = 256, kUsualRegisters = 64;
   constexpr int64_t kSharedUnit = 128, kReserved = 1024;
   if (block_threads < 1 || block_threads > kMaxThreads) return cudaErrorInvalidValue;
-  const auto found = registers().find(offset_of(kernel));
-  const int of_thread = found == registers().end() ? kUsualRegisters : found->second;
+  const auto found = registers.find(kernel_number(kernel));
+  const int of_thread = found == registers.end() ? kUsualRegisters : found->second;
   const int of_warp = (of_thread * warpSize + kRegisterUnit - 1) / kRegisterUnit * kRegisterUnit;
   const int warps = (block_threads + warpSize - 1) / warpSize;
   const int64_t shared = (static_cast<int64_t>(shared_bytes) + kReserved + kSharedUnit - 1) / kSharedUnit * kSharedUnit;
@@ -365,12 +348,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
   int resident = 0;
   resident_blocks(kernel, static_cast<int>(block.x), config.dynamicSmemBytes, &resident);
   if (resident == 0) return cudaErrorInvalidConfiguration;
-  launches.push_back({offset_of(kernel),
-                      {grid.x, grid.y, grid.z},
-                      block.x,
-                      static_cast<int64_t>(config.dynamicSmemBytes),
-                      resident,
-                      0});
+  launches.push_back({kernel_number(kernel), grid, block.x, config.dynamicSmemBytes, resident, 0});
   if (!runs_kernels) return cudaSuccess;
   num_meetings = 0;
   gridDim = grid;
@@ -395,9 +373,6 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, const std:
 
 // ---- The runtime ---------------------------------------------------------------------------------------------------
 
-using cuda_shim::current_device;
-using cuda_shim::devices;
-
 const char* cudaGetErrorString(cudaError_t status) {
   switch (status) {
     case cudaSuccess: return "no error";
@@ -414,19 +389,19 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = current_device;
+  *device = cuda_shim::current_device;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || static_cast<size_t>(device) >= devices().size()) return cudaErrorInvalidDevice;
-  current_device = device;
+  if (device < 0) return cudaErrorInvalidDevice;
+  cuda_shim::current_device = device;
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device < 0 || static_cast<size_t>(device) >= devices().size()) return cudaErrorInvalidDevice;
-  const cuda_shim::Device& asked = devices()[static_cast<size_t>(device)];
+  if (device < 0) return cudaErrorInvalidDevice;
+  const cuda_shim::Device asked = cuda_shim::device_of(device);
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = asked.multiprocessors; return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = asked.shared_bytes; return cudaSuccess;
