@@ -11,7 +11,7 @@ from knn_cases import KINDS, fresh, related, sample
 
 import echo_ext
 from echo_ext._native import dtype_code
-from echo_ext.estimators._neighbors import PointSet
+from echo_ext.estimators.neighbors import PointSet
 
 
 def shape_of(points):
