@@ -5,6 +5,7 @@ cuda_version: str | None
 cuda_archs: str
 
 def isa() -> str: ...
+def supported_isas() -> list[str]: ...
 
 # The newest CUDA version that the driver supports, as 1000 * major + 10 * minor; 0 where there is no driver, and in a
 # build without CUDA.
@@ -178,7 +179,7 @@ def knn_search(
     num_queries: int,
     dim: int,
     k: int,
-    euclidean: bool,
+    metric: str,
     exclude_within: int,
     distances: int,
     indices: int,
@@ -196,7 +197,7 @@ def knn_count(
     num_radii: int,
     num_groups: int,
     dim: int,
-    euclidean: bool,
+    metric: str,
     inclusive: bool,
     exclude_within: int,
     counts: int,
@@ -246,7 +247,7 @@ def knn_cuda_search(
     rows: int,
     start: int,
     k: int,
-    euclidean: bool,
+    metric: str,
     exclude_within: int,
     distances: int,
     indices: int,
@@ -261,7 +262,7 @@ def knn_cuda_count(
     rows: int,
     num_radii: int,
     num_groups: int,
-    euclidean: bool,
+    metric: str,
     inclusive: bool,
     exclude_within: int,
     counts: int,

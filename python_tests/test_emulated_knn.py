@@ -42,7 +42,7 @@ def tree_of(device, points, like=None):
     return BuiltTree({"points": points, "order": order, **shape_of(points)}, device.place)
 
 
-def check_search(device, points, k, queries=None, rows=None, indices=True, euclidean=False, exclude_within=0):
+def check_search(device, points, k, queries=None, rows=None, indices=True, metric="chebyshev", exclude_within=0):
     shape = (*(points if queries is None else queries).shape[:2], k)
     results = {"distances": torch.empty(shape, dtype=points.dtype)}
     if indices:
@@ -52,7 +52,7 @@ def check_search(device, points, k, queries=None, rows=None, indices=True, eucli
         tiles = -(-queries.shape[1] // 32)
         options["start"] = torch.randint(-(-points.shape[1] // 32), (points.shape[0], tiles))
         options["queries"] = tree_of(device, queries, points)
-    criteria = {"euclidean": euclidean, "exclude_within": exclude_within}
+    criteria = {"metric": metric, "exclude_within": exclude_within}
     found = device.call(
         "knn_cuda_search", points=tree_of(device, points), k=k, results=results, **options, **criteria, **device.place
     )
@@ -61,9 +61,9 @@ def check_search(device, points, k, queries=None, rows=None, indices=True, eucli
     return distances
 
 
-def check_count(device, points, radii, groups=None, rows=None, euclidean=False, inclusive=False, exclude_within=0):
+def check_count(device, points, radii, groups=None, rows=None, metric="chebyshev", inclusive=False, exclude_within=0):
     columns = groups or [0] * points.shape[-1]
-    criteria = {"euclidean": euclidean, "inclusive": inclusive, "exclude_within": exclude_within}
+    criteria = {"metric": metric, "inclusive": inclusive, "exclude_within": exclude_within}
     (counts,) = device.call(
         "knn_cuda_count",
         points=tree_of(device, points),
@@ -87,27 +87,27 @@ def draw(n, d, kind="normal", dtype=torch.float64, batch=1):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 2, 3, 5, 11])
 def test_search_and_count_are_the_cpus(device, dim, kind):
-    for dtype, euclidean in ((torch.float64, False), (torch.float32, True), (torch.float32, False)):
+    for dtype, metric in ((torch.float64, "chebyshev"), (torch.float32, "euclidean"), (torch.float32, "chebyshev")):
         points = draw(211, dim, kind, dtype, 2)
-        ordered = replace(device, descending=euclidean)
-        distances = check_search(ordered, points, 3, euclidean=euclidean)
-        check_search(device, points, 5, euclidean=euclidean, indices=False)
+        ordered = replace(device, descending=metric == "euclidean")
+        distances = check_search(ordered, points, 3, metric=metric)
+        check_search(device, points, 5, metric=metric, indices=False)
         radii = distances.permute(2, 0, 1).contiguous()
         for inclusive in (False, True):
-            check_count(device, points, radii, euclidean=euclidean, inclusive=inclusive)
+            check_count(device, points, radii, metric=metric, inclusive=inclusive)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5])
 def test_infinite_distances_are_the_cpus(device, dim):
-    for dtype, euclidean in ((torch.float64, True), (torch.float32, True), (torch.float32, False)):
+    for dtype, metric in ((torch.float64, "euclidean"), (torch.float32, "euclidean"), (torch.float32, "chebyshev")):
         precision = torch.empty(0, dtype=dtype).numpy().dtype
         rng = fresh()
         points = torch.stack([torch.from_numpy(sample(rng, 75, dim, "overflow", precision)) for _ in range(2)])
-        distances = check_search(device, points, 40, euclidean=euclidean)
-        assert distances.isinf().any() or not euclidean
+        distances = check_search(device, points, 40, metric=metric)
+        assert distances.isinf().any() or metric != "euclidean"
         radii = distances.permute(2, 0, 1)[::13].contiguous()
         for inclusive in (False, True):
-            check_count(device, points, radii, euclidean=euclidean, inclusive=inclusive)
+            check_count(device, points, radii, metric=metric, inclusive=inclusive)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 8, 9, 17, 32, 33, 100])
@@ -115,7 +115,7 @@ def test_every_k(device, k):
     for n in (k + 1, k + 40):
         points = draw(n, 2, "ties" if k % 2 else "normal")
         check_search(device, points, k)
-        check_search(device, points, k, indices=False, euclidean=True)
+        check_search(device, points, k, indices=False, metric="euclidean")
 
 
 @pytest.mark.parametrize("n", [2, 31, 32, 33, 1025])
@@ -129,7 +129,7 @@ def test_sizes(device, n):
 def test_queries(device):
     for dim in (1, 4):
         check_search(device, draw(150, dim, batch=3), 5, draw(77, dim, batch=3))
-        check_search(device, draw(50, dim, "ties"), 50, draw(3, dim, "ties"), euclidean=True)
+        check_search(device, draw(50, dim, "ties"), 50, draw(3, dim, "ties"), metric="euclidean")
 
 
 @pytest.mark.parametrize("dim", [1, 2, 4])

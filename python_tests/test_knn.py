@@ -9,7 +9,7 @@ import torch
 from knn_cases import KINDS, fresh, sample
 
 import echo_ext
-from echo_ext import reference
+from echo_ext import _C, reference
 from echo_ext.estimators.neighbors import PointSet
 
 # Where child processes run: at the root they would import the sources, not what is installed.
@@ -98,13 +98,13 @@ def test_threads_do_not_change_results():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def counts_of_all_pairs(points, radii, groups, inclusive, euclidean):
+def counts_of_all_pairs(points, radii, groups, inclusive, metric):
     """By definition, in the points' own precision, where an infinite distance is within an infinite radius."""
     counts = []
     for i in range(len(points)):
         with np.errstate(over="ignore"):
             apart = points - points[i]
-            columns = np.add.accumulate(apart * apart, axis=1)[:, -1:] if euclidean else np.abs(apart)
+            columns = np.add.accumulate(apart * apart, axis=1)[:, -1:] if metric == "euclidean" else np.abs(apart)
         limits = np.array([radii[g, i] for g in groups])
         near = (columns <= limits if inclusive else columns < limits).all(1)
         near[i] = False
@@ -116,10 +116,11 @@ def counts_of_all_pairs(points, radii, groups, inclusive, euclidean):
 @pytest.mark.parametrize("n", [2, 15, 16, 17, 40, 79])
 def test_counts_at_infinite_distances_are_those_of_all_pairs(n, dtype):
     rng = fresh()
-    for d, euclidean, grouped in ((1, False, False), (2, True, False), (5, False, False), (3, False, True)):
+    cases = ((1, "chebyshev", False), (2, "euclidean", False), (5, "chebyshev", False), (3, "chebyshev", True))
+    for d, metric, grouped in cases:
         points = torch.from_numpy(sample(rng, n, d, "overflow", dtype))
         groups = [c % 2 for c in range(d)] if grouped else None
-        distances = PointSet(points).search_distances(n - 1, euclidean=euclidean)
+        distances = PointSet(points).search_distances(n - 1, metric=metric)
         radii = distances[:, rng.integers(n - 1, size=2 if grouped else 1)].T[None].contiguous()
         radii[..., rng.integers(n)] = torch.inf
         for inclusive in (False, True):
@@ -127,9 +128,9 @@ def test_counts_at_infinite_distances_are_those_of_all_pairs(n, dtype):
                 radii if grouped else radii[:, 0],
                 groups=groups,
                 inclusive=inclusive,
-                euclidean=euclidean,
+                metric=metric,
             )
-            expected = counts_of_all_pairs(points.numpy(), radii[0].numpy(), groups or [0] * d, inclusive, euclidean)
+            expected = counts_of_all_pairs(points.numpy(), radii[0].numpy(), groups or [0] * d, inclusive, metric)
             np.testing.assert_array_equal(found[0].numpy(), expected)
 
 
@@ -209,7 +210,7 @@ print(digest.hexdigest())
 def test_instruction_sets_agree_bit_for_bit():
     seed = str(int(torch.randint(2**31, ())))
     results = set()
-    for isa in ("baseline", "avx2", "avx512"):
+    for isa in _C.supported_isas():
         run = subprocess.run(
             [sys.executable, "-c", ON_ONE_ISA, seed],
             env={**os.environ, "ECHO_EXT_ISA": isa},

@@ -32,16 +32,16 @@ class Planner:
         fields = {"dtype": dtype_code(dtype), "batch": 1, "num_points": num_points, "dim": dim}
         return BuiltTree({"points": SOMEWHERE, "order": SOMEWHERE, **fields}, self.device.place)
 
-    def search(self, num_points, dim, k, dtype=torch.float64, indices=False, euclidean=False):
+    def search(self, num_points, dim, k, dtype=torch.float64, indices=False, metric="chebyshev"):
         """The launches that build the tree, and the search."""
         options = {"queries": None, "start": 0, "rows": 0, "indices": SOMEWHERE if indices else 0}
-        options |= {"k": k, "euclidean": euclidean, "exclude_within": 0}
+        options |= {"k": k, "metric": metric, "exclude_within": 0}
         return self.plan("knn_cuda_search", "distances", points=self.tree(num_points, dim, dtype), **options)
 
     def count(self, num_points, dim, dtype=torch.float64):
         """The launch that counts, after those that build the tree."""
         options = {"rows": 0, "num_radii": 1, "num_groups": 1}
-        options |= {"euclidean": False, "inclusive": False, "exclude_within": 0}
+        options |= {"metric": "chebyshev", "inclusive": False, "exclude_within": 0}
         tree = self.tree(num_points, dim, dtype)
         return self.plan("knn_cuda_count", "radii", "groups", "counts", points=tree, **options)[-1]
 
@@ -116,7 +116,7 @@ def test_which_kernel_searches(planner):
 
     assert kernel(4, k=4).kernel == template(0, 4, 4, "false")
     assert kernel(5, k=4, indices=True).kernel == template(0, 16, 4, "true")
-    assert kernel(16, k=8, euclidean=True).kernel == template(1, 16, 8, "false")
+    assert kernel(16, k=8, metric="euclidean").kernel == template(1, 16, 8, "false")
     assert kernel(17, k=3).kernel == template(0, 0, 8, "false")
     assert kernel(2, k=32).kernel == template(0, 0, 32, "false")
     longest = kernel(100, k=100)

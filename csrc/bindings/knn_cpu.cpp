@@ -8,28 +8,27 @@ void bind_knn_cpu(py::module_& m) {
   m.def(
       "knn_search",
       [](int dtype, uintptr_t points, uintptr_t queries, uintptr_t rows, int64_t batch, int64_t num_points,
-         int64_t num_queries, int dim, int k, bool euclidean, int64_t exclude_within, uintptr_t distances,
+         int64_t num_queries, int dim, int k, const std::string& metric, int64_t exclude_within, uintptr_t distances,
          uintptr_t indices, int num_threads) {
         knn_search()({static_cast<DType>(dtype), at<>(points), at<>(queries), at<int64_t>(rows), batch, num_points,
-                      num_queries, dim, k, metric_of(euclidean), exclude_within, at<>(distances), at<int64_t>(indices),
+                      num_queries, dim, k, metric_of(metric), exclude_within, at<>(distances), at<int64_t>(indices),
                       num_threads});
       },
       NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("queries"), py::arg("rows"),
-      py::arg("batch"), py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"),
-      py::arg("euclidean"), py::arg("exclude_within"), py::arg("distances"), py::arg("indices"),
-      py::arg("num_threads"));
+      py::arg("batch"), py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"), py::arg("metric"),
+      py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("num_threads"));
   m.def(
       "knn_count",
       [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t batch,
-         int64_t num_points, int64_t num_radii, int num_groups, int dim, bool euclidean, bool inclusive,
+         int64_t num_points, int64_t num_radii, int num_groups, int dim, const std::string& metric, bool inclusive,
          int64_t exclude_within, uintptr_t counts, int num_threads) {
         knn_count()({static_cast<DType>(dtype), at<>(points), at<>(radii), at<int32_t>(groups), at<int64_t>(rows),
-                     batch, num_points, num_radii, num_groups, dim, metric_of(euclidean), inclusive, exclude_within,
+                     batch, num_points, num_radii, num_groups, dim, metric_of(metric), inclusive, exclude_within,
                      at<int64_t>(counts), num_threads});
       },
       NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"),
       py::arg("batch"), py::arg("num_points"), py::arg("num_radii"), py::arg("num_groups"), py::arg("dim"),
-      py::arg("euclidean"), py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
+      py::arg("metric"), py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
   m.def(
       "knn_boundary",
       [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t skip, int64_t batch, int64_t num_points, int dim,

@@ -43,8 +43,9 @@ void bind_knn_cuda(py::module_& m) {
       NoGil(), py::kw_only(), py::arg("tree"), py::arg("memory"), py::arg("device"), py::arg("stream"));
   m.def(
       "knn_cuda_search",
-      [](const KnnTree& points, const KnnTree* queries, uintptr_t rows, uintptr_t start, int k, bool euclidean,
-         int64_t exclude_within, uintptr_t distances, uintptr_t indices, int device, uintptr_t stream) {
+      [](const KnnTree& points, const KnnTree* queries, uintptr_t rows, uintptr_t start, int k,
+         const std::string& metric, int64_t exclude_within, uintptr_t distances, uintptr_t indices, int device,
+         uintptr_t stream) {
         const KnnTree& sought = queries == nullptr ? points : *queries;
         const KnnSearch p{points.dtype,
                           points.points,
@@ -55,7 +56,7 @@ void bind_knn_cuda(py::module_& m) {
                           sought.num_points,
                           points.dim,
                           k,
-                          metric_of(euclidean),
+                          metric_of(metric),
                           exclude_within,
                           at<>(distances),
                           at<int64_t>(indices),
@@ -65,22 +66,22 @@ void bind_knn_cuda(py::module_& m) {
         }));
       },
       NoGil(), py::kw_only(), py::arg("points"), py::arg("queries"), py::arg("rows"), py::arg("start"), py::arg("k"),
-      py::arg("euclidean"), py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("device"),
+      py::arg("metric"), py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("device"),
       py::arg("stream"));
   m.def(
       "knn_cuda_count",
       [](const KnnTree& points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t num_radii, int num_groups,
-         bool euclidean, bool inclusive, int64_t exclude_within, uintptr_t counts, int device, uintptr_t stream) {
-        const KnnCount p{
-            points.dtype,         points.points,     at<>(radii),    at<int32_t>(groups), at<int64_t>(rows),
-            points.batch,         points.num_points, num_radii,      num_groups,          points.dim,
-            metric_of(euclidean), inclusive,         exclude_within, at<int64_t>(counts), 0};
+         const std::string& metric, bool inclusive, int64_t exclude_within, uintptr_t counts, int device,
+         uintptr_t stream) {
+        const KnnCount p{points.dtype,      points.points,     at<>(radii),    at<int32_t>(groups), at<int64_t>(rows),
+                         points.batch,      points.num_points, num_radii,      num_groups,          points.dim,
+                         metric_of(metric), inclusive,         exclude_within, at<int64_t>(counts), 0};
         check_cuda(with_real(
             p.dtype, [&](auto zero) { return knn_cuda_count<decltype(zero)>(p, points, device, at<>(stream)); }));
       },
       NoGil(), py::kw_only(), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"),
-      py::arg("num_radii"), py::arg("num_groups"), py::arg("euclidean"), py::arg("inclusive"),
-      py::arg("exclude_within"), py::arg("counts"), py::arg("device"), py::arg("stream"));
+      py::arg("num_radii"), py::arg("num_groups"), py::arg("metric"), py::arg("inclusive"), py::arg("exclude_within"),
+      py::arg("counts"), py::arg("device"), py::arg("stream"));
   m.def(
       "knn_cuda_boundary",
       [](const KnnTree& points, uintptr_t radii, uintptr_t skip, int width, int64_t exclude_within, uintptr_t indices,

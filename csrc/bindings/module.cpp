@@ -1,4 +1,6 @@
 // The Python module.
+#include <pybind11/stl.h>
+
 #include "bindings/bindings.h"
 
 #if defined(__linux__)
@@ -43,6 +45,7 @@ void check_signals() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of echo_ext: kernels over raw memory.";
   m.def("isa", [] { return isa_name(current_isa()); });
+  m.def("supported_isas", supported_isas);
   set_interrupt_check(check_signals);
 #if defined(ECHO_EXT_WITH_CUDA)
   m.attr("cuda_version") = ECHO_EXT_CUDA_VERSION;

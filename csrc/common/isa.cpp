@@ -2,29 +2,29 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 namespace echo_ext {
 namespace {
 
-Isa best_isa() {
+std::vector<Isa> find_supported() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
-    return Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
-  return Isa::baseline;
+  std::vector<Isa> supported;
+#define ECHO_EXT_ADD(name, is_supported, unused) \
+  if (is_supported) supported.push_back(Isa::name);
+  ECHO_EXT_FOR_EACH_ISA(ECHO_EXT_ADD, )
+#undef ECHO_EXT_ADD
+  return supported;
 }
 
 Isa choose_isa() {
-  const Isa best = best_isa();
+  const std::vector<Isa> supported = find_supported();
   const char* wanted = std::getenv("ECHO_EXT_ISA");
-  if (wanted == nullptr) return best;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
-    if (isa <= best && std::strcmp(wanted, isa_name(isa)) == 0) return isa;
-  return best;
+  if (wanted != nullptr)
+    for (const Isa isa : supported)
+      if (std::strcmp(wanted, isa_name(isa)) == 0) return isa;
+  return supported.back();
 }
 
 }  // namespace
@@ -35,12 +35,16 @@ Isa current_isa() {
 }
 
 const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::baseline: return "baseline";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
-  }
-  return "unknown";
+#define ECHO_EXT_NAME(name, supported, unused) #name,
+  static const char* const names[] = {ECHO_EXT_FOR_EACH_ISA(ECHO_EXT_NAME, )};
+#undef ECHO_EXT_NAME
+  return names[static_cast<int>(isa)];
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Isa isa : find_supported()) names.push_back(isa_name(isa));
+  return names;
 }
 
 }  // namespace echo_ext

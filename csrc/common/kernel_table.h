@@ -5,29 +5,14 @@
 #include "common/isa.h"
 
 // Declares the tables that kernel files define, and a function of the same name that returns the table to use.
-#if defined(__x86_64__)
-#define ECHO_EXT_KERNEL_TABLE(Table, name)   \
-  namespace baseline {                       \
-  extern const Table name;                   \
-  }                                          \
-  namespace avx2 {                           \
-  extern const Table name;                   \
-  }                                          \
-  namespace avx512 {                         \
-  extern const Table name;                   \
-  }                                          \
-  inline const Table& name() {               \
-    switch (current_isa()) {                 \
-      case Isa::avx512: return avx512::name; \
-      case Isa::avx2: return avx2::name;     \
-      case Isa::baseline: break;             \
-    }                                        \
-    return baseline::name;                   \
+#define ECHO_EXT_KERNEL_TABLE(Table, name)                                                                \
+  ECHO_EXT_FOR_EACH_ISA(ECHO_EXT_DECLARE_TABLE, Table, name)                                              \
+  inline const Table& name() {                                                                            \
+    static const Table* const tables[] = {ECHO_EXT_FOR_EACH_ISA(ECHO_EXT_ADDRESS_OF_TABLE, Table, name)}; \
+    return *tables[static_cast<int>(current_isa())];                                                      \
   }
-#else
-#define ECHO_EXT_KERNEL_TABLE(Table, name) \
-  namespace baseline {                     \
-  extern const Table name;                 \
-  }                                        \
-  inline const Table& name() { return baseline::name; }
-#endif
+#define ECHO_EXT_DECLARE_TABLE(isa, supported, Table, name) \
+  namespace isa {                                           \
+  extern const Table name;                                  \
+  }
+#define ECHO_EXT_ADDRESS_OF_TABLE(isa, supported, Table, name) &isa::name,

@@ -40,8 +40,7 @@ void count_beyond(const SortedColumn<T>& column, const LineQueries<T>& queries, 
     I place = load_ints<T>(queries.place + v * kLanes<T>) + kDirection * steps;
     place = (kDirection > 0 ? place < end : place > end) ? place : end;
     const Vector<T> difference = gather<T>(column.values(), place) - load(queries.value + v * kLanes<T>);
-    const Vector<T> distance = M == Metric::chebyshev ? absolute(difference) : difference * difference;
-    return within<kInclusive, T>(distance, load(queries.radius + v * kLanes<T>));
+    return within<kInclusive, T>(distance_in_one_column<M, T>(difference), load(queries.radius + v * kLanes<T>));
   };
   LaneInt<T> stride = 16;
   for (I some = ~I{}; any<T>(some);) {
@@ -252,7 +251,7 @@ void subtract_excluded(const KnnCount& p, const T* points, const T* radii, int64
   constexpr int64_t kPairsPerTask = 1 << 16;
   const auto row = [&](int64_t i) { return p.rows == nullptr ? i : p.rows[i]; };
   const auto counted = [&](int64_t i, int64_t j) {
-    if constexpr (M == Metric::chebyshev) {
+    if constexpr (is_largest_of_columns(M)) {
       for (int c = 0; c < p.dim; ++c) {
         const T distance = extend_distance<M>(T(0), points[j * p.dim + c] - points[i * p.dim + c]);
         if (!within<kInclusive>(distance, radii[p.groups[c] * p.num_points + i])) return false;
@@ -295,10 +294,10 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
     const KdTree<T> tree(points, n, p.dim, num_threads);
     for_each_radius([&](const T* radii, int64_t* counts) {
       const CountJob<T> job{tree, p.groups, p.num_groups, radii, counts};
-      if (M == Metric::chebyshev && p.num_groups > 1)
-        count_in_tree<T, Metric::chebyshev, kInclusive, true>(job, num_threads);
-      else
-        count_in_tree<T, M, kInclusive, false>(job, num_threads);
+      if constexpr (is_largest_of_columns(M)) {
+        if (p.num_groups > 1) return count_in_tree<T, M, kInclusive, true>(job, num_threads);
+      }
+      count_in_tree<T, M, kInclusive, false>(job, num_threads);
     });
   }
 }
@@ -306,17 +305,12 @@ void count_item(const KnnCount& p, int64_t item, int num_threads) {
 template <typename T>
 void run_count(const KnnCount& p) {
   for_each_item(p.batch, p.num_threads, [&](int64_t item, int threads) {
-    if (p.metric == Metric::chebyshev) {
+    with_metric(p.metric, [&](auto metric) {
       if (p.inclusive)
-        count_item<T, Metric::chebyshev, true>(p, item, threads);
+        count_item<T, metric(), true>(p, item, threads);
       else
-        count_item<T, Metric::chebyshev, false>(p, item, threads);
-    } else {
-      if (p.inclusive)
-        count_item<T, Metric::euclidean, true>(p, item, threads);
-      else
-        count_item<T, Metric::euclidean, false>(p, item, threads);
-    }
+        count_item<T, metric(), false>(p, item, threads);
+    });
   });
 }
 

@@ -229,10 +229,9 @@ const char* knn_cuda_count(const KnnCount& p, const KnnTree& points, int device,
     ECHO_EXT_CUDA_CHECK(launch(line_kernel<T>, dim3(blocks), kThreads, 0, stream, p, view));
   } else if (p.num_groups > 1) {
     ECHO_EXT_CUDA_CHECK(launch_count_in_boxes<T>(p, view, stream));
-  } else if (p.metric == Metric::euclidean) {
-    ECHO_EXT_CUDA_CHECK((launch_count_in_balls<T, Metric::euclidean>(p, view, stream)));
   } else {
-    ECHO_EXT_CUDA_CHECK((launch_count_in_balls<T, Metric::chebyshev>(p, view, stream)));
+    ECHO_EXT_CUDA_CHECK(
+        with_metric(p.metric, [&](auto metric) { return launch_count_in_balls<T, metric()>(p, view, stream); }));
   }
   return nullptr;
 }

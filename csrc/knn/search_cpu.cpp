@@ -123,10 +123,7 @@ class GroupSearch {
     for (int c = 0; c < dim(); ++c) {
       const V q = query_.get(c);
       const V outside = maximum(maximum(low[c] - q, q - high[c]), V{});
-      if constexpr (M == Metric::chebyshev)
-        distance = maximum(distance, outside);
-      else
-        distance += outside * outside;
+      distance = extend_distance<M, T>(distance, outside);
     }
     return distance;
   }
@@ -248,24 +245,24 @@ void search_all(const SearchJob<T>& job, int num_threads) {
   });
 }
 
-template <typename T, int kDim>
-void search_chebyshev_distances(const SearchJob<T>& job, int num_threads) {
-  constexpr Metric kM = Metric::chebyshev;
-  if (job.k == 1) return search_all<T, kM, kDim, 1, false>(job, num_threads);
-  if (job.k <= 3) return search_all<T, kM, kDim, 3, false>(job, num_threads);
-  if (job.k <= 5) return search_all<T, kM, kDim, 5, false>(job, num_threads);
-  return search_all<T, kM, kDim, 0, false>(job, num_threads);
+template <typename T, Metric M, int kDim>
+void search_distances(const SearchJob<T>& job, int num_threads) {
+  if (job.k == 1) return search_all<T, M, kDim, 1, false>(job, num_threads);
+  if (job.k <= 3) return search_all<T, M, kDim, 3, false>(job, num_threads);
+  if (job.k <= 5) return search_all<T, M, kDim, 5, false>(job, num_threads);
+  return search_all<T, M, kDim, 0, false>(job, num_threads);
 }
 
+// What estimators mostly ask for has its own code: few distances in the metric of the KSG estimators, in few columns.
 template <typename T, Metric M>
 void search_any(const SearchJob<T>& job, int num_threads) {
   if (job.indices != nullptr) return search_all<T, M, 0, 0, true>(job, num_threads);
-  if constexpr (M == Metric::chebyshev) {
+  if constexpr (is_largest_of_columns(M)) {
     switch (job.points.dim()) {
-      case 1: return search_chebyshev_distances<T, 1>(job, num_threads);
-      case 2: return search_chebyshev_distances<T, 2>(job, num_threads);
-      case 3: return search_chebyshev_distances<T, 3>(job, num_threads);
-      default: return search_chebyshev_distances<T, 0>(job, num_threads);
+      case 1: return search_distances<T, M, 1>(job, num_threads);
+      case 2: return search_distances<T, M, 2>(job, num_threads);
+      case 3: return search_distances<T, M, 3>(job, num_threads);
+      default: return search_distances<T, M, 0>(job, num_threads);
     }
   } else {
     return search_all<T, M, 0, 0, false>(job, num_threads);
@@ -285,10 +282,7 @@ void search_one(const KnnSearch& p, int64_t item, int num_threads) {
                            p.exclude_within,
                            static_cast<T*>(p.distances) + offset,
                            p.indices == nullptr ? nullptr : p.indices + offset};
-    if (p.metric == Metric::chebyshev)
-      search_any<T, Metric::chebyshev>(job, num_threads);
-    else
-      search_any<T, Metric::euclidean>(job, num_threads);
+    with_metric(p.metric, [&](auto metric) { search_any<T, metric()>(job, num_threads); });
   };
   if (p.queries != nullptr) {
     const auto* queries = static_cast<const T*>(p.queries) + item * p.num_queries * p.dim;

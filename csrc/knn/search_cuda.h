@@ -143,7 +143,7 @@ struct SearchResults {
 constexpr int resident_searches(Metric metric, int columns, int slots, bool indices) {
   if (columns == 0 || slots > 4) return 1;
   if (columns <= 4) return indices ? 5 : 6;
-  return indices || metric == Metric::euclidean ? 4 : 5;
+  return indices || !is_largest_of_columns(metric) ? 4 : 5;
 }
 
 template <typename T, Metric M, int kColumns, int kSlots, bool kIndices, Side kSide>
@@ -212,12 +212,10 @@ const char* knn_cuda_search(const KnnSearch& p, const KnnTree& points, const Knn
   const SearchJob job{
       p.k, among_themselves ? p.exclude_within : -1, p.rows, among_themselves ? nullptr : start, nullptr, nullptr};
   const SearchResults out{p.distances, p.indices, p.k, kNoRow};
-  const bool indices = p.indices != nullptr;
-  const auto run =
-      p.metric == Metric::euclidean
-          ? (indices ? launch_nearest<T, Metric::euclidean, true> : launch_nearest<T, Metric::euclidean, false>)
-          : (indices ? launch_nearest<T, Metric::chebyshev, true> : launch_nearest<T, Metric::chebyshev, false>);
-  ECHO_EXT_CUDA_CHECK(run(job, points, queries, out, stream));
+  ECHO_EXT_CUDA_CHECK(with_metric(p.metric, [&](auto metric) {
+    return p.indices != nullptr ? launch_nearest<T, metric(), true>(job, points, queries, out, stream)
+                                : launch_nearest<T, metric(), false>(job, points, queries, out, stream);
+  }));
   return nullptr;
 }
 

@@ -43,18 +43,31 @@ inline bool any(Mask<T> mask) {
 using echo_ext::extend_distance;
 using echo_ext::within;
 
+template <typename T>
+struct VectorArithmetic {
+  static inline Vector<T> larger_magnitude(Vector<T> a, Vector<T> b) {
+#if defined(__AVX512DQ__)
+    constexpr int kLargerMagnitude = 0b1011;
+    if constexpr (sizeof(T) == 8)
+      return (Vector<T>)_mm512_maskz_range_pd(0xff, (__m512d)a, (__m512d)b, kLargerMagnitude);
+    else
+      return (Vector<T>)_mm512_maskz_range_ps(0xffff, (__m512)a, (__m512)b, kLargerMagnitude);
+#else
+    return maximum(a, absolute(b));
+#endif
+  }
+};
+
 template <Metric M, typename T>
 inline Vector<T> extend_distance(Vector<T> so_far, Vector<T> difference) {
-  if constexpr (M == Metric::euclidean) return so_far + difference * difference;
-#if defined(__AVX512DQ__)
-  constexpr int kLargerMagnitude = 0b1011;
-  if constexpr (sizeof(T) == 8)
-    return (Vector<T>)_mm512_maskz_range_pd(0xff, (__m512d)so_far, (__m512d)difference, kLargerMagnitude);
-  else
-    return (Vector<T>)_mm512_maskz_range_ps(0xffff, (__m512)so_far, (__m512)difference, kLargerMagnitude);
-#else
-  return maximum(so_far, absolute(difference));
-#endif
+  return metric_step<M, VectorArithmetic<T>>(so_far, difference);
+}
+
+// The distance of points that differ in one column only. Of a NaN it is NaN.
+template <Metric M, typename T>
+inline Vector<T> distance_in_one_column(Vector<T> difference) {
+  if constexpr (is_largest_of_columns(M)) return absolute(difference);
+  return extend_distance<M, T>(Vector<T>{}, difference);
 }
 
 template <bool kInclusive, typename T>

@@ -216,7 +216,7 @@ __device__ __forceinline__ unsigned find_near(int dim, const T* points, const Co
       load_vectorized(points + c * kWarp, point);
 #pragma unroll
       for (int e = 0; e < kCount; ++e) {
-        if constexpr (M == Metric::chebyshev)
+        if constexpr (is_largest_of_columns(M))
           near[e] &= within<kInclusive>(std::fabs(point[e] - query[c]), radii[c]);
         else
           distance[e] = extend_distance<M>(distance[e], point[e] - query[c]);
@@ -224,7 +224,7 @@ __device__ __forceinline__ unsigned find_near(int dim, const T* points, const Co
     }
 #pragma unroll
     for (int e = 0; e < kCount; ++e) {
-      if constexpr (M == Metric::euclidean) near[e] = within<kInclusive>(distance[e], radii[0]);
+      if constexpr (!is_largest_of_columns(M)) near[e] = within<kInclusive>(distance[e], radii[0]);
       if (!near[e]) left &= ~(1u << e);
     }
   }

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from echo_ext._types import Metric
 from echo_ext.estimators._backend_cpu import Cpu
 from echo_ext.estimators._backend_cuda import Cuda
 
@@ -34,7 +35,7 @@ class Backend(Protocol):
         k: int,
         *,
         queries: Tensor | None,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         distances: Tensor,
@@ -51,7 +52,7 @@ class Backend(Protocol):
         num_groups: int,
         num_radii: int,
         inclusive: bool,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         counts: Tensor,

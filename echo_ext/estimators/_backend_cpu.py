@@ -15,6 +15,7 @@ from torch import Tensor
 
 from echo_ext import _C
 from echo_ext._native import address, dtype_code
+from echo_ext._types import Metric
 
 
 class Cpu:
@@ -36,7 +37,7 @@ class Cpu:
         k: int,
         *,
         queries: Tensor | None,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         distances: Tensor,
@@ -53,7 +54,7 @@ class Cpu:
             num_queries=distances.shape[-2],
             dim=dim,
             k=k,
-            euclidean=euclidean,
+            metric=metric,
             exclude_within=exclude_within,
             distances=distances.data_ptr(),
             indices=address(indices),
@@ -69,7 +70,7 @@ class Cpu:
         num_groups: int,
         num_radii: int,
         inclusive: bool,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         counts: Tensor,
@@ -86,7 +87,7 @@ class Cpu:
             num_radii=num_radii,
             num_groups=num_groups,
             dim=dim,
-            euclidean=euclidean,
+            metric=metric,
             inclusive=inclusive,
             exclude_within=exclude_within,
             counts=counts.data_ptr(),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from echo_ext import _C
 from echo_ext._native import address, device_and_stream, dtype_code, workspace
+from echo_ext._types import Metric
 
 SAMPLE = 1024  # values of each column that divide it into parts of equal size, for the space-filling curve
 TILE = 32  # points of a tree's leaf, as in csrc
@@ -44,7 +45,7 @@ class Cuda:
         k: int,
         *,
         queries: Tensor | None,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         distances: Tensor,
@@ -62,7 +63,7 @@ class Cuda:
             rows=address(rows),
             start=address(start),
             k=k,
-            euclidean=euclidean,
+            metric=metric,
             exclude_within=exclude_within,
             distances=distances.data_ptr(),
             indices=address(indices),
@@ -78,7 +79,7 @@ class Cuda:
         num_groups: int,
         num_radii: int,
         inclusive: bool,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
         counts: Tensor,
@@ -90,7 +91,7 @@ class Cuda:
             rows=address(rows),
             num_radii=num_radii,
             num_groups=num_groups,
-            euclidean=euclidean,
+            metric=metric,
             inclusive=inclusive,
             exclude_within=exclude_within,
             counts=counts.data_ptr(),

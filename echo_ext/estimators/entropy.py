@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import get_args, overload
+from typing import overload
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext import _checks
 from echo_ext._types import Array, Estimate, Metric, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import constants
+from echo_ext.estimators._metric import rules_of
 from echo_ext.estimators.neighbors import PointSet, count_neighbors
 from echo_ext.estimators.samples import read_options, read_samples, reduce_local_values
 
-__all__ = ["METRICS", "entropy", "log_unit_ball"]
-
-METRICS: tuple[Metric, ...] = get_args(Metric)
+__all__ = ["entropy"]
 
 
 @overload
@@ -86,41 +83,27 @@ def entropy(
     """
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    _checks.choice("metric", metric, METRICS)
-    euclidean = metric == "euclidean"
+    rules = rules_of(metric)
     (inputs,) = samples.variables
     points = PointSet(inputs)
     window = options.exclude_within
     if gradients.is_recording(inputs):
-        distances, neighbors = points.search(options.max_k, euclidean=euclidean, exclude_within=window)
+        distances, neighbors = points.search(options.max_k, metric=metric, exclude_within=window)
     else:
         neighbors = None
-        distances = points.search_distances(options.max_k, euclidean=euclidean, exclude_within=window)
+        distances = points.search_distances(options.max_k, metric=metric, exclude_within=window)
     order = constants(options.ks, torch.int64, inputs.device) - 1
-    eps = distances.double().movedim(-1, 0)[order]
-    if euclidean:
-        eps = eps.sqrt()
+    eps = rules.distances(distances.double().movedim(-1, 0)[order])
     psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
     psi_n = torch.digamma(count_neighbors(options.total, window, inputs.device) + 1)
-    volume = log_unit_ball(points.dim) - points.dim * math.log(2.0) if euclidean else 0.0
-    values = psi_n - psi_k + volume + points.dim * torch.log(2 * eps)
+    values = psi_n - psi_k + rules.log_volume(points.dim) + points.dim * torch.log(2 * eps)
     if neighbors is not None:
         nearest = neighbors.movedim(-1, 0)[order]
 
         def backward(grad: Tensor) -> tuple[Tensor]:
-            each_k = zip(nearest, grad * points.dim / eps, strict=True)
-            return (torch.stack([_pull_back(inputs, *one_k, euclidean=euclidean) for one_k in each_k]).sum(0),)
+            slopes = (grad * points.dim / eps).unsqueeze(-1).to(inputs.dtype)
+            each_k = zip(nearest.unsqueeze(-1), slopes, strict=True)
+            return (torch.stack([rules.pull_back(inputs, *one_k) for one_k in each_k]).sum(0),)
 
         values = gradients.with_gradient(values, backward, inputs)
     return reduce_local_values(values, samples, options)
-
-
-def log_unit_ball(dim: int) -> float:
-    """Return the log of the volume of the Euclidean ball of radius 1."""
-    return 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
-
-
-def _pull_back(points: Tensor, nearest: Tensor, weights: Tensor, *, euclidean: bool) -> Tensor:
-    """Return the gradient of the weighted distances to one neighbor of each point; nearest, weights: (*batch, N)."""
-    weights = weights.unsqueeze(-1).to(points.dtype)
-    return gradients.pull_back_distances(points, nearest.unsqueeze(-1), weights, euclidean=euclidean)

@@ -47,36 +47,3 @@ class _WithGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *ctx.backward_of_values(grad)
-
-
-def pull_back_distances(points: Tensor, neighbors: Tensor, weights: Tensor, *, euclidean: bool = False) -> Tensor:
-    """Return the gradient at ``points`` of the weighted sum of the distances from each point to some neighbors.
-
-    A Chebyshev distance changes with its largest coordinate alone. A distance of 0 has no derivative and contributes
-    nothing.
-
-    Args:
-        points: (*batch, N, d).
-        neighbors: Their indices, int64 (*batch, N, J).
-        weights: (*batch, N, J).
-    """
-    n, dim = points.shape[-2:]
-    flat = points.detach().reshape(-1, n, dim).contiguous()
-    index = neighbors.reshape(flat.shape[0], n, neighbors.shape[-1])
-    item = torch.arange(flat.shape[0], device=flat.device).view(-1, 1, 1)
-    difference = flat[item, index] - flat.unsqueeze(2)
-    gradient = torch.zeros_like(flat)
-    if euclidean:
-        length = difference.norm(dim=-1, keepdim=True)
-        slope = torch.where(length > 0, difference / length, 0.0)
-        pull = weights.reshape(*index.shape, 1) * slope
-        gradient -= pull.sum(2)
-        into = (item * n + index).reshape(-1)
-        gradient.view(-1, dim).index_add_(0, into, pull.reshape(-1, dim))
-    else:
-        largest = difference.abs().argmax(-1, keepdim=True)
-        pull = weights.reshape(*index.shape, 1) * difference.gather(-1, largest).sign()
-        gradient.scatter_add_(2, largest.squeeze(-1), -pull.squeeze(-1))
-        into = ((item * n + index).unsqueeze(-1) * dim + largest).reshape(-1)
-        gradient.view(-1).index_add_(0, into, pull.reshape(-1))
-    return gradient.reshape(points.shape)

@@ -10,7 +10,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Array, Indices, Metric, TensorOrArray
 from echo_ext.estimators import gradients
-from echo_ext.estimators.entropy import METRICS
+from echo_ext.estimators._metric import rules_of
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import Samples, broadcast_batches, check_same_kind, read_options, read_samples
 
@@ -69,7 +69,7 @@ def knn(
         >>> distances, indices
         (array([[0.5, 1.5]]), array([[2, 1]]))
     """
-    _checks.choice("metric", metric, METRICS)
+    rules = rules_of(metric)
     samples = read_samples(points=points)
     (base,) = samples.variables
     k = _checks.whole("k", k, minimum=1)
@@ -82,10 +82,8 @@ def knn(
             raise ValueError(f"exclude_within must be 0 where there are queries, got {exclude_within}")
         if k > samples.count:
             raise ValueError(f"k must be at most the number of points, {samples.count}, got {k}")
-    euclidean = metric == "euclidean"
-    distances, indices = PointSet(base).search(k, queries=asked, euclidean=euclidean, exclude_within=exclude_within)
-    if euclidean:
-        distances = distances.sqrt()
+    found, indices = PointSet(base).search(k, queries=asked, metric=metric, exclude_within=exclude_within)
+    distances = rules.distances(found)
     if samples.are_arrays:
         return distances.numpy(), indices.numpy()
     return gradients.without_gradient(distances, "knn", base, *([] if asked is None else [asked])), indices

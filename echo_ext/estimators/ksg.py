@@ -13,6 +13,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Array, Estimate, KsgMethod, Method, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients, local_values
+from echo_ext.estimators._metric import CHEBYSHEV
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import Options, read_options, read_samples, reduce_local_values
 
@@ -323,12 +324,12 @@ def _flux(
     """
     density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
     own = -joint.shape[-1] * density.unsqueeze(-1)
-    pull = gradients.pull_back_distances(joint, nearest.unsqueeze(-1), own)
+    pull = CHEBYSHEV.pull_back(joint, nearest.unsqueeze(-1), own)
     parts = list(torch.split(pull, [margin.dim for margin in margins], -1))
     for i, margin in enumerate(margins):
         near = margin.boundary(radii, nearest, width=width, exclude_within=options.exclude_within)
         found = near >= 0
         share = margin.dim * density / found.sum(-1).clamp(min=1)
         weights = share.unsqueeze(-1) * found
-        parts[i] = parts[i] + gradients.pull_back_distances(margin.points, near.clamp(min=0), weights)
+        parts[i] = parts[i] + CHEBYSHEV.pull_back(margin.points, near.clamp(min=0), weights)
     return parts

@@ -12,9 +12,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from echo_ext._types import KsgMethod, Method
+from echo_ext._types import KsgMethod, Method, Metric
 from echo_ext.estimators._backend import backend_of, constants, digamma
-from echo_ext.estimators.entropy import log_unit_ball
+from echo_ext.estimators._metric import log_unit_ball
 from echo_ext.estimators.neighbors import PointSet, count_neighbors
 from echo_ext.estimators.samples import Options, broadcast
 
@@ -52,12 +52,12 @@ def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
 
 def bi_ksg(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of Gao, Oh and Viswanath 2018."""
-    squares = _kth_distances(join(variables), options, euclidean=True)
+    squares = _kth_distances(join(variables), options, metric="euclidean")
     dims = [variable.dim for variable in variables]
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
     values = _psi_k(options, squares) + _num_samples(options, squares).log() + volumes
     for variable in variables:
-        values = values - _count(variable, squares, options, inclusive=True, euclidean=True).double().log()
+        values = values - _count(variable, squares, options, inclusive=True, metric="euclidean").double().log()
     return values
 
 
@@ -116,10 +116,10 @@ def join(variables: Sequence[PointSet]) -> PointSet:
     return PointSet(variables[0].backend.concatenate([variable.expand(batch) for variable in variables]))
 
 
-def _kth_distances(points: PointSet, options: Options, *, euclidean: bool = False) -> Tensor:
+def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "chebyshev") -> Tensor:
     """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
     distances = points.search_distances(
-        options.max_k, euclidean=euclidean, exclude_within=options.exclude_within, part=options.part
+        options.max_k, metric=metric, exclude_within=options.exclude_within, part=options.part
     )
     return points.backend.select_kth(distances, options.ks)
 
@@ -146,13 +146,13 @@ def _count(
     *,
     groups: Sequence[int] | None = None,
     inclusive: bool = False,
-    euclidean: bool = False,
+    metric: Metric = "chebyshev",
 ) -> Tensor:
     return points.count(
         radii,
         groups=groups,
         inclusive=inclusive,
-        euclidean=euclidean,
+        metric=metric,
         exclude_within=options.exclude_within,
         part=options.part,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echo_ext._types import Metric
 from echo_ext.estimators._backend import backend_of, constants
 
 # All points, where a part of them could be asked for.
@@ -19,7 +20,7 @@ ALL = slice(None)
 class PointSet:
     """Points (*batch, N, d) that several searches and counts may share; on CUDA they share a tree as well.
 
-    Distances are those of the Chebyshev metric, or squared Euclidean ones. ``exclude_within`` is the Theiler window:
+    Distances are those of the kernels: squared where the metric is Euclidean. ``exclude_within`` is the Theiler window:
     points at most so many rows away are not neighbors. ``rows``, int64 (N,) and ascending, are the row numbers that it
     refers to; by default the points are consecutive rows. ``part`` limits the results to some of the points; all
     points remain their possible neighbors.
@@ -64,7 +65,7 @@ class PointSet:
         k: int,
         *,
         queries: Tensor | None = None,
-        euclidean: bool = False,
+        metric: Metric = "chebyshev",
         exclude_within: int = 0,
         rows: Tensor | None = None,
         part: slice = ALL,
@@ -76,26 +77,26 @@ class PointSet:
             with the lower index comes first.
         """
         if part != ALL:
-            return self._search_part(k, euclidean=euclidean, exclude_within=exclude_within, part=part)
+            return self._search_part(k, metric=metric, exclude_within=exclude_within, part=part)
         distances = self._empty_lists(k, queries)
         indices = torch.empty_like(distances, dtype=torch.int64)
-        self._fill(distances, indices, queries, euclidean, exclude_within, rows)
+        self._fill(distances, indices, queries, metric, exclude_within, rows)
         return distances, indices
 
     def search_distances(
         self,
         k: int,
         *,
-        euclidean: bool = False,
+        metric: Metric = "chebyshev",
         exclude_within: int = 0,
         rows: Tensor | None = None,
         part: slice = ALL,
     ) -> Tensor:
         """Find the distances from each point to the k nearest others: (*batch, N, k), ascending."""
         if part != ALL:
-            return self._search_part(k, euclidean=euclidean, exclude_within=exclude_within, part=part)[0]
+            return self._search_part(k, metric=metric, exclude_within=exclude_within, part=part)[0]
         distances = self._empty_lists(k, None)
-        self._fill(distances, None, None, euclidean, exclude_within, rows)
+        self._fill(distances, None, None, metric, exclude_within, rows)
         return distances
 
     def _empty_lists(self, k: int, queries: Tensor | None) -> Tensor:
@@ -107,7 +108,7 @@ class PointSet:
         distances: Tensor,
         indices: Tensor | None,
         queries: Tensor | None,
-        euclidean: bool,
+        metric: Metric,
         exclude_within: int,
         rows: Tensor | None,
     ) -> None:
@@ -117,18 +118,18 @@ class PointSet:
             self.prepared,
             distances.shape[-1],
             queries=None if queries is None else self.backend.contiguous(queries),
-            euclidean=euclidean,
+            metric=metric,
             exclude_within=exclude_within,
             rows=rows,
             distances=distances,
             indices=indices,
         )
 
-    def _search_part(self, k: int, *, euclidean: bool, exclude_within: int, part: slice) -> tuple[Tensor, Tensor]:
+    def _search_part(self, k: int, *, metric: Metric, exclude_within: int, part: slice) -> tuple[Tensor, Tensor]:
         """Search with some of the points as queries: they find the excluded points too, which are then removed."""
         num_excluded = min(2 * exclude_within + 1, self.num_points - k)
         queries = self.points[..., part, :]
-        found, indices = self.search(k + num_excluded, queries=queries, euclidean=euclidean)
+        found, indices = self.search(k + num_excluded, queries=queries, metric=metric)
         own = torch.arange(self.num_points, device=self.points.device)[part].unsqueeze(-1)
         is_excluded = (indices - own).abs() <= exclude_within
         # A stable sort moves the excluded behind the others, which keep their order.
@@ -141,7 +142,7 @@ class PointSet:
         *,
         groups: Sequence[int] | None = None,
         inclusive: bool = False,
-        euclidean: bool = False,
+        metric: Metric = "chebyshev",
         exclude_within: int = 0,
         rows: Tensor | None = None,
         part: slice = ALL,
@@ -167,7 +168,7 @@ class PointSet:
             num_groups=max(groups) + 1,
             num_radii=math.prod(ordered.shape[:-2]) // max(num_own, 1),
             inclusive=inclusive,
-            euclidean=euclidean,
+            metric=metric,
             exclude_within=exclude_within,
             rows=rows,
             counts=counts,

@@ -140,9 +140,7 @@ class Run:
 
 def instruction_sets():
     """Return the instruction sets of this machine, or only the one selected by ECHO_EXT_ISA."""
-    known = ["baseline", "avx2", "avx512"]
-    best = _C.isa()
-    return [best] if "ECHO_EXT_ISA" in os.environ else known[: known.index(best) + 1]
+    return [_C.isa()] if "ECHO_EXT_ISA" in os.environ else _C.supported_isas()
 
 
 def tests_of(file):
