@@ -34,7 +34,7 @@ ECHO_EXT_HD Number metric_step(Number so_far, Number difference) {
 
 // Whether the distance is the largest of the distances in single coordinates. Only then can a ball have a different
 // radius in each column.
-constexpr bool is_largest_of_columns(Metric metric) { return metric == Metric::chebyshev; }
+ECHO_EXT_HD constexpr bool is_largest_of_columns(Metric metric) { return metric == Metric::chebyshev; }
 
 struct ScalarArithmetic {
   // The first number must not be negative.

@@ -164,7 +164,7 @@ class _DispatchedEcho(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         s, bank_f, bank_s, seed = ctx.saved_tensors
-        return (*_dispatch_backward(grad, s, bank_f, bank_s, seed, ctx.settings), *[None] * 5)
+        return (*_dispatch_backward(grad, s, bank_f, bank_s, seed, ctx.settings), *[None] * (1 + len(ctx.settings)))
 
 
 class _TransformedEcho(_DispatchedEcho):
