@@ -1,4 +1,4 @@
-"""How the nearest-neighbour kernels are laid over an H200, with the registers that ptxas gives them. Nothing runs."""
+"""How the nearest-neighbor kernels are launched on an H200, with the registers that ptxas gives them. Nothing runs."""
 
 import pytest
 import torch

@@ -21,7 +21,7 @@ from echo_ext.models.densities import kl_to_standard_normal, log_normal
 
 
 class LinearGaussian(Model):
-    """x = W z + 0.5 noise with orthogonal columns in W, so that the true posterior is factorised.
+    """x = W z + 0.5 noise with orthogonal columns in W, so that the true posterior is factorized.
 
     q(z|x) has the true posterior's mean and ``widening`` times its variance; 1 makes it exact.
     """
