@@ -33,6 +33,15 @@ def test_submodules_need_no_second_import(name):
     assert run(f"import echo_ext; print(echo_ext.{name}.__name__)") == f"echo_ext.{name}\n"
 
 
+def test_submodules_are_attributes(monkeypatch):
+    import echo_ext.models
+
+    models = echo_ext.models
+    monkeypatch.delattr(echo_ext, "models")
+    assert echo_ext.models is models
+    assert {"models", "echo_sample"} <= set(dir(echo_ext))
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'echo_ext' has no attribute 'modles'"):
         echo_ext.modles  # noqa: B018

@@ -36,6 +36,13 @@ def files(folder):
 # ---- Registry --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flag", ["--seeds", "--epochs", "--limit"])
+def test_counts_below_one_are_refused(flag, capsys):
+    name = next(iter(reproduce.experiments()))
+    assert cli.main(["reproduce", name, flag, "0"]) == 2
+    assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_every_experiment_has_a_summary_and_a_source():
     for name, summary in reproduce.experiments().items():
         experiment = reproduce.find(name)

@@ -339,7 +339,7 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_epoch(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_run_that_cannot_begin_leaves_no_files(tmp_path):
-    with pytest.raises(ValueError, match="num_terms=99 needs 100"):
+    with pytest.raises(ValueError, match="f_raw must have at least 100 rows for num_terms=99"):
         training.train(Configuration.of("echo", "digits", limit=50), tmp_path / "echo")
     with pytest.raises(FloatingPointError, match=r"in step 1 \(epoch 1\).*; no epoch was finished"):
         training.train(Configuration.of("breaks-down", "digits", model={"at": 1}), tmp_path / "broken")
