@@ -42,9 +42,9 @@ def echo_sample(
     have the same distribution, and the information that z carries about the input is exactly ``-log|s|``, see
     :func:`echo_rate` (Brekelmans et al. 2019, eqs. 5 and 7). Gradients flow through the noise.
 
-    NaN, infinity and products that overflow reach what the formula says with "permutation" and "replacement". With
-    "ring" they may reach any row of their column, or none where a weight is 0 or rounds to 0. Other columns are never
-    affected.
+    With "permutation" and "replacement", NaN, infinity and products that overflow propagate exactly as in the formula.
+    With "ring" they may reach any row of their column, or none where a weight is 0 or rounds to 0. Other columns are
+    never affected.
 
     Args:
         f, s: Tensors of one shape (B, *), dtype and device; dimension 0 is the sample. The dtype is float64, float32,
