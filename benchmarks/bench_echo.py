@@ -1,10 +1,10 @@
-"""Time and memory of Echo noise next to the pure-PyTorch reference, in turn in one run.
+"""Time and memory of Echo noise, compared with the pure-PyTorch reference in one run.
 
     python benchmarks/bench_echo.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Takes a quarter of an hour on a CPU, --quick half a minute. On CUDA the calls are recorded as graphs, so that times are
-those of the device alone, except for the compiled reference. Memory is what one call needs beyond its input, its
-results included. Writes echo_cpu.json, .md and .png (echo_cuda.*).
+A full run takes a quarter of an hour on a CPU; --quick takes half a minute. On CUDA the calls are recorded as graphs,
+so that the times are those of the device alone, except for the compiled reference. Memory is what a call needs in
+addition to its input; this includes its results. Writes echo_cpu.json, .md and .png (echo_cuda.* on CUDA).
 """
 
 import functools
@@ -18,7 +18,7 @@ import echo_ext
 from echo_ext import reference
 
 SHAPES = [(100, 32), (256, 64), (512, 128), (1024, 128), (4096, 256)]
-LARGEST_REFERENCE = 1024  # beyond, the reference's terms alone take 16 GiB and more
+LARGEST_REFERENCE = 1024  # with more rows the reference's terms alone take at least 16 GiB
 RING_WIDTH = 64
 RING_SHAPES = [*SHAPES[:4], *((rows, RING_WIDTH) for rows in (2**10, 2**14, 2**17, 2**20))]
 SCALES = {

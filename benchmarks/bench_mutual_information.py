@@ -1,11 +1,11 @@
-"""Time, growth and memory of mutual information next to its peers, in turn in one run, and its speed-up over threads.
+"""Time, growth and memory of mutual information, compared with its peers in one run, and its speed-up over threads.
 
     python benchmarks/bench_mutual_information.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Takes some minutes, --quick some seconds. Peers are measured where they are installed (scikit-learn, SciPy, npeet-plus,
-ennemi, infomeasure), all of them on one CPU thread. With ``--device cuda`` ours is measured there, from tensors on the
-device to the number on the host, and its values are compared with the CPU's. Writes mutual_information.json and .png
-(mutual_information_cuda.*).
+A full run takes some minutes; --quick takes some seconds. Peers are measured if they are installed (scikit-learn,
+SciPy, npeet-plus, ennemi, infomeasure), all of them on one CPU thread. With ``--device cuda`` echo_ext is measured on
+the GPU, from tensors on the device to the number on the host, and its values are compared with those of the CPU.
+Writes mutual_information.json and .png (mutual_information_cuda.* on CUDA).
 """
 
 import importlib.util

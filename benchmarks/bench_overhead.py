@@ -1,12 +1,13 @@
-"""What a call costs above its kernel, and a training step of the Echo autoencoder relative to the Gaussian one's.
+"""The overhead of a call above its kernel, and of an Echo training step above that of a Gaussian autoencoder.
 
     python benchmarks/bench_overhead.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Takes a minute, --quick some seconds. Calls are timed on the CPU, on one thread and on rows so few that the kernel takes
-next to nothing: the public function, a bare autograd.Function over the same native call, and the native call alone, all
-in turn; medians. Bounds: the function at most 8 us above its kernel, and with its backward pass at most 2.5 times the
-bare autograd.Function. The training step is that of the paper's convolutional pair (100 images, 32 latents) on the
-device, where the bound is 5 %; the ratio is the median over rounds. Writes overhead.json and .md (overhead_cuda.*).
+A full run takes a minute; --quick takes some seconds. Three calls take turns on the CPU, on one thread and on so few
+rows that the kernel's own time hardly counts: the public function, a bare autograd.Function around the same native
+call, and the native call alone. Reported are medians. The bounds are 8 us above the kernel for the function, and 2.5
+times the bare autograd.Function for the function with its backward pass. The training step is that of the paper's
+convolutional networks (100 images, 32 latents) on the device; its bound is 5 %, and its ratio is the median over
+rounds. Writes overhead.json and .md (overhead_cuda.* on CUDA).
 """
 
 import torch
@@ -22,7 +23,7 @@ MAXIMUM_MICROSECONDS, MAXIMUM_RATIO, MAXIMUM_STEP_RATIO = 8.0, 2.5, 1.05
 
 
 def native_calls():
-    """The native forward and backward on memory that is already there: what is left when Python does nothing else."""
+    """The native forward and backward calls on existing memory, without any other work in Python."""
     problem = _C.EchoProblem(ROWS, ROWS, WIDTH, ROWS - 1, True, 0, 1)
     f, s, grad, out = (torch.rand(ROWS, WIDTH) for _ in range(4))
     grad_f, grad_s, seed = torch.empty_like(f), torch.empty_like(s), torch.tensor(1)
@@ -41,7 +42,7 @@ def native_calls():
 
 
 class Bare(torch.autograd.Function):
-    """The minimum that an autograd.Function over the same native calls can be: no check, no choice, a given seed."""
+    """A minimal autograd.Function around the same native calls: no checks, no dispatch, a given seed."""
 
     problem = _C.EchoProblem(ROWS, ROWS, WIDTH, ROWS - 1, True, 0, 1)
 
@@ -88,7 +89,7 @@ def make_calls():
 
 
 def training_step(recipe, device, images):
-    """A step of the recipe's own model, as a call that ends when the device has."""
+    """A training step of the recipe's model, as a call that waits for the device."""
     torch.manual_seed(0)
     configuration = Configuration.of(recipe, "mnist")
     model = configuration.build((1, 28, 28)).to(device)

@@ -1,11 +1,11 @@
-"""What a lower rate floor costs: the time of a channel's training step against the minimum rate that it can have.
+"""The cost of a lower rate floor: the time of a channel's training step against its minimum rate.
 
     python benchmarks/bench_rate_floor.py [--dim 32] [--quick] [--out DIR] [--report]
 
-Takes a minute, --quick some seconds. A channel with D terms has rates above -log max_scale(D) nats per dimension.
-There are three ways to so many terms: batches of D + 1 rows on one ring, the same by permutation, and batches of 100
-filled up from the bank (ring). Scales are at their maximum, where no row stops early; one thread, minimum times. Writes
-rate_floor.json and .png.
+A full run takes a minute; --quick takes some seconds. The rates of a channel with D terms are at least -log
+max_scale(D) nats per dimension. There are three ways to get D terms: batches of D + 1 rows with sampling="ring", the
+same with "permutation", and batches of 100 rows that are completed from the bank ("ring"). Scales are at their
+maximum, so that no row can stop early. Reported are minimum times on one thread. Writes rate_floor.json and .png.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""One epoch of every recipe on Fashion-MNIST, with every warning an error: seconds, and the measures of the run.
+"""One epoch of every recipe on Fashion-MNIST, with every warning as an error: its time, and the metrics of the run.
 
     python benchmarks/bench_recipes.py docs/results/recipes --data-dir DIR [--quick]
 
-Takes hours on a CPU, --quick half a minute for each recipe. Continues where it stopped. `--limit NAME=ROWS`, repeated,
-takes fewer training rows for recipes whose name begins with NAME.
+A full run takes hours on a CPU; --quick takes half a minute for each recipe. An interrupted run continues where it
+stopped. `--limit NAME=ROWS`, which may be repeated, limits the training rows of recipes whose name begins with NAME.
 """
 
 import argparse

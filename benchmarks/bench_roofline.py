@@ -1,20 +1,24 @@
-"""The share of this machine's ceilings that each kernel reaches.
+"""The share of this machine's limits that each kernel reaches.
 
     python benchmarks/bench_roofline.py [--device cuda] [--quick] [--out DIR] [--report]
 
-Takes a minute, --quick some seconds. In the same run: the copy ceiling (a large tensor copied; bytes read and written)
-and the operation ceiling (a large matrix product, two operations for each multiply-add). For each kernel the model
-below says what it must at least move and compute. The minimum time is the larger of the two parts at the ceilings, and
-the share is that minimum time over the measured median. Small inputs stay in cache, which is faster than memory. What a
-search or a count must compute depends on the points: its model is the work among all pairs, of which trees and sorted
-columns do a part only, so that its figure is no share but a speed relative to that of all pairs at the ceilings, "2x
-all pairs". Writes roofline.json and .md (roofline_cuda.*).
+A full run takes a minute; --quick takes some seconds. Both limits are measured in the same run: the copy limit
+(copying a large tensor; bytes read and written) and the arithmetic limit (a large matrix product, with two operations
+for each multiply-add). The model below states the minimum number of bytes that each kernel moves and of operations
+that it performs. The minimum time is the larger of the times that these take at the limits, and the share is the
+minimum time divided by the measured median. Small inputs stay in the cache, which is faster than memory.
 
-Bytes: what must come from and go to memory once, inputs and results. Operations: echo by permutation, B * D * d terms
-of one multiply-add forward (eps = f + s * eps) and three backward (the scan again, and the adjoints of f and s); where
-s = 0.97 no row stops early. The ring has a term for each row instead of D: it multiplies and adds twice forward (noise,
-z), four times backward (the noise again, df, ds, what it hands on). Matrix ring: d * d multiply-adds a row forward,
-twice as many backward. Neighbors among all pairs: N * N * d subtractions and comparisons, counted as two operations.
+The work of a search or a count depends on the points. Its model is the work of a search among all pairs, of which
+trees and sorted columns do only a part. Its figure is therefore not a share but a speed, relative to a search among
+all pairs at the limits: "2x all pairs". Writes roofline.json and .md (roofline_cuda.* on CUDA).
+
+Bytes: inputs and results, each moved once between the processor and memory. Operations: echo by permutation has B * D
+* d terms, of one multiply-add each in the forward pass (eps = f + s * eps) and three in the backward pass (the noise
+again, and the adjoints of f and s); with s = 0.97 no row stops early. The ring has one term for each row instead of
+D, with two multiply-adds in the forward pass (the noise and z) and four in the backward pass (the noise again, the
+gradients of f and s, and what is passed to the next row). The matrix ring has d * d multiply-adds for each row in the
+forward pass and twice as many in the backward pass. Neighbors among all pairs have N * N * d subtractions and
+comparisons, which count as two operations.
 """
 
 from collections.abc import Callable
@@ -32,7 +36,7 @@ SCALE = 0.97
 
 @dataclass(frozen=True)
 class Kernel:
-    """A call and what it must at least do."""
+    """A call and the minimum of what it moves and computes."""
 
     name: str
     size: str
@@ -43,8 +47,8 @@ class Kernel:
     all_pairs: bool = False  # operations are those of a search among all pairs, and no lower bound
 
 
-def measure_ceilings(device, seconds, quick):
-    """Bytes a second of a copy, and operations a second by dtype."""
+def measure_limits(device, seconds, quick):
+    """The limits: bytes per second of a copy, and operations per second of a matrix product for each dtype."""
     source = torch.ones(2**20 if quick else 2**26, device=device)  # 256 MiB: far beyond the caches
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.element_size()
@@ -129,7 +133,7 @@ def neighbor_kernels(device, quick):
 def measure(options):
     device, seconds, quick = options.device, options.seconds, options.quick
     torch.manual_seed(0)
-    bandwidth, rates = measure_ceilings(device, seconds, quick)
+    bandwidth, rates = measure_limits(device, seconds, quick)
     kernels = []
     for family in (echo_kernels, matrix_kernels, neighbor_kernels):
         for kernel in family(device, quick):
@@ -157,7 +161,7 @@ def table(result):
     head = ["kernel", "size", "dtype", "minimum MB", "minimum Mop", "moving, ms", "computing, ms", "measured, ms"]
     lines = [
         f"{machine(result)}, {result['threads']} CPU threads. "
-        f"Ceilings measured in this run: copy {bandwidth / 1e9:.4g} GB/s; GFLOP/s of a matrix product: {products}.",
+        f"Limits measured in this run: copy {bandwidth / 1e9:.4g} GB/s; GFLOP/s of a matrix product: {products}.",
         "",
         *markdown_table([*head, "share"], rows),
     ]

@@ -1,15 +1,16 @@
-"""How time and memory grow with rows, terms, width, samples, threads and ranks, and what 1,000 ranks would cost.
+"""How time and memory grow with rows, terms, width, samples, threads and ranks, and an estimate for 1,000 ranks.
 
     python benchmarks/bench_scaling.py [--only threads] [--quick] [--out DIR] [--report]
 
-Takes some minutes, --quick half a minute. One axis varies at a time, the others are held; medians. Each case of an axis
-runs in a process of its own, on one thread, with the result's memory reused, as a training loop's allocator does on a
-GPU and as malloc does below its mapping threshold: glibc is set to keep freed memory, or page faults would be most
-of a large step. The ring is fitted by a power of B over three decades, once with torch's default settings and once with
-torch's own setting for huge pages, THP_MEM_ALLOC_ENABLE=1. Ranks are processes on this machine over gloo, one thread
-each. Strong scaling is the same step on 1, 2, 4, ... threads, as many as there are processors, in turn;
-`--only threads` measures nothing else, prints its table, and writes nothing. Writes scaling.json, .md and .png. The
-model of 1,000 ranks is an estimate from the constants in the table; docs/scaling.md derives it.
+A full run takes some minutes; --quick takes half a minute. One quantity varies at a time. Reported are medians. Each
+case runs in a process of its own, on one thread. The memory of results is reused, as the allocator does in a training
+loop on a GPU, and as malloc does below its mapping threshold; glibc is told to keep freed memory, because page faults
+would otherwise dominate large steps. A power of B is fitted to the times of the ring over three decades, once with
+torch's default settings and once with huge pages (THP_MEM_ALLOC_ENABLE=1). Ranks are processes on this machine that
+communicate over gloo, with one thread each. For strong scaling, the same step runs on 1, 2, 4, ... threads, up to the
+number of processors, in turn; `--only threads` measures only this, prints its table, and writes nothing. Writes
+scaling.json, .md and .png. The model of 1,000 ranks is an estimate from the constants in the table; docs/scaling.md
+derives it.
 """
 
 import ctypes
@@ -38,7 +39,7 @@ COLLECTIVE_BYTES = (1024, 2**20)
 
 
 def keep_memory():
-    """Have glibc keep freed memory, so that results come on pages that are there."""
+    """Tell glibc to keep freed memory, so that results do not cause page faults."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     libc = ctypes.CDLL("libc.so.6")
     if not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
@@ -50,7 +51,7 @@ def page_faults():
 
 
 def time_step(call, seconds):
-    """Summary of a step on one thread, once the memory that it needs is there."""
+    """The times of a step on one thread, after one step has allocated the memory that it needs."""
     for _ in range(10):
         before = page_faults()
         call()
@@ -87,7 +88,7 @@ def information_step(samples):
 
 
 def axes(quick):
-    """A curve's name, its axis, the value there, and the step: the function that makes it, and its arguments."""
+    """For each case: the curve, what varies and its value, the function that makes the step, and its arguments."""
 
     def up_to(values, limit):
         return [value for value in values if value <= (min(values) if quick else limit)]
@@ -173,7 +174,7 @@ def measure_threads(seconds, quick):
 
 
 def threads_table(cases):
-    """The times on one thread, and how many times faster more threads are."""
+    """The times on one thread, and the speed-up with more threads."""
     by_size = {}
     for case in cases:
         by_size.setdefault((case["curve"], case["size"]), {})[case["threads"]] = case["seconds"]["median"]
@@ -186,7 +187,7 @@ def threads_table(cases):
 
 
 def fit(cases, curve):
-    """The cells of a table: the power of B that fits best over three decades, and ns per element at the ends."""
+    """The cells of a table: the best fit of a power of B over three decades, and ns per element at both ends."""
     points = [
         (case["value"], case["seconds"]["median"]) for case in cases if (case["curve"], case["axis"]) == (curve, "B")
     ]

@@ -1,9 +1,10 @@
-"""A step of training next to the same step in a bare hand-written loop: the paper's convolutional pair, 100 images.
+"""A training step, compared with the same step in a minimal loop: the paper's convolutional networks, 100 images.
 
     python benchmarks/bench_training.py [--recipe echo vae] [--device cuda] [--compile] [--quick] [--out DIR] [--report]
 
-Takes some minutes, --quick half a minute. All loops take the same rows of the same images, in turn. On a GPU the step
-is also recorded as a CUDA graph, compiled, and both. Writes training.json and .md (training_cuda.*).
+A full run takes some minutes; --quick takes half a minute. All loops take the same rows of the same images, in turn.
+On a GPU the step is also measured as a CUDA graph, compiled, and both. Writes training.json and .md (training_cuda.*
+on CUDA).
 """
 
 import torch
@@ -31,7 +32,7 @@ def bare_epoch(model, optimizer, data, batches):
 
 
 def make_loops(recipe, device, steps, compiled):
-    """An epoch of each loop, as calls that end with a number on the host and so wait for the device."""
+    """An epoch of each loop, as calls that return a number on the host and therefore wait for the device."""
     images = torch.randint(256, (10 * BATCH, 1, 28, 28), dtype=torch.uint8)
     data = ImageDataset(images, torch.zeros(len(images), dtype=torch.int64)).to(device)
     batches = [torch.randperm(len(images))[:BATCH].to(device) for _ in range(steps)]

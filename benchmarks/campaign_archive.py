@@ -1,7 +1,7 @@
 """The archive of a campaign's runs: what the next call needs to continue them, in a few files of limited size.
 
-All results are kept. As far as there is room, these follow: the checkpoints of unfinished runs, the most advanced
-first; figures; the weights of finished runs. The manifest lists what is left out.
+The archive has all results. If there is room, it also has, in this order: the checkpoints of unfinished runs, the
+most advanced first; figures; the weights of finished runs. The manifest lists what is left out.
 """
 
 import contextlib

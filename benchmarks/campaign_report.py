@@ -1,4 +1,4 @@
-"""Tables of a campaign's finished runs next to the published values."""
+"""Tables of the finished runs of a campaign, with the published values."""
 
 import json
 import math

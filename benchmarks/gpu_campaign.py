@@ -1,8 +1,8 @@
-"""Train the papers' tables, one stage at a time: many runs side by side on one GPU, in calls of some minutes.
+"""Train the papers' tables, one stage at a time: many runs at once on one GPU, in calls of some minutes.
 
-All sweeps of a stage run at the same time, each by the command ``echo-ext sweep --jobs N --time-limit TIME``. Then the
-finished runs are evaluated, the tables are printed next to the published values, and the runs are packed for the next
-call, which continues them.
+All sweeps of a stage run at the same time, each by the command ``echo-ext sweep --jobs N --time-limit TIME``. Then
+the finished runs are evaluated, the tables are printed with the published values, and the runs are packed for the
+next call, which continues them.
 """
 
 import argparse

@@ -78,7 +78,7 @@ def sample_seconds(device, call, quick):
 
 
 def time_noise(cases, name, noise, tensors, quick):
-    """A noise's passes, with a seed that is given as a tensor and with one that is drawn at each call."""
+    """The passes of a noise, with a seed given as a tensor and with a seed drawn by each call."""
     device = cases.device
     seed = torch.ones((), dtype=torch.int64, device=device.type)
 
@@ -178,7 +178,7 @@ def time_estimator(device, report, quick, job, target, estimate, tensors, compar
 
 
 def copy_bandwidth(device, quick):
-    """Bytes read and written in a second."""
+    """Bytes read and written per second."""
     source = torch.zeros(2**14 if quick else 2**28, device=device.type)
     target = torch.empty_like(source)
     call = device.repeatable(lambda: lambda: target.copy_(source))
@@ -186,7 +186,7 @@ def copy_bandwidth(device, quick):
 
 
 def warm_clocks(device, seconds):
-    """Work until the clocks are up: an idle GPU runs at a fraction of its rate for tens of milliseconds."""
+    """Work until the clocks are up: after idling, a GPU runs at a fraction of its rate for tens of milliseconds."""
     a = torch.ones(4096 if seconds > 0.1 else 64, 4096, device=device.type)
     begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:

@@ -1,4 +1,4 @@
-"""How the benchmarks measure memory: what a call needs beyond what is there before it, its results included."""
+"""How the benchmarks measure memory: what a call adds to what is in use before it, its results included."""
 
 import multiprocessing
 import os

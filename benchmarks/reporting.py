@@ -1,6 +1,6 @@
-"""What the benchmarks share besides clocks: their options, a description of the machine, tables, and their results.
+"""What the benchmarks share besides timers: options, the description of the machine, tables, and result files.
 
-Every `bench_NAME.py` writes its results as NAME.json, which holds summaries, and makes NAME.md and NAME.png of it.
+Every `bench_NAME.py` writes NAME.json, which holds summaries, and makes NAME.md and NAME.png from it.
 """
 
 import argparse

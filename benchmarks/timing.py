@@ -1,8 +1,8 @@
-"""How the benchmarks time calls: `torch.utils.benchmark`, several calls in turn.
+"""How the benchmarks time calls: with `torch.utils.benchmark`, and several calls in turn.
 
 `torch.utils.benchmark.Timer` warms up, sets the number of threads, and synchronizes CUDA before it reads the clock.
-This module adds what a comparison needs: the calls take turns within one run, so that whatever else the machine does
-falls on all of them, and the ratio of two calls is the median over the rounds.
+This module adds what a comparison needs. The calls take turns within one run, so that whatever else the machine does
+affects all of them, and the ratio of two calls is the median over the rounds.
 """
 
 import math
