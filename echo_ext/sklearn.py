@@ -200,8 +200,9 @@ def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
 
 def _ross(columns: Numbers, labels: Any, n_neighbors: int) -> Numbers:
     """Return the estimate of Ross 2014 between each row of ``columns`` (p, N) and the labels (N,)."""
-    codes = torch.from_numpy(np.unique(labels, return_inverse=True)[1].astype(np.int64))
-    groups = group_labels(codes)
+    labels = np.asarray(labels)
+    codes = labels if labels.dtype.kind in "biu" else np.unique(labels, return_inverse=True)[1]
+    groups = group_labels(torch.from_numpy(codes.astype(np.int64)))
     if not groups:
         raise ValueError("Found array with 0 sample(s): every label occurs only once.")
     points = torch.from_numpy(np.ascontiguousarray(columns)).unsqueeze(-1)

@@ -128,7 +128,7 @@ def seed_tensor(seed: object, device: torch.device) -> Tensor:
     """
     smallest, largest = _checks.INT64
     if seed is None:
-        return torch.randint(0, largest, (), dtype=torch.int64, device=device)
+        return torch.randint(largest, (), dtype=torch.int64, device=device)
     if isinstance(seed, Tensor):
         _checks.dense_layout("seed", seed)
         if seed.dtype != torch.int64 or seed.numel() != 1:

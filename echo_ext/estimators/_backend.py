@@ -107,7 +107,7 @@ def backend_of(tensor: Tensor) -> Backend:
 def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a few numbers on a device, which fills them in itself: nothing is copied from the host."""
     runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
-    return torch.cat(runs)
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def digamma(counts: Tensor) -> Tensor:
