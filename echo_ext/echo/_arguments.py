@@ -51,10 +51,10 @@ class EchoCall(NamedTuple):
 
     def problem(self) -> _C.EchoProblem:
         """The call as the native core sees it."""
-        bank_rows = self.bank_f.shape[0]
-        width = self.bank_f.numel() // bank_rows
-        dtype = dtype_code(self.bank_f.dtype)
-        return _C.EchoProblem(self.rows, bank_rows, width, self.num_terms, self.exclude_self, self.sampling, dtype)
+        _, _, bank_f, _, _, rows, num_terms, sampling, exclude_self = self
+        bank_rows = bank_f.shape[0]
+        width = bank_f.numel() // bank_rows
+        return _C.EchoProblem(rows, bank_rows, width, num_terms, exclude_self, sampling, dtype_code(bank_f.dtype))
 
 
 ECHO_SCHEMA = (

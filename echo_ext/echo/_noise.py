@@ -21,8 +21,8 @@ from echo_ext.echo._op import below_autograd, is_plain, register, without_double
 
 def make_noise(call: EchoCall) -> Tensor:
     """Run the op on checked arguments: z (rows, *), or eps where f and s are None."""
-    f, s, bank_f, bank_s, seed, *settings = call
-    rows_are_bank = call.exclude_self and f is bank_f and s is bank_s
+    f, s, bank_f, bank_s, seed, _, _, _, exclude_self = call
+    rows_are_bank = exclude_self and f is bank_f and s is bank_s
     rows = (None, None) if rows_are_bank else (f, s)
     if not is_plain(*rows, bank_f, bank_s, seed):
         if _transforms.are_active():
@@ -34,7 +34,7 @@ def make_noise(call: EchoCall) -> Tensor:
         or (f is not None and f.requires_grad)
         or (s is not None and s.requires_grad)
     ):
-        others = (rows_are_bank, call.problem(), settings)
+        others = (rows_are_bank, call.problem(), call.settings)
         return _PlainEcho.apply(*rows, bank_f, bank_s, seed, others)  # type: ignore[no-untyped-call, no-any-return]
     return _run(call.problem(), *_dense_tensors(f, s, bank_f, bank_s, seed))
 

@@ -256,11 +256,11 @@ def _read_call(
     seed: int | Tensor | None,
 ) -> EchoCall:
     """The call of a batch that has been checked."""
+    own_bank = bank is None
     bank_f, bank_s = (f, s) if bank is None else bank_pair(bank, f)
     assert bank_f is not None
     assert bank_s is not None
-    own_bank = bank is None
-    count = term_count(num_terms, bank_rows=bank_f.shape[0], exclude_self=own_bank)
+    count = term_count(num_terms, bank_rows=rows if own_bank else bank_f.shape[0], exclude_self=own_bank)
     code = sampling_code(sampling)
     return EchoCall(f, s, bank_f, bank_s, seed_tensor(seed, bank_f.device), rows, count, code, own_bank)
 
