@@ -37,11 +37,14 @@ ECHO_EXT_HD Number metric_step(Number so_far, Number difference) {
 ECHO_EXT_HD constexpr bool is_largest_of_columns(Metric metric) { return metric == Metric::chebyshev; }
 
 struct ScalarArithmetic {
-  // The first number must not be negative.
+  template <typename T>
+  ECHO_EXT_HD static T magnitude(T number) {
+    return std::fabs(number);  // free where the processor has an absolute-value operand modifier
+  }
+  // The first number must not be negative, and neither may be NaN.
   template <typename T>
   ECHO_EXT_HD static T larger_magnitude(T a, T b) {
-    const T magnitude = std::fabs(b);  // free where the processor has an absolute-value operand modifier
-    return a > magnitude ? a : magnitude;
+    return a > magnitude(b) ? a : magnitude(b);
   }
 };
 

@@ -45,6 +45,7 @@ using echo_ext::within;
 
 template <typename T>
 struct VectorArithmetic {
+  static inline Vector<T> magnitude(Vector<T> number) { return absolute(number); }
   static inline Vector<T> larger_magnitude(Vector<T> a, Vector<T> b) {
 #if defined(__AVX512DQ__)
     constexpr int kLargerMagnitude = 0b1011;
@@ -63,10 +64,10 @@ inline Vector<T> extend_distance(Vector<T> so_far, Vector<T> difference) {
   return metric_step<M, VectorArithmetic<T>>(so_far, difference);
 }
 
-// The distance of points that differ in one column only. Of a NaN it is NaN.
+// The distance of points of one column. For a difference of NaN it is NaN, which larger_magnitude() may drop.
 template <Metric M, typename T>
 inline Vector<T> distance_in_one_column(Vector<T> difference) {
-  if constexpr (is_largest_of_columns(M)) return absolute(difference);
+  if constexpr (is_largest_of_columns(M)) return VectorArithmetic<T>::magnitude(difference);
   return extend_distance<M, T>(Vector<T>{}, difference);
 }
 
