@@ -110,7 +110,8 @@ def term_count(num_terms: object, *, bank_rows: int, exclude_self: bool) -> int:
             f"f must have at least 2 rows, since a row's noise is made of the others, got {bank_rows}; "
             "give a bank to draw from instead"
         )
-    _checks.row_count("f's or the bank's number of rows", bank_rows, minimum=1)
+    if not 1 <= bank_rows <= _checks.MAX_ROWS:  # the call alone would cost as much as all the rest
+        _checks.row_count("f's or the bank's number of rows", bank_rows, minimum=1)
     available = bank_rows - 1 if exclude_self else bank_rows
     if num_terms is None:
         return available
