@@ -1,6 +1,9 @@
-"""How tensors reach the native core: dtype codes, addresses of contiguous memory, devices and streams."""
+"""How tensors reach the native core: dtype codes, addresses of contiguous memory, devices, streams and threads."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -50,3 +53,14 @@ def device_and_stream(name: str, device: torch.device) -> dict[str, int]:
         raise RuntimeError(f"{name} is a CUDA tensor, but {refusal}")
     index = torch.cuda.current_device() if device.index is None else device.index
     return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
+
+
+@contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Run on so many threads, those of PyTorch and of the kernels; afterwards on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,8 +7,6 @@ of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +22,7 @@ from sklearn.preprocessing import scale
 from sklearn.utils import check_array, check_random_state, check_X_y
 from sklearn.utils.multiclass import check_classification_targets
 
+from echo_ext._native import num_threads
 from echo_ext.estimators import mutual_information_matrix
 from echo_ext.estimators.discrete import count_by_ross, group_labels
 from echo_ext.estimators.neighbors import PointSet
@@ -142,7 +141,7 @@ def _estimate(
     if not discrete_target:
         y = _add_noise(scale(y, with_mean=False), generator)
 
-    with _num_threads(effective_n_jobs(n_jobs)):
+    with num_threads(effective_n_jobs(n_jobs)):
         values = np.zeros(X.shape[1])
         for i in np.flatnonzero(discrete):
             column = X[:, [i]].toarray().ravel() if issparse(X) else X[:, i]
@@ -153,16 +152,6 @@ def _estimate(
             _check_neighbors(n_neighbors, len(y))
             values[continuous] = np.ravel(mutual_information_matrix(X[:, continuous], y, k=n_neighbors))
     return np.maximum(values, 0.0)
-
-
-@contextmanager
-def _num_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _is_positive_int(value: object) -> bool:

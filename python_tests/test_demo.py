@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from echo_ext import EchoChannel, cli, data, max_scale
+from echo_ext._native import num_threads
 from echo_ext.demo import training
 
 for needed in ("matplotlib", "rich", "sklearn"):
@@ -20,7 +21,7 @@ SETTING = training.Setting(latent_dim=4, hidden=64, learning_rate=3e-3, epochs=1
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    with training.one_thread():
+    with num_threads(1):
         yield
 
 
@@ -139,7 +140,7 @@ def test_noise_total_correlation_of_correlated_rows():
 
 def test_number_of_threads_is_restored():
     torch.set_num_threads(2)
-    with contextlib.suppress(KeyError), training.one_thread():
+    with contextlib.suppress(KeyError), num_threads(1):
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 2

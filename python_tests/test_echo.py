@@ -21,6 +21,7 @@ from echo_cases import (
 
 import echo_ext
 from echo_ext import _C, reference
+from echo_ext._native import num_threads
 
 SHAPES = [(2, 1), (2, 33), (3, 5), (16, 16), (17, 1), (66, 67), (101, 129), (257, 31), (100, 32), (11, 2, 3, 5)]
 
@@ -336,16 +337,12 @@ def test_long_ring_is_equal_for_any_thread_count():
 
 def check_thread_counts(sampling, f, s):
     shape = f.shape
-    threads = torch.get_num_threads()
     outcomes = []
-    try:
-        for count in (1, 2, 3, 8):
-            torch.set_num_threads(count)
+    for count in (1, 2, 3, 8):
+        with num_threads(count):
             outcomes.append(
                 results(lambda f, s: echo_ext.echo_sample(f, s, sampling=sampling, seed=10), (f, s), torch.ones(shape))
             )
-    finally:
-        torch.set_num_threads(threads)
     for outcome in outcomes[1:]:
         for one, other in zip(outcome, outcomes[0], strict=True):
             assert one.detach().numpy().tobytes() == other.detach().numpy().tobytes()

@@ -10,6 +10,7 @@ from knn_cases import KINDS, fresh, sample
 
 import echo_ext
 from echo_ext import _C, reference
+from echo_ext._native import num_threads
 from echo_ext.estimators.neighbors import PointSet
 
 # Where child processes run: at the root they would import the sources, not what is installed.
@@ -86,14 +87,10 @@ def test_many_points_in_few_dimensions():
 def test_threads_do_not_change_results():
     x = torch.randn(5000, 2, dtype=torch.float64)
     many = torch.randn(7, 300, 2)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for threads in (1, 2, 5):
+        with num_threads(threads):
             results.append((*echo_ext.knn(x), echo_ext.mutual_information(x, x.flip(0)), *echo_ext.knn(many)))
-    finally:
-        torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from echo_ext import _checks, _files, data
+from echo_ext._native import num_threads
 from echo_ext._versions import versions
 from echo_ext.cli.machine import check_installed, find_device
 from echo_ext.demo import training
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
     setting = SETTINGS[arguments.data]
     if arguments.epochs is not None:
         setting = dataclasses.replace(setting, epochs=arguments.epochs)
-    with training.one_thread():
+    # More threads do not speed up models this small, and sums must not depend on the number of cores.
+    with num_threads(1):
         start = time.perf_counter()
         models, history = _train(console, parts, setting, arguments, device)
         torch.manual_seed(arguments.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -24,7 +23,6 @@ __all__ = [
     "build",
     "measure",
     "noise_total_correlation",
-    "one_thread",
     "train",
 ]
 
@@ -63,17 +61,6 @@ class Measured:
 
 
 History = list[tuple[Measured, Measured]]  # for each epoch, means over the training rows and over the validation rows
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread: more do not speed up models this small, and sums must not depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def build(kind: str, data: LabeledDataset, setting: Setting, *, beta: float, seed: int) -> Autoencoder:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import torch
 
@@ -14,16 +12,6 @@ SHAPES = ((1,), (2,), (3,), (), (4,), (5,), (8,), (16,), (17,), (31,), (67,), (2
 SIGNALS = ("bounded", "zero", "one", "large", "subnormal", "mixed", "nonfinite")
 SCALES = ("bounded", "zero", "one", "above_one", "subnormal", "mixed", "nonfinite")
 LAYOUTS = ("contiguous", "strided", "expanded", "misaligned", "transposed", "reversed")
-
-
-@contextlib.contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import hypothesis.strategies as st
 import information_definitions as definitions
 import numpy as np
 import torch
-from echo_definitions import threads
 from information_definitions import Sample
 from sklearn import feature_selection
 
 import echo_ext
 import echo_ext.sklearn
+from echo_ext._native import num_threads
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 METRICS = ("chebyshev", "euclidean")
@@ -75,7 +75,7 @@ def _cases(draw):
 
 
 def check(case):
-    with threads(case.threads), warnings.catch_warnings(), np.errstate(all="ignore"):
+    with num_threads(case.threads), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         return check_sklearn(case) if case.call == "sklearn" else CALLS[case.call](case)
 

@@ -14,6 +14,7 @@ from echo_definitions import DTYPES, SAMPLINGS
 from information_definitions import Sample
 
 import echo_ext
+from echo_ext._native import num_threads
 
 SIGNALS = ("bounded", "zero", "one", "subnormal")
 SCALES = ("bounded", "zero", "one", "above_one", "subnormal")
@@ -124,7 +125,7 @@ cases = st.integers(0, 9).flatmap(
 
 def check(case):
     checks = {NoiseCase: check_noise, MatrixCase: check_matrix, EstimateCase: check_estimate}
-    with echo_definitions.threads(case.threads), np.errstate(all="ignore"):
+    with num_threads(case.threads), np.errstate(all="ignore"):
         return checks[type(case)](case)
 
 

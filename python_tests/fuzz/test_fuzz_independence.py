@@ -11,10 +11,10 @@ import hypothesis.strategies as st
 import information_definitions as definitions
 import numpy as np
 import torch
-from echo_definitions import threads
 from information_definitions import Sample
 
 import echo_ext
+from echo_ext._native import num_threads
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
 BATCHES = ((), ()), ((), ()), ((2,), ()), ((2, 1), (1, 2)), ((), (1,))
@@ -75,7 +75,7 @@ cases = _cases()
 
 
 def check(case):
-    with threads(case.threads), np.errstate(all="ignore"):
+    with num_threads(case.threads), np.errstate(all="ignore"):
         check_call = check_permutation_test if case.call == "permutation_test" else check_error
         return check_call(case)
 

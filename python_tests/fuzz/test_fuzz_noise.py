@@ -12,6 +12,7 @@ import torch
 from echo_definitions import DTYPES, SAMPLINGS
 
 import echo_ext
+from echo_ext._native import num_threads
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ cases = st.integers(0, 9).flatmap(lambda pick: _matrix_cases if pick == 9 else _
 
 
 def check(case):
-    with definitions.threads(case.threads):
+    with num_threads(case.threads):
         return check_matrix(case) if isinstance(case, MatrixCase) else check_noise(case)
 
 
