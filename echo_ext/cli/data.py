@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from echo_ext.cli.machine import add_data_dir
 from echo_ext.data.catalog import CATALOG, Entry
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -13,9 +14,7 @@ HELP = "list the data sets with their shapes, rows, sources, licenses, and files
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
+    add_data_dir(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import torch
 from echo_ext import _checks, _files, data
 from echo_ext._native import num_threads
 from echo_ext._versions import versions
-from echo_ext.cli.machine import check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
 from echo_ext.demo import training
 from echo_ext.demo.training import MODELS, SETTINGS
 from echo_ext.echo.channel import EchoChannel
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SETTINGS)} (default: digits)"
     )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
+    add_data_dir(parser)
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="number of training epochs (default: depends on the data set)"
     )
@@ -51,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the weights, the order of rows and the noise (default: 0)"
     )
-    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

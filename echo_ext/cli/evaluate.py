@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.cli.machine import check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
 from echo_ext.cli.train import PACKAGES
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -52,10 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("formula", "knn"),
         help="estimator of the information I(z_j; x) of each latent (default: formula)",
     )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
-    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    add_data_dir(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
-"""Checks of the packages and the device that a command needs."""
+"""What commands need of a machine: packages, the folder of the data sets, and a device."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import warnings
 
@@ -9,7 +10,7 @@ import torch
 
 from echo_ext._cuda import cuda_refusal
 
-__all__ = ["check_installed", "find_device", "torch_refusal"]
+__all__ = ["add_data_dir", "add_device", "check_installed", "find_device", "torch_refusal"]
 
 
 def check_installed(*packages: str, command: str, extra: str) -> None:
@@ -17,6 +18,18 @@ def check_installed(*packages: str, command: str, extra: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(f"{command} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the argument ``--data-dir``."""
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the argument ``--device``, whose value :func:`find_device` checks."""
+    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
 
 
 def find_device(name: str) -> torch.device:

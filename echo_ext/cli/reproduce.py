@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.cli.machine import check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
 from echo_ext.cli.train import PACKAGES
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -25,10 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=int, metavar="N", help="number of training epochs (default: that of the experiment)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
-    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    add_data_dir(parser)
+    add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from echo_ext.cli.machine import check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
 
 if TYPE_CHECKING:
     from echo_ext.training import Configuration
@@ -83,10 +83,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated",
     )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
-    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    add_data_dir(parser)
+    add_device(parser)
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     parser.add_argument(
         "--no-cuda-graph",
