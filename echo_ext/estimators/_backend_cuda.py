@@ -133,8 +133,8 @@ class Cuda:
         if dim == 1 and like is None:
             order = torch.sort(points.squeeze(-1), -1).indices
         else:
-            sample = _sample_columns(points) if like is None else like.sample
-            keys, order = torch.sort(self._keys(points, _sample_columns(points) if sample is None else sample), -1)
+            sample = _sample_columns(points) if like is None or like.sample is None else like.sample
+            keys, order = torch.sort(self._keys(points, sample), -1)
         native = self.core.KnnTree(
             dtype=dtype_code(points.dtype),
             points=points.data_ptr(),

@@ -136,14 +136,12 @@ class RossCounts:
 
     Attributes:
         rows: Their row numbers, which ascend: (M,).
-        others: How many of these samples are neighbors of each: (M,).
-        own_others: How many of these have its own label: (M,).
+        own_others: How many of these samples with its own label are neighbors of each: (M,).
         own_k: The number of neighbors of its own label that determine the radius: (K, M).
         nearer: How many samples of any label are strictly nearer than the last of these: (K, *batch, M).
     """
 
     rows: Tensor
-    others: Tensor
     own_others: Tensor
     own_k: Tensor
     nearer: Tensor
@@ -206,8 +204,7 @@ def count_by_ross(
     radius_of_rows = torch.cat(radii, -1)[..., order]
     kept = points if len(rows) == points.shape[-2] else points[..., rows, :]
     nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=rows)
-    others = count_neighbors_among(rows, exclude_within)
-    return RossCounts(rows, others, own_others, own_k, nearer)
+    return RossCounts(rows, own_others, own_k, nearer)
 
 
 def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
@@ -222,7 +219,8 @@ def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
 def _local_values(points: Tensor, groups: Sequence[LabelGroup], options: Options) -> Tensor:
     """Return the local values (K, N) of points (N, d), NaN where a label is unique."""
     counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within)
-    psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (counts.others, counts.own_others))
+    others = count_neighbors_among(counts.rows, options.exclude_within)
+    psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (others, counts.own_others))
     psi_k = torch.digamma(counts.own_k.double())
     values = torch.full((len(options.ks), len(points)), torch.nan, dtype=torch.float64, device=points.device)
     values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
