@@ -7,12 +7,14 @@ import math
 import os
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from reporting import describe
 from timing import time_call
 
 import echo_ext
+from echo_ext import _files
 
 # The most important first. Each is timed with s of many sizes ("decaying") and with s = 0.97 everywhere ("flat").
 SHAPES = [("permutation", 1024, 128), ("ring", 2**20, 64), ("replacement", 1024, 128), ("permutation", 256, 64)]
@@ -30,14 +32,12 @@ class Report:
     """Results as they come, in a file that holds all of them after each."""
 
     def __init__(self, path, **head):
-        self.path = path
+        self.path = Path(path)
         self.content = {**head, "cases": [], "circles": [], "estimators": []}
         self.write()
 
     def write(self):
-        with open(f"{self.path}.new", "w") as file:
-            json.dump(self.content, file, indent=1)
-        os.replace(f"{self.path}.new", self.path)
+        _files.write(self.path, json.dumps(self.content, indent=1).encode())
 
     def add(self, group, result):
         self.content[group].append(result)
