@@ -10,7 +10,7 @@
 #endif
 
 // The instruction sets, in ascending order, and whether the processor has them. A new one is one more line here, the
-// compiler's options for it in CMakeLists.txt, and its vectors in simd.h. The arguments after the first are handed on.
+// compiler's options for it in CMakeLists.txt, and its vectors in simd.h. Each `apply` gets the further arguments too.
 #if defined(__x86_64__)
 // clang-format off
 #define ECHO_EXT_FOR_EACH_ISA(apply, ...)                                                                 \
