@@ -18,8 +18,14 @@ from pathlib import Path
 
 import echo_ext
 from echo_ext.training import RunDirectory, checkpoints
-from echo_ext.training.evaluation import EVALUATION
-from echo_ext.training.run_directory import CHECKPOINT, CONFIGURATION, METRICS, PART, RESULT
+from echo_ext.training.run_directory import (
+    CHECKPOINT_FILE,
+    CONFIGURATION_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    PART,
+    RESULT_FILE,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -58,7 +64,7 @@ def run_state(path):
     with contextlib.suppress(FileNotFoundError, ValueError):
         result = directory.result()
     epochs = 0
-    with contextlib.suppress(FileNotFoundError, ValueError, csv.Error), (path / METRICS).open(newline="") as file:
+    with contextlib.suppress(FileNotFoundError, ValueError, csv.Error), (path / METRICS_FILE).open(newline="") as file:
         epochs = sum(1 for _ in csv.DictReader(file))
     return RunState(path, epochs, configuration.epochs, result)
 
@@ -71,7 +77,7 @@ def whole_files(root, pattern):
 def run_states(root):
     """Return the states of all runs below a folder, in the order of their names."""
     states = []
-    for file in whole_files(root, CONFIGURATION):
+    for file in whole_files(root, CONFIGURATION_FILE):
         with contextlib.suppress(FileNotFoundError):  # a run that failed in its first epoch is removed
             states.append(run_state(file.parent))
     return states
@@ -95,17 +101,17 @@ def contents(root):
         return [(file, file.read_bytes) for file in files if file.is_file()]
 
     for state in finished:
-        yield read(*(state.path / name for name in (CONFIGURATION, METRICS, RESULT, EVALUATION)))
+        yield read(*(state.path / name for name in (CONFIGURATION_FILE, METRICS_FILE, RESULT_FILE, EVALUATION_FILE)))
     for file in whole_files(root, "table.*"):
         yield read(file)
     for state in unfinished:
-        if (state.path / CHECKPOINT).is_file():
-            yield read(*(state.path / name for name in (CONFIGURATION, CHECKPOINT, METRICS)))
+        if (state.path / CHECKPOINT_FILE).is_file():
+            yield read(*(state.path / name for name in (CONFIGURATION_FILE, CHECKPOINT_FILE, METRICS_FILE)))
     for file in whole_files(root, "*.png"):
         yield read(file)
     for state in finished:
-        if (state.path / CHECKPOINT).is_file():
-            yield [(state.path / CHECKPOINT, lambda file=state.path / CHECKPOINT: weights_only(file))]
+        if (state.path / CHECKPOINT_FILE).is_file():
+            yield [(state.path / CHECKPOINT_FILE, lambda file=state.path / CHECKPOINT_FILE: weights_only(file))]
 
 
 def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):
@@ -210,7 +216,7 @@ def unpack(source, root):
         unpacked = 0
         for state in run_states(Path(folder)):
             target = root / state.path.relative_to(folder)
-            if (target / CONFIGURATION).is_file() and run_state(target).progress >= state.progress:
+            if (target / CONFIGURATION_FILE).is_file() and run_state(target).progress >= state.progress:
                 continue
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(parents=True, exist_ok=True)

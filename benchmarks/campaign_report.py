@@ -2,12 +2,12 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 from campaign_archive import run_states
 
-from echo_ext.training.evaluation import EVALUATION
-from echo_ext.training.results import mean_and_error
+from echo_ext.training.run_directory import EVALUATION_FILE
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
 QUANTITIES = ["rate", "rate_bound", "distortion", "neg_elbo", "noise_total_correlation"]
@@ -16,7 +16,7 @@ QUANTITIES += ["factor_vae_score", "mig", "knn_accuracy", "importance_nll"]
 
 def values_of(run):
     """Return all measures of a finished run."""
-    evaluation = run.path / EVALUATION
+    evaluation = run.path / EVALUATION_FILE
     return {**(json.loads(evaluation.read_text()) if evaluation.is_file() else {}), **run.result}
 
 
@@ -38,12 +38,8 @@ def report(stage, root, facts):
         for quantity in QUANTITIES:
             values = [run[quantity] for run in runs if run.get(quantity) is not None]
             if values:
-                mean, error = mean_and_error(values)
-                row[quantity] = {
-                    "mean": mean,
-                    "standard_error": None if math.isnan(error) else error,
-                    "values": values,
-                }
+                error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+                row[quantity] = {"mean": statistics.fmean(values), "standard_error": error, "values": values}
         if beta == 1 and recipe in published.get(data, {}):
             row["published"] = dict(zip(published["quantities"], published[data][recipe], strict=True))
         rows.append(row)

@@ -29,7 +29,7 @@ DSPRITES = ("--beta", "1", "--latent-dim", "10", "--seeds", "0,1,2")
 TWO_LEVELS = tuple(f"{kind}-{loss}" for kind in ("convhvae-s", "convhvae-vp") for loss in ("vae", "a-mim"))
 PIXELS = tuple(f"{kind}-{loss}" for kind in ("pixelhvae-s", "pixelhvae-vp") for loss in ("vae", "a-mim"))
 FULL_MIM = ("convhvae-s-mim", "convhvae-vp-mim")
-HVAE = ("--binarize", "dynamic", "--latent-dim", "80", "--beta", "1", "--seeds", "0")
+HVAE = ("--binarization", "dynamic", "--latent-dim", "80", "--beta", "1", "--seeds", "0")
 SMALL = ("--latent-dim", "4", "--set", "hidden=[32]")
 
 
@@ -68,7 +68,7 @@ STAGES = {
             for data in ("fashion-mnist", "mnist", "omniglot")
         },
         measured=TWO_LEVELS + PIXELS + FULL_MIM,
-        evaluation=("--importance-samples", "5000"),
+        evaluation=("--importance-draws", "5000"),
     ),
     "rehearsal": Stage(
         "no table: small models on scikit-learn's digits, to try the machinery in a minute",

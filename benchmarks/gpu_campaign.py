@@ -29,8 +29,7 @@ from campaign_stages import STAGES
 import echo_ext
 from echo_ext.data import catalog
 from echo_ext.training import RunDirectory
-from echo_ext.training.evaluation import EVALUATION
-from echo_ext.training.run_directory import CHECKPOINT
+from echo_ext.training.run_directory import CHECKPOINT_FILE, EVALUATION_FILE
 
 # Seconds of a call that are reserved after the time limit of the sweeps: first to evaluate the runs that end just then,
 # and for their curves; then for tables and the archive. In a short call they are these shares of its seconds.
@@ -211,7 +210,7 @@ class Campaign:
     def to_be_evaluated(self, run):
         if not run.finished or run.result["recipe"] not in self.stage.measured:
             return False
-        return (run.path / CHECKPOINT).is_file() and not (run.path / EVALUATION).is_file()
+        return (run.path / CHECKPOINT_FILE).is_file() and not (run.path / EVALUATION_FILE).is_file()
 
     def work(self):
         """Run all lanes at the same time, until they are done or the time is up."""

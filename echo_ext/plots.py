@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from echo_ext.metrics import RateDistortion, marginal_statistics
+from echo_ext.metrics.likelihood import RATE_WORDS
 
 try:
     from matplotlib.axes import Axes
@@ -192,7 +193,7 @@ def rate_distortion(
             linewidth=1.5,
             elinewidth=1,
             capsize=2,
-            label=f"{name} ({'exact rate' if all(point.exact for point in ordered) else 'rate bound'})",
+            label=f"{name} ({RATE_WORDS[ordered[0].rate_name]})",
         )
     _style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
     axes.legend(frameon=False, labelcolor=_INK, fontsize=9)

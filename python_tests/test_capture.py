@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from echo_ext import models, training
 from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, fitting, stepping
-from echo_ext.training.capture import RecordedStep
+from echo_ext.training.stepping import RecordedStep
 
 pytest.importorskip("lightning")
 
@@ -81,7 +81,7 @@ def _as_on_a_gpu(monkeypatch):
             group["lr"] = torch.tensor(float(group["lr"]))
 
     monkeypatch.setattr(fitting, "prepare_optimizer", prepare)
-    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.evaluation.write_figures", lambda *_: None)
 
 
 SETTINGS = {
@@ -99,7 +99,7 @@ SETTINGS = {
 def test_recorded_steps_equal_ordinary_steps(tmp_path, recorder, recipe):
     model = {"num_terms": 20} if recipe.startswith("echo") else {}
     model |= {"discriminator_width": 20} if recipe == "echo-tc" else {}
-    settings = {**SETTINGS, "model": model}
+    settings = {**SETTINGS, "model_settings": model}
     configuration = Configuration.of(recipe, "digits", **settings)
     recorded = training.train(configuration, tmp_path / "recorded")
     alone = training.train(configuration, tmp_path / "alone", cuda_graph=False)

@@ -53,11 +53,11 @@ def test_recipes_prints_one_line_per_recipe(capsys):
         (("train", "--recipe", "vay", "--data", "digits"), "there is no recipe 'vay'; the most similar are vae"),
         (("train", "--recipe", "vae", "--data", "digit"), "no data set 'digit'"),
         (("train", "--recipe", "vae", "--data", "mnist", "--data-dir", "/nowhere/at/all"), "/nowhere/at/all"),
-        ((*TRAIN, "--latent-dim", "0"), "latent_dim must be at least 1, got 0"),
-        ((*TRAIN, "--beta", "-1"), "beta must be a finite number of at least 0, got -1.0"),
+        ((*TRAIN, "--latent-dim", "0"), "error: --latent-dim must be at least 1, got 0"),
+        ((*TRAIN, "--beta", "-1"), "error: --beta must be a finite number of at least 0, got -1.0"),
         ((*TRAIN, "--set", "hidden"), "--set must be NAME=VALUE, got 'hidden'"),
         ((*TRAIN, "--set", "hidden=[1"), "--set hidden must be YAML, got '[1'"),
-        ((*TRAIN, "--set", "hiden=1"), "recipe 'vae' has no argument 'hiden'; it has"),
+        ((*TRAIN, "--set", "hiden=1"), "there is no model setting 'hiden'; the most similar are hidden"),
         ((*TRAIN, "--set", "architecture=conv28"), "(channels, 28, 28) for architecture 'conv28', got (1, 8, 8)"),
         ((*TRAIN, "--resume"), "there is nothing to resume in runs/vae-digits-beta1-seed0"),
         (("train", "--resume", "--out", "empty"), "there is no run in empty"),
@@ -139,7 +139,7 @@ def test_interrupted_run_prints_how_to_continue(capsys, monkeypatch):
 
 def test_killed_and_terminated_run_resumes_bit_equal(tmp_path, one_thread):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarize", "dynamic")
+    echo = ("train", "--recipe", "echo", "--data", "digits", "--set", "num_terms=20", "--binarization", "dynamic")
     settings = ("--limit", "400", "--epochs", "60", "--latent-dim", "2")
     broken = tmp_path / "broken"
 

@@ -9,7 +9,7 @@ from training_cases import PassesAfter
 from echo_ext import training
 from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, running
-from echo_ext.training.capture import CudaRecorder
+from echo_ext.training.stepping import CudaRecorder
 
 pytestmark = pytest.mark.cuda
 
@@ -29,12 +29,12 @@ SETTINGS = {
 
 def configure(recipe, **more):
     model = {"num_terms": 20} if recipe.startswith("echo") else {}
-    return Configuration.of(recipe, "digits", **{**SETTINGS, "model": model, **more})
+    return Configuration.of(recipe, "digits", **{**SETTINGS, "model_settings": model, **more})
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
 
 
 @pytest.fixture

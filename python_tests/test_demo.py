@@ -10,13 +10,30 @@ import torch
 
 from echo_ext import EchoChannel, cli, data, max_scale
 from echo_ext._native import num_threads
-from echo_ext.demo import training
+from echo_ext.cli import demo
+from echo_ext.training import evaluation
+from echo_ext.training.fitting import fit, initial_model, make_fabric
 
-for needed in ("matplotlib", "rich", "sklearn"):
+for needed in ("lightning", "matplotlib", "rich", "sklearn"):
     pytest.importorskip(needed)
 
-CPU = torch.device("cpu")
-SETTING = training.Setting(latent_dim=4, hidden=64, learning_rate=3e-3, epochs=120)
+SETTING = {"latent_dim": 4, "learning_rate": 3e-3, "epochs": 120, "model_settings": {"hidden": [64, 64]}}
+
+
+def configure(recipe, **more):
+    return demo.configure(recipe, "digits", **{**SETTING, "seed": 0, **more})
+
+
+def train(recipe, digits, **more):
+    """Train a model; return it with its history."""
+    configuration = configure(recipe, **more)
+    model = initial_model(configuration, digits["train"].data_shape)
+    return fit(model, digits, configuration, make_fabric(torch.device("cpu"), "32-true"))
+
+
+def neg_elbo(row, part):
+    rate = "rate" if f"{part}_rate" in row else "rate_bound"
+    return row[f"{part}_{rate}"] + row[f"{part}_distortion"]
 
 
 @pytest.fixture(autouse=True)
@@ -94,20 +111,20 @@ def test_table_marks_exact_rates_and_bounds(capsys, tmp_path):
 
 @pytest.mark.parametrize("kind", ["echo", "vae"])
 def test_training_lowers_the_loss_of_unseen_rows(digits, kind):
-    model = training.build(kind, digits["train"], SETTING, beta=1.0, seed=0)
-    history = list(training.train(model, digits, SETTING, seed=0, device=CPU))
-    assert len(history) == SETTING.epochs
-    assert history[-1][0].neg_elbo < history[0][0].neg_elbo - 4
-    assert history[-1][1].neg_elbo < history[0][1].neg_elbo - 2
-    tested = training.measure(model, digits["test"], device=CPU, draws=4)
+    run = train(kind, digits)
+    first, *_, last = run.history
+    assert len(run.history) == SETTING["epochs"]
+    assert neg_elbo(last, "train") < neg_elbo(first, "train") - 4
+    assert neg_elbo(last, "valid") < neg_elbo(first, "valid") - 2
+    tested = evaluation.measure(run, digits["test"], draws=4)
     # Better than the best model without a latent, which predicts the mean of each pixel.
     mean, x = digits["train"][:][0].mean(0).clamp(1e-3, 1 - 1e-3), digits["test"][:][0]
     baseline = -(x * mean.log() + (1 - x) * (1 - mean).log()).flatten(1).sum(1).mean().item()
-    assert tested.neg_elbo < baseline - 1
+    assert tested["neg_elbo"] < baseline - 1
 
 
 def test_both_models_have_the_same_initial_weights(digits):
-    echo, vae = (training.build(kind, digits["train"], SETTING, beta=1.0, seed=5) for kind in ("echo", "vae"))
+    echo, vae = (initial_model(configure(kind, seed=5), digits["train"].data_shape) for kind in ("echo", "vae"))
     vae_weights = dict(vae.named_parameters())
     echo_weights = dict(echo.named_parameters())
     assert echo_weights.keys() == vae_weights.keys()
@@ -115,16 +132,9 @@ def test_both_models_have_the_same_initial_weights(digits):
 
 
 def test_beta_trades_rate_for_distortion(digits):
-    low, high = (
-        [
-            *training.train(
-                training.build("echo", digits["train"], SETTING, beta=beta, seed=0), digits, SETTING, seed=0, device=CPU
-            )
-        ][-1][1]
-        for beta in (0.1, 3.0)
-    )
-    assert low.rate > high.rate + 1
-    assert low.distortion < high.distortion - 1
+    low, high = (train("echo", digits, beta=beta).history[-1] for beta in (0.1, 3.0))
+    assert low["valid_rate"] > high["valid_rate"] + 1
+    assert low["valid_distortion"] < high["valid_distortion"] - 1
 
 
 def test_noise_total_correlation_of_correlated_rows():
@@ -135,7 +145,7 @@ def test_noise_total_correlation_of_correlated_rows():
     f[:, 1] = 0.6 * f[:, 0] + 0.8 * f[:, 1]
     with torch.no_grad():
         channel(f, torch.zeros_like(f))
-    assert training.noise_total_correlation(channel) == pytest.approx(-0.5 * math.log(1 - 0.36), abs=0.03)
+    assert evaluation.noise_total_correlation(channel) == pytest.approx(-0.5 * math.log(1 - 0.36), abs=0.03)
 
 
 def test_number_of_threads_is_restored():

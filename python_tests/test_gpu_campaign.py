@@ -52,7 +52,7 @@ def test_sweeps_of_every_stage_can_be_configured(campaign):
                 arguments = parser.parse_args(["sweep", *words, "--out", "runs", "--jobs", "3", "--time-limit", "9m"])
                 for recipe in arguments.recipe:
                     for beta in map(float, arguments.beta.split(",")):
-                        Configuration.of(recipe, arguments.data, beta=beta, **settings(arguments))
+                        Configuration.of(**{**settings(arguments), "recipe": recipe, "beta": beta})
                 trained |= set(arguments.recipe)
         assert set(stage.measured) <= trained, name
         parser.parse_args(["evaluate", "run", *stage.evaluation])
@@ -75,13 +75,13 @@ def test_stages_train_what_has_published_values(campaign):
 
 # ---- The archive -----------------------------------------------------------------------------------------------------
 
-SMALL = {"limit": 100, "latent_dim": 2, "model": {"hidden": [8]}}
+SMALL = {"limit": 100, "latent_dim": 2, "model_settings": {"hidden": [8]}}
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """Two finished runs and one that was stopped in its second epoch."""
-    monkeypatch.setattr("echo_ext.training.results.write_figures", lambda *_: None)
+    monkeypatch.setattr("echo_ext.training.evaluation.write_figures", lambda *_: None)
     monkeypatch.setattr("echo_ext.training.running.MINIMUM_SECONDS", -1.0)
     root = tmp_path / "runs"
     for seed in (0, 1):

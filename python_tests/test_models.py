@@ -13,7 +13,7 @@ from echo_ext.models.densities import log_mean_exp, log_normal
 from echo_ext.models.recipes import RECIPES, find
 from echo_ext.models.regularizers import mmd
 
-NAMES = [name for name, recipe in RECIPES.items() if recipe.model is Autoencoder]
+NAMES = [name for name, recipe in RECIPES.items() if getattr(recipe.make, "func", None) is Autoencoder]
 SHAPE = (1, 6, 6)
 
 
@@ -263,8 +263,8 @@ def test_defaults_of_the_papers():
     assert build("echo", (1, 28, 28)).channel.num_terms == 99
     assert build("echo", (1, 64, 64), latent_dim=10).channel.num_terms == 63
     echo = find("echo")
-    assert (echo.training_for((1, 28, 28)).batch_size, echo.training_for((1, 28, 28)).learning_rate) == (100, 3e-4)
-    assert (echo.training_for((1, 64, 64)).batch_size, echo.training_for((1, 64, 64)).learning_rate) == (64, 1e-4)
+    assert echo.settings_for((1, 28, 28)) == {}
+    assert echo.settings_for((1, 64, 64)) == {"batch_size": 64, "learning_rate": 1e-4}
     assert build("echo", SHAPE, sampling="ring", activation_scale=4.0, bank_size=200).channel.bank_size == 200
 
 
@@ -272,7 +272,7 @@ def test_defaults_of_the_papers():
     ("name", "shape", "overrides", "message"),
     [
         ("ecko", SHAPE, {}, "there is no recipe 'ecko'; the most similar are echo"),
-        ("vae", SHAPE, {"betta": 1}, "recipe 'vae' has no argument 'betta'; it has channel, marginal"),
+        ("vae", SHAPE, {"betta": 1}, "there is no model setting 'betta'; the most similar are beta"),
         ("vae", SHAPE, {"beta": -1.0}, r"beta must be a finite number of at least 0, got -1\.0"),
         ("vae", SHAPE, {"beta": math.nan}, "beta must be a finite number of at least 0, got nan"),
         ("vae", SHAPE, {"latent_dim": 0}, "latent_dim must be at least 1, got 0"),

@@ -100,8 +100,8 @@ def test_long_curves_are_averaged():
 
 
 def test_rate_distortion_has_bars_of_one_standard_error():
-    echo = [RateDistortion(8.0, 60.0, True, 0.5, 2.0), RateDistortion(2.0, 90.0, True)]
-    vae = [RateDistortion(3.0, 95.0, False, 0.1, 0.2)]
+    echo = [RateDistortion(8.0, 60.0, "rate", 0.5, 2.0), RateDistortion(2.0, 90.0, "rate")]
+    vae = [RateDistortion(3.0, 95.0, "rate_bound", 0.1, 0.2)]
     images = torch.rand(4, 1, 8, 8)
     figure = plots.rate_distortion({"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images})
     drawn(figure)

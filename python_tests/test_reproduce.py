@@ -105,7 +105,10 @@ def test_interrupted_experiment_resumes(small, context, monkeypatch):
         return measured[-1]
 
     cases = [
-        ({"model": name}, context.configuration("mim", "gmm2d", latent_dim=2, model={"hidden": [3], "objective": name}))
+        (
+            {"model": name},
+            context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [3], "objective": name}),
+        )
         for name in ("vae", "mim")
     ]
     with pytest.raises(KeyboardInterrupt):
@@ -129,9 +132,9 @@ def test_folder_refuses_another_experiment(small, context, tmp_path):
 
 
 def test_run_refuses_another_configuration(context):
-    configuration = context.configuration("mim", "gmm2d", latent_dim=2, model={"hidden": [3]})
+    configuration = context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [3]})
     context.measure("run", configuration, lambda model, parts: {"one": 1.0})
-    other = context.configuration("mim", "gmm2d", latent_dim=2, model={"hidden": [4]})
+    other = context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [4]})
     with pytest.raises(FileExistsError, match="contains another run"):
         context.measure("run", other, lambda model, parts: {"one": 1.0})
 

@@ -23,13 +23,18 @@ for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = {"limit": 100, "epochs": 2, "latent_dim": 2, "model": {"hidden": [4], "num_terms": 10, "bank_size": 10}}
+SETTINGS = {
+    "limit": 100,
+    "epochs": 2,
+    "latent_dim": 2,
+    "model_settings": {"hidden": [4], "num_terms": 10, "bank_size": 10},
+}
 CONFIGURATION = Configuration.of("echo", "digits", **SETTINGS)
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def finished(tmp_path_factory):
     """The files of a finished run, by name."""
     path = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(running.results, "write_figures", lambda *_: None)
+        patched.setattr(running.evaluation, "write_figures", lambda *_: None)
         training.train(CONFIGURATION, path)
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
@@ -235,14 +240,14 @@ def test_sweep_reports_broken_results_and_continues(tmp_path, capsys):
 
 def assert_refused(file):
     with pytest.raises(ValueError, match=r"last.ckpt is damaged|last.ckpt is not a checkpoint of echo-ext"):
-        checkpoints.read(file, "echo")
+        checkpoints.read(file, CONFIGURATION)
 
 
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.faults)])
 def test_every_flipped_bit_and_every_truncation_is_refused(run, step):
     file = run / "last.ckpt"
     whole = file.read_bytes()
-    assert checkpoints.read(file, "echo")["finished"]
+    assert checkpoints.read(file, CONFIGURATION)["finished"]
     ends = range(8 * (len(whole) - 200), 8 * len(whole))  # the end of the archive, its mark and its checksum
     with file.open("r+b", buffering=0) as opened:
         for bit in [*range(0, ends.start, 8 * step - 1), *ends]:
@@ -252,7 +257,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(run, step):
             assert_refused(file)
             opened.seek(place)
             opened.write(whole[place : place + 1])
-        assert checkpoints.read(file, "echo")["finished"]
+        assert checkpoints.read(file, CONFIGURATION)["finished"]
         for length in [*range(len(whole) - 1, len(whole) - 200, -1), *range(0, len(whole) - 200, 101 * step)]:
             file.write_bytes(whole[:length])
             assert_refused(file)
@@ -262,7 +267,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(run, step):
 
 def test_checkpoint_loads_with_plain_torch(run):
     content = torch.load(run / "last.ckpt", weights_only=True)
-    assert same(content, checkpoints.read(run / "last.ckpt", "echo"))
+    assert same(content, checkpoints.read(run / "last.ckpt", CONFIGURATION))
     assert zipfile.ZipFile(run / "last.ckpt").testzip() is None
 
 
@@ -278,7 +283,17 @@ def expanded(rows):
 
 
 def hostile_checkpoints(whole):
-    for name in ("recipe", "epoch", "finished", "data_shape", "state_dict", "precision", "history"):
+    for name in (
+        "format",
+        "recipe",
+        "model_settings",
+        "epoch",
+        "finished",
+        "data_shape",
+        "state_dict",
+        "precision",
+        "history",
+    ):
         yield {key: value for key, value in whole.items() if key != name}
     yield {key: value for key, value in {**whole, "finished": False}.items() if key != "optimizer"}
     yield {**whole, "state_dict": None}
@@ -371,7 +386,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("recipe: echo\ndata: digits\nseed: [" + "a," * 30_000 + "]", "seed must be an int, got"),
         ("recipe: " + "e" * 60_000 + "\ndata: digits\n", "there is no recipe 'eeee"),
         ("recipe: echo\ndata: digits\n" + "s" * 900 + ": 1\n", "there is no setting 'ssss"),
-        ("recipe: echo\ndata: digits\nmodel: !!python/object/apply:os.system [exit]\n", "it is not YAML"),
+        ("recipe: echo\ndata: digits\nmodel_settings: !!python/object/apply:os.system [exit]\n", "it is not YAML"),
         ("\x00", "is not the configuration of a run"),
         ("- 1", "a configuration must be a mapping, got [1]"),
     ],
@@ -408,13 +423,13 @@ def test_values_are_shortened_in_errors():
 
 @pytest.mark.parametrize("part", ["train", "valid", "test"])
 def test_part_without_rows_is_refused_by_name(tmp_path, monkeypatch, part):
-    load = running.load_data
+    load = Configuration.load_data
 
-    def without(*arguments):
-        parts = load(*arguments)
+    def without(self, data_dir):
+        parts = load(self, data_dir)
         return {**parts, part: parts[part].select(slice(0))}
 
-    monkeypatch.setattr(running, "load_data", without)
+    monkeypatch.setattr(Configuration, "load_data", without)
     with pytest.raises(ValueError, match=f"data 'digits' must have at least 1 {part} rows, got 0"):
         training.train(CONFIGURATION, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -24,6 +24,7 @@ for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
+BATCHES = {"limit": 230, "batch_size": 50}
 
 
 # ---- One run ---------------------------------------------------------------------------------------------------------
@@ -31,13 +32,13 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
 def test_run_stopped_at_any_step_resumes_bit_equal(tmp_path, monkeypatch, recipe):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
     model = {"num_terms": 20} if recipe.startswith("echo") else {"hidden": [16]}
     configuration = Configuration.of(
         recipe,
         "digits",
-        **{"limit": 230, "batch_size": 50, "epochs": 6, "latent_dim": 3, "warm_up_epochs": 2, "model": model},
+        **{**BATCHES, "epochs": 6, "latent_dim": 3, "warm_up_epochs": 2, "model_settings": model},
         binarization="dynamic",
     )
     alone = training.train(configuration, tmp_path / "alone")
@@ -56,7 +57,9 @@ def test_run_stopped_at_any_step_resumes_bit_equal(tmp_path, monkeypatch, recipe
 
 def test_run_stopped_in_its_first_epoch_has_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
-    configuration = Configuration.of("vae", "digits", limit=230, batch_size=50, epochs=1, model={"hidden": [8]})
+    configuration = Configuration.of(
+        "vae", "digits", limit=230, batch_size=50, epochs=1, model_settings={"hidden": [8]}
+    )
     with pytest.raises(TimeLimitReached, match=r"the time limit was reached in step 3 of epoch 1"):
         training.train(configuration, tmp_path, deadline=PassesAfter(1))
     with pytest.raises(FileNotFoundError, match=r"no epoch of the run in .* was finished"):
@@ -64,7 +67,7 @@ def test_run_stopped_in_its_first_epoch_has_no_model(tmp_path, monkeypatch):
 
 
 def test_short_time_limit_makes_progress(tmp_path):
-    configuration = Configuration.of("vae", "digits", epochs=10_000, latent_dim=2, model={"hidden": [8]})
+    configuration = Configuration.of("vae", "digits", epochs=10_000, latent_dim=2, model_settings={"hidden": [8]})
     passed = Deadline.after(1e-9)
     with pytest.raises(TimeLimitReached):
         training.train(configuration, tmp_path, deadline=passed)
@@ -84,8 +87,8 @@ def test_deadline_of_several_processes_is_refused(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
-    configuration = Configuration.of("vae", "digits", limit=100, epochs=1, latent_dim=2, model={"hidden": [8]})
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
+    configuration = Configuration.of("vae", "digits", limit=100, epochs=1, latent_dim=2, model_settings={"hidden": [8]})
     RunDirectory(tmp_path).begin(configuration)
     (tmp_path / ".part-abc").mkdir()
     (tmp_path / ".part-abc" / "last.ckpt").write_bytes(b"half a checkpoint")
@@ -116,7 +119,7 @@ def test_device_out_of_memory_fails_only_one_run(capsys, tmp_path, monkeypatch):
 
 
 def test_damaged_result_does_not_stop_the_sweep(tmp_path):
-    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "model": {"hidden": [8]}}
+    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "model_settings": {"hidden": [8]}}
     grid = [Configuration.of("vae", "digits", seed=seed, **settings) for seed in (0, 1, 2)]
     assert training.sweep(grid[:2], tmp_path).unfinished == []
     (tmp_path / "vae-beta1-seed0" / "result.json").write_text("")
@@ -125,7 +128,7 @@ def test_damaged_result_does_not_stop_the_sweep(tmp_path):
     assert not (tmp_path / "vae-beta1-seed1" / ".part-left").exists()
     assert list(done.failures) == ["vae-beta1-seed0"]
     assert "result.json is damaged" in done.failures["vae-beta1-seed0"]
-    assert [row.seeds for row in done.rows] == [2]
+    assert list(done.table["seeds"]) == [2]
 
 
 # ---- Calls in processes ----------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ def test_processes_share_threads_and_obey_may_start():
 # ---- Sweeps from the shell -------------------------------------------------------------------------------------------
 
 GRID = ("sweep", "--recipe", "echo", "vae", "--data", "digits", "--beta", "1", "--seeds", "0,1", "--limit", "400")
-GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarize", "dynamic")
+GRID += ("--latent-dim", "2", "--set", "hidden=[32]", "--binarization", "dynamic")
 RUNS = [f"{recipe}-beta1-seed{seed}" for seed in (0, 1) for recipe in ("echo", "vae")]
 
 

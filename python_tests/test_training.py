@@ -16,7 +16,7 @@ from training_cases import CASES, checkpoint, same
 
 from echo_ext import data, training
 from echo_ext.models.recipes import RECIPES, find
-from echo_ext.training import Configuration, RunDirectory, fitting, running, schedules, sweeping
+from echo_ext.training import Configuration, RunDirectory, checkpoints, fitting, running, schedules, sweeping
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 HERE = Path(__file__).parent
 SMALL = {"limit": 230, "latent_dim": 3, "epochs": 4}
-ECHO = {**SMALL, "model": {"num_terms": 15, "hidden": [16]}}
+ECHO = {**SMALL, "model_settings": {"num_terms": 15, "hidden": [16]}}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def _cases(monkeypatch):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
 
 
 @pytest.fixture
@@ -120,8 +120,13 @@ def test_seeds_differ_between_streams_and_epochs():
 def test_configuration_defaults_are_those_of_the_recipe():
     configuration = Configuration.of("beta-vae", "digits", epochs=7, latent_dim=None)
     recipe = find("beta-vae")
-    assert (configuration.beta, configuration.epochs, configuration.latent_dim) == (recipe.settings["beta"], 7, 32)
-    assert configuration.learning_rate == recipe.training.learning_rate
+    assert (configuration.beta, configuration.epochs, configuration.latent_dim) == (
+        recipe.model_settings["beta"],
+        7,
+        32,
+    )
+    assert (recipe.model_settings["beta"], configuration.learning_rate) == (4, 3e-4)
+    assert Configuration.of("mim", "gmm2d").learning_rate == find("mim").train_settings["learning_rate"] == 1e-3
     assert Configuration.from_mapping(configuration.as_mapping()) == configuration
 
 
@@ -139,7 +144,7 @@ def test_configuration_defaults_are_those_of_the_recipe():
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
         ({"binarization": "odd"}, "binarization must be one of 'none', 'static', 'dynamic', got 'odd'"),
-        ({"model": {"beta": 2}}, "beta must not be among the further arguments of the model"),
+        ({"model_settings": {"beta": 2}}, "model_settings must not contain beta, which is not set there"),
         ({"precision": "16-mixed", "normalize_gradients": True}, "must be False for precision '16-mixed'"),
     ],
 )
@@ -155,14 +160,14 @@ def test_beta_for_a_model_without_one_raises():
 
 def test_folder_keeps_its_configuration(tmp_path):
     directory = RunDirectory(tmp_path / "deep" / "run")
-    configuration = Configuration.of("echo", "digits", model={"hidden": [8, 8]}, gradient_clip=2.0)
+    configuration = Configuration.of("echo", "digits", model_settings={"hidden": [8, 8]}, gradient_clip=2.0)
     directory.begin(configuration)
     assert directory.configuration() == configuration
     assert [path.name for path in directory.path.iterdir()] == ["config.yaml"]
     with pytest.raises(FileExistsError, match="contains this run already; resume it"):
         directory.begin(configuration)
     with pytest.raises(FileExistsError, match=r"contains another run, with gradient_clip 2.0, not None"):
-        directory.begin(Configuration.of("echo", "digits", model={"hidden": [8, 8]}))
+        directory.begin(Configuration.of("echo", "digits", model_settings={"hidden": [8, 8]}))
     (directory.path / "config.yaml").write_text("recipe: echo\ndata: digits\nepoch: 3\n")
     with pytest.raises(ValueError, match=r"not the configuration of a run: there is no setting 'epoch'; .* are epochs"):
         directory.configuration()
@@ -186,9 +191,16 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
     directory, configuration = RunDirectory(tmp_path), Configuration.of("echo", "digits")
     with pytest.raises(FileNotFoundError, match=r"no epoch of the run in .* was finished"):
         directory.load_checkpoint(configuration)
-    directory.save_checkpoint({"recipe": "vae", "epoch": 1, "state_dict": {"w": torch.zeros(1000)}})
-    with pytest.raises(ValueError, match=r"last.ckpt belongs to recipe 'vae', not 'echo'"):
-        directory.load_checkpoint(configuration)
+    echo = {"format": checkpoints.FORMAT, "version": "0.1", **checkpoints.model_identity(configuration)}
+    for change, complaint in (
+        ({"recipe": "vae"}, "is the checkpoint of a model with recipe 'vae', not 'echo'"),
+        ({"latent_dim": 5}, "is the checkpoint of a model with latent_dim 5, not 32"),
+        ({"model_settings": {"hidden": torch.ones(2)}}, "is the checkpoint of a model with model_settings .*, not {}"),
+        ({"format": 7}, "is a checkpoint of format 7, which echo-ext '0.1' has written, not of format 1 of"),
+    ):
+        directory.save_checkpoint({**echo, **change, "epoch": 1, "state_dict": {"w": torch.zeros(1000)}})
+        with pytest.raises(ValueError, match=f"last.ckpt {complaint}"):
+            directory.load_checkpoint(configuration)
     file = tmp_path / "last.ckpt"
     whole = file.read_bytes()
     for content in (b"", whole[:100], whole[: len(whole) // 2], b"no checkpoint at all"):
@@ -226,9 +238,9 @@ def test_run_equals_a_plain_loop(tmp_path):
 @pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("recipe", ["echo", "vae-vamp", pytest.param("factor-vae", marks=pytest.mark.slow)])
 def test_run_resumes_bit_equal_after_an_error(tmp_path, monkeypatch, recipe):
-    model = ECHO["model"] if recipe == "echo" else {"hidden": [16]}
+    model = ECHO["model_settings"] if recipe == "echo" else {"hidden": [16]}
     configuration = Configuration.of(
-        recipe, "digits", **{**SMALL, "limit": 800, "model": model, "binarization": "dynamic", "epochs": 3}
+        recipe, "digits", **{**SMALL, "limit": 800, "model_settings": model, "binarization": "dynamic", "epochs": 3}
     )
     alone = training.train(configuration, tmp_path / "alone")
 
@@ -266,11 +278,11 @@ def test_run_resumes_bit_equal_after_an_error(tmp_path, monkeypatch, recipe):
 @pytest.mark.usefixtures("no_figures")
 def test_model_is_refreshed_once_despite_a_resume(tmp_path, monkeypatch, models):
     configuration = Configuration.of("pixelwise", "digits", limit=100)
-    measure = running.results.measure
-    monkeypatch.setattr(running.results, "measure", None)
+    measure = running.evaluation.measure
+    monkeypatch.setattr(running.evaluation, "measure", None)
     with pytest.raises(TypeError):
         training.train(configuration, tmp_path)
-    monkeypatch.setattr(running.results, "measure", measure)
+    monkeypatch.setattr(running.evaluation, "measure", measure)
     training.train(configuration, tmp_path, resume=True)
     assert [(model.prepared, model.refreshed) for model in models] == [(1, 1), (0, 0)]
 
@@ -342,9 +354,9 @@ def test_run_that_cannot_begin_leaves_no_files(tmp_path):
     with pytest.raises(ValueError, match="f_raw must have at least 100 rows for num_terms=99"):
         training.train(Configuration.of("echo", "digits", limit=50), tmp_path / "echo")
     with pytest.raises(FloatingPointError, match=r"in step 1 \(epoch 1\).*; no epoch was finished"):
-        training.train(Configuration.of("breaks-down", "digits", model={"at": 1}), tmp_path / "broken")
+        training.train(Configuration.of("breaks-down", "digits", model_settings={"at": 1}), tmp_path / "broken")
     with pytest.raises(ValueError, match=r"data_shape must be \(channels, 28, 28\)"):
-        training.train(Configuration.of("vae", "digits", model={"architecture": "conv28"}), tmp_path / "shape")
+        training.train(Configuration.of("vae", "digits", model_settings={"architecture": "conv28"}), tmp_path / "shape")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -434,13 +446,13 @@ def test_evaluation_agrees_with_the_result(echo_run):
     assert json.loads((path / "evaluation.json").read_text()) == found
     assert {"marginal_activations.png", "rate_against_activation.png"} <= {file.name for file in path.iterdir()}
     with pytest.raises(TypeError, match="importance sampling needs the density"):
-        training.evaluate(path, importance_samples=2)
+        training.evaluate(path, importance_draws=2)
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_importance_sampled_nll_is_below_the_bound(tmp_path):
     training.train(Configuration.of("vae", "digits", **SMALL), tmp_path)
-    found = training.evaluate(tmp_path, importance_samples=30, importance_rows=300)
+    found = training.evaluate(tmp_path, importance_draws=30, importance_rows=300)
     assert found["importance_nll"] < found["neg_elbo"]
     assert found["importance_rows"] == 300
 
@@ -449,7 +461,7 @@ def test_importance_sampled_nll_is_below_the_bound(tmp_path):
 
 
 def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatch):
-    monkeypatch.setattr(running.results, "write_figures", lambda *_: None)
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
     grid = [
         Configuration.of("vae", "digits", beta=beta, seed=seed, **{**SMALL, "epochs": 2})
         for beta in (0.5, 2.0)
@@ -459,16 +471,17 @@ def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatc
     trained = []
     train = sweeping.train
     monkeypatch.setattr(sweeping, "train", lambda *each, **options: trained.append(each[0]) or train(*each, **options))
-    broken = Configuration.of("breaks-down", "digits", model={"at": 1})
-    done = training.sweep([*grid, broken], tmp_path, progress=False)
+    broken = Configuration.of("breaks-down", "digits", model_settings={"at": 1})
+    done = training.sweep([*grid, broken], tmp_path, show_progress=False)
 
     assert list(done.failures) == ["breaks-down-beta1-seed0"]
     assert "'distortion' is nan" in done.failures["breaks-down-beta1-seed0"]
-    assert [(row.recipe, row.beta, row.seeds, row.rate_kind) for row in done.rows] == [
-        ("vae", 0.5, 3, "rate bound"),
-        ("vae", 2.0, 3, "rate bound"),
+    rows = list(done.table.itertuples())
+    assert [(row.recipe, row.beta, row.seeds, row.rate_name) for row in rows] == [
+        ("vae", 0.5, 3, "rate_bound"),
+        ("vae", 2.0, 3, "rate_bound"),
     ]
-    for row in done.rows:
+    for row in rows:
         results = [RunDirectory(tmp_path / f"vae-beta{row.beta:g}-seed{seed}").result() for seed in range(3)]
         for name, mean, error in (
             ("rate_bound", row.rate, row.rate_error),
@@ -477,13 +490,13 @@ def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatc
             values = [result[name] for result in results]
             assert mean == pytest.approx(statistics.mean(values))
             assert error == pytest.approx(statistics.stdev(values) / math.sqrt(3))
-    assert [float(row["distortion"]) for row in table(tmp_path / "table.csv")] == [row.distortion for row in done.rows]
-    assert json.loads((tmp_path / "table.json").read_text())[0]["rate"] == done.rows[0].rate
+    assert [float(row["distortion"]) for row in table(tmp_path / "table.csv")] == [row.distortion for row in rows]
+    assert json.loads((tmp_path / "table.json").read_text())[0]["rate"] == rows[0].rate
     assert (tmp_path / "rate_distortion.png").stat().st_size > 10_000
 
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/last.ckpt")}
-    again = training.sweep(grid, tmp_path, progress=False)
-    assert again.rows == done.rows
+    again = training.sweep(grid, tmp_path, show_progress=False)
+    assert again.table.equals(done.table)
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/last.ckpt")} == before
     with pytest.raises(FileExistsError, match="contains another run, with epochs 2, not 4"):
         training.sweep([Configuration.of("vae", "digits", beta=0.5, seed=0, **SMALL)], tmp_path)
@@ -506,7 +519,7 @@ def spy(model, *rest, **options):
     return history
 running.fit = spy
 model = {"num_terms": 15} if recipe == "echo" else {}
-settings = {"limit": 800, "epochs": 3, "batch_size": batch_size, "learning_rate": 3e-3, "model": model}
+settings = {"limit": 800, "epochs": 3, "batch_size": batch_size, "learning_rate": 3e-3, "model_settings": model}
 resume = len(sys.argv) > 4
 try:
     result = training.train(training.Configuration.of(recipe, "digits", **settings), out, resume=resume)
@@ -557,7 +570,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, models):
 
 @pytest.mark.usefixtures("no_figures")
 def test_all_processes_learn_whether_the_folder_is_free(tmp_path):
-    settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model": {}}
+    settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model_settings": {}}
     training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "run")
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
     with RunDirectory(tmp_path / "run").owned():

@@ -1,5 +1,6 @@
 """Helpers for the tests of training: models with predictable training, and the comparison of runs."""
 
+import functools
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from echo_ext.models import Model
-from echo_ext.models.recipes import RECIPES, Recipe, Training
+from echo_ext.models.recipes import RECIPES, Recipe
 
 
 class Pixelwise(Model):
@@ -78,8 +79,8 @@ class PassesAfter:
 
 
 CASES = {
-    "pixelwise": Recipe("one logit for each pixel", Pixelwise, training=Training(epochs=3, learning_rate=1e-2)),
-    "breaks-down": Recipe("NaN in one step", BreaksDown, {"at": 5}),
+    "pixelwise": Recipe("one logit for each pixel", Pixelwise, {"epochs": 3, "learning_rate": 1e-2}),
+    "breaks-down": Recipe("NaN in one step", functools.partial(BreaksDown, at=5)),
     "stands": Recipe("does not learn", Stands),
 }
 

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         if isinstance(error, _BAD_INPUT):
-            return _report(arguments.command, f"error: {error}", 2)
+            # An error begins with the name of an argument, which is set by the flag of this name.
+            name, must, rest = str(error).partition(" must ")
+            return _report(arguments.command, f"error: {arguments.flags.get(name, name)}{must}{rest}", 2)
         return _report(arguments.command, f"error: {type(error).__name__}: {error} (--debug shows where)", 1)
     return 0
 
@@ -67,5 +69,6 @@ def _parser() -> argparse.ArgumentParser:
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        flags = {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
+        command.set_defaults(run=module.run, flags=flags)
     return parser

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
-from echo_ext import _checks
 from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
+from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES
+from echo_ext.metrics.information import METHODS
+from echo_ext.metrics.likelihood import RATE_WORDS
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "evaluate the model of a run directory by all metrics that apply to it"
 
 LABELS = {
-    "rate": "rate (exact)",
-    "rate_bound": "rate bound",
+    **RATE_WORDS,
     "distortion": "distortion",
     "neg_elbo": "-ELBO",
     "importance_nll": "-log p(x), importance",
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draws", type=int, default=4, metavar="N", help="number of noise samples for each row (default: 4)"
     )
     parser.add_argument(
-        "--importance-samples",
+        "--importance-draws",
         type=int,
         metavar="N",
         help="number of samples of z for the importance-sampled -log p(x) of each row (default: do not compute it)",
@@ -47,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
     parser.add_argument(
-        "--information",
+        "--information-method",
         default="formula",
-        choices=("formula", "knn"),
+        metavar="|".join(METHODS),
         help="estimator of the information I(z_j; x) of each latent (default: formula)",
     )
     add_data_dir(parser)
@@ -58,30 +60,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the run and print the results."""
-    _checks.whole("--draws", arguments.draws, minimum=1)
-    if arguments.importance_samples is not None:
-        _checks.whole("--importance-samples", arguments.importance_samples, minimum=1)
-    _checks.whole("--importance-rows", arguments.importance_rows, minimum=1)
     check_installed(*PACKAGES, "sklearn", "scipy", command="evaluate", extra="train")
     from echo_ext import training
-    from echo_ext.training.evaluation import EVALUATION
+    from echo_ext.training.run_directory import EVALUATION_FILE
 
+    options = ("data_dir", "draws", "importance_draws", "importance_rows", "tsne", "information_method")
     found = training.evaluate(
         arguments.directory,
-        data_dir=arguments.data_dir,
         device=find_device(arguments.device),
-        draws=arguments.draws,
-        importance_samples=arguments.importance_samples,
-        importance_rows=arguments.importance_rows,
-        embedding=arguments.tsne,
-        information=arguments.information,
+        **{name: getattr(arguments, name) for name in options},
     )
     print(f"{found['recipe']} on {found['data']} after {found['epochs']} epochs, nats per sample")
-    for name, label in LABELS.items():
-        if found.get(name) is not None:
-            error = found.get(f"{name}_error")
-            print(f"  {label:<22} {found[name]:10.3f}" + (f" +- {error:.3f}" if error else ""))
+    names = [name for name in LABELS if found.get(name) is not None]
+    rows = [(LABELS[name], with_error(found[name], found.get(f"{name}_error", math.nan), 3)) for name in names]
+    print_table(rows)
     if "latent_information" in found:
         values = sorted(found["latent_information"], reverse=True)
-        print(f"  {'I(z_j; x), sorted':<22} " + " ".join(f"{value:.2f}" for value in values))
-    print(f"written to {arguments.directory / EVALUATION}")
+        print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))
+    print(f"written to {arguments.directory / EVALUATION_FILE}")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from echo_ext import _checks
-from echo_ext.cli.machine import check_installed, find_device
-from echo_ext.cli.train import PACKAGES, add_settings, settings
-
-if TYPE_CHECKING:
-    from echo_ext.training.sweeping import Row
+from echo_ext.cli.machine import check_installed
+from echo_ext.cli.printing import print_table, with_error
+from echo_ext.cli.train import PACKAGES, add_settings, options, settings
+from echo_ext.metrics.likelihood import RATE_WORDS
+from echo_ext.training.configuration import Configuration
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -44,22 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them",
     )
-    add_settings(parser)
+    add_settings(parser, without=("recipe", "data", "beta", "seed"))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train the runs that are not finished and print the table."""
     betas = _list("--beta", arguments.beta, float)
     seeds = _list("--seeds", arguments.seeds, int)
-    _checks.whole("--jobs", arguments.jobs, minimum=1)
     time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
-    check_installed(*PACKAGES, command="sweep", extra="train")
+    check_installed(*PACKAGES, "pandas", command="sweep", extra="train")
     from echo_ext import training
 
     given = settings(arguments)
     # All runs of one seed come first, so that a sweep which stops early has a complete table of fewer seeds.
     configurations = [
-        training.Configuration.of(recipe, arguments.data, beta=beta, seed=seed, **given)
+        Configuration.of(**{**given, "recipe": recipe, "beta": beta, "seed": seed})
         for seed in seeds
         for recipe in dict.fromkeys(arguments.recipe)
         for beta in betas
@@ -71,15 +68,18 @@ def run(arguments: argparse.Namespace) -> None:
             jobs=arguments.jobs,
             time_limit=time_limit,
             on_run=_report,
-            data_dir=arguments.data_dir,
-            device=find_device(arguments.device),
-            compile=arguments.compile,
-            cuda_graph=arguments.cuda_graph,
+            **options(arguments),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to continue") from None
-    _print_table(done.rows)
-    if done.rows:
+    if len(done.table):
+        print()
+        print_table(
+            [
+                ("recipe", "beta", "seeds", "", "rate", "distortion", "-ELBO"),
+                *map(_cells, done.table.to_dict("records")),
+            ]
+        )
         print(f"written to {arguments.out}")
     if done.unfinished:
         print(
@@ -115,23 +115,6 @@ def _report(name: str, result: dict[str, Any] | None) -> None:
     print(f"{name}: " + (f"-ELBO {result['neg_elbo']:.2f}" if result else "failed"), flush=True)
 
 
-def _print_table(rows: Sequence[Row]) -> None:
-    """Print the means over the seeds with their standard errors."""
-    if not rows:
-        return
-    names = max(len("recipe"), *(len(row.recipe) for row in rows))
-    print(
-        f"\n{'recipe':<{names}}  {'beta':>6}  {'seeds':>5}  {'':<10}  {'rate':>16}  {'distortion':>16}  {'-ELBO':>16}"
-    )
-    for row in rows:
-        cells = (
-            _cell(row.rate, row.rate_error),
-            _cell(row.distortion, row.distortion_error),
-            _cell(row.neg_elbo, row.neg_elbo_error),
-        )
-        numbers = "  ".join(f"{cell:>16}" for cell in cells)
-        print(f"{row.recipe:<{names}}  {row.beta:>6g}  {row.seeds:>5}  {row.rate_kind:<10}  {numbers}")
-
-
-def _cell(mean: float, error: float) -> str:
-    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} +- {error:.2f}"
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    measured = [with_error(row[name], row[f"{name}_error"]) for name in ("rate", "distortion", "neg_elbo")]
+    return row["recipe"], f"{row['beta']:g}", str(row["seeds"]), RATE_WORDS[row["rate_name"]], *measured

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from echo_ext._checks import brief
 from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
+from echo_ext.cli.printing import print_table
+from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
+from echo_ext.training.configuration import SETTINGS, Configuration, Setting
 
-if TYPE_CHECKING:
-    from echo_ext.training import Configuration
-
-__all__ = ["HELP", "add_arguments", "add_settings", "run", "settings"]
+__all__ = ["HELP", "add_arguments", "add_settings", "options", "run", "settings"]
 
 HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
 
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
-SETTINGS = (
-    *("epochs", "limit", "latent_dim", "batch_size", "learning_rate", "schedule", "warm_up_epochs", "patience"),
-    *("gradient_clip", "normalize_gradients", "binarization", "precision"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument("--recipe", metavar="NAME", help="model to train; echo-ext recipes lists them")
-    parser.add_argument("--data", metavar="NAME", help="data set; echo-ext data lists them")
-    parser.add_argument(
-        "--beta", type=float, help="weight of the rate; a larger one gives a smaller rate (default: that of the recipe)"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="seed of the weights, the order of rows, the noise and the binarization (default: 0)"
-    )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-DATA-betaBETA-seedSEED)"
     )
@@ -41,48 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that ``train`` and ``sweep`` share, whose defaults are those of the recipe."""
-    whole = {"type": int, "metavar": "N"}
-    parser.add_argument("--epochs", **whole, help="number of passes over the training rows")  # type: ignore[arg-type]
-    parser.add_argument("--limit", **whole, help="use only the first N training rows")  # type: ignore[arg-type]
-    parser.add_argument("--latent-dim", **whole, help="number of dimensions of z")  # type: ignore[arg-type]
-    parser.add_argument("--batch-size", **whole, help="number of rows in a step, in each process")  # type: ignore[arg-type]
-    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="learning rate of Adam")
-    parser.add_argument("--schedule", help="schedule of the learning rate: constant-then-linear or constant")
-    parser.add_argument(
-        "--warm-up-epochs",
-        **whole,  # type: ignore[arg-type]
-        help="number of epochs over which the warm-up weight rises from 0 to 1",
-    )
-    parser.add_argument(
-        "--early-stopping",
-        dest="patience",
-        **whole,  # type: ignore[arg-type]
-        help="stop after N epochs without a better validation loss",
-    )
-    parser.add_argument("--gradient-clip", type=float, metavar="NORM", help="maximum norm of all gradients together")
-    parser.add_argument(
-        "--normalize-gradients",
-        action="store_const",
-        const=True,
-        help="scale the gradient of each parameter tensor to norm 1",
-    )
-    parser.add_argument(
-        "--binarize",
-        dest="binarization",
-        metavar="HOW",
-        help="turn pixels into zeros and ones: none, static (once) or dynamic (again in every epoch)",
-    )
-    parser.add_argument("--precision", help="numeric precision: 32-true (default), bf16-mixed or 16-mixed")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="model",
-        metavar="NAME=VALUE",
-        help="another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated",
-    )
+def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add a flag for each setting of a run, and those that say how and where it is trained."""
+    group = parser.add_argument_group("settings", "Defaults are in parentheses; a recipe may have its own.")
+    for each in SETTINGS.values():
+        if each.name not in without:
+            group.add_argument(_flag(each), dest=each.name, help=_help(each), **_kind(each))
     add_data_dir(parser)
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
@@ -92,6 +45,24 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph",
     )
+
+
+def _flag(setting: Setting) -> str:
+    return "--set" if setting.name == "model_settings" else f"--{setting.name.replace('_', '-')}"
+
+
+def _help(setting: Setting) -> str:
+    return setting.help if setting.default is None else f"{setting.help} (default: {setting.default})"
+
+
+def _kind(setting: Setting) -> dict[str, Any]:
+    """The arguments of ``add_argument`` for values of this kind."""
+    if setting.name == "model_settings":
+        return {"action": "append", "metavar": "NAME=VALUE"}
+    if setting.kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    names = {int: "N", float: "X"}.get(setting.kind, "NAME")
+    return {"type": setting.kind, "metavar": "|".join(setting.bounds.get("choices", [names]))}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -104,45 +75,44 @@ def run(arguments: argparse.Namespace) -> None:
         f"runs/{configuration.recipe}-{configuration.data}-beta{configuration.beta:g}-seed{configuration.seed}"
     )
     result = training.train(
-        configuration,
-        out,
-        data_dir=arguments.data_dir,
-        resume=arguments.resume,
-        device=find_device(arguments.device),
-        compile=arguments.compile,
-        cuda_graph=arguments.cuda_graph,
-        tensorboard=arguments.tensorboard,
+        configuration, out, resume=arguments.resume, tensorboard=arguments.tensorboard, **options(arguments)
     )
-    if result:
-        _report(result, out)
+    if not result:  # not the first of several processes
+        return
+    rate = rate_name_in(result)
+    labels = {rate: RATE_WORDS[rate], "distortion": "distortion", "neg_elbo": "-ELBO"}
+    print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")
+    print_table([(label, f"{result[name]:.3f}") for name, label in labels.items()])
+    print(f"after {result['epochs']} epochs in {result['seconds']:.0f} s; written to {out}")
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of :func:`echo_ext.training.train` and ``sweep`` that say how and where they train."""
+    given = {name: getattr(arguments, name) for name in ("data_dir", "compile", "cuda_graph")}
+    return {**given, "device": find_device(arguments.device)}
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of :func:`add_settings` as arguments of ``Configuration.of``; None for those that are not set."""
-    given = {name: getattr(arguments, name) for name in SETTINGS}
-    return {**given, "model": _model_arguments(arguments.model) or None}
+    """The settings that are given as flags."""
+    given = {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
+    return given | ({"model_settings": _model_settings(given["model_settings"])} if "model_settings" in given else {})
 
 
 def _configuration(arguments: argparse.Namespace) -> Configuration:
-    from echo_ext import training
-
-    given = {"beta": arguments.beta, "seed": arguments.seed, **settings(arguments)}
-    if arguments.recipe and arguments.data:
-        return training.Configuration.of(arguments.recipe, arguments.data, **given)
+    given = settings(arguments)
+    if "recipe" in given and "data" in given:
+        return Configuration.of(**given)
     if not arguments.resume:
-        raise ValueError(f"--{'data' if arguments.recipe else 'recipe'} is missing")
+        raise ValueError(f"--{'data' if 'recipe' in given else 'recipe'} is missing")
     # With --resume the configuration is that of the folder, and further flags must agree with it.
     if not arguments.out:
         raise ValueError("--resume needs --out, or --recipe and --data of the run")
-    saved = training.RunDirectory(arguments.out).configuration()
-    flags = {"recipe": arguments.recipe, "data": arguments.data, **given}
-    return training.Configuration.from_mapping(
-        {**saved.as_mapping(), **{name: value for name, value in flags.items() if value is not None}}
-    )
+    from echo_ext.training import RunDirectory
+
+    return Configuration.from_mapping({**RunDirectory(arguments.out).configuration().as_mapping(), **given})
 
 
-def _model_arguments(assignments: list[str]) -> dict[str, Any]:
-    from echo_ext._checks import brief
+def _model_settings(assignments: list[str]) -> dict[str, Any]:
     from echo_ext.training.parsing import parse_yaml
 
     values = {}
@@ -155,17 +125,3 @@ def _model_arguments(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             raise ValueError(f"--set {name} must be YAML, got {brief(value)}") from None
     return values
-
-
-def _report(result: Mapping[str, Any], out: Path) -> None:
-    from echo_ext.training.run_directory import RATES
-
-    kind = next(name for name in RATES if name in result)
-    print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")
-    for label, value in (
-        (RATES[kind], result[kind]),
-        ("distortion", result["distortion"]),
-        ("-ELBO", result["neg_elbo"]),
-    ):
-        print(f"  {label:<11} {value:10.3f}")
-    print(f"after {result['epochs']} epochs in {result['seconds']:.0f} s; written to {out}")

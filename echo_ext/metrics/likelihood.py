@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,19 +14,34 @@ from echo_ext import _checks
 from echo_ext.metrics._inputs import Data, batches, evaluating
 from echo_ext.models.base import Model
 
-__all__ = ["RateDistortion", "importance_log_likelihood", "importance_nll", "rate_distortion"]
+__all__ = [
+    "RATE_WORDS",
+    "RateDistortion",
+    "RateName",
+    "importance_log_likelihood",
+    "importance_nll",
+    "rate_distortion",
+    "rate_name_in",
+]
+
+
+# The name of a rate in losses and results: that of the information I(x; z) itself, or of an upper bound on it.
+RateName: TypeAlias = Literal["rate", "rate_bound"]
+RATE_WORDS: dict[str, str] = {"rate": "exact rate", "rate_bound": "rate bound"}  # for tables and figures
+
+
+def rate_name_in(names: Container[str]) -> RateName:
+    """Return which of the two rates is among these names of losses or results."""
+    return "rate" if "rate" in names else "rate_bound"
 
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Means over a data set, in nats per sample, each with its standard error (NaN where it is not known).
-
-    ``exact`` says that the rate is the information I(x; z) itself ("rate"), not an upper bound on it ("rate_bound").
-    """
+    """Means over a data set, in nats per sample, each with its standard error (NaN where it is not known)."""
 
     rate: float
     distortion: float
-    exact: bool
+    rate_name: RateName
     rate_error: float = math.nan
     distortion_error: float = math.nan
     neg_elbo_error: float = math.nan
@@ -33,11 +50,6 @@ class RateDistortion:
     def neg_elbo(self) -> float:
         """The bound on -log p(x): rate + distortion."""
         return self.rate + self.distortion
-
-    @property
-    def rate_name(self) -> str:
-        """The name of the rate in results: "rate", or "rate_bound"."""
-        return "rate" if self.exact else "rate_bound"
 
 
 def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int = 100) -> RateDistortion:
@@ -59,12 +71,12 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
     """
     _checks.whole("draws", draws, minimum=1)
     rates, distortions = (torch.zeros(draws, dtype=torch.float64, device="cpu") for _ in range(2))
-    rows, exact = 0, False
+    rows, rate_name = 0, rate_name_in(())
     with evaluating(model):
         for x in batches(model, data, batch_size):
             terms = [model.loss(x) for _ in range(draws)]
-            exact = "rate" in terms[0]
-            for name, totals in (("rate" if exact else "rate_bound", rates), ("distortion", distortions)):
+            rate_name = rate_name_in(terms[0])
+            for name, totals in ((rate_name, rates), ("distortion", distortions)):
                 if name not in terms[0]:
                     raise TypeError(f"{type(model).__name__}.loss reports no {name!r}, but only {', '.join(terms[0])}")
                 totals += len(x) * torch.stack([term[name] for term in terms]).double().cpu()
@@ -76,7 +88,7 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
         float(each.std()) / math.sqrt(draws) if draws > 1 else math.nan
         for each in (rates, distortions, rates + distortions)
     ]
-    return RateDistortion(float(rates.mean()), float(distortions.mean()), exact, *errors)
+    return RateDistortion(float(rates.mean()), float(distortions.mean()), rate_name, *errors)
 
 
 def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from echo_ext import _checks
@@ -16,37 +17,35 @@ from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.networks import architecture_for
 from echo_ext.models.stacked_corex import StackedCorEx
 
-__all__ = ["RECIPES", "Recipe", "Training", "build", "find", "recipes"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """The default training settings of a recipe."""
-
-    learning_rate: float = 3e-4
-    batch_size: int = 100
-    epochs: int = 200
-    schedule: str = "constant-then-linear"  # falls linearly to 0 over the second half; the other choice is "constant"
-    warm_up_epochs: int = 0  # number of epochs over which Model.warm_up_weight rises from 0 to 1
-    patience: int | None = None  # number of epochs without a better validation loss after which training stops
-    normalize_gradients: bool = False  # scale the gradient of each parameter tensor to norm 1
+__all__ = ["RECIPES", "Recipe", "build", "find", "recipes"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A one-line summary, the class of the model, and the arguments of its constructor."""
+    """A named model: a one-line summary, the function that makes the model, and how it is trained.
+
+    Args:
+        summary: One line about the model.
+        make: Called as ``make(data_shape, latent_dim, **model_settings)``.
+        train_settings: The settings of a :class:`~echo_ext.training.Configuration` that differ from its defaults.
+        latent_dim: The default number of dimensions of z, as in the paper of the recipe.
+    """
 
     summary: str
-    model: type[Model]
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    training: Training = Training()
-    latent_dim: int = 32  # the default, as in the paper of the recipe
+    make: Callable[..., Model]
+    train_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    latent_dim: int = 32
 
-    def training_for(self, data_shape: Sequence[int]) -> Training:
-        """The default training settings for data of this shape; images of 64 x 64 have those of the Echo paper."""
-        if architecture_for(data_shape) != "conv64":
-            return self.training
-        return dataclasses.replace(self.training, learning_rate=1e-4, batch_size=64)
+    def settings_for(self, data_shape: Sequence[int]) -> dict[str, Any]:
+        """``train_settings`` for data of this shape; images of 64 x 64 have those of the Echo paper."""
+        large = {"learning_rate": 1e-4, "batch_size": 64} if architecture_for(data_shape) == "conv64" else {}
+        return {**self.train_settings, **large}
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The names of the keyword arguments of ``make``, with their defaults."""
+        parameters = inspect.signature(self.make).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -64,33 +63,27 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **overrides: Any) -> Model:
+def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **model_settings: Any) -> Model:
     """Build the model of a recipe.
 
     Args:
         recipe: One of :func:`recipes`.
         data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
         latent_dim: Number of dimensions of z.
-        overrides: Arguments of the model's constructor that replace those of the recipe, such as ``beta=0.5``.
+        model_settings: Arguments of the model that replace those of the recipe, such as ``beta=0.5``.
 
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: The recipe or an argument is unknown, or a value is out of range.
+        ValueError: The recipe or a setting is unknown, or a value is out of range.
     """
     chosen = find(recipe)
-    known = [
-        name
-        for name, parameter in inspect.signature(chosen.model).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"recipe {recipe!r} has no argument {unknown[0]!r}; it has {', '.join(known)}")
-    return chosen.model(data_shape, latent_dim, **{**chosen.settings, **overrides})
+    if unknown := sorted(set(model_settings) - set(chosen.model_settings)):
+        raise _checks.unknown("model setting", unknown[0], list(chosen.model_settings))
+    return chosen.make(data_shape, latent_dim, **model_settings)
 
 
 def _register(name: str, summary: str, **settings: Any) -> None:
-    RECIPES[name] = Recipe(summary, Autoencoder, settings)
+    RECIPES[name] = Recipe(summary, functools.partial(Autoencoder, **settings))
 
 
 _register("echo", "Echo noise, whose rate is exact and needs no prior", channel="echo")
@@ -111,13 +104,13 @@ _register("anchor-vae", "corex with half the rate weight on five latents", sampl
 RECIPES["stacked-corex"] = Recipe(
     "VAE with a second layer: a categorical variable of ten states above z",
     StackedCorEx,
-    training=Training(learning_rate=1e-3, schedule="constant", warm_up_epochs=6),
+    {"learning_rate": 1e-3, "schedule": "constant", "warm_up_epochs": 6},
     latent_dim=64,
 )
 RECIPES["mutual-ae"] = Recipe(
     "Mutual Autoencoder, a VAE with a prescribed I(x; z) of information=M nats",
     MutualAutoencoder,
-    training=Training(learning_rate=1e-3, schedule="constant"),
+    {"learning_rate": 1e-3, "schedule": "constant"},
     latent_dim=1,
 )
 
@@ -129,21 +122,22 @@ for _objective, _summary in {
 }.items():
     RECIPES[_objective] = Recipe(
         _summary,
-        MIM,
-        {"objective": _objective},
-        Training(learning_rate=1e-3, batch_size=128, epochs=50, schedule="constant", warm_up_epochs=10),
+        functools.partial(MIM, objective=_objective),
+        {"learning_rate": 1e-3, "batch_size": 128, "epochs": 50, "schedule": "constant", "warm_up_epochs": 10},
         latent_dim=2,
     )
 
-_two_level: dict[str, type[Model]] = {"convhvae": ConvHVAE, "pixelhvae": PixelHVAE}
+_two_level: dict[str, Callable[..., Model]] = {"convhvae": ConvHVAE, "pixelhvae": PixelHVAE}
 for _decoder, _model in _two_level.items():
     for _short, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
         for _objective in ("vae", "a-mim", "mim"):
             RECIPES[f"{_decoder}-{_short}-{_objective}"] = Recipe(
                 f"two-level model, {'N(0, I) prior' if _prior == 'standard-normal' else 'VampPrior'}, "
                 f"{'convolutional' if _model is ConvHVAE else 'autoregressive'} decoder, {_objective.upper()} loss",
-                _model,
-                {"objective": _objective, "prior": _prior},
-                Training(5e-4, 100, 2000, "constant", warm_up_epochs=100, patience=50, normalize_gradients=True),
+                functools.partial(_model, objective=_objective, prior=_prior),
+                {
+                    **{"learning_rate": 5e-4, "epochs": 2000, "schedule": "constant", "warm_up_epochs": 100},
+                    **{"patience": 50, "normalize_gradients": True},
+                },
                 latent_dim=80,
             )

@@ -14,7 +14,6 @@ from echo_ext.metrics import latent_information
 from echo_ext.models import Model
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
-from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ def run(context: Context) -> Result:
                 epochs=EPOCHS,
                 batch_size=200,
                 learning_rate=1e-3,
-                model={"architecture": "mlp", "hidden": [512, 512]},
+                model_settings={"architecture": "mlp", "hidden": [512, 512]},
             ),
         )
         for name, recipe in MODELS.items()
@@ -62,7 +61,7 @@ def run(context: Context) -> Result:
         "k-NN": "KSG with k = 3 between z_j and the mean and standard deviation of q(z_j|x), for the same rows",
     }
     models = {name: context.model(run_name({MODEL: name}, context.seeds[0])).cpu() for name in MODELS}
-    x = load_data(configuration, context.data_dir)["test"].values(slice(ROWS))
+    x = configuration.load_data(context.data_dir)["test"].values(slice(ROWS))
     return Result(rows, {"latents.png": _latents(models, x), "samples.png": _samples(models)}, settings)
 
 

@@ -49,7 +49,7 @@ def run(context: Context) -> Result:
                 learning_rate=LEARNING_RATE,
                 warm_up_epochs=WARM_UP,
                 schedule="constant-then-linear",
-                model={
+                model_settings={
                     "objective": objective,
                     "prior": "mixture",
                     "marginal": "mixture",

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -18,8 +19,6 @@ from echo_ext._versions import versions
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training.parsing import read_json
-from echo_ext.training.results import mean_and_error
-from echo_ext.training.running import load_data
 from echo_ext.training.schedules import Stream, derive_seed
 
 if TYPE_CHECKING:
@@ -54,6 +53,11 @@ class Experiment:
     source: str
     run: Callable[[Context], Result]
     seeds: int = 3
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds and its standard error, which is NaN for a single seed."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +126,11 @@ class Context:
             data_dir=self.data_dir,
             resume=directory.holds_run,
             device=self.device,
-            progress=self.progress,
+            show_progress=self.progress,
         )
         file = directory.path / MEASURES
         if not file.is_file():
-            parts = {part: rows.to(self.device) for part, rows in load_data(configuration, self.data_dir).items()}
+            parts = {part: rows.to(self.device) for part, rows in configuration.load_data(self.data_dir).items()}
             model = training.load(directory.path).model.to(self.device)
             torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
             with torch.no_grad():

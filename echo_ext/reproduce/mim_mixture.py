@@ -43,7 +43,7 @@ def compare(context: Context, models: Sequence[str]) -> Result:
                 epochs=EPOCHS,
                 warm_up_epochs=WARM_UP,
                 schedule="constant-then-linear",
-                model={"objective": MODELS[model], "hidden": [width]},
+                model_settings={"objective": MODELS[model], "hidden": [width]},
             ),
         )
         for width in WIDTHS

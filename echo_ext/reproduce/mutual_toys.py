@@ -48,7 +48,9 @@ def run(context: Context) -> Result:
     _, configuration = cases[0]
     settings = {
         **selected_settings(configuration, "latent_dim", "epochs", "limit", "batch_size", "learning_rate", "schedule"),
-        "model": {name: value for name, value in configuration.model.items() if name != "information"},
+        "model_settings": {
+            name: value for name, value in configuration.model_settings.items() if name != "information"
+        },
         EXACT: f"for the joint distribution of the model, by quadrature over {PLACES} equally likely intervals of z",
         BOUND: f"the bound that training keeps close to M, from {SAMPLES} samples",
         "maximum of I_hat for ten equally likely intervals, nats": gaussian_ceiling(10),
@@ -114,7 +116,7 @@ def _configuration(context: Context, toy: str, target: float) -> Any:
         batch_size=250,
         learning_rate=3e-3,
         schedule="constant-then-linear",
-        model=model,
+        model_settings=model,
     )
 
 

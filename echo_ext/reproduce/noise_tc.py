@@ -39,7 +39,7 @@ def run(context: Context) -> Result:
                 data,
                 epochs=EPOCHS[data],
                 learning_rate=LEARNING_RATE,
-                model={"architecture": "mlp", "hidden": list(HIDDEN)},
+                model_settings={"architecture": "mlp", "hidden": list(HIDDEN)},
             ),
         )
         for data in PUBLISHED

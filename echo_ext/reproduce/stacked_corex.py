@@ -13,7 +13,6 @@ from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.models.stacked_corex import StackedCorEx
 from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
-from echo_ext.training.running import load_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +47,7 @@ def run(context: Context) -> Result:
         BOUND: "the sum of both terms, for binary pixels whose probabilities are the gray levels",
     }
     model = context.model(run_name(case[0], context.seeds[0])).cpu()
-    x = load_data(configuration, context.data_dir)["test"].values(slice(None))
+    x = configuration.load_data(context.data_dir)["test"].values(slice(None))
     return Result(rows, {"states.png": _states(model, x)}, settings)
 
 

@@ -1,10 +1,10 @@
 """Training of recipes with Lightning Fabric, with run directories, exact resume, evaluation and sweeps."""
 
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.deadline import Deadline, TimeLimitReached
 from echo_ext.training.evaluation import evaluate
-from echo_ext.training.run_directory import RunDirectory
-from echo_ext.training.running import Run, load, train
+from echo_ext.training.fitting import Deadline, TimeLimitReached
+from echo_ext.training.run_directory import Run, RunDirectory, load
+from echo_ext.training.running import train
 from echo_ext.training.sweeping import sweep
 
 __all__ = [

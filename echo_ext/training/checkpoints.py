@@ -13,14 +13,17 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from echo_ext import _checks
+from echo_ext import __version__, _checks
+from echo_ext.training.configuration import Configuration
 
-__all__ = ["dump", "load_weights", "read"]
+__all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read"]
+
+FORMAT = 1  # of the content of a checkpoint; another format cannot be read
 
 _MARK = b"echo-ext sha256 "
 _COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
@@ -29,9 +32,18 @@ _END_BYTES = 22
 _CHUNK = 2**20
 _MAX_DEPTH = _MAX_DIMENSIONS = 8
 
+_KINDS: dict[str, type] = {
+    **{"epoch": int, "finished": bool, "data_shape": list, "state_dict": dict, "precision": dict},
+    "history": list,
+}
 # The columns of the history that training and evaluation need.
-_PARTS = ("train", "valid")
-_COLUMNS = ("epoch", "step", "seconds", "learning_rate", *(f"{part}_loss" for part in _PARTS))
+_COLUMNS = ("epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss")
+T = TypeVar("T")
+
+
+def model_identity(configuration: Configuration) -> dict[str, Any]:
+    """The settings that, with the shape of the data, determine the model; a checkpoint contains them."""
+    return {name: getattr(configuration, name) for name in ("recipe", "beta", "latent_dim", "model_settings")}
 
 
 def dump(checkpoint: Mapping[str, Any]) -> memoryview:
@@ -49,11 +61,11 @@ def dump(checkpoint: Mapping[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def read(file: Path, recipe: str) -> dict[str, Any]:
+def read(file: Path, configuration: Configuration) -> dict[str, Any]:
     """Return the checkpoint in a file, on the CPU.
 
     Raises:
-        ValueError: The file is damaged, or is not a checkpoint of this recipe.
+        ValueError: The file is damaged, or is not a checkpoint of this format and of the configuration's model.
     """
     with file.open("rb") as opened:
         if not _has_valid_checksum(opened):
@@ -67,16 +79,31 @@ def read(file: Path, recipe: str) -> dict[str, Any]:
             size = opened.seek(0, io.SEEK_END)
         except Exception as broken:  # a hostile archive may make its readers raise anything
             raise ValueError(f"{file} is not a checkpoint of echo-ext: torch cannot load it") from broken
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("recipe"), str):
-        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not name its recipe")
-    if checkpoint["recipe"] != recipe:
-        raise ValueError(f"{file} belongs to recipe {_checks.brief(checkpoint['recipe'])}, not {recipe!r}")
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
+        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not name its format")
+    if checkpoint["format"] != FORMAT:
+        written_by = _checks.brief(checkpoint.get("version"))
+        raise ValueError(
+            f"{file} is a checkpoint of format {checkpoint['format']}, which echo-ext {written_by} has written, "
+            f"not of format {FORMAT} of echo-ext {__version__!r}"
+        )
+    for name, wanted in model_identity(configuration).items():
+        if _differs(found := checkpoint.get(name), wanted):
+            values = f"{_checks.brief(found)}, not {_checks.brief(wanted)}"
+            raise ValueError(f"{file} is the checkpoint of a model with {name} {values}")
     try:
         _check_structure(checkpoint)
         _check_tensors(checkpoint, size)
     except ValueError as wrong:
         raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
     return checkpoint
+
+
+def _differs(found: object, wanted: object) -> bool:
+    try:
+        return bool(found != wanted)
+    except Exception:  # tensors, which have no single truth value
+        return True
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
@@ -138,65 +165,48 @@ def _refuse_compression(file: BinaryIO) -> None:
 
 def _check_structure(content: Mapping[Any, Any]) -> None:
     """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
-    kinds: dict[str, type] = {
-        "epoch": int,
-        "finished": bool,
-        "data_shape": list,
-        "state_dict": Mapping,
-        "precision": Mapping,
-        "history": list,
-    }
-    for name, kind in kinds.items():
-        if name not in content:
-            raise ValueError(f"{name!r} is missing")
-        _check_kind(name, content[name], kind)
+    for name, kind in _KINDS.items():
+        _entry(content, name, kind)
     for name, value in content["state_dict"].items():
-        _check_kind("a name in state_dict", name, str)
-        _check_kind("a value in state_dict", value, Tensor)
+        _of_kind("a name in state_dict", name, str)
+        _of_kind("a value in state_dict", value, Tensor)
     if len(content["history"]) != content["epoch"]:
         raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")
     for row in content["history"]:
-        _check_row(_mapping("a row of history", row))
+        for name, value in _of_kind("a row of history", row, dict).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"history's {_checks.brief(name)} must be a number, got type {type(value).__name__}")
+            _of_kind("a column of history", name, str)
+        for name in _COLUMNS:
+            _entry(row, name, object)
     shape = content["data_shape"]
     if len(shape) > _MAX_DIMENSIONS or not all(isinstance(size, int) for size in shape):
         raise ValueError(f"data_shape must be a few integers, got {_checks.brief(shape)}")
     if not content["finished"]:  # a finished run may be archived without the state of the optimizer
-        _mapping("the state of optimizer", _mapping("optimizer", content.get("optimizer")).get("state"))
-    if (unfinished := content.get("unfinished_epoch")) is not None:
-        _check_unfinished(_mapping("unfinished_epoch", unfinished))
+        _entry(_entry(content, "optimizer", dict), "state", dict)
+    if content.get("unfinished_epoch") is not None:
+        unfinished = _entry(content, "unfinished_epoch", dict)
+        costs = _entry(unfinished, "costs", dict)
+        names, values = _entry(costs, "names", list), _entry(costs, "values", Tensor)
+        if values.ndim != 2 or values.shape[1] != len(names):
+            raise ValueError("the costs of unfinished_epoch must have a column for each name")
+        for name in names:
+            _of_kind("a name of the costs", name, str)
+        _entry(unfinished, "seconds", float)
+        _entry(unfinished, "cpu_random_state", Tensor)
 
 
-def _check_row(row: Mapping[Any, Any]) -> None:
-    for name, value in row.items():
-        _check_kind("a column of history", name, str)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"history's {_checks.brief(name)} must be a number, got type {type(value).__name__}")
-    for name in _COLUMNS:
-        if name not in row:
-            raise ValueError(f"history has no {name!r}")
+def _entry(content: Mapping[Any, Any], name: str, kind: type[T]) -> T:
+    """The value of this name, which must be there and of this type."""
+    if name not in content:
+        raise ValueError(f"{name!r} is missing")
+    return _of_kind(name, content[name], kind)
 
 
-def _check_unfinished(unfinished: Mapping[Any, Any]) -> None:
-    costs = _mapping("the costs of unfinished_epoch", unfinished.get("costs"))
-    _check_kind("the names of the costs", costs.get("names"), list)
-    _check_kind("the values of the costs", costs.get("values"), Tensor)
-    if costs["values"].ndim != 2 or costs["values"].shape[1] != len(costs["names"]):
-        raise ValueError("the costs of unfinished_epoch must have a column for each name")
-    for name in costs["names"]:
-        _check_kind("a name of the costs", name, str)
-    _check_kind("the seconds of unfinished_epoch", unfinished.get("seconds"), float)
-    _check_kind("cpu_random_state", unfinished.get("cpu_random_state"), Tensor)
-
-
-def _mapping(name: str, value: object) -> Mapping[Any, Any]:
-    _check_kind(name, value, Mapping)
-    assert isinstance(value, Mapping)
-    return value
-
-
-def _check_kind(name: str, value: object, kind: type) -> None:
+def _of_kind(name: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name} must be of type {kind.__name__}, got type {type(value).__name__}")
+    return value
 
 
 def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:

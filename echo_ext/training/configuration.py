@@ -1,99 +1,86 @@
-"""The configuration of a run: all settings that determine its result, as ``config.yaml`` stores them."""
+"""The configuration of a run: all settings that determine its result, as ``config.yaml`` stores them.
+
+A setting is one field of :class:`Configuration`, with its type, default, help and bounds. Its checks, its flag on the
+command line and its line in ``config.yaml`` follow from that. (jsonargparse or pydantic would need a translation of
+their errors, and defaults that depend on the recipe, which is as long as this.)
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from echo_ext import _checks, models
-from echo_ext.data import BINARIZATIONS, catalog
-from echo_ext.models.recipes import Recipe, find
+from echo_ext import _checks, data, models
+from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog
+from echo_ext.models.recipes import find
 from echo_ext.training.schedules import SCHEDULES
 
-__all__ = ["PRECISIONS", "Configuration"]
+__all__ = ["SETTINGS", "Configuration", "Setting"]
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def setting(default: object, help: str, **bounds: Any) -> Any:
+    """A field of :class:`Configuration`, whose ``bounds`` are ``choices`` or those of :mod:`echo_ext._checks`."""
+    made: dict[str, Any] = {"default_factory": default} if default is dict else {"default": default}
+    return dataclasses.field(**made, metadata={"help": help, "bounds": bounds})
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
     """The settings of one run. Use :meth:`of` to start from the defaults of a recipe.
 
-    Args:
-        recipe: One of :func:`echo_ext.models.recipes`.
-        data: One of :func:`echo_ext.data.names`.
-        beta: Weight of the rate, for models that have one. A larger value gives a smaller rate and a larger
-            distortion.
-        seed: Seed of the initial weights, the order of the rows, the noise and the binarization.
-        latent_dim: Number of dimensions of z.
-        model: Further arguments of the model's constructor.
-        limit: Number of training rows, counted from the first. None means all.
-        binarization: How pixels are turned into zeros and ones, as in :func:`echo_ext.data.load`.
-        epochs: Number of passes over the training rows.
-        batch_size: Number of rows in a step, in each process.
-        learning_rate: Learning rate of Adam, which the schedule may lower.
-        schedule: Schedule of the learning rate, as in :func:`~echo_ext.training.schedules.learning_rate_factor`.
-        warm_up_epochs: Number of epochs over which ``Model.warm_up_weight`` rises from 0 to 1.
-        patience: Number of epochs without a better validation loss after which training stops. None means that it
-            never stops early.
-        normalize_gradients: Whether to scale the gradient of each parameter tensor to norm 1.
-        gradient_clip: Maximum norm of all gradients together. A smaller value limits the steps more. None means no
-            limit.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-
     Raises:
         TypeError: A value has the wrong type.
-        ValueError: A name is unknown, or a value is out of range.
+        ValueError: A name is unknown, a value is out of range, or the model has no beta but one is set.
     """
 
-    recipe: str
-    data: str
-    beta: float = 1.0
-    seed: int = 0
-    latent_dim: int = 32
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    limit: int | None = None
-    binarization: str = "none"
-    epochs: int = 200
-    batch_size: int = 100
-    learning_rate: float = 3e-4
-    schedule: str = "constant-then-linear"
-    warm_up_epochs: int = 0
-    patience: int | None = None
-    normalize_gradients: bool = False
-    gradient_clip: float | None = None
-    precision: str = "32-true"
+    recipe: str = setting(dataclasses.MISSING, "model to train; echo-ext recipes lists them")
+    data: str = setting(dataclasses.MISSING, "data set; echo-ext data lists them")
+    beta: float = setting(
+        1.0, "weight of the rate; a larger one gives a smaller rate and a larger distortion", minimum=0
+    )
+    seed: int = setting(
+        0, "seed of the weights, the order of rows, the noise and the binarization", minimum=0, maximum=2**32 - 1
+    )
+    latent_dim: int = setting(32, "number of dimensions of z", minimum=1)
+    model_settings: Mapping[str, Any] = setting(
+        dict, "another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated"
+    )
+    limit: int | None = setting(None, "use only the first N training rows", minimum=1)
+    binarization: str = setting(
+        "none",
+        "turn pixels into zeros and ones: once (static) or again in every epoch (dynamic)",
+        choices=BINARIZATIONS,
+    )
+    epochs: int = setting(200, "number of passes over the training rows", minimum=1)
+    batch_size: int = setting(100, "number of rows in a step, in each process", minimum=1)
+    learning_rate: float = setting(3e-4, "learning rate of Adam, which the schedule may lower", above=0)
+    schedule: str = setting(
+        "constant-then-linear", "schedule of the learning rate; it may fall in the second half", choices=SCHEDULES
+    )
+    warm_up_epochs: int = setting(0, "number of epochs over which the warm-up weight rises from 0 to 1", minimum=0)
+    patience: int | None = setting(None, "stop after N epochs without a better validation loss", minimum=1)
+    normalize_gradients: bool = setting(False, "scale the gradient of each parameter tensor to norm 1")
+    gradient_clip: float | None = setting(None, "maximum norm of all gradients together", above=0)
+    precision: str = setting("32-true", "numeric precision", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
-        for name in ("recipe", "data"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a name, got {_checks.brief(getattr(self, name))}")
-        find(self.recipe)
-        _checks.number("beta", self.beta, minimum=0)
-        _checks.whole("seed", self.seed, minimum=0, maximum=2**32 - 1)
-        if not isinstance(self.model, Mapping):
-            raise TypeError(f"model must be a mapping of arguments to values, got {_checks.brief(self.model)}")
-        for name in ("beta", "latent_dim", "data_shape"):
-            if name in self.model:
-                raise ValueError(f"{name} must not be among the further arguments of the model; it is set separately")
-        for name, minimum in (("latent_dim", 1), ("epochs", 1), ("batch_size", 1), ("warm_up_epochs", 0)):
-            _checks.whole(name, getattr(self, name), minimum=minimum)
-        for name in ("limit", "patience"):
-            if getattr(self, name) is not None:
-                _checks.whole(name, getattr(self, name), minimum=1)
-        _checks.number("learning_rate", self.learning_rate, above=0)
-        if self.gradient_clip is not None:
-            _checks.number("gradient_clip", self.gradient_clip, above=0)
-        if not isinstance(self.normalize_gradients, bool):
-            raise TypeError(f"normalize_gradients must be a bool, got {_checks.brief(self.normalize_gradients)}")
-        for name, choices in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("binarization", BINARIZATIONS)):
-            _checks.choice(name, getattr(self, name), choices)
+        for name, each in SETTINGS.items():
+            object.__setattr__(self, name, each.checked(getattr(self, name)))
+        known = find(self.recipe).model_settings
+        for name in self.model_settings:
+            if name in ("beta", "latent_dim", "data_shape"):
+                raise ValueError(f"model_settings must not contain {name}, which is not set there")
+            if name not in known:
+                raise _checks.unknown("model setting", name, [each for each in known if each != "beta"])
+        if self.beta != 1 and "beta" not in known:
+            raise ValueError(f"beta must be 1 for recipe {self.recipe!r}, which has no such weight, got {self.beta}")
         if self.normalize_gradients and self.precision == "16-mixed":
-            raise ValueError(
-                "normalize_gradients must be False for precision '16-mixed', which scales the gradients itself"
-            )
+            raise ValueError("normalize_gradients must be False for precision '16-mixed', which scales them too")
 
     @classmethod
     def of(cls, recipe: str, data: str, **given: Any) -> Configuration:
@@ -103,63 +90,93 @@ class Configuration:
             recipe: One of :func:`echo_ext.models.recipes`.
             data: One of :func:`echo_ext.data.names`.
             given: Settings that replace the defaults, unless they are None.
-
-        Raises:
-            TypeError: A setting does not exist, or a value has the wrong type.
-            ValueError: A name is unknown, or a value is out of range.
         """
-        chosen = find(recipe)
-        training = chosen.training_for(catalog.find(data).data_shape)
-        settings = {
-            "beta": chosen.settings.get("beta", 1.0),
-            "latent_dim": chosen.latent_dim,
-            **dataclasses.asdict(training),
-        }
-        return cls(recipe, data, **{**settings, **{name: value for name, value in given.items() if value is not None}})
+        chosen, shape = find(recipe), catalog.find(data).data_shape
+        defaults = {"beta": chosen.model_settings.get("beta", 1.0), "latent_dim": chosen.latent_dim}
+        replaced = {name: value for name, value in given.items() if value is not None}
+        return cls.from_mapping({"recipe": recipe, "data": data, **defaults, **chosen.settings_for(shape), **replaced})
 
     @classmethod
     def from_mapping(cls, content: object) -> Configuration:
         """The inverse of :meth:`as_mapping`; raises ValueError if a setting is missing or unknown."""
         if not isinstance(content, Mapping):
             raise ValueError(f"a configuration must be a mapping, got {_checks.brief(content)}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = [str(name) for name in content if name not in fields]
-        if unknown:
-            raise _checks.unknown("setting", unknown[0], list(fields))
-        missing = [name for name in ("recipe", "data") if name not in content]
-        if missing:
-            raise ValueError(f"{missing[0]!r} is missing")
+        for name in content:
+            if name not in SETTINGS:
+                raise _checks.unknown("setting", str(name), list(SETTINGS))
+        for name in ("recipe", "data"):
+            if name not in content:
+                raise ValueError(f"{name!r} is missing")
         return cls(**content)
 
     def as_mapping(self) -> dict[str, Any]:
         """The settings as plain values, in the form of ``config.yaml``."""
-        return {
-            field.name: dict(self.model) if field.name == "model" else getattr(self, field.name)
-            for field in dataclasses.fields(self)
-        }
+        return dataclasses.asdict(self)
 
     def first_difference(self, other: Configuration) -> str | None:
         """A description of the first setting that differs in ``other``, or None if there is none."""
-        mine, theirs = self.as_mapping(), other.as_mapping()
-        for name, value in mine.items():
-            if value != theirs[name]:
-                return f"{name} {_checks.brief(theirs[name])}, not {_checks.brief(value)}"
+        for name in SETTINGS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{name} {_checks.brief(theirs)}, not {_checks.brief(mine)}"
         return None
 
     def build(self, data_shape: Sequence[int]) -> models.Model:
-        """Build the untrained model for x of this shape.
+        """Build the untrained model for x of this shape; raises the errors of :func:`echo_ext.models.build`."""
+        beta = {"beta": self.beta} if "beta" in find(self.recipe).model_settings else {}
+        return models.build(self.recipe, data_shape, latent_dim=self.latent_dim, **self.model_settings, **beta)
 
-        Raises:
-            TypeError: A value has the wrong type.
-            ValueError: The model has no beta but one is set, or an argument of the model is unknown or out of range.
-        """
-        overrides = dict(self.model)
-        if self._has_beta(find(self.recipe)):
-            overrides["beta"] = self.beta
-        elif self.beta != 1:
-            raise ValueError(f"beta must be 1 for recipe {self.recipe!r}, which has no such weight, got {self.beta}")
-        return models.build(self.recipe, data_shape, latent_dim=self.latent_dim, **overrides)
+    def load_data(self, data_dir: str | os.PathLike[str] | None = None) -> dict[str, LabeledDataset]:
+        """Load the data with their limit and binarization; raises the errors of :func:`echo_ext.data.load`."""
+        parts = data.load(self.data, data_dir, binarization=self.binarization, seed=self.seed)
+        return {**parts, "train": parts["train"].select(slice(self.limit))}
 
-    @staticmethod
-    def _has_beta(recipe: Recipe) -> bool:
-        return "beta" in inspect.signature(recipe.model).parameters
+
+class Setting(NamedTuple):
+    """The description of a field of :class:`Configuration`: what its values may be, and its help."""
+
+    name: str
+    kind: type
+    optional: bool
+    default: object
+    help: str
+    bounds: Mapping[str, Any]
+
+    def checked(self, value: object) -> object:
+        """The value as ``config.yaml`` stores it; raises TypeError or ValueError if it is not allowed."""
+        if value is None and self.optional:
+            return value
+        if "choices" in self.bounds:
+            _checks.choice(self.name, value, self.bounds["choices"])
+        elif self.kind is int:
+            return _checks.whole(self.name, value, **self.bounds)
+        elif self.kind is float:
+            return _checks.number(self.name, value, **self.bounds)
+        elif not isinstance(value, self.kind):
+            what = {str: "a name", bool: "a bool"}.get(self.kind, "a mapping of names to values")
+            raise TypeError(f"{self.name} must be {what}, got {_checks.brief(value)}")
+        return _plain(self.name, value)
+
+
+def _plain(name: str, value: object) -> object:
+    """A copy of the value that has no types but those of YAML and JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(name, each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(name, each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{name} must contain only numbers, strings, lists and mappings, got {_checks.brief(value)}")
+
+
+def _described(field: dataclasses.Field[Any], hint: Any) -> Setting:
+    kinds = [get_origin(each) or each for each in (get_args(hint) if NoneType in get_args(hint) else (hint,))]
+    default = None if field.default is dataclasses.MISSING else field.default
+    return Setting(field.name, kinds[0], NoneType in kinds, default, **field.metadata)
+
+
+# All settings by name, in the order of ``config.yaml``.
+SETTINGS = {
+    field.name: _described(field, get_type_hints(Configuration)[field.name])
+    for field in dataclasses.fields(Configuration)
+}

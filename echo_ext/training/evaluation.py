@@ -1,28 +1,41 @@
-"""Evaluation of a trained run by all metrics that apply to its model and data."""
+"""The result of a run, its figures, and its evaluation by all metrics that apply to its model and data."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from typing import Any
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from echo_ext import metrics
+from echo_ext import _checks, metrics
+from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.metrics import RateDistortion
-from echo_ext.metrics.information import InformationMethod
+from echo_ext.metrics.information import METHODS, InformationMethod
+from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
 from echo_ext.models.channels import GaussianOutput
 from echo_ext.training.fitting import evaluation_batch_size
-from echo_ext.training.run_directory import RunDirectory
-from echo_ext.training.running import load, load_data
+from echo_ext.training.run_directory import EVALUATION_FILE, Run, RunDirectory, load
 from echo_ext.training.schedules import Stream, derive_seed
 
-__all__ = ["EVALUATION", "evaluate"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-EVALUATION = "evaluation.json"
+    from echo_ext import plots
+
+__all__ = ["TEST_DRAWS", "evaluate", "evenly_spaced", "figures", "measure", "noise_total_correlation", "write_figures"]
+
+TEST_DRAWS = 4
+# Numbers of rows in the figures, where vectors are shown as scatter plots.
+RECONSTRUCTED_IMAGES, SAMPLED_IMAGES = 12, 64
+VECTORS = 2000
 # Maximum numbers of rows for the slower metrics.
 CODE_ROWS, EMBEDDED_ROWS = 10_000, 2_000
 GRID_ROWS = 100_000
@@ -32,16 +45,111 @@ NEIGHBORS = 5
 LOCK_TIMEOUT = 60.0
 
 
+def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[str, Any]:
+    """The content of ``result.json``: the rate or rate bound, distortion and -ELBO of the test rows, and settings."""
+    configuration, history = run.configuration, run.history
+    return {
+        **{name: getattr(configuration, name) for name in ("recipe", "data", "beta", "seed")},
+        **_bounds(_measured(run, test, draws)),
+        "unit": "nats per sample",
+        "draws": draws,
+        "rows": {"test": len(test)},
+        "epochs": len(history),
+        "seconds": round(sum(row["seconds"] for row in history), 2),
+        "versions": {**versions(), "lightning": metadata.version("lightning")},
+    }
+
+
+def _measured(run: Run, test: LabeledDataset, draws: int) -> RateDistortion:
+    torch.manual_seed(derive_seed(run.configuration.seed, Stream.MEASURE))
+    batch_size = evaluation_batch_size(next(run.model.parameters()).device)
+    return metrics.rate_distortion(run.model, test, draws=draws, batch_size=batch_size)
+
+
+def _bounds(measured: RateDistortion) -> dict[str, float]:
+    return {measured.rate_name: measured.rate, "distortion": measured.distortion, "neg_elbo": measured.neg_elbo}
+
+
+# ---- Figures of training ---------------------------------------------------------------------------------------------
+
+
+def write_figures(run: Run, test: LabeledDataset, result: Mapping[str, Any], directory: RunDirectory) -> None:
+    """Write ``reconstructions.png``, ``samples.png`` and ``curves.png`` of a run with this result."""
+    name = run.configuration.recipe
+    directory.write_figures(figures({name: run}, test, {name: result}))
+
+
+@torch.no_grad()
+def figures(
+    runs: Mapping[str, Run],
+    test: LabeledDataset,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    rate_floor: float | None = None,
+) -> dict[str, Figure]:
+    """The figures of runs on the same data, by file name; the keys of the runs and their results are their labels."""
+    from echo_ext import plots
+
+    are_images = len(test.data_shape) == 3
+    reconstructions, samples = (RECONSTRUCTED_IMAGES, SAMPLED_IMAGES) if are_images else (VECTORS, VECTORS)
+    x = evenly_spaced(test, reconstructions)
+    reconstructed, drawn = {}, {}
+    for name, (model, configuration, _) in runs.items():
+        torch.manual_seed(derive_seed(configuration.seed, Stream.FIGURES))
+        model.eval()
+        reconstructed[name] = _with_progress(model.reconstruct)(x.to(next(model.parameters()).device)).cpu()
+        drawn[name] = _with_progress(model.sample)(samples).cpu()
+    series = {name: _series(run, results[name]) for name, run in runs.items()}
+    return {
+        "reconstructions.png": plots.reconstructions(x, reconstructed),
+        "samples.png": plots.samples(drawn),
+        "curves.png": plots.curves(series, rate_floor=rate_floor),
+    }
+
+
+def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
+    """The x of this many evenly spaced rows, because files may be sorted by label; of all rows if there are fewer."""
+    rows = min(rows, len(data))
+    return data.values(torch.arange(rows, device=data.labels.device) * len(data) // rows)
+
+
+def _with_progress(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Add a progress bar over pixels to a method of a model that draws them one by one; return others unchanged."""
+    if "progress" not in inspect.signature(method).parameters:
+        return method
+    from tqdm.auto import tqdm
+
+    bar = functools.partial(tqdm, desc="drawing", unit="pixel", leave=False, disable=None)
+    return functools.partial(method, progress=bar)
+
+
+def _series(run: Run, result: Mapping[str, Any]) -> plots.History:
+    """The rate, distortion and -ELBO after each epoch, and of the test rows."""
+    from echo_ext import plots
+
+    names = (rate_name_in(result), "distortion")
+
+    def by_quantity(part: str) -> dict[str, list[float]]:
+        found = {name: [row[f"{part}_{name}"] for row in run.history] for name in names}
+        return {**found, "neg_elbo": [sum(pair) for pair in zip(*found.values(), strict=True)]}
+
+    test = {name: result[name] for name in (*names, "neg_elbo")}
+    return plots.History(by_quantity("train"), by_quantity("valid"), test)
+
+
+# ---- Evaluation of a trained run -------------------------------------------------------------------------------------
+
+
 def evaluate(
     path: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
-    draws: int = 4,
-    importance_samples: int | None = None,
+    draws: int = TEST_DRAWS,
+    importance_draws: int | None = None,
     importance_rows: int = 1000,
-    embedding: bool = False,
-    information: InformationMethod = "formula",
+    tsne: bool = False,
+    information_method: InformationMethod = "formula",
 ) -> dict[str, Any]:
     """Evaluate the model of a run on its test rows; write ``evaluation.json`` and figures of the codes into its folder.
 
@@ -57,51 +165,61 @@ def evaluate(
         data_dir: The folder of the data, as ``root`` of :func:`echo_ext.data.load`.
         device: The device to compute on.
         draws: Number of noise samples for each row. More lower the standard errors.
-        importance_samples: Number of samples of z for each row's importance-sampled likelihood, which is added as
+        importance_draws: Number of samples of z for each row's importance-sampled likelihood, which is added as
             ``importance_nll``. More make it tighter. None leaves it out.
         importance_rows: Maximum number of rows for ``importance_nll``.
-        embedding: Whether to plot the codes by t-SNE too, as ``embedding.png``.
-        information: How ``latent_information`` is estimated, "formula" or "knn".
+        tsne: Whether to plot the codes by t-SNE too, as ``embedding.png``.
+        information_method: How ``latent_information`` is estimated, "formula" or "knn".
 
     Raises:
         FileNotFoundError: There is no trained run, or the files of the data are missing.
         TypeError: Importance samples are requested for a model without a density q(z|x).
         ValueError: A file is damaged, a value is out of range, or the data do not have the shape that the model needs.
     """
+    for name, number in (
+        ("draws", draws),
+        ("importance_draws", importance_draws),
+        ("importance_rows", importance_rows),
+    ):
+        if number is not None:
+            _checks.whole(name, number, minimum=1)
+    _checks.choice("information_method", information_method, METHODS)
     directory = RunDirectory(path, task="evaluation")
-    model, configuration, history = load(path)
-    model.to(device)
+    run = load(path)
+    model, configuration = run.model.to(device), run.configuration
     batch_size = evaluation_batch_size(torch.device(device))
-    parts = {name: part.to(device) for name, part in load_data(configuration, data_dir).items()}
+    parts = {name: part.to(device) for name, part in configuration.load_data(data_dir).items()}
     test = parts["test"]
     if tuple(test.data_shape) != model.data_shape:
         raise ValueError(
             f"data {configuration.data!r} must have shape {model.data_shape} for the model in {directory}, "
             f"got {tuple(test.data_shape)}"
         )
-    torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
-    measured = metrics.rate_distortion(model, test, draws=draws, batch_size=batch_size)
+    measured = _measured(run, test, draws)
     codes = _codes(model, test)
     x = test.values(slice(CODE_ROWS))
     kind = _posterior_kind(model, x)
     found = {
         "recipe": configuration.recipe,
         "data": configuration.data,
-        "epochs": len(history),
+        "epochs": len(run.history),
         "unit": "nats per sample",
         "draws": draws,
         **_bounds(measured),
+        f"{measured.rate_name}_error": measured.rate_error,
+        "distortion_error": measured.distortion_error,
+        "neg_elbo_error": measured.neg_elbo_error,
     }
-    if importance_samples is not None:
+    if importance_draws is not None:
         rows = x[:importance_rows]
         found["importance_nll"] = metrics.importance_nll(
-            model, rows, samples=importance_samples, batch_size=2 * batch_size
+            model, rows, samples=importance_draws, batch_size=2 * batch_size
         )
-        found["importance_samples"], found["importance_rows"] = importance_samples, len(rows)
+        found["importance_draws"], found["importance_rows"] = importance_draws, len(rows)
     if kind in (ChannelOutput, GaussianOutput):
-        found["latent_information"] = metrics.latent_information(model, x, method=information).tolist()
+        found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
     if kind is ChannelOutput:
-        found["noise_total_correlation"] = _noise_total_correlation(model)
+        found["noise_total_correlation"] = noise_total_correlation(model)
     if int(test.labels.min()) >= 0:
         train = parts["train"].select(slice(CODE_ROWS))
         found["knn_accuracy"] = metrics.knn_accuracy(
@@ -109,22 +227,11 @@ def evaluate(
         )
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
+    drawn = _code_figures(model, x, codes[: len(x)], test.labels, has_echo=kind is ChannelOutput, tsne=tsne)
     with directory.owned(timeout=LOCK_TIMEOUT):
-        has_echo = kind is ChannelOutput
-        _write_figures(model, x, codes[: len(x)], test.labels, directory, has_echo=has_echo, tsne=embedding)
-        directory.write_json(EVALUATION, found)
+        directory.write_figures(drawn)
+        directory.write_json(EVALUATION_FILE, found)
     return found
-
-
-def _bounds(measured: RateDistortion) -> dict[str, float]:
-    return {
-        measured.rate_name: measured.rate,
-        "distortion": measured.distortion,
-        "neg_elbo": measured.neg_elbo,
-        f"{measured.rate_name}_error": measured.rate_error,
-        "distortion_error": measured.distortion_error,
-        "neg_elbo_error": measured.neg_elbo_error,
-    }
 
 
 @torch.no_grad()
@@ -145,7 +252,7 @@ def _codes(model: Model, data: LabeledDataset) -> Tensor:
 
 
 @torch.no_grad()
-def _noise_total_correlation(model: Model) -> float | None:
+def noise_total_correlation(model: nn.Module) -> float | None:
     """The second-order total correlation of the Echo noise, or None if there are several Echo channels."""
     channels = [module for module in model.modules() if isinstance(module, EchoChannel)]
     if len(channels) != 1:
@@ -166,21 +273,19 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     }
 
 
-def _write_figures(
-    model: Model, x: Tensor, codes: Tensor, labels: Tensor, directory: RunDirectory, *, has_echo: bool, tsne: bool
-) -> None:
+def _code_figures(
+    model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, has_echo: bool, tsne: bool
+) -> dict[str, Figure]:
     from echo_ext import plots
 
     # A latent that the model does not use is constant, so it has no density to plot.
     varied = codes[:, codes.amax(0) > codes.amin(0)].cpu()
-    figures = {"marginal_activations.png": plots.marginal_activations(varied)} if varied.shape[1] else {}
+    drawn = {"marginal_activations.png": plots.marginal_activations(varied)} if varied.shape[1] else {}
     if has_echo:
         rates, norms = metrics.rates_and_activations(model, x)
-        figures["rate_against_activation.png"] = plots.rate_against_activation(rates.cpu(), norms.cpu())
+        drawn["rate_against_activation.png"] = plots.rate_against_activation(rates.cpu(), norms.cpu())
     if tsne:
         embedded = codes[:EMBEDDED_ROWS].cpu()
         known = labels[: len(embedded)].cpu() if int(labels.min()) >= 0 else None
-        figures["embedding.png"] = plots.embedding(metrics.tsne(embedded), known)
-    for file, figure in figures.items():
-        with directory.replacement(file) as part:
-            figure.savefig(part)
+        drawn["embedding.png"] = plots.embedding(metrics.tsne(embedded), known)
+    return drawn

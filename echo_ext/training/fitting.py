@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -13,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from echo_ext import __version__, _checks
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.training import schedules
-from echo_ext.training.checkpoints import load_weights
+from echo_ext.training import checkpoints, schedules
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.deadline import TimeLimitReached
-from echo_ext.training.run_directory import RunDirectory
+from echo_ext.training.run_directory import Run, RunDirectory
 from echo_ext.training.schedules import Stream, derive_seed
 from echo_ext.training.stepping import (
     EpochCosts,
@@ -33,16 +33,39 @@ from echo_ext.training.stepping import (
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["PREPARED_ROWS", "evaluation_batch_size", "fit", "make_fabric", "sample_rows"]
+__all__ = [
+    "Deadline",
+    "TimeLimitReached",
+    "evaluation_batch_size",
+    "fit",
+    "initial_model",
+    "make_fabric",
+    "refresh",
+]
 
 # Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
 
 
-def sample_rows(data: LabeledDataset, rows: int, *, seed: int) -> Tensor:
-    """The x of this many random rows, drawn without replacement; of all rows if there are fewer."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed), device="cpu")
-    return data.values(order[:rows].to(data.labels.device))
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+    """A point in time ``at``, in seconds of :func:`time.monotonic`, which all processes of a machine share."""
+
+    at: float
+
+    @classmethod
+    def after(cls, seconds: float) -> Deadline:
+        """The deadline this many seconds from now, which must be a positive number."""
+        return cls(time.monotonic() + _checks.number("time_limit", seconds, above=0))
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether training must stop."""
+        return time.monotonic() >= self.at
+
+
+class TimeLimitReached(Exception):
+    """Training stopped at its deadline. A checkpoint is saved, from which resuming continues with the next step."""
 
 
 def evaluation_batch_size(device: torch.device) -> int:
@@ -82,28 +105,34 @@ def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = (
     return fabric
 
 
+def initial_model(configuration: Configuration, data_shape: Sequence[int]) -> Model:
+    """Build the untrained model of a configuration, whose seed determines the weights."""
+    torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
+    return configuration.build(data_shape)
+
+
 def fit(
     model: Model,
     parts: Mapping[str, LabeledDataset],
     configuration: Configuration,
-    directory: RunDirectory,
     fabric: Fabric,
+    directory: RunDirectory | None = None,
     *,
     checkpoint: Mapping[str, Any] | None = None,
     compile: bool = False,
     cuda_graph: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
-    on_step: Callable[[], None] = lambda: None,
-    on_epoch: Callable[[Mapping[str, float]], None] = lambda row: None,
-) -> list[dict[str, float]]:
+    on_step: Callable[[], object] = lambda: None,
+    on_epoch: Callable[[Mapping[str, float]], object] = lambda row: None,
+) -> Run:
     """Train until the last epoch; the first process writes the checkpoints.
 
     Args:
-        model: The model that :meth:`Configuration.build` returned.
+        model: The :func:`initial_model` of the configuration.
         parts: The data sets "train" and "valid".
         configuration: The configuration of the run.
-        directory: The folder for checkpoints and ``metrics.csv``.
         fabric: A Fabric that has been launched.
+        directory: The folder for checkpoints and ``metrics.csv``. None means that nothing is saved.
         checkpoint: The checkpoint to resume from; None to start from the beginning.
         compile: Whether to compile the loss with ``torch.compile``.
         cuda_graph: Whether to record the step as a CUDA graph, if the device and the model allow it.
@@ -113,7 +142,7 @@ def fit(
         on_epoch: A function that is called after each epoch with its row of the history.
 
     Returns:
-        The history: the losses, the learning rate and the seconds of each epoch.
+        The run, whose history has the losses, the learning rate and the seconds of each epoch.
 
     Raises:
         FloatingPointError: The loss or one of its terms is not finite; the message names the step and the term.
@@ -126,30 +155,31 @@ def fit(
     optimizer = torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
     if checkpoint is None:
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
-        model.prepare(sample_rows(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS)))
+        model.prepare(_sample_rows(train, configuration))
     else:
-        load_weights(model, checkpoint)
+        checkpoints.load_weights(model, checkpoint)
         with _restoring("precision"):
             fabric.strategy.precision.load_state_dict(checkpoint["precision"])
     recorder = make_recorder(fabric, configuration) if cuda_graph else None
-    objective = Objective(model, train, compile=compile)
-    wrapped, wrapped_optimizer = fabric.setup(objective, optimizer)
+    wrapped, wrapped_optimizer = fabric.setup(Objective(model, train, compile=compile), optimizer)
     if checkpoint is not None and not checkpoint["finished"]:
         _restore_optimizer(optimizer, checkpoint)
     prepare_optimizer(optimizer, fabric.device, recorded=recorder is not None)
     stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder=recorder)
     rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
-    patience, warm_up = configuration.patience, configuration.warm_up_epochs
+    warm_up = configuration.warm_up_epochs
     unfinished: Mapping[str, Any] | None = checkpoint.get("unfinished_epoch") if checkpoint else None
 
     def save(epoch: int, **more: Any) -> None:
-        if fabric.is_global_zero:
+        if directory is not None and fabric.is_global_zero:
             directory.save_checkpoint(
                 {
-                    "recipe": configuration.recipe,
+                    "format": checkpoints.FORMAT,
+                    "version": __version__,
+                    **checkpoints.model_identity(configuration),
+                    "data_shape": list(model.data_shape),
                     "epoch": epoch,
                     "finished": False,
-                    "data_shape": list(model.data_shape),
                     "state_dict": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "precision": fabric.strategy.precision.state_dict(),
@@ -159,7 +189,7 @@ def fit(
             )
 
     for epoch in range(len(history), configuration.epochs):
-        if schedules.should_stop_early(history, patience, warm_up):
+        if schedules.should_stop_early(history, configuration.patience, warm_up):
             break
         start = time.perf_counter()
         torch.manual_seed(derive_seed(configuration.seed, Stream.NOISE, epoch, fabric.global_rank))
@@ -168,13 +198,9 @@ def fit(
             set_learning_rate(group, rate * factor)
         model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
         train.set_epoch(epoch)
+        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
         batches = schedules.epoch_rows(
-            len(train),
-            configuration.batch_size,
-            seed=configuration.seed,
-            epoch=epoch,
-            rank=fabric.global_rank,
-            world_size=fabric.world_size,
+            len(train), configuration.batch_size, seed=configuration.seed, epoch=epoch, **ranks
         )
         done = None
         if unfinished is not None:
@@ -206,11 +232,24 @@ def fit(
             }
         )
         save(epoch + 1)
-        if fabric.is_global_zero:
+        if directory is not None and fabric.is_global_zero:
             directory.write_metrics(history)
         fabric.log_dict(history[-1], step=int(history[-1]["step"]))
         on_epoch(history[-1])
-    return history
+    return Run(model, configuration, history)
+
+
+def refresh(model: Model, train: LabeledDataset, configuration: Configuration) -> None:
+    """Let a trained model update its stored statistics of the training rows."""
+    torch.manual_seed(derive_seed(configuration.seed, Stream.REFRESH))
+    model.refresh(_sample_rows(train, configuration).to(next(model.parameters()).device))
+
+
+def _sample_rows(data: LabeledDataset, configuration: Configuration) -> Tensor:
+    """The x of up to ``PREPARED_ROWS`` random rows, drawn without replacement."""
+    generator = torch.Generator().manual_seed(derive_seed(configuration.seed, Stream.ROWS))
+    order = torch.randperm(len(data), generator=generator, device="cpu")
+    return data.values(order[:PREPARED_ROWS].to(data.labels.device))
 
 
 @contextlib.contextmanager

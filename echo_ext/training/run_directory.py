@@ -10,20 +10,63 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from echo_ext import _checks, _files
 from echo_ext._files import PART
+from echo_ext.metrics.likelihood import rate_name_in
+from echo_ext.models import Model
 from echo_ext.training import checkpoints, ownership, parsing
 from echo_ext.training.configuration import Configuration
 
-__all__ = ["CHECKPOINT", "CONFIGURATION", "METRICS", "RATES", "RESULT", "RunDirectory"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-CONFIGURATION = "config.yaml"
-CHECKPOINT = "last.ckpt"
-METRICS = "metrics.csv"
-RESULT = "result.json"
-RATES = {"rate": "rate", "rate_bound": "rate bound"}  # keys in result.json and their names in tables
+__all__ = [
+    "CHECKPOINT_FILE",
+    "CONFIGURATION_FILE",
+    "EVALUATION_FILE",
+    "METRICS_FILE",
+    "RESULT_FILE",
+    "Run",
+    "RunDirectory",
+    "load",
+]
+
+CONFIGURATION_FILE = "config.yaml"
+CHECKPOINT_FILE = "last.ckpt"
+METRICS_FILE = "metrics.csv"
+RESULT_FILE = "result.json"
+EVALUATION_FILE = "evaluation.json"
+
+
+class Run(NamedTuple):
+    """A model, the configuration that describes it, and the history of its epochs."""
+
+    model: Model
+    configuration: Configuration
+    history: list[dict[str, float]]
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Load the model of a run, in eval mode, from its last checkpoint, which may be one from the middle of an epoch.
+
+    Raises:
+        FileNotFoundError: There is no run, or no finished epoch.
+        ValueError: A file is damaged, or belongs to another model.
+    """
+    directory = RunDirectory(path)
+    configuration = directory.configuration()
+    checkpoint = directory.load_checkpoint(configuration)
+    if checkpoint["epoch"] == 0:
+        raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
+    with torch.device("meta"):  # needs no memory, even if the files are hostile
+        checkpoints.load_weights(configuration.build(checkpoint["data_shape"]), checkpoint, assign=True)
+    model = configuration.build(checkpoint["data_shape"])
+    checkpoints.load_weights(model, checkpoint)
+    return Run(model.eval(), configuration, checkpoint["history"])
 
 
 class RunDirectory:
@@ -51,17 +94,17 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether the folder contains a run."""
-        return (self.path / CONFIGURATION).is_file()
+        return (self.path / CONFIGURATION_FILE).is_file()
 
     @property
     def has_checkpoint(self) -> bool:
         """Whether the folder contains a checkpoint."""
-        return (self.path / CHECKPOINT).is_file()
+        return (self.path / CHECKPOINT_FILE).is_file()
 
     @property
     def has_result(self) -> bool:
         """Whether there is a ``result.json``, which may be damaged."""
-        return (self.path / RESULT).is_file()
+        return (self.path / RESULT_FILE).is_file()
 
     @property
     def is_finished(self) -> bool:
@@ -128,7 +171,7 @@ class RunDirectory:
         text = yaml.safe_dump(configuration.as_mapping(), sort_keys=False)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            _files.create(self.path / CONFIGURATION, text.encode(), prefix=self._part)
+            _files.create(self.path / CONFIGURATION_FILE, text.encode(), prefix=self._part)
         except FileExistsError:
             self.refuse_run(configuration)
             raise
@@ -139,7 +182,7 @@ class RunDirectory:
 
     def undo_begin(self) -> None:
         """Remove ``config.yaml``, and the folder if it is empty then."""
-        (self.path / CONFIGURATION).unlink(missing_ok=True)
+        (self.path / CONFIGURATION_FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
@@ -150,9 +193,9 @@ class RunDirectory:
             FileNotFoundError: The folder contains no run.
             ValueError: The file is not a configuration.
         """
-        file = self.path / CONFIGURATION
+        file = self.path / CONFIGURATION_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"there is no run in {self}: it has no {CONFIGURATION}")
+            raise FileNotFoundError(f"there is no run in {self}: it has no {CONFIGURATION_FILE}")
         try:
             return Configuration.from_mapping(parsing.read_yaml(file))
         except (ValueError, TypeError) as wrong:
@@ -185,7 +228,7 @@ class RunDirectory:
             OSError: The disk is full, read-only or not available.
         """
         try:
-            self.write(CHECKPOINT, checkpoints.dump(checkpoint))
+            self.write(CHECKPOINT_FILE, checkpoints.dump(checkpoint))
         except OSError as refused:
             kept = "the previous one is kept" if self.has_checkpoint else "there is no previous one"
             what = f"the checkpoint of epoch {checkpoint['epoch']}"
@@ -196,12 +239,12 @@ class RunDirectory:
 
         Raises:
             FileNotFoundError: No epoch was finished.
-            ValueError: The file is damaged, or belongs to another recipe.
+            ValueError: The file is damaged, or belongs to another model.
         """
-        file = self.path / CHECKPOINT
+        file = self.path / CHECKPOINT_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"no epoch of the run in {self} was finished: it has no {CHECKPOINT}")
-        return checkpoints.read(file, configuration.recipe)
+            raise FileNotFoundError(f"no epoch of the run in {self} was finished: it has no {CHECKPOINT_FILE}")
+        return checkpoints.read(file, configuration)
 
     # ---- Tables and results ------------------------------------------------------------------------------------------
 
@@ -212,7 +255,7 @@ class RunDirectory:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        self.write(METRICS, text.getvalue().encode())
+        self.write(METRICS_FILE, text.getvalue().encode())
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file of this name, such as ``result.json``."""
@@ -225,9 +268,9 @@ class RunDirectory:
             FileNotFoundError: The run is not finished.
             ValueError: The file is damaged, or belongs to another run than ``config.yaml``.
         """
-        file = self.path / RESULT
+        file = self.path / RESULT_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT}")
+            raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT_FILE}")
         try:
             content = parsing.read_json(file)
             _check_result(content, self.configuration())
@@ -235,6 +278,12 @@ class RunDirectory:
             raise ValueError(f"{file} is damaged: {wrong}") from wrong
         assert isinstance(content, dict)
         return content
+
+    def write_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Write figures under these names."""
+        for name, figure in figures.items():
+            with self.replacement(name) as part:
+                figure.savefig(part)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Replace a file of this name once its whole content is on the disk."""
@@ -255,8 +304,7 @@ def _check_result(content: object, configuration: Configuration) -> None:
         if content[name] != getattr(configuration, name):
             found, wanted = _checks.brief(content[name]), _checks.brief(getattr(configuration, name))
             raise ValueError(f"it belongs to another run, with {name} {found}, not {wanted}")
-    rate = next((name for name in RATES if name in content), "rate")
-    for name in (rate, "distortion", "neg_elbo", "epochs", "seconds"):
+    for name in (rate_name_in(content), "distortion", "neg_elbo", "epochs", "seconds"):
         if not _is_number(content.get(name)):
             raise ValueError(f"its {name!r} must be a number, got {_checks.brief(content.get(name))}")
     rows = content.get("rows")

@@ -1,4 +1,4 @@
-"""Training of a run from its configuration to its result, and loading of the trained model."""
+"""Training of a run from its configuration to its result."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from echo_ext import data
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.training import results
-from echo_ext.training.checkpoints import load_weights
+from echo_ext.training import evaluation
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.deadline import Deadline, TimeLimitReached
-from echo_ext.training.fitting import PREPARED_ROWS, fit, make_fabric, sample_rows
+from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
 from echo_ext.training.processes import picklable, sigterm_interrupts
-from echo_ext.training.progress import ProgressBar
-from echo_ext.training.run_directory import RESULT, RunDirectory
-from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
+from echo_ext.training.run_directory import RESULT_FILE, Run, RunDirectory
+from echo_ext.training.schedules import epoch_rows
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["Run", "load", "load_data", "train"]
+__all__ = ["train"]
 
 # Every call trains at least this long, so that repeated calls with a short time limit finish the run.
 MINIMUM_SECONDS = 1.0
@@ -44,7 +40,7 @@ def train(
     compile: bool = False,
     cuda_graph: bool = True,
     tensorboard: bool = False,
-    progress: bool = True,
+    show_progress: bool = True,
     deadline: Deadline | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, evaluate it on the test rows, write everything into a folder and return ``result.json``.
@@ -65,7 +61,7 @@ def train(
         cuda_graph: Whether to record the step as a CUDA graph on a GPU, so that the host launches it as a whole. Steps
             that must wait for the device are never recorded.
         tensorboard: Whether to log to ``out/tensorboard`` as well.
-        progress: Whether to show a progress bar if stderr is a terminal.
+        show_progress: Whether to show a progress bar if stderr is a terminal.
         deadline: The time at which to save a checkpoint and stop, even in the middle of an epoch, but not before one
             second of training. An evaluation that has started is finished.
 
@@ -90,10 +86,9 @@ def train(
             finished = _in_first_process(fabric, lambda: _claim(directory, configuration, resume, ownership))
             if finished is not None:
                 return finished
-            parts = load_data(configuration, data_dir)
+            parts = configuration.load_data(data_dir)
             _check_rows(parts, configuration, processes)
-            torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
-            model = configuration.build(parts["train"].data_shape)
+            model = initial_model(configuration, parts["train"].data_shape)
             fabric = fabric or make_fabric(torch.device(device), configuration.precision, loggers)
             if not resume:
                 _in_first_process(fabric, lambda: ownership.enter_context(directory.begun(configuration)))
@@ -103,23 +98,20 @@ def train(
             def should_stop() -> bool:
                 return deadline is not None and deadline.has_passed and time.monotonic() - start > MINIMUM_SECONDS
 
-            history = _fit(
-                *(model, parts, configuration, directory, fabric),
-                checkpoint=checkpoint,
-                compile=compile,
-                cuda_graph=cuda_graph,
-                should_stop=should_stop,
-                progress=progress,
-            )
+            options = {"compile": compile, "cuda_graph": cuda_graph, "should_stop": should_stop}
+            run = _fit(model, parts, configuration, fabric, directory, checkpoint, show_progress, options)
             _leave_group()
             if not fabric.is_global_zero:
                 return {}
             if should_stop():
                 raise TimeLimitReached("the time limit was reached after training, before the model was evaluated")
-            _finish(model, parts["train"], configuration, directory)
-            result = results.measure(model, parts["test"], configuration, history)
-            results.write_figures(model, parts["test"], configuration, directory, history, result)
-            directory.write_json(RESULT, result)  # written last, it marks the run as complete
+            checkpoint = directory.load_checkpoint(configuration)
+            if not checkpoint["finished"]:
+                refresh(model, parts["train"], configuration)
+                directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
+            result = evaluation.measure(run, parts["test"])
+            evaluation.write_figures(run, parts["test"], result, directory)
+            directory.write_json(RESULT_FILE, result)  # written last, it marks the run as complete
             return result
     finally:
         _leave_group()
@@ -179,35 +171,39 @@ def _fit(
     model: Model,
     parts: Mapping[str, LabeledDataset],
     configuration: Configuration,
-    directory: RunDirectory,
     fabric: Fabric,
-    *,
+    directory: RunDirectory,
     checkpoint: Mapping[str, Any] | None,
-    progress: bool,
-    **options: Any,
-) -> list[dict[str, float]]:
-    """Train with a progress bar; errors that stop training say which checkpoint is kept."""
+    show_progress: bool,
+    options: dict[str, Any],
+) -> Run:
+    """Train with a progress bar of all steps; errors that stop training say which checkpoint is kept."""
+    from tqdm.auto import tqdm
+
+    shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
+    # disable=None disables the bar if stderr is not a terminal; leave=None removes a bar that is nested in another.
+    bar = tqdm(
+        desc=f"{configuration.recipe} on {configuration.data}",
+        total=steps * configuration.epochs,
+        initial=_steps_done(checkpoint, steps) if checkpoint else 0,
+        unit="step",
+        leave=None,
+        disable=None if show_progress and fabric.is_global_zero else True,
+    )
+
+    def show(row: Mapping[str, float]) -> None:
+        bar.set_postfix_str(f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats")
+
     try:
-        with sigterm_interrupts():
-            shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-            steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
-            with ProgressBar(
-                f"{configuration.recipe} on {configuration.data}",
-                steps=steps * configuration.epochs,
-                done=_steps_done(checkpoint, steps) if checkpoint else 0,
-                shown=progress and fabric.is_global_zero,
-            ) as bar:
-                return fit(
-                    model,
-                    parts,
-                    configuration,
-                    directory,
-                    fabric,
-                    checkpoint=checkpoint,
-                    on_step=bar.step,
-                    on_epoch=bar.epoch,
-                    **options,
-                )
+        with sigterm_interrupts(), bar:
+            return fit(
+                *(model, parts, configuration, fabric, directory),
+                checkpoint=checkpoint,
+                on_step=bar.update,
+                on_epoch=show,
+                **options,
+            )
     except KeyboardInterrupt:
         kept = _what_is_kept(directory)
         raise KeyboardInterrupt(
@@ -217,56 +213,10 @@ def _fit(
         raise FloatingPointError(f"{error}; {_what_is_kept(directory)}") from None
 
 
-class Run(NamedTuple):
-    """A trained model in eval mode, its configuration, and the history of its epochs."""
-
-    model: Model
-    configuration: Configuration
-    history: list[dict[str, float]]
-
-
-def load(path: str | os.PathLike[str]) -> Run:
-    """Load the model of a run from its last checkpoint, which may be one from the middle of an epoch.
-
-    Raises:
-        FileNotFoundError: There is no run, or no finished epoch.
-        ValueError: A file is damaged, or belongs to another recipe.
-    """
-    directory = RunDirectory(path)
-    configuration = directory.configuration()
-    checkpoint = directory.load_checkpoint(configuration)
-    if checkpoint["epoch"] == 0:
-        raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
-    with torch.device("meta"):  # needs no memory, even if the files are hostile
-        load_weights(configuration.build(checkpoint["data_shape"]), checkpoint, assign=True)
-    model = configuration.build(checkpoint["data_shape"])
-    load_weights(model, checkpoint)
-    return Run(model.eval(), configuration, checkpoint["history"])
-
-
-def load_data(
-    configuration: Configuration, data_dir: str | os.PathLike[str] | None = None
-) -> dict[str, LabeledDataset]:
-    """Load the data of a run with its limit and binarization; raises the errors of :func:`echo_ext.data.load`."""
-    parts = data.load(configuration.data, data_dir, binarization=configuration.binarization, seed=configuration.seed)
-    return {**parts, "train": parts["train"].select(slice(configuration.limit))}
-
-
 def _steps_done(checkpoint: Mapping[str, Any], steps: int) -> int:
     """The number of steps before a checkpoint, for ``steps`` in each epoch."""
     unfinished = checkpoint.get("unfinished_epoch")
     return steps * int(checkpoint["epoch"]) + (len(unfinished["costs"]["values"]) if unfinished else 0)
-
-
-def _finish(model: Model, train: LabeledDataset, configuration: Configuration, directory: RunDirectory) -> None:
-    """Let the model refresh its stored statistics, unless it has done so already."""
-    checkpoint = directory.load_checkpoint(configuration)
-    if checkpoint["finished"]:
-        return
-    torch.manual_seed(derive_seed(configuration.seed, Stream.REFRESH))
-    rows = sample_rows(train, PREPARED_ROWS, seed=derive_seed(configuration.seed, Stream.ROWS))
-    model.refresh(rows.to(next(model.parameters()).device))
-    directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
 
 
 def _what_is_kept(directory: RunDirectory) -> str:
@@ -281,4 +231,4 @@ def _loggers(directory: RunDirectory, tensorboard: bool) -> list[Any]:
 
         return [TensorBoardLogger(directory.path, name="tensorboard", version="")]
     except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("logging to TensorBoard needs it: pip install 'echo-ext[train]'") from missing
+        raise ModuleNotFoundError("logging to TensorBoard needs it: pip install tensorboard") from missing

@@ -1,30 +1,116 @@
-"""Steps of the optimizer, which a GPU replays from a CUDA graph if the step can be recorded."""
+"""Steps of the optimizer, which a GPU replays from a CUDA graph if the step can be recorded.
+
+A graph is launched as a whole instead of kernel by kernel.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.training.capture import CudaRecorder, RecordedStep, Recorder
 from echo_ext.training.configuration import Configuration
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer", "set_learning_rate"]
+__all__ = [
+    "CudaRecorder",
+    "EpochCosts",
+    "Objective",
+    "RecordedStep",
+    "Recorder",
+    "Stepper",
+    "make_recorder",
+    "prepare_optimizer",
+    "set_learning_rate",
+]
 
 # Number of steps between two checks that the losses are finite, on a device that the host must wait for.
 CHECK_EVERY = 50
 
 _LOGGER = logging.getLogger(__name__)
+
+Step = Callable[[], Tensor]
+
+
+class RecordedStep(NamedTuple):
+    """A recorded step: each call of ``replay`` runs it once and writes its losses into ``costs``."""
+
+    costs: Tensor
+    replay: Callable[[], None]
+
+
+class Recorder(Protocol):
+    """The interface of a device that can record steps."""
+
+    def stream(self) -> contextlib.AbstractContextManager[None]:
+        """A context for all steps of an epoch, whether they are recorded or not."""
+
+    def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
+        """Run a step without recording; return its losses, and the reason if it cannot be recorded."""
+
+    def record(self, step: Step) -> RecordedStep:
+        """Record a step without running it. It must have been rehearsed before."""
+
+
+class CudaRecorder:
+    """A recorder of steps on one GPU. It has its own stream, since the default stream cannot be captured.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[None]:
+        """Make the recorder's stream the current one, synchronized with the outer stream at both ends."""
+        outer = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(outer)
+        try:
+            with torch.cuda.stream(self._stream), warnings.catch_warnings():
+                # Rehearsals run an optimizer that is capturable, outside of a capture.
+                warnings.filterwarnings("ignore", message="This instance was constructed with capturable=True")
+                yield
+        finally:
+            outer.wait_stream(self._stream)
+
+    def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
+        """Run a step while torch reports where the host waits for the device, which a graph cannot contain."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                costs = step()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        waits = None
+        for warning in caught:
+            message = str(warning.message)
+            if "synchronizing CUDA operation" in message:
+                waits = waits or f"{' '.join(message.split())} ({warning.filename}:{warning.lineno})"
+            elif "Synchronization debug mode" not in message:  # torch's own warning about this mode
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return costs, waits
+
+    def record(self, step: Step) -> RecordedStep:
+        """Capture a step. The graph owns the memory of its tensors."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            costs = step()
+        return RecordedStep(costs, graph.replay)
 
 
 class Objective(nn.Module):
@@ -115,7 +201,7 @@ class Stepper:
         self,
         batches: Sequence[Tensor],
         epoch: int,
-        on_step: Callable[[], None],
+        on_step: Callable[[], object],
         *,
         done: EpochCosts | None = None,
         should_stop: Callable[[], bool] = lambda: False,

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from echo_ext import _checks
 from echo_ext.metrics import RateDistortion
+from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.deadline import Deadline, TimeLimitReached
+from echo_ext.training.evaluation import evenly_spaced
+from echo_ext.training.fitting import Deadline, TimeLimitReached
 from echo_ext.training.processes import run_in_processes, sigterm_interrupts
-from echo_ext.training.results import evenly_spaced, mean_and_error
-from echo_ext.training.run_directory import RATES, RunDirectory
-from echo_ext.training.running import load, load_data, train
+from echo_ext.training.run_directory import RunDirectory, load
+from echo_ext.training.running import train
 
-__all__ = ["Row", "Sweep", "sweep"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["Sweep", "sweep"]
 
 TABLE = "table"
 CURVES = "rate_distortion.png"
@@ -32,32 +33,17 @@ RECONSTRUCTED_IMAGES = 8
 LOCK_TIMEOUT = 60.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The means over the seeds of one recipe and beta in nats per sample, with standard errors (NaN for one seed)."""
-
-    recipe: str
-    beta: float
-    seeds: int
-    rate_kind: str
-    rate: float
-    rate_error: float
-    distortion: float
-    distortion_error: float
-    neg_elbo: float
-    neg_elbo_error: float
-
-
 class Sweep(NamedTuple):
     """The result of a sweep.
 
     Attributes:
-        rows: The table of the finished runs.
+        table: One row for each recipe and beta of the finished runs: the means over the seeds in nats per sample, with
+            standard errors (NaN for one seed).
         failures: The folder name and the error of each run that failed.
         unfinished: The folder names of the runs that the time limit stopped or did not let start.
     """
 
-    rows: list[Row]
+    table: pd.DataFrame
     failures: dict[str, str]
     unfinished: list[str]
 
@@ -87,7 +73,7 @@ def sweep(
             that is being evaluated at that time is finished first. None means no limit.
         on_run: A function that is called after each run with the name of its folder and its result, or None if it
             failed.
-        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``progress`` of
+        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``show_progress`` of
             :func:`~echo_ext.training.train`.
 
     Raises:
@@ -107,7 +93,7 @@ def sweep(
         directory = RunDirectory(out / name)
         with contextlib.suppress(ValueError):  # a damaged folder is reported as the failure of its run
             directory.refuse_other_run(configuration)
-    load_data(configurations[0], options.get("data_dir"))  # fails before the first run if the data are missing
+    configurations[0].load_data(options.get("data_dir"))  # fails before the first run if the data are missing
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
@@ -128,13 +114,15 @@ def sweep(
             del remaining[name]
     for name, outcome in _outcomes(remaining, out, jobs, {**options, "deadline": deadline}):
         record(name, outcome)
-    rows = _table([found[name] for name in runs if name in found])
-    if rows:
+    finished = {name: run for name, run in runs.items() if name in found}
+    table = _table([found[name] for name in finished])
+    if finished:
         folder = RunDirectory(out, task="sweep")
         with folder.owned(timeout=LOCK_TIMEOUT):
-            _write_table(rows, folder)
-            _write_curves(rows, {name: runs[name] for name in runs if name in found}, folder, options.get("data_dir"))
-    return Sweep(rows, failures, [name for name in runs if name not in found and name not in failures])
+            folder.write(f"{TABLE}.csv", table.to_csv(index=False, na_rep="nan").encode())
+            folder.write_json(f"{TABLE}.json", table.astype(object).where(table.notna(), None).to_dict("records"))
+            folder.write_figures({CURVES: _curves(table, finished, out, options.get("data_dir"))})
+    return Sweep(table, failures, [name for name in runs if name not in found and name not in failures])
 
 
 def _name(configuration: Configuration) -> str:
@@ -166,7 +154,8 @@ def _outcomes(
 
     if jobs > 1:
         calls = {
-            name: (configuration, out / name, {**options, "progress": False}) for name, configuration in runs.items()
+            name: (configuration, out / name, {**options, "show_progress": False})
+            for name, configuration in runs.items()
         }
         with sigterm_interrupts():
             yield from run_in_processes(_train_one, calls, jobs, may_start=may_start)
@@ -180,53 +169,36 @@ def _outcomes(
             yield name, error
 
 
-def _table(results: Sequence[dict[str, Any]]) -> list[Row]:
-    """One row for each recipe and beta, in the order of the results."""
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for result in results:
-        groups.setdefault((result["recipe"], result["beta"]), []).append(result)
-    rows = []
-    for (recipe, beta), group in groups.items():
-        kind = next(name for name in RATES if name in group[0])
-        means = [mean_and_error([result[name] for result in group]) for name in (kind, "distortion", "neg_elbo")]
-        rows.append(Row(recipe, beta, len(group), RATES[kind], *means[0], *means[1], *means[2]))
-    return rows
+def _table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of :class:`Sweep`, in the order of the results."""
+    import pandas as pd
 
-
-def _write_table(rows: Sequence[Row], folder: RunDirectory) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    folder.write(f"{TABLE}.csv", text.getvalue().encode())
-    folder.write_json(f"{TABLE}.json", [_without_nan(dataclasses.asdict(row)) for row in rows])
-
-
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+    keys, quantities = ["recipe", "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
+    names = [rate_name_in(result) for result in results]
+    runs = pd.DataFrame(
+        [{**result, "rate_name": name, "rate": result[name]} for name, result in zip(names, results, strict=True)],
+        columns=[*keys, "seed", *quantities],
+    )
+    means = {each: (each, "mean") for each in quantities} | {f"{each}_error": (each, "sem") for each in quantities}
+    table = runs.groupby(keys, sort=False).agg(seeds=("seed", "size"), **means).reset_index()
+    return table[
+        ["recipe", "beta", "seeds", "rate_name", *(f"{each}{end}" for each in quantities for end in ("", "_error"))]
+    ]
 
 
 @torch.no_grad()
-def _write_curves(
-    rows: Sequence[Row], runs: dict[str, Configuration], folder: RunDirectory, data_dir: str | os.PathLike[str] | None
-) -> None:
+def _curves(
+    table: pd.DataFrame, runs: Mapping[str, Configuration], out: Path, data_dir: str | os.PathLike[str] | None
+) -> Figure:
     """Plot distortion against rate, with reconstructions of test images by the first seed of each recipe and beta."""
     from echo_ext import plots
 
-    measured: dict[str, list[RateDistortion]] = {}
-    for row in rows:
-        measured.setdefault(row.recipe, []).append(
-            RateDistortion(
-                row.rate,
-                row.distortion,
-                row.rate_kind == RATES["rate"],
-                row.rate_error,
-                row.distortion_error,
-                row.neg_elbo_error,
-            )
-        )
-    first = next(iter(runs.values()))
-    test = load_data(first, data_dir)["test"]
+    errors = ["rate_error", "distortion_error", "neg_elbo_error"]
+    measured = {
+        recipe: [RateDistortion(*row) for row in rows[["rate", "distortion", "rate_name", *errors]].to_numpy()]
+        for recipe, rows in table.groupby("recipe", sort=False)
+    }
+    test = next(iter(runs.values())).load_data(data_dir)["test"]
     images = None
     if len(test.data_shape) == 3:
         x = evenly_spaced(test, RECONSTRUCTED_IMAGES)
@@ -234,9 +206,7 @@ def _write_curves(
         for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
             label = f"{configuration.recipe}, beta {configuration.beta:g}"
             # A run that was trained on another machine may have a result but no weights here.
-            if label not in images and RunDirectory(folder.path / name).has_checkpoint:
+            if label not in images and RunDirectory(out / name).has_checkpoint:
                 torch.manual_seed(0)
-                images[label] = load(folder.path / name).model.reconstruct(x)
-    figure = plots.rate_distortion(measured, reconstructed=images)
-    with folder.replacement(CURVES) as part:
-        figure.savefig(part)
+                images[label] = load(out / name).model.reconstruct(x)
+    return plots.rate_distortion(measured, reconstructed=images)

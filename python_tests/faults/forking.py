@@ -97,7 +97,7 @@ def serve():
     from echo_ext.training import running
 
     data.load("digits")
-    running.results.write_figures = lambda *_: None  # figures take seconds and do not matter for these tests
+    running.evaluation.write_figures = lambda *_: None  # figures take seconds and do not matter for these tests
     for line in sys.stdin:
         question = json.loads(line)
         if question.pop("do") == "start":

@@ -22,7 +22,7 @@ for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
 from forking import Commands  # noqa: E402  # needs fork
 
 FILES = {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
-TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarize", "dynamic")
+TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarization", "dynamic")
 TRAIN += ("--set", "num_terms=20", "--set", "hidden=[8]", "--epochs", "30")
 HELD = (
     r"echo-ext train: error: {out} is in use by process {pid} on \S+ since [-0-9]+ [:0-9]+; wait until .* has ended\n"

@@ -1,1 +1,0 @@
-"""The demonstration: an Echo autoencoder and a Gaussian VAE that differ only in the channel."""
