@@ -56,7 +56,7 @@ def make_loops(recipe, device, steps, compiled):
         wrapped = fabric.setup(Objective(model, data, compile=compiled), optimizer)
         recorder = make_recorder(fabric, configuration) if graph else None
         prepare_optimizer(optimizer, device, recorded=graph)
-        stepper = Stepper(*wrapped, configuration, fabric, recorder=recorder)
+        stepper = Stepper(*wrapped, configuration, fabric, recorder)
         return lambda: stepper.epoch(batches, 0, lambda: None).means(batches)
 
     loops = {"bare": bare(), "training": training()}

@@ -19,6 +19,7 @@ from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find
 from echo_ext.cli.printing import print_table
 from echo_ext.data import LabeledDataset
 from echo_ext.echo.channel import EchoChannel
+from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.training import evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import fit, initial_model, make_fabric, refresh
@@ -28,12 +29,8 @@ __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "train an Echo autoencoder and a Gaussian VAE of the same size, print a table and write figures"
 MODELS = {"echo": "Echo", "vae": "VAE"}  # recipes, and their names in the table and the figures
-# The settings of both models by data set.
-SETTINGS = {
-    "digits": {"latent_dim": 8, "learning_rate": 3e-3, "epochs": 600, "model_settings": {"hidden": [128, 128]}},
-    "fashion-mnist": {"latent_dim": 10, "learning_rate": 2e-3, "epochs": 8, "model_settings": {"hidden": [256, 256]}},
-    "mnist": {"latent_dim": 10, "learning_rate": 2e-3, "epochs": 8, "model_settings": {"hidden": [256, 256]}},
-}
+# Number of latents, width of the two layers, learning rate and epochs of both models, by data set.
+SIZES = {"digits": (8, 128, 3e-3, 600), "fashion-mnist": (10, 256, 2e-3, 8), "mnist": (10, 256, 2e-3, 8)}
 TEST_DRAWS = 16
 FILES = ("reconstructions.png", "samples.png", "curves.png", RESULT_FILE)
 
@@ -44,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("echo-demo"), metavar="DIR", help="folder for the results (default: echo-demo)"
     )
     parser.add_argument(
-        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SETTINGS)} (default: digits)"
+        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SIZES)} (default: digits)"
     )
     add_data_dir(parser)
     parser.add_argument(
@@ -59,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train and evaluate both models, write the results and print the table."""
-    _checks.choice("data", arguments.data, SETTINGS)
-    given = {name: getattr(arguments, name) for name in ("beta", "seed", "epochs")}
+    _checks.choice("data", arguments.data, SIZES)
+    given = {"beta": arguments.beta, "seed": arguments.seed, "epochs": arguments.epochs}
     configurations = {recipe: configure(recipe, arguments.data, **given) for recipe in MODELS}
     device = find_device(arguments.device)
     check_installed("lightning", "matplotlib", "rich", command="the demo", extra="demo")
@@ -72,8 +69,8 @@ def run(arguments: argparse.Namespace) -> None:
         runs = _train(configurations, parts, device)
         test = parts["test"].to(device)
         measured = {name: evaluation.measure(run, test, draws=TEST_DRAWS) for name, run in runs.items()}
-        result = {
-            **configurations["echo"].as_mapping(),
+        result: dict[str, Any] = {
+            **{name: value for name, value in configurations["echo"].as_mapping().items() if name != "recipe"},
             "rows": {part: len(rows) for part, rows in parts.items()},
             "device": str(device),
             "unit": "nats per sample",
@@ -81,21 +78,24 @@ def run(arguments: argparse.Namespace) -> None:
             "seconds": round(time.perf_counter() - start, 2),
             "versions": measured["Echo"]["versions"],
         }
-        del result["recipe"]
         figures = evaluation.figures(runs, test, measured, rate_floor=result["models"]["echo"]["rate_floor"])
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with _files.replacements(arguments.out, *FILES) as parts_of_files:  # at once, so that those of two calls do not mix
-        for file in parts_of_files[:-1]:
-            figures[file.name].savefig(file)
-        parts_of_files[-1].write_text(json.dumps(result, indent=2) + "\n")
+    with _files.replacements(arguments.out, *FILES) as (*images, text):  # at once, so that two calls do not mix
+        for image in images:
+            figures[image.name].savefig(image)
+        text.write_text(json.dumps(result, indent=2) + "\n")
     _report(result, arguments.out)
 
 
 def configure(recipe: str, data: str, **given: Any) -> Configuration:
     """The configuration of a model of the demonstration, with some settings replaced unless they are None."""
+    latent_dim, width, learning_rate, epochs = SIZES[data]
+    settings = {
+        **{"latent_dim": latent_dim, "learning_rate": learning_rate, "epochs": epochs},
+        "model_settings": {"architecture": "mlp", "hidden": [width, width]},
+    }
     replaced = {name: value for name, value in given.items() if value is not None}
-    settings = {**SETTINGS[data], "schedule": "constant-then-linear", **replaced}
-    return Configuration.of(recipe, data, **settings)
+    return Configuration.of(recipe, data, **{**settings, **replaced})
 
 
 def _check_writable(out: Path) -> None:
@@ -120,31 +120,20 @@ def _train(
     configurations: Mapping[str, Configuration], parts: Mapping[str, LabeledDataset], device: torch.device
 ) -> dict[str, Run]:
     """Train the models with a progress bar for each; both have the same initial weights and batches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description:<5}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[now]}"),
-    )
     fabric = make_fabric(device, configurations["echo"].precision)
     runs = {}
-    with Progress(*columns) as progress:
-        tasks = [
-            progress.add_task(MODELS[recipe], total=configuration.epochs, start=False, now="")
-            for recipe, configuration in configurations.items()
-        ]
-        for task, (recipe, configuration) in zip(tasks, configurations.items(), strict=True):
+    bars = (BarColumn(), MofNCompleteColumn(), "epochs", TimeRemainingColumn(elapsed_when_finished=True))
+    with Progress("{task.description:<5}", *bars, "{task.fields[now]}") as progress:
+        for recipe, configuration in configurations.items():
+            task = progress.add_task(MODELS[recipe], total=configuration.epochs, now="")
 
             def show(row: Mapping[str, float], task: Any = task) -> None:
                 rate = row["valid_rate"] if "valid_rate" in row else row["valid_rate_bound"]
-                neg_elbo = rate + row["valid_distortion"]
-                progress.update(task, advance=1, now=f"-ELBO {neg_elbo:.2f} nats (validation)")
+                now = f"-ELBO {rate + row['valid_distortion']:.2f} nats (validation)"
+                progress.update(task, advance=1, now=now)
 
-            progress.start_task(task)
             model = initial_model(configuration, parts["train"].data_shape)
             runs[MODELS[recipe]] = fit(model, parts, configuration, fabric, on_epoch=show)
             refresh(model, parts["train"], configuration)
@@ -152,9 +141,8 @@ def _train(
 
 
 def _numbers(run: Run, measured: Mapping[str, Any]) -> dict[str, float]:
-    numbers = {
-        name: value for name, value in measured.items() if name in ("rate", "rate_bound", "distortion", "neg_elbo")
-    }
+    names = (rate_name_in(measured), "distortion", "neg_elbo")
+    numbers = {name: measured[name] for name in names}
     for channel in run.model.modules():
         if isinstance(channel, EchoChannel):
             numbers["rate_floor"] = -math.log(channel.scale) * run.configuration.latent_dim
@@ -166,10 +154,8 @@ def _report(result: Mapping[str, Any], out: Path) -> None:
     echo, vae = result["models"]["echo"], result["models"]["vae"]
     print(f"\n{result['data']}, {result['rows']['test']} test images, nats per sample\n")
     rows = [("model", "rate", "distortion", "-ELBO")]
-    for name, rate, model in (
-        ("Echo", f"{echo['rate']:.2f} (exact)", echo),
-        ("VAE", f"{vae['rate_bound']:.2f} (bound)", vae),
-    ):
+    rates = f"{echo['rate']:.2f} (exact)", f"{vae['rate_bound']:.2f} (bound)"
+    for name, rate, model in zip(MODELS.values(), rates, (echo, vae), strict=True):
         rows.append((name, rate, f"{model['distortion']:.2f}", f"{model['neg_elbo']:.2f}"))
     print_table(rows)
     lines = {

@@ -11,13 +11,14 @@ from echo_ext._checks import brief
 from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
-from echo_ext.training.configuration import SETTINGS, Configuration, Setting
+from echo_ext.training.configuration import SETTINGS, Configuration
 
 __all__ = ["HELP", "add_arguments", "add_settings", "options", "run", "settings"]
 
 HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
 
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
+_METAVARS: dict[type, str] = {str: "NAME", int: "N", float: "X"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
     """Add a flag for each setting of a run, and those that say how and where it is trained."""
     group = parser.add_argument_group("settings", "Defaults are in parentheses; a recipe may have its own.")
-    for each in SETTINGS.values():
-        if each.name not in without:
-            group.add_argument(_flag(each), dest=each.name, help=_help(each), **_kind(each))
+    for name, each in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        kind: dict[str, Any] = {"type": each.kind, "metavar": _METAVARS.get(each.kind)}
+        if name == "model_settings":
+            flag, kind = "--set", {"action": "append", "metavar": "NAME=VALUE"}
+        elif "choices" in each.bounds:
+            kind["metavar"] = "|".join(each.bounds["choices"])
+        elif each.kind is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        if name not in without:
+            default = "" if each.default is None else f" (default: {each.default})"
+            group.add_argument(flag, dest=name, help=each.help + default, **kind)
     add_data_dir(parser)
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
@@ -45,24 +55,6 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
         action="store_false",
         help="on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph",
     )
-
-
-def _flag(setting: Setting) -> str:
-    return "--set" if setting.name == "model_settings" else f"--{setting.name.replace('_', '-')}"
-
-
-def _help(setting: Setting) -> str:
-    return setting.help if setting.default is None else f"{setting.help} (default: {setting.default})"
-
-
-def _kind(setting: Setting) -> dict[str, Any]:
-    """The arguments of ``add_argument`` for values of this kind."""
-    if setting.name == "model_settings":
-        return {"action": "append", "metavar": "NAME=VALUE"}
-    if setting.kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    names = {int: "N", float: "X"}.get(setting.kind, "NAME")
-    return {"type": setting.kind, "metavar": "|".join(setting.bounds.get("choices", [names]))}
 
 
 def run(arguments: argparse.Namespace) -> None:

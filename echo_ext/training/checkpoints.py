@@ -80,7 +80,7 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
         except Exception as broken:  # a hostile archive may make its readers raise anything
             raise ValueError(f"{file} is not a checkpoint of echo-ext: torch cannot load it") from broken
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("format"), int):
-        raise ValueError(f"{file} is not a checkpoint of echo-ext: it does not name its format")
+        raise ValueError(f"{file} is not a checkpoint of echo-ext: it has no format")
     if checkpoint["format"] != FORMAT:
         written_by = _checks.brief(checkpoint.get("version"))
         raise ValueError(
@@ -107,16 +107,9 @@ def _differs(found: object, wanted: object) -> bool:
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
-    """Load the weights of a checkpoint into a model.
+    """Load the weights of a checkpoint into a model, or raise a ValueError if it belongs to another one.
 
-    Args:
-        model: The model that the configuration of the run describes.
-        checkpoint: The result of :func:`read`.
-        assign: Use the tensors of the checkpoint themselves instead of copying them, which a model on the meta device
-            needs.
-
-    Raises:
-        ValueError: The checkpoint belongs to another model.
+    ``assign`` uses the tensors of the checkpoint themselves, which a model on the meta device needs.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"], assign=assign)
@@ -133,21 +126,15 @@ def _has_valid_checksum(file: BinaryIO) -> bool:
     if left < _END_BYTES + len(_MARK):
         return False
     file.seek(0)
-    chunk = b""
-    while left:
-        chunk = file.read(min(_CHUNK, left))
-        if not chunk:
-            return False
-        digest.update(chunk)
-        left -= len(chunk)
+    for start in range(0, left, _CHUNK):
+        digest.update(file.read(min(_CHUNK, left - start)))
     return file.read() == digest.hexdigest().encode()
 
 
 def _is_other_archive(file: BinaryIO) -> bool:
     """Whether the file is a complete archive without a checksum, written by another program."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            return not archive.comment
+        return not zipfile.ZipFile(file).comment
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return False
 

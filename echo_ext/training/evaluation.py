@@ -156,9 +156,8 @@ def evaluate(
     The result always contains the rate (or rate bound), the distortion and the negative ELBO, with the standard errors
     over their noise samples. If the posterior is that of Echo or a Gaussian, there are also ``latent_information`` and
     ``marginal_activations.png``; for labeled data ``knn_accuracy``; for Echo ``noise_total_correlation`` and
-    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``.
-
-    A run can be evaluated while it is being trained. The model is then that of its last finished epoch.
+    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. While a run is being trained, the
+    model is that of its last finished epoch.
 
     Args:
         path: The folder of the run.
@@ -200,15 +199,12 @@ def evaluate(
     x = test.values(slice(CODE_ROWS))
     kind = _posterior_kind(model, x)
     found = {
-        "recipe": configuration.recipe,
-        "data": configuration.data,
-        "epochs": len(run.history),
+        **{"recipe": configuration.recipe, "data": configuration.data, "epochs": len(run.history)},
         "unit": "nats per sample",
         "draws": draws,
         **_bounds(measured),
         f"{measured.rate_name}_error": measured.rate_error,
-        "distortion_error": measured.distortion_error,
-        "neg_elbo_error": measured.neg_elbo_error,
+        **{f"{name}_error": getattr(measured, f"{name}_error") for name in ("distortion", "neg_elbo")},
     }
     if importance_draws is not None:
         rows = x[:importance_rows]

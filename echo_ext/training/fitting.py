@@ -33,15 +33,7 @@ from echo_ext.training.stepping import (
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = [
-    "Deadline",
-    "TimeLimitReached",
-    "evaluation_batch_size",
-    "fit",
-    "initial_model",
-    "make_fabric",
-    "refresh",
-]
+__all__ = ["Deadline", "TimeLimitReached", "evaluation_batch_size", "fit", "initial_model", "make_fabric", "refresh"]
 
 # Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
 PREPARED_ROWS = 8192
@@ -125,24 +117,20 @@ def fit(
     on_step: Callable[[], object] = lambda: None,
     on_epoch: Callable[[Mapping[str, float]], object] = lambda row: None,
 ) -> Run:
-    """Train until the last epoch; the first process writes the checkpoints.
+    """Train until the last epoch; return the run with the losses, the learning rate and the seconds of each epoch.
 
     Args:
         model: The :func:`initial_model` of the configuration.
         parts: The data sets "train" and "valid".
         configuration: The configuration of the run.
         fabric: A Fabric that has been launched.
-        directory: The folder for checkpoints and ``metrics.csv``. None means that nothing is saved.
+        directory: The folder in which the first process saves a checkpoint after each epoch; None saves nothing.
         checkpoint: The checkpoint to resume from; None to start from the beginning.
         compile: Whether to compile the loss with ``torch.compile``.
         cuda_graph: Whether to record the step as a CUDA graph, if the device and the model allow it.
-        should_stop: A function that is called after each step. Once it returns True, a checkpoint is saved in the
-            middle of the epoch and training stops.
-        on_step: A function that is called after each step.
-        on_epoch: A function that is called after each epoch with its row of the history.
-
-    Returns:
-        The run, whose history has the losses, the learning rate and the seconds of each epoch.
+        should_stop: Called after each step. Once it returns True, a checkpoint is saved in the middle of the epoch.
+        on_step: Called after each step.
+        on_epoch: Called after each epoch with its row of the history.
 
     Raises:
         FloatingPointError: The loss or one of its terms is not finite; the message names the step and the term.
@@ -165,7 +153,7 @@ def fit(
     if checkpoint is not None and not checkpoint["finished"]:
         _restore_optimizer(optimizer, checkpoint)
     prepare_optimizer(optimizer, fabric.device, recorded=recorder is not None)
-    stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder=recorder)
+    stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder)
     rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
     warm_up = configuration.warm_up_epochs
     unfinished: Mapping[str, Any] | None = checkpoint.get("unfinished_epoch") if checkpoint else None
@@ -204,16 +192,18 @@ def fit(
         )
         done = None
         if unfinished is not None:
-            done = EpochCosts.from_mapping(unfinished["costs"])
+            done = EpochCosts(list(unfinished["costs"]["names"]), list(unfinished["costs"]["values"]))
             start -= unfinished["seconds"]
             with _restoring("random state"):
-                _restore_random_state(unfinished)
+                torch.set_rng_state(unfinished["cpu_random_state"])
+                if "cuda_random_state" in unfinished and torch.cuda.is_available():
+                    torch.cuda.set_rng_state(unfinished["cuda_random_state"])
             unfinished = None
         costs = stepper.epoch(batches, epoch, on_step, done=done, should_stop=should_stop)
         if len(costs) < len(batches):
+            saved = {"names": costs.names, "values": torch.stack(costs.values).cpu()}
             seconds = time.perf_counter() - start
-            random_state = _random_state(fabric.device)
-            save(epoch, unfinished_epoch={"costs": costs.as_mapping(), "seconds": seconds, **random_state})
+            save(epoch, unfinished_epoch={"costs": saved, "seconds": seconds, **_random_state(fabric.device)})
             raise TimeLimitReached(f"the time limit was reached in step {len(costs) + 1} of epoch {epoch + 1}")
         trained = _reduced(costs.means(batches), fabric)
         model.warm_up_weight = 1.0
@@ -274,16 +264,8 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of the random generators that a step uses."""
-    state = {"cpu_random_state": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda_random_state"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _restore_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["cpu_random_state"])
-    if "cuda_random_state" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random_state"])
+    cuda = {"cuda_random_state": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu_random_state": torch.get_rng_state(), **cuda}
 
 
 @torch.no_grad()

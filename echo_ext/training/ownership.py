@@ -17,7 +17,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["describe_owner", "owned"]
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+__all__ = ["describe_owner", "explained", "owned"]
 
 # Seconds to wait for a lock, because a process that only asks for the owner holds it for a moment; and for the record.
 TIMEOUT = 0.5
@@ -43,21 +48,18 @@ if hasattr(os, "register_at_fork"):
 def owned(folder: Path, name: str, *, timeout: float = TIMEOUT) -> Iterator[None]:
     """Hold the lock ``name`` of a folder, which is created if necessary and removed again if it is empty at the end.
 
-    Args:
-        folder: The folder to own.
-        name: Name of the lock file in the folder.
-        timeout: Seconds to wait for another owner to finish.
+    Another owner has ``timeout`` seconds to finish.
 
     Raises:
         FileExistsError: Another process owns the folder; the message names it.
         PermissionError: The folder cannot be written to.
         ValueError: The folder cannot be created, or its file system has no locks.
     """
-    with _explained(folder):
+    with explained(folder):
         descriptor = _acquire(folder, folder / name, timeout)
     _held.add(descriptor)
     try:
-        with _explained(folder):
+        with explained(folder):
             _write_record(descriptor)
         yield
     finally:
@@ -124,11 +126,7 @@ def _is_in_place(descriptor: int, file: Path) -> bool:
 
 
 def _write_record(descriptor: int) -> None:
-    record = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.write(descriptor, (json.dumps(record) + "\n").encode())
@@ -150,7 +148,7 @@ def _read_record(descriptor: int) -> str:
 
 
 @contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Report errors of the file system in one line that says what is wrong with the folder."""
     try:
         yield
@@ -168,24 +166,14 @@ def _explained(folder: Path) -> Iterator[None]:
         raise ValueError(f"{folder} is not writable: {refused.strerror}") from refused
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(descriptor: int) -> bool:
-        """Lock the file without waiting; return False if another process holds the lock."""
-        os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the record, which other processes could not read if locked
-        try:
+def _lock(descriptor: int) -> bool:
+    """Lock the file without waiting; return False if another process holds the lock."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, 2**30, os.SEEK_SET)  # beyond the record, which others could not read if it were locked
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def _lock(descriptor: int) -> bool:
-        """Lock the file without waiting; return False if another process holds the lock."""
-        try:
+        else:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+    except (BlockingIOError, PermissionError):  # the latter on Windows
+        return False
+    return True

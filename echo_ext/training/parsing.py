@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import yaml
 
 __all__ = ["parse_yaml", "read_json", "read_yaml"]
 
@@ -18,15 +13,20 @@ YAML_DEPTH = 16
 
 
 def parse_yaml(text: str) -> object:
-    """Parse a YAML document without aliases and at most ``YAML_DEPTH`` levels deep.
+    """Parse a YAML document without aliases and at most ``YAML_DEPTH`` levels deep, by which a short text grows large.
 
     Raises:
         ValueError: The text is not such a document.
     """
     import yaml
 
+    depth = 0
     try:
-        return yaml.load(text, _bounded_loader())  # a SafeLoader
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > YAML_DEPTH or isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"more than {YAML_DEPTH} levels" if depth > YAML_DEPTH else "aliases are not allowed")
+        return yaml.safe_load(text)
     except yaml.MarkedYAMLError as wrong:
         where = f" in line {wrong.problem_mark.line + 1}" if wrong.problem_mark else ""
         raise ValueError(f"it is not YAML: {wrong.problem or wrong.context}{where}") from None
@@ -58,25 +58,3 @@ def _read(file: Path, limit: int) -> str:
     if len(content) > limit:
         raise ValueError(f"it has more than {limit} bytes")
     return content.decode()
-
-
-@functools.cache
-def _bounded_loader() -> type[yaml.SafeLoader]:
-    """A SafeLoader without aliases and deep nesting, by which a short text can become large."""
-    import yaml
-
-    class BoundedLoader(yaml.SafeLoader):
-        depth = 0
-
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            mark = self.get_mark()
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
-            if self.depth == YAML_DEPTH:
-                raise yaml.MarkedYAMLError(problem=f"more than {YAML_DEPTH} levels", problem_mark=mark)
-            self.depth += 1
-            node = super().compose_node(parent, index)
-            self.depth -= 1
-            return node
-
-    return BoundedLoader

@@ -39,13 +39,10 @@ def run_in_processes(
     when this process ends, even if it is killed.
 
     Args:
-        function: A function of a module, which a new process can import.
+        function: A function of a module, which a new process can import. An exception that it raises is its outcome.
         calls: The arguments of each call, by name.
         jobs: Maximum number of processes at a time.
-        may_start: A function that is called before each start. Once it returns False, no further calls are made.
-
-    Yields:
-        The name of a call, and its return value or the exception that it raised.
+        may_start: Called before each start. Once it returns False, no further calls are made.
     """
     # A forked process could use neither torch's threads nor the GPU.
     context = multiprocessing.get_context("spawn")

@@ -24,16 +24,7 @@ from echo_ext.training.configuration import Configuration
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "CHECKPOINT_FILE",
-    "CONFIGURATION_FILE",
-    "EVALUATION_FILE",
-    "METRICS_FILE",
-    "RESULT_FILE",
-    "Run",
-    "RunDirectory",
-    "load",
-]
+__all__ = ["Run", "RunDirectory", "load"]
 
 CONFIGURATION_FILE = "config.yaml"
 CHECKPOINT_FILE = "last.ckpt"
@@ -73,7 +64,7 @@ class RunDirectory:
     """A folder with one run: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``result.json`` and figures.
 
     ``last.ckpt`` loads with ``torch.load(weights_only=True)``. It holds the weights of the model after the last
-    finished epoch under "state_dict", and everything else that training needs to continue.
+    finished epoch under "state_dict", the settings that determine the model, and all that training needs to continue.
 
     Args:
         path: The folder.
@@ -88,8 +79,6 @@ class RunDirectory:
 
     def __str__(self) -> str:
         return str(self.path)
-
-    # ---- Configuration -----------------------------------------------------------------------------------------------
 
     @property
     def holds_run(self) -> bool:
@@ -121,14 +110,8 @@ class RunDirectory:
     def owned(self, *, timeout: float = ownership.TIMEOUT) -> Iterator[None]:
         """Lock the folder for this process, and remove the temporary files of processes that were killed.
 
-        The operating system releases the lock when the process ends, however it ends.
-
-        Args:
-            timeout: Seconds to wait for another owner to finish.
-
-        Raises:
-            FileExistsError: Another process owns the folder; the message names it.
-            OSError, ValueError: The folder cannot be created, written to or locked.
+        The operating system releases the lock when the process ends, however it ends. Another owner has ``timeout``
+        seconds to finish. Errors are those of :func:`echo_ext.training.ownership.owned`.
         """
         with ownership.owned(self.path, self._lock, timeout=timeout):
             for folder in self.path.glob(f"{self._part}*"):
@@ -143,23 +126,18 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def begun(self, configuration: Configuration) -> Iterator[None]:
-        """Own the folder and begin a run in it; a run that fails before its first checkpoint leaves no files.
-
-        Raises:
-            FileExistsError: The folder contains a run already, or another process owns it.
-            OSError, ValueError: The folder cannot be created, written to or locked.
-        """
+        """Own the folder and :meth:`begin` a run; one that fails before its first checkpoint leaves no files."""
         with self.owned():
             self.begin(configuration)
             try:
                 yield
             except Exception:
-                if not self.has_checkpoint:
-                    self.undo_begin()  # resuming could only fail in the same way again
+                if not self.has_checkpoint:  # resuming could only fail in the same way again
+                    (self.path / CONFIGURATION_FILE).unlink(missing_ok=True)
                 raise
 
     def begin(self, configuration: Configuration) -> None:
-        """Create the folder and ``config.yaml``, which must not exist yet.
+        """Create the folder and ``config.yaml``.
 
         Raises:
             FileExistsError: The folder contains a run already.
@@ -169,37 +147,13 @@ class RunDirectory:
         import yaml
 
         text = yaml.safe_dump(configuration.as_mapping(), sort_keys=False)
-        try:
+        with ownership.explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            _files.create(self.path / CONFIGURATION_FILE, text.encode(), prefix=self._part)
-        except FileExistsError:
-            self.refuse_run(configuration)
-            raise
-        except PermissionError as refused:
-            raise PermissionError(f"{self} is not writable: {refused.strerror}") from refused
-        except OSError as refused:
-            raise ValueError(f"{self} is not writable: {refused.strerror}") from refused
-
-    def undo_begin(self) -> None:
-        """Remove ``config.yaml``, and the folder if it is empty then."""
-        (self.path / CONFIGURATION_FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
-
-    def configuration(self) -> Configuration:
-        """The configuration in ``config.yaml``.
-
-        Raises:
-            FileNotFoundError: The folder contains no run.
-            ValueError: The file is not a configuration.
-        """
-        file = self.path / CONFIGURATION_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no run in {self}: it has no {CONFIGURATION_FILE}")
-        try:
-            return Configuration.from_mapping(parsing.read_yaml(file))
-        except (ValueError, TypeError) as wrong:
-            raise ValueError(f"{file} is not the configuration of a run: {wrong}") from wrong
+            try:
+                _files.create(self.path / CONFIGURATION_FILE, text.encode(), prefix=self._part)
+            except FileExistsError:
+                self.refuse_run(configuration)
+                raise
 
     def refuse_run(self, configuration: Configuration) -> None:
         """Raise FileExistsError if the folder contains a run, NotADirectoryError if the path is a file."""
@@ -219,20 +173,17 @@ class RunDirectory:
         if self.holds_run and (difference := configuration.first_difference(self.configuration())):
             raise FileExistsError(f"{self} contains another run, with {difference}; choose another folder")
 
-    # ---- Checkpoint --------------------------------------------------------------------------------------------------
+    # ---- Reading -----------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace ``last.ckpt``; if that fails, the previous one is kept.
-
-        Raises:
-            OSError: The disk is full, read-only or not available.
-        """
+    def configuration(self) -> Configuration:
+        """The content of ``config.yaml``; raises FileNotFoundError if there is none, ValueError if it is damaged."""
+        file = self.path / CONFIGURATION_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no run in {self}: it has no {CONFIGURATION_FILE}")
         try:
-            self.write(CHECKPOINT_FILE, checkpoints.dump(checkpoint))
-        except OSError as refused:
-            kept = "the previous one is kept" if self.has_checkpoint else "there is no previous one"
-            what = f"the checkpoint of epoch {checkpoint['epoch']}"
-            raise OSError(f"{what} could not be written to {self}: {refused.strerror}; {kept}") from refused
+            return Configuration.from_mapping(parsing.read_yaml(file))
+        except (ValueError, TypeError) as wrong:
+            raise ValueError(f"{file} is not the configuration of a run: {wrong}") from wrong
 
     def load_checkpoint(self, configuration: Configuration) -> dict[str, Any]:
         """The content of ``last.ckpt``, on the CPU.
@@ -246,21 +197,6 @@ class RunDirectory:
             raise FileNotFoundError(f"no epoch of the run in {self} was finished: it has no {CHECKPOINT_FILE}")
         return checkpoints.read(file, configuration)
 
-    # ---- Tables and results ------------------------------------------------------------------------------------------
-
-    def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Write ``metrics.csv`` with one row for each finished epoch."""
-        columns = list(dict.fromkeys(name for row in history for name in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        self.write(METRICS_FILE, text.getvalue().encode())
-
-    def write_json(self, name: str, content: object) -> None:
-        """Write a JSON file of this name, such as ``result.json``."""
-        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
-
     def result(self) -> dict[str, Any]:
         """The content of ``result.json``.
 
@@ -272,12 +208,32 @@ class RunDirectory:
         if not file.is_file():
             raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT_FILE}")
         try:
-            content = parsing.read_json(file)
-            _check_result(content, self.configuration())
+            return _checked_result(parsing.read_json(file), self.configuration())
         except ValueError as wrong:
             raise ValueError(f"{file} is damaged: {wrong}") from wrong
-        assert isinstance(content, dict)
-        return content
+
+    # ---- Writing -----------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Replace ``last.ckpt``; if that fails, as on a full disk, an OSError says that the previous one is kept."""
+        try:
+            self.write(CHECKPOINT_FILE, checkpoints.dump(checkpoint))
+        except OSError as refused:
+            kept = "the previous one is kept" if self.has_checkpoint else "there is no previous one"
+            what = f"the checkpoint of epoch {checkpoint['epoch']}"
+            raise OSError(f"{what} could not be written to {self}: {refused.strerror}; {kept}") from refused
+
+    def write_metrics(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Write ``metrics.csv`` with one row for each finished epoch."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        self.write(METRICS_FILE, text.getvalue().encode())
+
+    def write_json(self, name: str, content: object) -> None:
+        """Write a JSON file of this name, such as ``result.json``."""
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_figures(self, figures: Mapping[str, Figure]) -> None:
         """Write figures under these names."""
@@ -294,8 +250,8 @@ class RunDirectory:
         return _files.replacement(self.path / name, prefix=self._part)
 
 
-def _check_result(content: object, configuration: Configuration) -> None:
-    """Raise ValueError if this is not the complete result of a run with this configuration."""
+def _checked_result(content: object, configuration: Configuration) -> dict[str, Any]:
+    """The content, or a ValueError if it is not the complete result of a run with this configuration."""
     if not isinstance(content, dict):
         raise ValueError("it is not a mapping")
     for name in ("recipe", "data", "beta", "seed"):
@@ -310,6 +266,7 @@ def _check_result(content: object, configuration: Configuration) -> None:
     rows = content.get("rows")
     if not isinstance(rows, dict) or not _is_number(rows.get("test")):
         raise ValueError("its 'rows' must contain the number of 'test' rows")
+    return content
 
 
 def _is_number(value: object) -> bool:

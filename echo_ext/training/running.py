@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from echo_ext.data import LabeledDataset
-from echo_ext.models import Model
 from echo_ext.training import evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
 from echo_ext.training.processes import picklable, sigterm_interrupts
-from echo_ext.training.run_directory import RESULT_FILE, Run, RunDirectory
+from echo_ext.training.run_directory import RESULT_FILE, RunDirectory
 from echo_ext.training.schedules import epoch_rows
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ def train(
             is returned; if ``result.json`` is damaged or belongs to another run, the model is evaluated again.
         device: The device to train on.
         compile: Whether to compile the loss with ``torch.compile``.
-        cuda_graph: Whether to record the step as a CUDA graph on a GPU, so that the host launches it as a whole. Steps
-            that must wait for the device are never recorded.
+        cuda_graph: Whether to record the step as a CUDA graph on a GPU, unless the step must wait for the device.
         tensorboard: Whether to log to ``out/tensorboard`` as well.
         show_progress: Whether to show a progress bar if stderr is a terminal.
         deadline: The time at which to save a checkpoint and stop, even in the middle of an epoch, but not before one
@@ -72,8 +70,7 @@ def train(
         KeyboardInterrupt: Training was interrupted or terminated. The run can be resumed.
         OSError: A file cannot be written. The previous checkpoint is kept.
         TimeLimitReached: The deadline has passed. Resuming the run continues with the next step.
-        ValueError: A value is out of range, the model does not fit the data, the checkpoint is damaged, or there is a
-            deadline for several processes.
+        ValueError: A value is out of range, the data do not fit, or the checkpoint is damaged.
     """
     directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
     if deadline is not None and processes > 1:
@@ -98,8 +95,21 @@ def train(
             def should_stop() -> bool:
                 return deadline is not None and deadline.has_passed and time.monotonic() - start > MINIMUM_SECONDS
 
-            options = {"compile": compile, "cuda_graph": cuda_graph, "should_stop": should_stop}
-            run = _fit(model, parts, configuration, fabric, directory, checkpoint, show_progress, options)
+            with (
+                _interruptible(directory),
+                _progress_bar(configuration, parts, fabric, checkpoint, show_progress) as bar,
+            ):
+                run = fit(
+                    *(model, parts, configuration, fabric, directory),
+                    checkpoint=checkpoint,
+                    compile=compile,
+                    cuda_graph=cuda_graph,
+                    should_stop=should_stop,
+                    on_step=bar.update,
+                    on_epoch=lambda row: bar.set_postfix_str(
+                        f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats"
+                    ),
+                )
             _leave_group()
             if not fabric.is_global_zero:
                 return {}
@@ -167,60 +177,45 @@ def _check_rows(parts: Mapping[str, LabeledDataset], configuration: Configuratio
             )
 
 
-def _fit(
-    model: Model,
-    parts: Mapping[str, LabeledDataset],
+def _progress_bar(
     configuration: Configuration,
+    parts: Mapping[str, LabeledDataset],
     fabric: Fabric,
-    directory: RunDirectory,
     checkpoint: Mapping[str, Any] | None,
-    show_progress: bool,
-    options: dict[str, Any],
-) -> Run:
-    """Train with a progress bar of all steps; errors that stop training say which checkpoint is kept."""
+    shown: bool,
+) -> Any:
+    """A bar over all steps of a run."""
     from tqdm.auto import tqdm
 
-    shares = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    steps = len(epoch_rows(len(parts["train"]), configuration.batch_size, seed=0, epoch=0, **shares))
-    # disable=None disables the bar if stderr is not a terminal; leave=None removes a bar that is nested in another.
-    bar = tqdm(
+    rows, batch_size = len(parts["train"]), configuration.batch_size
+    steps = len(epoch_rows(rows, batch_size, seed=0, epoch=0, world_size=fabric.world_size))
+    done = 0
+    if checkpoint is not None:
+        unfinished = checkpoint.get("unfinished_epoch")
+        done = steps * checkpoint["epoch"] + (len(unfinished["costs"]["values"]) if unfinished else 0)
+    return tqdm(
         desc=f"{configuration.recipe} on {configuration.data}",
         total=steps * configuration.epochs,
-        initial=_steps_done(checkpoint, steps) if checkpoint else 0,
+        initial=done,
         unit="step",
-        leave=None,
-        disable=None if show_progress and fabric.is_global_zero else True,
+        leave=None,  # removes a bar that is nested in another
+        disable=None if shown and fabric.is_global_zero else True,  # None disables it if stderr is not a terminal
     )
 
-    def show(row: Mapping[str, float]) -> None:
-        bar.set_postfix_str(f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats")
 
+@contextlib.contextmanager
+def _interruptible(directory: RunDirectory) -> Iterator[None]:
+    """Let SIGTERM stop training, as Ctrl-C does; errors that stop it say what is saved."""
     try:
-        with sigterm_interrupts(), bar:
-            return fit(
-                *(model, parts, configuration, fabric, directory),
-                checkpoint=checkpoint,
-                on_step=bar.update,
-                on_epoch=show,
-                **options,
-            )
-    except KeyboardInterrupt:
-        kept = _what_is_kept(directory)
+        with sigterm_interrupts():
+            yield
+    except (KeyboardInterrupt, FloatingPointError) as stop:
+        kept = "the last finished epoch is saved" if directory.has_checkpoint else "no epoch was finished"
+        if isinstance(stop, FloatingPointError):
+            raise FloatingPointError(f"{stop}; {kept}") from None
         raise KeyboardInterrupt(
             f"interrupted; {kept}; continue by: echo-ext train --resume --out {directory}"
         ) from None
-    except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; {_what_is_kept(directory)}") from None
-
-
-def _steps_done(checkpoint: Mapping[str, Any], steps: int) -> int:
-    """The number of steps before a checkpoint, for ``steps`` in each epoch."""
-    unfinished = checkpoint.get("unfinished_epoch")
-    return steps * int(checkpoint["epoch"]) + (len(unfinished["costs"]["values"]) if unfinished else 0)
-
-
-def _what_is_kept(directory: RunDirectory) -> str:
-    return "the last finished epoch is saved" if directory.has_checkpoint else "no epoch was finished"
 
 
 def _loggers(directory: RunDirectory, tensorboard: bool) -> list[Any]:

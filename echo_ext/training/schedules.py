@@ -15,16 +15,6 @@ from torch import Tensor
 
 from echo_ext import _checks
 
-__all__ = [
-    "SCHEDULES",
-    "Stream",
-    "derive_seed",
-    "epoch_rows",
-    "learning_rate_factor",
-    "should_stop_early",
-    "warm_up_weight",
-]
-
 SCHEDULES = ("constant-then-linear", "constant")
 
 
@@ -52,9 +42,7 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
     last one (Brekelmans et al. 2019, appendix).
     """
     _checks.choice("schedule", schedule, SCHEDULES)
-    if schedule == "constant":
-        return 1.0
-    return min(1.0, 2 * (1 - epoch / epochs))
+    return 1.0 if schedule == "constant" else min(1.0, 2 * (1 - epoch / epochs))
 
 
 def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:

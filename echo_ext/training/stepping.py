@@ -9,8 +9,8 @@ import contextlib
 import dataclasses
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,7 @@ from echo_ext.training.configuration import Configuration
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = [
-    "CudaRecorder",
-    "EpochCosts",
-    "Objective",
-    "RecordedStep",
-    "Recorder",
-    "Stepper",
-    "make_recorder",
-    "prepare_optimizer",
-    "set_learning_rate",
-]
+__all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer", "set_learning_rate"]
 
 # Number of steps between two checks that the losses are finite, on a device that the host must wait for.
 CHECK_EVERY = 50
@@ -49,25 +39,8 @@ class RecordedStep(NamedTuple):
     replay: Callable[[], None]
 
 
-class Recorder(Protocol):
-    """The interface of a device that can record steps."""
-
-    def stream(self) -> contextlib.AbstractContextManager[None]:
-        """A context for all steps of an epoch, whether they are recorded or not."""
-
-    def rehearse(self, step: Step) -> tuple[Tensor, str | None]:
-        """Run a step without recording; return its losses, and the reason if it cannot be recorded."""
-
-    def record(self, step: Step) -> RecordedStep:
-        """Record a step without running it. It must have been rehearsed before."""
-
-
 class CudaRecorder:
-    """A recorder of steps on one GPU. It has its own stream, since the default stream cannot be captured.
-
-    Args:
-        device: The GPU.
-    """
+    """A recorder of steps on one GPU. It has its own stream, since the default stream cannot be captured."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -132,14 +105,10 @@ class Objective(nn.Module):
 
 @dataclasses.dataclass
 class EpochCosts:
-    """The loss and its terms in all steps of an epoch so far.
-
-    Args:
-        names: Names of the loss and its terms.
-        values: A float32 tensor (terms,) for each step, on the device, so that steps do not wait for it.
-    """
+    """The loss and its terms in all steps of an epoch so far."""
 
     names: list[str] = dataclasses.field(default_factory=list)
+    # A float32 tensor (terms,) for each step, on the device, so that steps do not wait for it.
     values: list[Tensor] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
@@ -152,42 +121,23 @@ class EpochCosts:
         means = (torch.stack(self.values).cpu().double() * weights.unsqueeze(1)).sum(0) / weights.sum()
         return dict(zip(self.names, means.tolist(), strict=True))
 
-    def as_mapping(self) -> dict[str, Any]:
-        """The content of this object in the form that a checkpoint stores."""
-        return {"names": self.names, "values": torch.stack(self.values).cpu()}
-
-    @classmethod
-    def from_mapping(cls, content: Mapping[str, Any]) -> EpochCosts:
-        """The inverse of :meth:`as_mapping`."""
-        return cls(list(content["names"]), list(content["values"]))
-
 
 class Stepper:
     """Runs steps of the optimizer and collects their losses.
 
-    Args:
-        objective: An :class:`Objective` that Fabric has set up.
-        optimizer: An optimizer that Fabric has set up.
-        configuration: The configuration of the run.
-        fabric: A Fabric that has been launched.
-        recorder: Records the step on a full batch once, to replay it from then on. None means that no step is recorded.
+    ``objective``, an :class:`Objective`, and ``optimizer`` have been set up by Fabric. A ``recorder`` records the step
+    on a full batch once, to replay it from then on.
     """
 
     # Number of steps before one is recorded, because libraries choose algorithms and allocate memory in their first.
     REHEARSALS = 3
 
     def __init__(
-        self,
-        objective: Any,
-        optimizer: Any,
-        configuration: Configuration,
-        fabric: Fabric,
-        *,
-        recorder: Recorder | None = None,
+        self, objective: Any, optimizer: Any, settings: Configuration, fabric: Fabric, recorder: CudaRecorder | None
     ) -> None:
         self.objective = objective
         self.optimizer = optimizer
-        self.configuration = configuration
+        self.settings = settings
         self.fabric = fabric
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.recorder = recorder
@@ -229,7 +179,7 @@ class Stepper:
 
     def _step_or_replay(self, rows: Tensor) -> Tensor:
         """Run one step on these rows, from the recording if there is one; return the loss and its terms, (terms,)."""
-        if self.recorder is None or len(rows) != self.configuration.batch_size:
+        if self.recorder is None or len(rows) != self.settings.batch_size:
             return self._step(rows)
         warm_up_weight = self.objective.model.warm_up_weight
         if warm_up_weight != self._warm_up_weight:
@@ -242,7 +192,7 @@ class Stepper:
             if obstacle is not None:
                 _LOGGER.warning(
                     "%s: steps are launched kernel by kernel, because a CUDA graph cannot contain them: %s",
-                    self.configuration.recipe,
+                    self.settings.recipe,
                     obstacle,
                 )
                 self.recorder = None
@@ -259,21 +209,21 @@ class Stepper:
         terms: dict[str, Tensor] = self.objective(rows)
         self.optimizer.zero_grad()
         self.fabric.backward(terms["loss"])
-        if self.configuration.normalize_gradients:
+        if self.settings.normalize_gradients:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     # The minimum keeps a gradient of 0 at 0.
                     parameter.grad.div_(parameter.grad.norm().clamp_min(torch.finfo(parameter.grad.dtype).tiny))
-        if self.configuration.gradient_clip is not None:
+        if self.settings.gradient_clip is not None:
             self.fabric.clip_gradients(
-                self.objective, self.optimizer, max_norm=self.configuration.gradient_clip, error_if_nonfinite=False
+                self.objective, self.optimizer, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
             )
         self.optimizer.step()
         self._names = list(terms)
         return torch.stack([value.detach().float() for value in terms.values()])
 
 
-def make_recorder(fabric: Fabric, configuration: Configuration) -> Recorder | None:
+def make_recorder(fabric: Fabric, configuration: Configuration) -> CudaRecorder | None:
     """Return a recorder, or None where steps cannot be recorded: between processes, and with dynamic loss scaling."""
     if fabric.device.type != "cuda" or fabric.world_size > 1 or configuration.precision == "16-mixed":
         return None

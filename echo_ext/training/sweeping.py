@@ -64,15 +64,12 @@ def sweep(
     when and how often the sweep was stopped.
 
     Args:
-        configurations: The runs, in the order of training. All have the same data set, and no two have the same recipe,
-            beta and seed.
+        configurations: The runs, in the order of training, all on one data set; they differ in recipe, beta or seed.
         out: The folder of the table and of the folders of all runs.
-        jobs: Number of runs at a time, each in its own process. More use a GPU better and need more of its memory; on a
-            CPU they share torch's threads.
+        jobs: Number of runs at a time, each in its own process. More use a GPU better and need more of its memory.
         time_limit: Seconds after which all runs are saved and the sweep returns. The same call continues them. A run
             that is being evaluated at that time is finished first. None means no limit.
-        on_run: A function that is called after each run with the name of its folder and its result, or None if it
-            failed.
+        on_run: Called after each run with the name of its folder and its result, or None if it failed.
         options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``show_progress`` of
             :func:`~echo_ext.training.train`.
 
@@ -86,34 +83,24 @@ def sweep(
     _checks.whole("jobs", jobs, minimum=1)
     deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
-    runs = {_name(configuration): configuration for configuration in configurations}
+    runs = {f"{each.recipe}-beta{each.beta:g}-seed{each.seed}": each for each in configurations}
     if len(runs) < len(configurations):
         raise ValueError("configurations must differ in recipe, beta or seed, but two of them do not")
     for name, configuration in runs.items():
-        directory = RunDirectory(out / name)
         with contextlib.suppress(ValueError):  # a damaged folder is reported as the failure of its run
-            directory.refuse_other_run(configuration)
+            RunDirectory(out / name).refuse_other_run(configuration)
     configurations[0].load_data(options.get("data_dir"))  # fails before the first run if the data are missing
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-
-    def record(name: str, outcome: dict[str, Any] | Exception) -> None:
+    for name, outcome in _outcomes(runs, out, jobs, deadline, options):
         if isinstance(outcome, TimeLimitReached):
-            return
+            continue
         if isinstance(outcome, Exception):
             failures[name] = f"{type(outcome).__name__}: {outcome}"
         else:
             found[name] = outcome
         on_run(name, found.get(name))
-
-    remaining = dict(runs)
-    for name in runs:
-        if RunDirectory(out / name).has_result:
-            record(name, _saved_result(out / name))
-            del remaining[name]
-    for name, outcome in _outcomes(remaining, out, jobs, {**options, "deadline": deadline}):
-        record(name, outcome)
     finished = {name: run for name, run in runs.items() if name in found}
     table = _table([found[name] for name in finished])
     if finished:
@@ -125,48 +112,40 @@ def sweep(
     return Sweep(table, failures, [name for name in runs if name not in found and name not in failures])
 
 
-def _name(configuration: Configuration) -> str:
-    return f"{configuration.recipe}-beta{configuration.beta:g}-seed{configuration.seed}"
-
-
-def _saved_result(path: Path) -> dict[str, Any] | Exception:
-    """The result of a finished run, or the error if its file is damaged."""
-    directory = RunDirectory(path)
-    directory.remove_leftovers()
-    try:
-        return directory.result()
-    except ValueError as damaged:
-        return damaged
-
-
-def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    return train(configuration, path, resume=RunDirectory(path).holds_run, **options)
-
-
 def _outcomes(
-    runs: dict[str, Configuration], out: Path, jobs: int, options: dict[str, Any]
+    runs: Mapping[str, Configuration], out: Path, jobs: int, deadline: Deadline | None, options: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
     """Yield the name of each run with its result or its error; no run starts after the deadline."""
-    deadline: Deadline | None = options["deadline"]
 
     def may_start() -> bool:
         return deadline is None or not deadline.has_passed
 
+    unfinished = [name for name in runs if not RunDirectory(out / name).has_result]
     if jobs > 1:
-        calls = {
-            name: (configuration, out / name, {**options, "show_progress": False})
-            for name, configuration in runs.items()
-        }
+        options = {**options, "show_progress": False}
+    calls = {name: (runs[name], out / name, {**options, "deadline": deadline}) for name in unfinished}
+    for name in runs:
+        if name not in calls:
+            RunDirectory(out / name).remove_leftovers()
+            yield name, _outcome(RunDirectory(out / name).result)
+    if jobs > 1:
         with sigterm_interrupts():
             yield from run_in_processes(_train_one, calls, jobs, may_start=may_start)
-        return
-    for name, configuration in runs.items():
-        if not may_start():
-            return
-        try:
-            yield name, _train_one(configuration, out / name, options)
-        except Exception as error:
-            yield name, error
+    else:
+        for name, call in calls.items():
+            if may_start():
+                yield name, _outcome(_train_one, *call)
+
+
+def _outcome(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any] | Exception:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    return train(configuration, path, resume=RunDirectory(path).holds_run, **options)
 
 
 def _table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
