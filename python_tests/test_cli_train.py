@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from echo_ext import cli, models
+from echo_ext.cli.train import settings
+from echo_ext.training.configuration import SETTINGS
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -65,6 +67,19 @@ def test_recipes_prints_one_line_per_recipe(capsys):
         ((*TRAIN, "--device", "abacus"), "--device must be cpu, cuda or cuda:N, got 'abacus'"),
         (("evaluate", "empty"), "there is no run in empty"),
         (("evaluate", "empty", "--draws", "0"), "--draws must be at least 1, got 0"),
+        (("evaluate", "empty", "--importance-rows", "0"), "--importance-rows must be at least 1, got 0"),
+        (
+            ("evaluate", "empty", "--information-method", "guess"),
+            "--information-method must be one of 'formula', 'knn', got 'guess'",
+        ),
+        ((*TRAIN, "--patience", "0"), "error: --patience must be at least 1, got 0"),
+        (
+            (*TRAIN, "--binarization", "odd"),
+            "error: --binarization must be one of 'none', 'static', 'dynamic', got 'odd'",
+        ),
+        ((*TRAIN, "--set", "beta=2"), "error: --set must not contain beta, which is a setting of its own"),
+        ((*TRAIN, "--set", "hidden=2020-01-01"), "error: --set must contain only numbers, strings, lists"),
+        (("train", "--recipe", "mutual-ae", "--data", "digits", "--beta", "2"), "error: --beta must be 1 for recipe"),
         (
             ("sweep", "--recipe", "vae", "--data", "digits", "--beta", "1,two", "--out", "o"),
             "--beta must be numbers separated by commas, got '1,two'",
@@ -80,6 +95,14 @@ def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, argv, compl
     assert complaint in line
     assert code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_has_a_flag():
+    parser = cli._parser()
+    arguments = parser.parse_args(["train", "--no-normalize-gradients", "--set", "a=1", "--warm-up-epochs", "3"])
+    assert SETTINGS.keys() <= vars(arguments).keys()
+    given = {"normalize_gradients": False, "model_settings": {"a": 1}, "warm_up_epochs": 3}
+    assert settings(arguments) == given
 
 
 def test_missing_packages_of_train_are_named_with_their_extra(capsys, monkeypatch):

@@ -144,13 +144,32 @@ def test_configuration_defaults_are_those_of_the_recipe():
         ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
         ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
         ({"binarization": "odd"}, "binarization must be one of 'none', 'static', 'dynamic', got 'odd'"),
-        ({"model_settings": {"beta": 2}}, "model_settings must not contain beta, which is not set there"),
+        ({"model_settings": {"beta": 2}}, "model_settings must not contain beta, which is a setting of its own"),
         ({"precision": "16-mixed", "normalize_gradients": True}, "must be False for precision '16-mixed'"),
     ],
 )
 def test_bad_settings_raise(given, complaint):
     with pytest.raises(ValueError, match=complaint):
         Configuration(**{"recipe": "echo", "data": "digits", **given})
+
+
+def test_unknown_settings_are_answered_with_similar_ones():
+    with pytest.raises(ValueError, match="there is no setting 'epoch'; the most similar are epochs"):
+        Configuration.of("echo", "digits", epoch=3)
+    with pytest.raises(ValueError, match="there is no model setting 'hiden'; the most similar are hidden"):
+        Configuration.of("echo", "digits", model_settings={"hiden": [3]})
+    with pytest.raises(ValueError, match="no data set 'digit'"):
+        Configuration.of("echo", "digit")
+
+
+def test_settings_are_stored_as_plain_values():
+    configuration = Configuration.of("echo", "digits", beta=2, model_settings={"hidden": (16, 8)})
+    assert configuration.as_mapping()["model_settings"] == {"hidden": [16, 8]}
+    assert isinstance(configuration.beta, float)
+    with pytest.raises(TypeError, match="model_settings must contain only numbers, strings, lists and mappings, got"):
+        Configuration.of("echo", "digits", model_settings={"hidden": torch.ones(2)})
+    with pytest.raises(TypeError, match="normalize_gradients must be a bool, got 1"):
+        Configuration.of("echo", "digits", normalize_gradients=1)
 
 
 def test_beta_for_a_model_without_one_raises():

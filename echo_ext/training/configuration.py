@@ -74,7 +74,7 @@ class Configuration:
         known = find(self.recipe).model_settings
         for name in self.model_settings:
             if name in ("beta", "latent_dim", "data_shape"):
-                raise ValueError(f"model_settings must not contain {name}, which is not set there")
+                raise ValueError(f"model_settings must not contain {name}, which is a setting of its own")
             if name not in known:
                 raise _checks.unknown("model setting", name, [each for each in known if each != "beta"])
         if self.beta != 1 and "beta" not in known:
