@@ -182,8 +182,8 @@ def test_invalid_inputs_raise(f, S, error, message):
 # ---- The channel -----------------------------------------------------------------------------------------------------
 
 
-def channel_and_input(rows=40, dim=4, num_terms=20, spread=3.0, **options):
-    channel = EchoMatrixChannel(dim, num_terms, bank_size=50, **options)
+def channel_and_input(rows=40, dim=4, min_other_rows=20, spread=3.0, **options):
+    channel = EchoMatrixChannel(dim, min_other_rows, bank_size=50, **options)
     return channel, torch.randn(rows, dim), spread * torch.randn(rows, channel.num_scale_features)
 
 
@@ -248,7 +248,7 @@ def test_channel_rejects_invalid_inputs():
     channel, f_raw, s_raw = channel_and_input()
     with pytest.raises(ValueError, match=r"s_raw must have shape \(B, 10\), got \(40, 9\)"):
         channel(f_raw, s_raw[:, 1:])
-    with pytest.raises(ValueError, match="at least 21 rows for num_terms=20 while the bank is still empty, got 5"):
+    with pytest.raises(ValueError, match="at least 21 rows for min_other_rows=20 while the bank is still empty, got 5"):
         channel(f_raw[:5], s_raw[:5])
     with pytest.raises(ValueError, match="train a batch first"):
         channel.eval()(f_raw, s_raw)

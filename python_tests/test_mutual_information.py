@@ -97,11 +97,11 @@ def test_matrix_holds_the_pairs(method):
 
 
 def test_matrix_in_blocks_and_batches(monkeypatch):
-    from echo_ext.estimators import matrix
+    from echo_ext.estimators import pairs
 
     x = torch.randn(2, 50, 5, dtype=torch.float64)
     whole = echo_ext.mutual_information_matrix(x)
-    monkeypatch.setattr(matrix, "BLOCK", 1)
+    monkeypatch.setattr(pairs, "BLOCK", 1)
     torch.testing.assert_close(echo_ext.mutual_information_matrix(x), whole, rtol=0, atol=1e-13)
     torch.testing.assert_close(echo_ext.mutual_information_matrix(x[1]), whole[1], rtol=0, atol=1e-13)
 

@@ -47,12 +47,12 @@ class _BankedChannel(nn.Module):
     bank_f: Tensor
     bank_s: Tensor
 
-    def __init__(self, num_terms: int, bank_size: int | None) -> None:
+    def __init__(self, name: str, other_rows: int, bank_size: int | None) -> None:
         super().__init__()
-        _checks.row_count("num_terms", num_terms, minimum=1)
-        self.num_terms = num_terms
-        self.bank_size = max(1024, num_terms) if bank_size is None else bank_size
-        _checks.row_count("bank_size", self.bank_size, minimum=num_terms)
+        _checks.row_count(name, other_rows, minimum=1)
+        self._requirement = f"{name}={other_rows}"
+        self.bank_size = max(1024, other_rows) if bank_size is None else bank_size
+        _checks.row_count("bank_size", self.bank_size, minimum=other_rows)
         # Their width is that of the first training batch.
         self.register_buffer("bank_f", torch.empty(0))
         self.register_buffer("bank_s", torch.empty(0))
@@ -79,8 +79,8 @@ class _BankedChannel(nn.Module):
             return f, s
         if not self.has_bank:
             raise ValueError(
-                f"f_raw must have at least {len(f) + missing} rows for num_terms={self.num_terms} while the bank is "
-                f"still empty, got {len(f)}: give a larger first training batch, or use fewer terms"
+                f"f_raw must have at least {len(f) + missing} rows for {self._requirement} while the bank is "
+                f"still empty, got {len(f)}: give a larger first training batch, or lower that number"
             )
         bank_f, bank_s = self._bank_like(f)
         return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
@@ -165,7 +165,8 @@ class EchoChannel(_BankedChannel):
         multiplicative: bool = False,
         sync: Sync = False,
     ) -> None:
-        super().__init__(num_terms, bank_size)
+        super().__init__("num_terms", num_terms, bank_size)
+        self.num_terms = num_terms
         self._sampling_code = sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
         _checks.number("activation_scale", activation_scale, above=0)
@@ -277,18 +278,18 @@ class EchoMatrixChannel(_BankedChannel):
 
     Args:
         dim: The number d of dimensions of the latent, at most 64.
-        num_terms: The number of other rows that a batch has at least; ``r = max_scale(num_terms, bound=bound *
+        min_other_rows: The minimum number of other rows in a batch; ``r = max_scale(min_other_rows, bound=bound *
             sqrt(d))``. A larger number allows lower rates and needs larger batches.
         bound, activation_scale: As in :class:`EchoChannel`.
         bank_size: The number of rows of the bank, as in :class:`EchoChannel`.
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range; a batch has fewer than num_terms + 1 rows while the bank is still
+        ValueError: An argument is out of range; a batch has fewer than min_other_rows + 1 rows while the bank is still
             empty; eval mode or :meth:`sample` before the first training batch.
 
     Example:
-        >>> channel = echo_ext.EchoMatrixChannel(dim=3, num_terms=31)
+        >>> channel = echo_ext.EchoMatrixChannel(dim=3, min_other_rows=31)
         >>> f_raw, s_raw = torch.randn(64, 3), torch.randn(64, channel.num_scale_features)
         >>> z, rate = channel(f_raw, s_raw)
         >>> z.shape, rate.sum(-1).shape
@@ -298,15 +299,16 @@ class EchoMatrixChannel(_BankedChannel):
     def __init__(
         self,
         dim: int,
-        num_terms: int = 99,
+        min_other_rows: int = 99,
         *,
         bound: float = 1.0,
         activation_scale: float = 16.0,
         bank_size: int | None = None,
     ) -> None:
-        super().__init__(num_terms, bank_size)
+        super().__init__("min_other_rows", min_other_rows, bank_size)
+        self.min_other_rows = min_other_rows
         _checks.whole("dim", dim, minimum=1, maximum=MAX_DIM)
-        self.scale = max_scale(num_terms, bound=_checks.number("bound", bound, above=0) * math.sqrt(dim))
+        self.scale = max_scale(min_other_rows, bound=_checks.number("bound", bound, above=0) * math.sqrt(dim))
         _checks.number("activation_scale", activation_scale, above=0)
         self.dim = dim
         self.bound = bound
@@ -355,7 +357,7 @@ class EchoMatrixChannel(_BankedChannel):
 
     def _sample_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
         rows = f.shape[0]
-        z = echo_sample_matrix(*self._filled_up(f, scale, self.num_terms + 1 - rows))[:rows]
+        z = echo_sample_matrix(*self._filled_up(f, scale, self.min_other_rows + 1 - rows))[:rows]
         self._remember(f.detach(), scale.detach())
         return z
 
@@ -371,8 +373,8 @@ class EchoMatrixChannel(_BankedChannel):
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""
         return (
-            f"{self.dim}, num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
-            f"bank_size={self.bank_size}"
+            f"{self.dim}, min_other_rows={self.min_other_rows}, bound={self.bound}, "
+            f"activation_scale={self.activation_scale}, bank_size={self.bank_size}"
         )
 
 

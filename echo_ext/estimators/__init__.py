@@ -8,7 +8,7 @@ from echo_ext.estimators.discrete import mutual_information_discrete
 from echo_ext.estimators.entropy import entropy
 from echo_ext.estimators.knn import knn
 from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information, total_correlation
-from echo_ext.estimators.matrix import mutual_information_matrix
+from echo_ext.estimators.pairs import mutual_information_matrix
 from echo_ext.estimators.transfer import transfer_entropy
 from echo_ext.estimators.uncertainty import (
     PermutationTest,
