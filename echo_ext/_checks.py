@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from numbers import Integral, Real
 
 import torch
@@ -126,6 +126,14 @@ def widths(name: str, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
+def data_shape(value: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of one x as a tuple with at least one dimension."""
+    shape = widths("data_shape", tuple(value))
+    if not shape:
+        raise ValueError("data_shape must have at least one dimension, such as (1, 28, 28) or (2,), got ()")
+    return shape
+
+
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -136,12 +144,13 @@ def choice(name: str, value: object, choices: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {brief(value)}")
 
 
-def unknown(kind: str, name: str, known: Collection[str]) -> ValueError:
-    """Return the error for a name that does not exist; it suggests the most similar ones that do."""
+def unknown(kind: str, name: str, known: Collection[str], *, owner: str | None = None) -> ValueError:
+    """Return the error for a name that does not exist, or that its owner lacks; it suggests the most similar ones."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=3, cutoff=0.4) or known
-    return ValueError(f"there is no {kind} {brief(name)}; the most similar are {', '.join(near)}")
+    begin = f"there is no {kind}" if owner is None else f"{owner} has no {kind}"
+    return ValueError(f"{begin} {brief(name)}; the most similar are {', '.join(near)}")
 
 
 def brief(value: object) -> str:

@@ -3,8 +3,30 @@
 import io
 
 import torch
+from torch.distributions import Independent, Normal, kl_divergence
 
 from echo_ext.models import build
+
+
+def normal(mean, log_variance):
+    """The Gaussian with these means and log variances."""
+    return Normal(mean, (0.5 * log_variance).exp())
+
+
+def diagonal(mean, log_variance):
+    """The Gaussians of rows with independent dimensions."""
+    return Independent(normal(mean, log_variance), 1)
+
+
+def log_normal(x, mean=0.0, log_variance=0.0):
+    """The log density of each element."""
+    mean, log_variance = (torch.as_tensor(each, dtype=x.dtype) for each in (mean, log_variance))
+    return normal(mean, log_variance).log_prob(x)
+
+
+def kl_to_standard_normal(mean, log_variance):
+    """The KL divergence of each element from N(0, 1)."""
+    return kl_divergence(normal(mean, log_variance), Normal(0, 1))
 
 
 def fit(model, x, *, steps, learning_rate=3e-3, clip_gradients=False):

@@ -10,8 +10,8 @@ import torch
 import echo_ext
 
 pytest.importorskip("sklearn")
-MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed]
-NAMES = [(module, name) for module in MODULES for name in module.__all__]
+MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed, echo_ext.models]
+NAMES = [(module, name) for module in MODULES for name in module.__all__ if name not in ("LatentModel", "Model")]
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module.__name__}.{name}" for module, name in NAMES])

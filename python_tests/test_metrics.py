@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from knn_cases import fresh
+from model_cases import diagonal, log_normal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from echo_ext import EchoChannel, metrics, mutual_information_discrete
 from echo_ext.metrics._inputs import evaluating
-from echo_ext.models import Model
-from echo_ext.models.channels import DensityOutput, GaussianOutput
-from echo_ext.models.densities import kl_to_standard_normal, log_normal
+from echo_ext.models import Model, StandardNormal
 
 
 class LinearGaussian(Model):
@@ -27,7 +26,7 @@ class LinearGaussian(Model):
     """
 
     def __init__(self, widening=1.0):
-        super().__init__((4,), 3)
+        super().__init__((4,))
         basis, _ = torch.linalg.qr(torch.randn(4, 3, dtype=torch.float64))
         self.weight = nn.Parameter(basis * torch.tensor([2.0, 0.8, 0.2], dtype=torch.float64))
         self.noise = 0.5
@@ -44,24 +43,25 @@ class LinearGaussian(Model):
 
     def posterior(self, x):
         mean = x @ self.weight / self.noise**2 / (1 + self.snr)
-        log_variance = self.variance.log().expand_as(mean)
-        return GaussianOutput(mean + self.variance.sqrt() * torch.randn_like(mean), mean, log_variance)
+        return diagonal(mean, self.variance.log().expand_as(mean))
 
     def log_likelihood(self, x, z):
         return log_normal(x, z @ self.weight.T, 2 * math.log(self.noise)).sum(1)
 
     def log_weight(self, x):
-        sent = self.posterior(x)
-        return self.log_likelihood(x, sent.z) + log_normal(sent.z).sum(1) - sent.log_density
+        q = self.posterior(x)
+        z = q.rsample()
+        return self.log_likelihood(x, z) + log_normal(z).sum(1) - q.log_prob(z)
 
     def loss(self, x):
-        sent = self.posterior(x)
-        rate = kl_to_standard_normal(sent.mean, sent.log_variance).sum(1).mean()
-        distortion = -self.log_likelihood(x, sent.z).mean()
+        q = self.posterior(x)
+        z = q.rsample()
+        rate = StandardNormal(3).double().rate(q, z).sum(1).mean()
+        distortion = -self.log_likelihood(x, z).mean()
         return {"loss": rate + distortion, "rate_bound": rate, "distortion": distortion}
 
     def encode(self, x):
-        return self.posterior(x).z
+        return self.posterior(x).rsample()
 
     def decode(self, z):
         return z @ self.weight.T
@@ -74,13 +74,16 @@ class Echo(Model):
     """f = tanh(x), and a scale that depends on x where ``slope`` is not 0."""
 
     def __init__(self, s_raw=(-1.0, 1.0), slope=0.0, **settings):
-        super().__init__((2,), 2)
+        super().__init__((2,))
         self.channel = EchoChannel(60, activation_scale=1.0, bank_size=4000, **settings)
         self.s_raw = nn.Parameter(torch.tensor(s_raw))
         self.slope = slope
 
+    def channel_inputs(self, x):
+        return x, self.s_raw + self.slope * x
+
     def posterior(self, x):
-        return self.channel(x, self.s_raw + self.slope * x)
+        return self.channel(*self.channel_inputs(x))
 
     def loss(self, x):
         rate = self.posterior(x).rate.sum(1).mean()
@@ -111,10 +114,10 @@ def test_rate_and_distortion_meet_their_expectations():
     model = LinearGaussian(widening=1.5)
     x = model.draw(2501)
     measured = metrics.rate_distortion(model, x, draws=6, batch_size=1000)
-    sent = model.posterior(x)
-    rate = kl_to_standard_normal(sent.mean, sent.log_variance).sum(1).mean().item()
+    q = model.posterior(x)
+    rate = StandardNormal(3).double().rate(q, q.rsample()).sum(1).mean().item()
     spread = (model.variance * model.weight.square().sum(0)).sum()  # of W z around W mean
-    off = (x - sent.mean @ model.weight.T).square().sum(1).mean()
+    off = (x - q.mean @ model.weight.T).square().sum(1).mean()
     distortion = (0.5 * (off + spread) / 0.25 + 2 * math.log(2 * math.pi * 0.25)).item()
     assert measured.rate == pytest.approx(rate, rel=1e-12)
     assert measured.rate_error == pytest.approx(0, abs=1e-12)
@@ -223,11 +226,12 @@ def test_the_aggregate_is_the_mixture_over_all_rows(monkeypatch):
     x = model.draw(60)
     seed = int(torch.randint(2**31, ()))
     torch.manual_seed(seed)
-    sent = model.posterior(x)
-    components = torch.distributions.Normal(sent.mean.T, (0.5 * sent.log_variance).exp().T)
+    q = model.posterior(x)
+    z = q.rsample()
+    components = torch.distributions.Normal(q.mean.T, q.stddev.T)
     uniform = torch.distributions.Categorical(torch.ones(3, 60, dtype=torch.float64))
-    marginal = torch.distributions.MixtureSameFamily(uniform, components).log_prob(sent.z)
-    expected = (log_normal(sent.z, sent.mean, sent.log_variance) - marginal).mean(0)
+    marginal = torch.distributions.MixtureSameFamily(uniform, components).log_prob(z)
+    expected = (log_normal(z, q.mean, 2 * q.stddev.log()) - marginal).mean(0)
     for block in (1, 500, 1 << 20):
         monkeypatch.setattr("echo_ext.metrics.information.BLOCK", block)
         torch.manual_seed(seed)
@@ -245,17 +249,17 @@ def test_an_echo_latent_knows_minus_log_s(slope, multiplicative):
     torch.testing.assert_close(metrics.latent_information(model, x, method="knn"), exact, rtol=0, atol=0.12)
 
 
-def test_information_needs_a_law_per_latent():
+def test_information_needs_a_distribution_per_latent():
     model = LinearGaussian()
     x = model.draw(10)
     with pytest.raises(ValueError, match="method must be one of 'formula', 'knn', got 'ksg'"):
         metrics.latent_information(model, x, method="ksg")
     with pytest.raises(ValueError, match="x must have at least one row"):
         metrics.latent_information(model, x[:0])
-    model.posterior = lambda x: DensityOutput(x, x.sum(1))
-    with pytest.raises(TypeError, match="LinearGaussian gives DensityOutput"):
+    model.posterior = lambda x: torch.distributions.MultivariateNormal(x, torch.eye(4, dtype=x.dtype))
+    with pytest.raises(TypeError, match="LinearGaussian gives MultivariateNormal"):
         metrics.latent_information(model, x)
-    with pytest.raises(TypeError, match="must have one EchoChannel, got 0"):
+    with pytest.raises(TypeError, match="must have an EchoChannel as its channel, got NoneType"):
         metrics.rates_and_activations(model, x)
 
 

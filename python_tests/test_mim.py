@@ -4,18 +4,24 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
+from model_cases import fit, log_normal, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
-from echo_ext.models import build
-from echo_ext.models.densities import log_normal
-from echo_ext.models.joint import DiagonalGaussian, JointModel, score_function
-from echo_ext.models.likelihoods import Categorical
-from echo_ext.models.marginals import GaussianMixture, Marginal, StandardNormal
-from echo_ext.models.mim import MIM, OBJECTIVES, joint_losses
+from echo_ext.models import (
+    MIM,
+    CategoricalLikelihood,
+    GaussianChannel,
+    GaussianLikelihood,
+    GaussianMixture,
+    Prior,
+    StandardNormal,
+    build,
+    score_function,
+)
+from echo_ext.models.mim import OBJECTIVES
 
 
-class Normal(Marginal):
+class Normal(Prior):
     def __init__(self, variance):
         super().__init__()
         self.variance = variance
@@ -27,33 +33,26 @@ class Normal(Marginal):
         return math.sqrt(self.variance) * torch.randn(n, 1, dtype=torch.float64)
 
 
-class LinearGaussian(JointModel):
+class Affine(nn.Module):
+    """A Gaussian with the mean ``factor * x`` and a constant variance."""
+
+    def __init__(self, factor, variance, concatenated=False):
+        super().__init__()
+        self.factor, self.variance, self.concatenated = factor, variance, concatenated
+
+    def forward(self, x):
+        moments = self.factor * x, torch.full_like(x, math.log(self.variance))
+        return torch.cat(moments, dim=1) if self.concatenated else moments
+
+
+class LinearGaussian(MIM):
     """A model with q(z|x) = N(a x, v), p(z) = N(0, 1) and p(x|z) = N(b z, w)."""
 
     def __init__(self, a, v, b, w):
-        super().__init__((1,), 1)
+        encoder, decoder = Affine(a, v), Affine(b, w, concatenated=True)
+        prior = StandardNormal(1).double()
+        super().__init__(encoder, decoder, GaussianChannel(), prior=prior, likelihood=GaussianLikelihood())
         self.a, self.v, self.b, self.w = a, v, b, w
-
-    def infer(self, x):
-        return DiagonalGaussian(self.a * x, torch.full_like(x, math.log(self.v)))
-
-    def log_prior(self, z):
-        return log_normal(z).sum(1)
-
-    def draw_prior(self, n):
-        return torch.randn(n, 1, dtype=torch.float64)
-
-    def log_likelihood(self, x, z):
-        return log_normal(x, self.b * z, math.log(self.w)).sum(1)
-
-    def draw_data(self, z):
-        return self.b * z + math.sqrt(self.w) * torch.randn_like(z), True
-
-    def decode(self, z):
-        return self.b * z
-
-    def loss(self, x):
-        raise NotImplementedError
 
     def encoder_covariance(self, variance):
         """The covariance of (x, z) for encoded x ~ N(0, variance)."""
@@ -77,12 +76,18 @@ def consistent(b=0.8, w=0.5):
 ROWS = 200_000
 
 
+def loss_of(objective, model, x, *, data_marginal=None):
+    """The loss of a model with another objective and another q(x)."""
+    model.objective, model.data_marginal = objective, data_marginal
+    return model.loss(x)
+
+
 def test_mim_loss_of_gaussian_joints_in_closed_form():
     model, variance = LinearGaussian(0.7, 0.4, 1.1, 0.6), 1.5
     encoding, decoding = model.encoder_covariance(variance), model.decoder_covariance()
     halves = [(cross_entropy(half, decoding) + cross_entropy(half, encoding)) / 2 for half in (encoding, decoding)]
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
-    losses = joint_losses("mim", model, x, marginal=Normal(variance))
+    losses = loss_of("mim", model, x, data_marginal=Normal(variance))
     assert losses["encoder_half"].item() == pytest.approx(halves[0].item(), abs=0.02)
     assert losses["decoder_half"].item() == pytest.approx(halves[1].item(), abs=0.02)
     assert losses["loss"].item() == pytest.approx((halves[0] + halves[1]).item() / 2, abs=0.02)
@@ -93,12 +98,12 @@ def test_mim_loss_of_consistent_joints_is_their_entropy():
     x = math.sqrt(variance) * torch.randn(ROWS, 1, dtype=torch.float64)
     entropy = cross_entropy(model.decoder_covariance(), model.decoder_covariance()).item()
     for marginal in (None, Normal(variance)):  # importance sampling is exact if q(z|x) is p(z|x)
-        assert joint_losses("mim", model, x, marginal=marginal)["loss"].item() == pytest.approx(entropy, abs=0.02)
+        assert loss_of("mim", model, x, data_marginal=marginal)["loss"].item() == pytest.approx(entropy, abs=0.02)
     for other, marginal in ((model, Normal(variance)), (LinearGaussian(0.2, 0.9, 1.1, 0.6), Normal(1.0))):
         losses = []
         for objective in ("cross-entropy", "mim"):
             torch.manual_seed(0)
-            losses.append(joint_losses(objective, other, x[:100], marginal=marginal)["loss"].item())
+            losses.append(loss_of(objective, other, x[:100], data_marginal=marginal)["loss"].item())
         if other is model:
             assert losses[0] == pytest.approx(losses[1], rel=1e-12)
         else:
@@ -110,25 +115,26 @@ def test_log_weight_is_the_evidence_for_the_exact_posterior():
     x = torch.randn(1000, 1, dtype=torch.float64)
     evidence = Normal(variance).log_prob(x)
     torch.testing.assert_close(model.log_weight(x), evidence)
-    model.a *= 0.5
+    model.encoder.factor *= 0.5
     gap = evidence - torch.stack([model.log_weight(x) for _ in range(50)]).mean(0)
     assert gap.mean() > 0.01
 
 
 def same_draws(objective, model, x, **arguments):
     torch.manual_seed(11)
-    return joint_losses(objective, model, x, **arguments)
+    return loss_of(objective, model, x, **arguments)
 
 
 def test_identities_between_the_objectives():
-    model = MIM((3,), 2, hidden=(8,), min_log_variance=-6)
+    model = build("mim", (3,), latent_dim=2, hidden=(8,), min_log_variance=-6)
     x = torch.randn(50, 3)
     torch.manual_seed(11)
-    encoded = model.posterior(x)
-    log_decoding = model.log_likelihood(x, encoded.z) + model.log_prior(encoded.z)
+    q = model.posterior(x)
+    z = q.rsample()
+    log_decoding = model.observation(z).log_prob(x) + model.prior.log_prob(z)
     terms = {objective: same_draws(objective, model, x) for objective in OBJECTIVES if objective != "cross-entropy"}
     losses = {objective: each["loss"].item() for objective, each in terms.items()}
-    entropy = -encoded.log_density.mean().item()
+    entropy = -q.log_prob(z).mean().item()
     assert losses["a-mim"] == pytest.approx(-log_decoding.mean().item(), rel=1e-5)
     assert losses["vae-h"] == pytest.approx(losses["vae"] + entropy, rel=1e-5)
     assert losses["vae-h"] == pytest.approx(losses["a-mim"], rel=1e-5)
@@ -141,7 +147,7 @@ def test_identities_between_the_objectives():
 
 
 def test_warm_up_weight_multiplies_the_second_term():
-    model = MIM((3,), 2, hidden=(8,))
+    model = build("mim", (3,), latent_dim=2, hidden=(8,))
     x = torch.randn(50, 3)
     full = same_draws("a-mim", model, x)["loss"].item()
     halves = same_draws("mim", model, x)
@@ -167,7 +173,7 @@ def test_score_function_gradient_is_that_of_the_expectation():
     torch.testing.assert_close(estimate, exact, atol=0.02, rtol=0)
 
 
-class Point(Marginal):
+class Point(Prior):
     def __init__(self, z):
         super().__init__()
         self.z = z
@@ -179,7 +185,7 @@ class Point(Marginal):
         return self.z.expand(n, -1)
 
 
-class Uniform(Marginal):
+class Uniform(Prior):
     def log_prob(self, z):
         return torch.full_like(z[:, 0], -math.log(z.shape[1]))
 
@@ -189,18 +195,18 @@ class Uniform(Marginal):
 
 def test_discrete_decoder_half_gradient_is_exact_on_average():
     states = 3
-    model = MIM((states,), 1, likelihood="categorical", hidden=(4,)).double()
+    model = build("mim", (states,), latent_dim=1, likelihood="categorical", hidden=(4,)).double()
     point = torch.tensor([[0.4]], dtype=torch.float64)
-    model.anchor = Point(point)
+    model.reference_prior = Point(point)
     weights = dict(model.named_parameters())
     x = torch.eye(states, dtype=torch.float64)
     z = point.expand(states, -1)
-    log_likelihood = model.log_likelihood(x, z)
-    cost = -0.5 * (log_likelihood + model.log_prior(z) + model.infer(x).log_prob(z) - math.log(states))
+    log_likelihood = model.observation(z).log_prob(x)
+    cost = -0.5 * (log_likelihood + model.prior.log_prob(z) + model.posterior(x).log_prob(z) - math.log(states))
     expectation = (log_likelihood.exp() * cost).sum()
     exact = torch.autograd.grad(expectation, list(weights.values()))
     rows = x[torch.randint(states, (ROWS,))]
-    half = joint_losses("mim", model, rows, marginal=Uniform())["decoder_half"]
+    half = loss_of("mim", model, rows, data_marginal=Uniform())["decoder_half"]
     assert half.item() == pytest.approx(expectation.item(), abs=0.03)
     for name, estimate, true in zip(weights, torch.autograd.grad(half, list(weights.values())), exact, strict=True):
         torch.testing.assert_close(estimate, true, atol=0.03, rtol=0.03, msg=lambda line, name=name: f"{name}: {line}")
@@ -208,26 +214,31 @@ def test_discrete_decoder_half_gradient_is_exact_on_average():
 
 def test_categorical_likelihood_is_a_softmax():
     logits = torch.randn(1, 5)
-    draws = Categorical().sample(logits.expand(ROWS, -1))
+    draws = CategoricalLikelihood()(logits.expand(ROWS, -1)).sample()
     assert torch.equal(draws.sum(1), torch.ones(ROWS))
     torch.testing.assert_close(draws.mean(0), logits.softmax(1)[0], atol=0.01, rtol=0)
-    torch.testing.assert_close(Categorical().log_prob(torch.eye(5), logits.expand(5, -1)), logits.log_softmax(1)[0])
+    p = CategoricalLikelihood()(logits.expand(5, -1))
+    torch.testing.assert_close(p.log_prob(torch.eye(5)), logits.log_softmax(1)[0])
 
 
 def test_learned_mixtures_of_x_and_z_have_gradients():
-    model = MIM((1,), 1, prior="mixture", marginal="mixture", hidden=(10,), activation="swish")
-    model.anchor = StandardNormal(1)
+    settings = {"prior": "mixture", "data_marginal": "mixture", "hidden": (10,), "activation": "swish"}
+    model = build("mim", (1,), latent_dim=1, **settings)
+    model.reference_prior = StandardNormal(1)
     model.loss(torch.randn(64, 1))["loss"].backward()
-    for mixture in (model.prior, model.marginal):
+    for mixture in (model.prior, model.data_marginal):
         assert isinstance(mixture, GaussianMixture)
         assert all(weight.grad.abs().sum() > 0 for weight in mixture.parameters())
 
 
-def test_decoder_samples_start_from_the_anchor():
-    model = MIM((1,), 1, hidden=(4,))
-    assert not isinstance(model.anchor, nn.Module)
-    model.anchor = Point(torch.tensor([[3.0]]))
-    assert torch.equal(model.draw_anchor(2), torch.full((2, 1), 3.0))
+def test_decoder_samples_start_from_the_reference_prior():
+    model = build("mim", (1,), latent_dim=1, hidden=(4,))
+    assert model.reference_prior is None
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.reference_prior = Point(torch.tensor([[3.0]]))
+    model.loss(torch.randn(2, 1))
+    assert torch.equal(seen[1], torch.full((2, 1), 3.0))  # after the encoder samples
 
 
 @pytest.mark.parametrize("recipe", ["mim", "a-mim", "mim-h", "vae-h"])
@@ -259,19 +270,20 @@ def test_mim_learns_binary_images():
     [
         ({"objective": "mimm"}, "objective must be one of 'vae', .*'mimm'"),
         ({"prior": "vamp"}, "prior must be one of 'standard-normal', 'mixture', got 'vamp'"),
-        ({"marginal": "flow"}, "marginal must be one of 'importance', 'mixture', got 'flow'"),
-        ({"objective": "cross-entropy"}, "marginal must be 'mixture' for objective 'cross-entropy'"),
+        ({"data_marginal": "flow"}, "data_marginal must be one of 'importance', 'mixture', got 'flow'"),
+        ({"objective": "cross-entropy"}, r"data_marginal must be a learned q\(x\) for objective 'cross-entropy'"),
+        ({"reference_means": [[1.0]]}, "reference_means must be a sequence of means with 2 numbers each"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
         ({"activation": "step"}, "activation must be one of .*'step'"),
     ],
 )
 def test_bad_arguments_raise(settings, line):
     with pytest.raises(ValueError, match=line):
-        MIM((2,), 2, **settings)
+        build("mim", (2,), latent_dim=2, **settings)
 
 
 def test_mixtures_and_categories_of_images_raise():
-    with pytest.raises(ValueError, match=r"data_shape must be \(columns,\) for marginal 'mixture', got \(1, 8, 8\)"):
-        MIM((1, 8, 8), 2, marginal="mixture")
+    with pytest.raises(ValueError, match=r"data_shape must be \(columns,\) for data_marginal 'mixture', got"):
+        build("mim", (1, 8, 8), data_marginal="mixture")
     with pytest.raises(ValueError, match=r"data_shape must be \(states,\) for likelihood 'categorical', got"):
-        MIM((1, 8, 8), 2, likelihood="categorical")
+        build("mim", (1, 8, 8), likelihood="categorical")

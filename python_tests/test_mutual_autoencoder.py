@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
+from torch import nn
 
-from echo_ext.models import build
-from echo_ext.models.joint import DiagonalGaussian
-from echo_ext.models.mutual_autoencoder import MutualAutoencoder
+from echo_ext.models import GaussianChannel, GaussianLikelihood, MutualAutoencoder, StandardNormal, build
+from echo_ext.models.priors import channel_inputs
 
 STATES = 4
 
 
 def toy(**settings):
-    return MutualAutoencoder((STATES,), 1, **{"likelihood": "categorical", "hidden": (8,), **settings})
+    return build("mutual-ae", (STATES,), latent_dim=1, **{"likelihood": "categorical", "hidden": (8,), **settings})
 
 
 def sharpened(model, factor=4.0):
@@ -26,7 +26,7 @@ def sharpened(model, factor=4.0):
 def exact_information(model):
     """The information I(x; z) = H(x) - H(x|z) of p(z) p(x|z), by quadrature over z."""
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
-    weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
+    weights = (model.prior.log_prob(z).exp() * (z[1] - z[0])).detach()
     given = model.decode(z).detach()
     marginal = (weights[:, None] * given).sum(0)
     return ((weights[:, None] * given * (given / marginal).log()).sum()).item()
@@ -35,12 +35,13 @@ def exact_information(model):
 def exact_bound(model):
     """The bound I_hat with gradients, by enumeration of x and quadrature over z."""
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)[:, None]
-    weights = (model.log_prior(z).exp() * (z[1] - z[0])).detach()
+    weights = (model.prior.log_prob(z).exp() * (z[1] - z[0])).detach()
     given = model.decode(z)
     log_inverse = torch.stack(
-        [model.infer(state.expand(len(z), -1)).log_prob(z) for state in torch.eye(STATES, dtype=torch.float64)], dim=1
+        [model.posterior(state.expand(len(z), -1)).log_prob(z) for state in torch.eye(STATES, dtype=torch.float64)],
+        dim=1,
     )
-    return (weights[:, None] * given * (log_inverse - model.log_prior(z)[:, None])).sum()
+    return (weights[:, None] * given * (log_inverse - model.prior.log_prob(z)[:, None])).sum()
 
 
 def test_information_estimate_is_a_lower_bound():
@@ -55,15 +56,18 @@ def test_bound_is_tight_if_r_is_the_exact_posterior():
     """For x = b z + noise the information is log(1 + b^2 / w) / 2, and p(z|x) is Gaussian."""
     b, w = 2.0, 0.5
 
-    class Linear(MutualAutoencoder):
-        def draw_data(self, z):
-            return b * z + math.sqrt(w) * torch.randn_like(z), True
+    class Affine(nn.Module):
+        def __init__(self, factor, variance):
+            super().__init__()
+            self.factor, self.variance = factor, variance
 
-        def infer(self, x):
-            variance = w / (b**2 + w)
-            return DiagonalGaussian(variance * b / w * x, torch.full_like(x, math.log(variance)))
+        def forward(self, x):
+            return torch.cat([self.factor * x, torch.full_like(x, math.log(self.variance))], dim=1)
 
-    estimate = Linear((1,), 1, hidden=(2,)).model_information(200_000).item()
+    variance = w / (b**2 + w)
+    parts = {"prior": StandardNormal(1), "likelihood": GaussianLikelihood()}
+    model = MutualAutoencoder(Affine(variance * b / w, variance), Affine(b, w), GaussianChannel(), **parts)
+    estimate = model.model_information(200_000).item()
     assert estimate == pytest.approx(0.5 * math.log(1 + b**2 / w), abs=0.01)
 
 
@@ -84,10 +88,10 @@ def test_penalty_trains_only_the_decoder_with_a_separate_r():
     r_gradients = [weight.grad.clone() for weight in model.inverse.parameters()]
     torch.manual_seed(5)
     # The same samples as in the loss: one of z given x, then those of the joint distribution.
-    model.infer(x).draw()
-    z = model.draw_prior(len(x))
-    drawn, _ = model.draw_data(z)
-    tightness = model.gaussian(model.inverse(drawn)).log_prob(z).mean()
+    model.posterior(x).rsample()
+    z = model.prior.sample(len(x))
+    drawn = model.observation(z).sample()
+    tightness = model.channel(*channel_inputs(model.inverse, drawn)).log_prob(z).mean()
     expected = torch.autograd.grad(-tightness, list(model.inverse.parameters()))
     for gradient, expected_gradient in zip(r_gradients, expected, strict=True):
         torch.testing.assert_close(gradient, expected_gradient)

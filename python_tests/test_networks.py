@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from echo_ext.models.networks import ACTIVATIONS, architecture_for, decoder, encoder, mlp
+from echo_ext.models.networks import ACTIVATIONS, architecture_for, make_decoder, make_encoder, mlp
 
 
 def parameters(*networks):
@@ -14,7 +14,7 @@ def parameters(*networks):
 
 
 def test_parameter_count_is_the_papers():
-    pair = encoder("conv28", (1, 28, 28), 64), decoder("conv28", (1, 28, 28), 32)
+    pair = make_encoder("conv28", (1, 28, 28), 64), make_decoder("conv28", (1, 28, 28), 32)
     assert parameters(*pair) == 1_399_137  # 1.40e6
 
 
@@ -25,8 +25,8 @@ def test_parameter_count_is_the_papers():
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_shapes(architecture, shape, outputs):
     x, z = torch.rand(2, *shape), torch.randn(2, 4)
-    assert encoder(architecture, shape, 8)(x).shape == (2, 8)
-    assert decoder(architecture, shape, 4, outputs=outputs)(z).shape == (2, outputs * shape[0], *shape[1:])
+    assert make_encoder(architecture, shape, 8)(x).shape == (2, 8)
+    assert make_decoder(architecture, shape, 4, outputs=outputs)(z).shape == (2, outputs * shape[0], *shape[1:])
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def test_convolutions_reach_every_pixel():
     for architecture, side in (("conv28", 28), ("conv64", 64)):
         shape = (1, side, side)
         x = torch.rand(4, *shape, dtype=torch.float64, requires_grad=True)
-        encoder(architecture, shape, 6, activation="softplus").double()(x).square().sum().backward()
+        make_encoder(architecture, shape, 6, activation="softplus").double()(x).square().sum().backward()
         assert (x.grad != 0).all()
         z = torch.randn(1, 3, dtype=torch.float64)
-        net = decoder(architecture, shape, 3, activation="softplus").double()
+        net = make_decoder(architecture, shape, 3, activation="softplus").double()
         assert (net(z) != net(z + 1)).all()
 
 
 def test_glorot_bounds():
-    for network in (encoder("conv28", (1, 28, 28), 64), decoder("conv64", (1, 64, 64), 10), mlp(5, 300, 2)):
+    for network in (make_encoder("conv28", (1, 28, 28), 64), make_decoder("conv64", (1, 64, 64), 10), mlp(5, 300, 2)):
         for layer in network.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 fans = sum(layer.weight.shape[:2]) * math.prod(layer.weight.shape[2:])
@@ -64,7 +64,7 @@ def test_mlp_layers():
     network = mlp(3, 8, 5, 2, activation="tanh")
     assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]
     x = torch.randn(4, 3)
-    linear = encoder("mlp", (3,), 2, hidden=())
+    linear = make_encoder("mlp", (3,), 2, hidden=())
     torch.testing.assert_close(linear(x) + linear(-x), 2 * linear(torch.zeros(4, 3)))
     for name in ACTIVATIONS:
         assert mlp(3, 4, 2, activation=name)(x).shape == (4, 2)
@@ -80,15 +80,15 @@ def test_mlp_layers():
 )
 def test_bad_shapes_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
-        encoder(*arguments)
+        make_encoder(*arguments)
     with pytest.raises(ValueError, match=message):
-        decoder(*arguments)
+        make_decoder(*arguments)
 
 
 def test_bad_options_raise():
     with pytest.raises(ValueError, match=r"activation must be one of .*'relu'.*, got 'rely'"):
-        encoder("mlp", (3,), 2, activation="rely")
+        make_encoder("mlp", (3,), 2, activation="rely")
     with pytest.raises(ValueError, match=r"hidden must be a list or tuple of positive integers, got \(4, 0\)"):
-        encoder("mlp", (3,), 2, hidden=(4, 0))
+        make_encoder("mlp", (3,), 2, hidden=(4, 0))
     with pytest.raises(ValueError, match=r"hidden must be None for architecture 'conv28', got \(4,\)"):
-        encoder("conv28", (1, 28, 28), 2, hidden=(4,))
+        make_encoder("conv28", (1, 28, 28), 2, hidden=(4,))

@@ -6,24 +6,24 @@ import pytest
 import torch
 
 from echo_ext.models import build
-from echo_ext.models.objectives import anchor_weights, rate_distortion, total_correlation_bound
+from echo_ext.models.objectives import rate_distortion_loss, total_correlation_bound
 
 
 def test_rate_distortion_by_hand():
     distortion, rate = torch.tensor([3.0, 5.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert rate_distortion(distortion, rate).item() == 4 + 5
-    assert rate_distortion(distortion, rate.sum(1), beta=0.5).item() == 4 + 2.5
-    weighted = rate_distortion(distortion, rate, beta=2.0, weights=torch.tensor([0.5, 1.0]))
+    assert rate_distortion_loss(distortion, rate).item() == 4 + 5
+    assert rate_distortion_loss(distortion, rate.sum(1), beta=0.5).item() == 4 + 2.5
+    weighted = rate_distortion_loss(distortion, rate, beta=2.0 * torch.tensor([0.5, 1.0]))
     assert weighted.item() == 4 + 2 * (0.5 * 2 + 3)
 
 
-def test_anchor_weights():
-    assert anchor_weights(7, 5, 0.5).tolist() == [0.5] * 5 + [1, 1]
-    assert anchor_weights(3, 0, 0.9).tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="anchored must be at most 3, got 5"):
-        anchor_weights(3, 5, 0.5)
-    with pytest.raises(ValueError, match=r"anchor_strength must be .* of at least 0 and at most 1, got 1\.5"):
-        anchor_weights(3, 2, 1.5)
+def test_weights_of_cheap_latents():
+    assert build("corex", (9,), latent_dim=7, cheap_latents=5).beta.tolist() == [0.5] * 5 + [1, 1]
+    assert build("corex", (9,), latent_dim=3, cheap_weight=0.1).beta.tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match="cheap_latents must be at most 3, got 5"):
+        build("anchor-vae", (9,), latent_dim=3)
+    with pytest.raises(ValueError, match=r"cheap_weight must be .* of at least 0 and at most 1, got 1\.5"):
+        build("corex", (9,), latent_dim=3, cheap_weight=1.5)
 
 
 def test_total_correlation_bound_of_a_gaussian():

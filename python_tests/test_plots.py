@@ -2,12 +2,17 @@
 
 import io
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
 
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
+
+import figures
 import numpy as np
 from matplotlib.image import imread
 
@@ -103,7 +108,9 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     echo = [RateDistortion(8.0, 60.0, "rate", 0.5, 2.0), RateDistortion(2.0, 90.0, "rate")]
     vae = [RateDistortion(3.0, 95.0, "rate_bound", 0.1, 0.2)]
     images = torch.rand(4, 1, 8, 8)
-    figure = plots.rate_distortion({"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images})
+    figure = plots.rate_distortion_curves(
+        {"Echo": echo, "VAE": vae}, reconstructed={"beta 1": images, "beta 2": images}
+    )
     drawn(figure)
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Echo (exact rate)", "VAE (rate bound)"]
@@ -113,12 +120,12 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     np.testing.assert_allclose(up.get_segments()[1], [(8, 58), (8, 62)])
     np.testing.assert_allclose(up.get_segments()[0], [(2, 90), (2, 90)])  # an unknown error
     assert [other.get_ylabel() for other in figure.axes[1:]] == ["beta 1", "beta 2"]
-    assert len(plots.rate_distortion({"VAE": vae}).axes) == 1
+    assert len(plots.rate_distortion_curves({"VAE": vae}).axes) == 1
 
 
-def test_bars_highlight_the_anchored_latents():
+def test_bars_highlight_the_first_latents():
     values = torch.rand(12)
-    figure = plots.bars(values, highlighted=5)
+    figure = figures.bars(values, highlighted=5)
     drawn(figure)
     patches = figure.axes[0].patches
     np.testing.assert_allclose([bar.get_height() for bar in patches], values, rtol=1e-6)
@@ -172,7 +179,7 @@ def test_trends_contain_means_and_errors_at_every_tick():
         "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
         "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
     }
-    figure = plots.trends(measured, ticks=(5, 500), xlabel="hidden units")
+    figure = figures.trends(measured, ticks=(5, 500), xlabel="hidden units")
     assert [axes.get_title() for axes in figure.axes] == list(measured)
     for axes, lines in zip(figure.axes, measured.values(), strict=True):
         assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
@@ -182,7 +189,7 @@ def test_trends_contain_means_and_errors_at_every_tick():
 
 def test_scatters_color_every_point_by_its_label():
     points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
-    figure = plots.scatters(points, labels=labels, columns=2)
+    figure = figures.scatters(points, labels=labels, columns=2)
     shown = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in shown] == list(points)
     for axes, each in zip(shown, points.values(), strict=True):
@@ -193,7 +200,7 @@ def test_scatters_color_every_point_by_its_label():
 def test_correlations_are_those_of_the_codes():
     z = torch.randn(500, 2)
     codes = torch.stack([z[:, 0], -2 * z[:, 0], z[:, 1]], 1)
-    (image,) = plots.correlations({"codes": codes}).axes[0].images
+    (image,) = figures.correlations({"codes": codes}).axes[0].images
     matrix = torch.as_tensor(image.get_array().data)
     torch.testing.assert_close(matrix, torch.corrcoef(codes.double().T))
     assert matrix[0, 1] == pytest.approx(-1)

@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
+from model_cases import fit, kl_to_standard_normal, refuses_other_shapes, same_after_saving, wide_under_autocast
 
 from echo_ext.models import build
-from echo_ext.models.densities import kl_to_standard_normal
-from echo_ext.models.stacked_corex import StackedCorEx
 
 
 def small(**settings):
-    return StackedCorEx((6,), 3, **{"states": 4, "hidden": (8,), "upper_hidden": (5,), **settings})
+    settings = {"states": 4, "hidden": (8,), "upper_hidden": (5,), **settings}
+    return build("stacked-corex", (6,), latent_dim=3, **settings)
 
 
 def same_draws(compute):
@@ -24,10 +23,11 @@ def test_rates_agree_with_samples_of_both_layers():
     model = small()
     x = torch.randn(1, 6).expand(100_000, -1)
     with torch.no_grad():
-        encoded = model.posterior(x)
-        log_choice, log_given = model.log_choice(encoded.z), model.log_given(encoded.z)
+        q = model.posterior(x)
+        z = q.rsample()
+        log_choice, log_given = model.prior.log_choice(z), model.prior.log_given(z)
         y = log_choice.exp().multinomial(1)
-        lower = encoded.log_density - log_given.gather(1, y)[:, 0]
+        lower = q.log_prob(z) - log_given.gather(1, y)[:, 0]
         upper = log_choice.gather(1, y)[:, 0] + math.log(4)
         losses = model.loss(x)
     for name, draws in (("lower_rate", lower), ("upper_rate", upper)):
@@ -39,7 +39,7 @@ def test_rates_agree_with_samples_of_both_layers():
 
 def test_lower_rate_is_a_kl_if_the_upper_layer_is_constant():
     model = small()
-    model.upper_decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) for every y
+    model.prior.decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) for every y
     x = torch.randn(1, 6)
     with torch.no_grad():
         mean, log_variance = model.encoder(x).chunk(2, dim=1)
@@ -51,9 +51,9 @@ def test_loss_minus_log_weight_is_the_upper_divergence():
     """For each sample, -ELBO - E log(1 / weight) = E KL(q(y|z) | r(y|z))."""
     model = small().double()
     x = torch.randn(20, 6, dtype=torch.float64)
-    encoded = same_draws(lambda: model.posterior(x))
-    log_choice = model.log_choice(encoded.z)
-    divergence = (log_choice.exp() * (log_choice - model.log_given(encoded.z).log_softmax(1))).sum(1)
+    z = same_draws(lambda: model.encode(x))
+    log_choice = model.prior.log_choice(z)
+    divergence = (log_choice.exp() * (log_choice - model.prior.log_given(z).log_softmax(1))).sum(1)
     losses, weight = same_draws(lambda: model.loss(x)), same_draws(lambda: model.log_weight(x))
     assert divergence.min() > 0
     assert losses["loss"].item() == pytest.approx((divergence - weight).mean().item(), rel=1e-9)
@@ -83,7 +83,7 @@ def test_samples_average_over_states():
     """The mean of decoded samples is the mean over states and their Gaussians."""
     model = small(likelihood="gaussian")
     with torch.no_grad():
-        mean, log_variance = model._levels().chunk(2, dim=1)
+        mean, log_variance = model.prior.levels().chunk(2, dim=1)
         z = mean[:, None] + (0.5 * log_variance).exp()[:, None] * torch.randn(4, 20_000, 3)
         expected = model.decode(z.flatten(0, 1)).mean(0)
         torch.testing.assert_close(model.sample(80_000).mean(0), expected, atol=0.03, rtol=0)
@@ -91,7 +91,7 @@ def test_samples_average_over_states():
 
 def test_cluster_is_the_most_probable_state_of_the_mean():
     model = small(states=3, upper_hidden=())
-    model.upper_encoder[-1].weight.data = torch.eye(3)
+    model.prior.encoder[-1].weight.data = torch.eye(3)
     x = torch.randn(50, 6)
     assert torch.equal(model.cluster(x), model.encoder(x)[:, :3].argmax(1))
 
@@ -105,8 +105,8 @@ def test_layers_are_the_papers():
 
     assert widths(model.encoder) == [784, 512, 512, 2 * 64]
     assert widths(model.decoder) == [64, 512, 512, 784]
-    assert widths(model.upper_encoder) == [64, 32, 32, 16, 16, 10]
-    assert widths(model.upper_decoder) == [10, 16, 16, 32, 32, 2 * 64]
+    assert widths(model.prior.encoder) == [64, 32, 32, 16, 16, 10]
+    assert widths(model.prior.decoder) == [10, 16, 16, 32, 32, 2 * 64]
 
 
 def test_recipe_learns_and_restores_its_state():

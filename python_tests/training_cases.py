@@ -15,7 +15,8 @@ class Pixelwise(Model):
     """A model of one logit for each pixel, whose loss is convex and has no noise."""
 
     def __init__(self, data_shape, latent_dim, *, beta=1.0):
-        super().__init__(data_shape, latent_dim)
+        super().__init__(data_shape)
+        self.latent_dim = latent_dim
         self.beta = beta
         self.logits = nn.Parameter(torch.zeros(math.prod(data_shape)))
         self.seen = []  # (warm_up_weight, training, rows) of each call

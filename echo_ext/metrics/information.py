@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from echo_ext import _checks
 from echo_ext._types import TensorOrArray
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.estimators import mutual_information
 from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
-from echo_ext.models.base import Model
-from echo_ext.models.channels import GaussianOutput
-from echo_ext.models.densities import log_mean_exp, log_normal
+from echo_ext.models._numerics import log_mean_exp
+from echo_ext.models.base import LatentModel, Model
+from echo_ext.models.channels import gaussian_factors
 
 __all__ = ["EchoSignal", "echo_signal", "gaussian_total_correlation", "latent_information"]
 
@@ -92,26 +93,25 @@ def latent_information(
 
 def _statistics(model: Model, x: Tensor, method: str) -> tuple[Tensor, ...]:
     """Return the rate alone for Echo and "formula", else z and the parameters of its distribution; each (B, d)."""
-    if method == "knn" and _echo_channels(model):
-        return echo_signal(model, x)[:3]
     output = model.posterior(x)
-    if method == "formula" and isinstance(output, ChannelOutput):
-        return (output.rate.flatten(1),)
-    if isinstance(output, GaussianOutput):
-        z, mean, log_variance = (part.flatten(1) for part in output)
-        return z, mean, (0.5 * log_variance).exp()
-    raise TypeError(
-        f"latent_information needs an Echo or a Gaussian q(z|x), but {type(model).__name__} gives "
-        f"{type(output).__name__}: the distribution of a latent given x is not known"
-    )
+    if isinstance(output, ChannelOutput):
+        return (output.rate.flatten(1),) if method == "formula" else echo_signal(model, x)[:3]
+    factors = gaussian_factors(output)
+    if factors is None:
+        raise TypeError(
+            f"latent_information needs an Echo or a Gaussian q(z|x), but {type(model).__name__} gives "
+            f"{type(output).__name__}: the distribution of a latent given x is not known"
+        )
+    return factors.sample(), factors.mean, factors.stddev
 
 
 def _information_from_aggregate(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    rows, log_variance = len(z), 2 * std.log()
-    information = log_normal(z, mean, log_variance).double().mean(0)
+    rows = len(z)
+    information: Tensor = Normal(mean, std).log_prob(z).double().mean(0)
     for j in range(z.shape[1]):
+        codes = Normal(mean[:, j], std[:, j])
         for chunk in z[:, j].split(max(1, BLOCK // rows)):
-            log_marginal = log_mean_exp(log_normal(chunk.unsqueeze(1), mean[:, j], log_variance[:, j]), dim=1)
+            log_marginal = log_mean_exp(codes.log_prob(chunk.unsqueeze(1)), dim=1)
             information[j] -= log_marginal.double().sum() / rows
     return information
 
@@ -129,22 +129,12 @@ def echo_signal(model: Model, x: Tensor) -> EchoSignal:
     """Encode a batch (B, *data_shape) and return what goes through the Echo channel.
 
     Raises:
-        TypeError: The model has no Echo channel, or several.
+        TypeError: The model has no Echo channel.
     """
-    channels = _echo_channels(model)
-    if len(channels) != 1:
-        raise TypeError(f"{type(model).__name__} must have one EchoChannel, got {len(channels)}")
-    seen: list[EchoSignal] = []
-
-    def record(channel: EchoChannel, inputs: tuple[Tensor, Tensor], output: ChannelOutput) -> None:
-        f, log_s = channel.signal(*inputs)
-        z = output.z.log() if channel.multiplicative else output.z
-        seen.append(EchoSignal(*(part.flatten(1) for part in (z, f, log_s.exp(), output.rate))))
-
-    with channels[0].register_forward_hook(record):
-        model.posterior(x)
-    return seen[-1]
-
-
-def _echo_channels(model: Model) -> list[EchoChannel]:
-    return [module for module in model.modules() if isinstance(module, EchoChannel)]
+    channel: Any = getattr(model, "channel", None)
+    if not isinstance(channel, EchoChannel):
+        raise TypeError(f"{type(model).__name__} must have an EchoChannel as its channel, got {type(channel).__name__}")
+    inputs = cast(LatentModel, model).channel_inputs(x)
+    (f, log_s), output = channel.signal(*inputs), channel(*inputs)
+    z = output.z.log() if channel.multiplicative else output.z
+    return EchoSignal(*(part.flatten(1) for part in (z, f, log_s.exp(), output.rate)))

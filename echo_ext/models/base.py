@@ -1,18 +1,22 @@
-"""The interface that all models share."""
+"""The interface of all models, and the model of parts: an encoder, a channel, a prior, a decoder and a likelihood."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from echo_ext import _checks
 from echo_ext.echo.channel import ChannelOutput
-from echo_ext.models.channels import DensityOutput, GaussianOutput
+from echo_ext.models._numerics import widened
+from echo_ext.models.priors import Prior, as_prior, channel_inputs
 
-__all__ = ["Model"]
+__all__ = ["LatentModel", "Model", "eval_mode"]
 
 
 class Model(nn.Module, abc.ABC):
@@ -20,19 +24,15 @@ class Model(nn.Module, abc.ABC):
 
     Args:
         data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
-        latent_dim: Number of dimensions of z.
 
     Attributes:
         warm_up_weight: A number from 0 to 1, by default 1. Training with a warm-up raises it from 0 to 1, and each
             model says which terms of its loss it multiplies.
     """
 
-    def __init__(self, data_shape: Sequence[int], latent_dim: int) -> None:
+    def __init__(self, data_shape: Sequence[int]) -> None:
         super().__init__()
-        self.data_shape = _checks.widths("data_shape", tuple(data_shape))
-        if not self.data_shape:
-            raise ValueError("data_shape must have at least one dimension, such as (1, 28, 28) or (2,), got ()")
-        self.latent_dim = _checks.whole("latent_dim", latent_dim, minimum=1)
+        self.data_shape = _checks.data_shape(data_shape)
         self.warm_up_weight = 1.0
 
     def checked(self, x: Tensor) -> Tensor:
@@ -65,8 +65,8 @@ class Model(nn.Module, abc.ABC):
         """The decoded mean of one sample of z for each x: (B, *data_shape)."""
         return self.decode(self.encode(x))
 
-    def posterior(self, x: Tensor) -> ChannelOutput | GaussianOutput | DensityOutput:
-        """One sample of z for each x, with its rate (Echo), the Gaussian it comes from, or its density."""
+    def posterior(self, x: Tensor) -> Distribution | ChannelOutput:
+        """The distribution q(z|x), or a sample of z and its rate for a channel with a rate of its own (Echo)."""
         raise TypeError(f"{type(self).__name__} has no single posterior q(z|x)")
 
     def log_weight(self, x: Tensor) -> Tensor:
@@ -80,5 +80,183 @@ class Model(nn.Module, abc.ABC):
         """Update stored statistics of training rows (B, *data_shape) to the final weights, after the last step."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The parameter groups for an Adam optimizer; a part with other settings has a group of its own."""
-        return [{"params": list(self.parameters()), "lr": learning_rate}]
+        """The parameter groups for an Adam optimizer.
+
+        A part with an attribute ``optimizer_settings``, such as ``{"lr": 1e-4}``, has a group of its own.
+        """
+        groups, taken = [], set[int]()
+        for part in self.modules():
+            if (settings := getattr(part, "optimizer_settings", None)) is not None:
+                groups.append({"params": list(part.parameters()), **settings})
+                taken |= set(map(id, part.parameters()))
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in taken]
+        return [{"params": rest, "lr": learning_rate}, *groups]
+
+
+class LatentModel(Model):
+    """A model made of parts, each of which may be any module with the methods described here.
+
+    Args:
+        encoder: Maps x (B, *data_shape) to the inputs of the channel: a tuple of tensors, or one tensor
+            (B, 2 * latent_dim), whose halves they are.
+        decoder: Maps z (B, latent_dim) to the parameters of the likelihood.
+        channel: Maps the output of the encoder to q(z|x), see :mod:`echo_ext.models.channels`.
+        prior: The distribution p(z), a module with ``log_prob(z)`` and ``sample(n)`` as in
+            :class:`~echo_ext.models.Prior`. None if the channel has a rate of its own.
+        likelihood: Maps the output of the decoder to the distribution p(x|z), see :mod:`echo_ext.models.likelihoods`.
+
+    Attributes:
+        data_shape: Shape of one x; () as long as it is not known.
+        latent_dim: Number of dimensions of z; 0 as long as the shape is not known.
+
+    Raises:
+        TypeError: A part is no module, or lacks a method.
+        ValueError: The prior does not match the channel.
+    """
+
+    prior: Prior | None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        channel: nn.Module,
+        *,
+        prior: nn.Module | None,
+        likelihood: Callable[[Tensor], Distribution],
+    ) -> None:
+        for name, part in (("encoder", encoder), ("decoder", decoder), ("channel", channel), ("prior", prior)):
+            if not isinstance(part, nn.Module) and (part is not None or name != "prior"):
+                raise TypeError(f"{name} must be a torch.nn.Module, got {_checks.brief(part)}")
+        if not callable(likelihood):
+            raise TypeError(f"likelihood must be callable, got {_checks.brief(likelihood)}")
+        nn.Module.__init__(self)
+        self.data_shape: tuple[int, ...] = ()
+        self.latent_dim = 0
+        self.warm_up_weight = 1.0
+        self.encoder = encoder
+        self.decoder = decoder
+        self.channel = channel
+        self.prior = None if prior is None else as_prior("prior", prior)
+        self.likelihood = likelihood
+        _check_marginal(channel, prior)
+
+    def channel_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The inputs of the channel for x (B, *data_shape), such as the mean and log variance of a Gaussian."""
+        return channel_inputs(self.encoder, self.checked(x))
+
+    def posterior(self, x: Tensor) -> Any:
+        """The output of the channel for x (B, *data_shape): the distribution q(z|x), or z and its rate."""
+        return self.channel(*self.channel_inputs(x))
+
+    def observation(self, z: Tensor) -> Distribution:
+        """The distribution p(x|z) for each z of (B, latent_dim)."""
+        return self.likelihood(widened(self.decoder(z)))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """One sample of z for each x: (B, latent_dim)."""
+        return self.posterior(x).rsample()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of x given each z: (B, *data_shape)."""
+        return self.observation(z).mean
+
+    def sample(self, n: int) -> Tensor:
+        """The means of ``n`` x whose z are samples of the prior: (n, *data_shape)."""
+        assert self.prior is not None
+        return self.decode(self.prior.sample(n))
+
+    def log_weight(self, x: Tensor) -> Tensor:
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,)."""
+        assert self.prior is not None
+        q = self.posterior(x)
+        z = q.rsample()
+        return self.observation(z).log_prob(x) - self.prior.log_ratio(q, z)
+
+    def prepare(self, x: Tensor) -> None:
+        """Initialize a prior that depends on the data, such as a VampPrior, from training rows (B, *data_shape)."""
+        if self.prior is not None:
+            self.prior.prepare(x)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The batch x itself; raises ValueError if its shape is not (B, *data_shape)."""
+        if not self.data_shape:
+            self.fit_parts(x.shape[1:])
+        return super().checked(x)
+
+    @torch.no_grad()
+    def fit_parts(self, data_shape: Sequence[int] | None) -> None:
+        """Set the shape of x, and raise an error that names the first part that does not fit it.
+
+        Args:
+            data_shape: Shape of one x. None stands for that of decoded samples of the prior; without a prior nothing
+                happens, and the first batch sets the shape.
+        """
+        prior, devices = self.prior, range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with eval_mode(self), torch.random.fork_rng(devices):
+            if data_shape is None and prior is not None:
+                p = tried("decoder", "samples of the prior", lambda: self.observation(prior.sample(2)))
+                data_shape = (p.batch_shape + p.event_shape)[1:]
+            if data_shape is not None:
+                self.data_shape = _checks.data_shape(data_shape)
+                self.latent_dim = self.try_parts(zeros_like_parameters(self.encoder, (2, *self.data_shape)))
+
+    def try_parts(self, x: Tensor) -> int:
+        """Encode and decode x, and name the part that fails or has the wrong shape; return the width of z."""
+        inputs = tried("encoder", f"x of shape {tuple(x.shape)}", lambda: channel_inputs(self.encoder, x))
+        z = inputs[0]
+        if self.prior is not None:
+            q = tried("channel", "the output of the encoder", lambda: self.channel(*inputs))
+            if not (isinstance(q, Distribution) and q.has_rsample):
+                raise TypeError(f"channel must return a distribution with rsample, got {type(q).__name__}")
+            z, drawn = q.rsample(), self.prior.sample(2)
+            if z.ndim != 2 or drawn.shape != z.shape:
+                raise ValueError(
+                    f"prior must have samples of the shape of z, {tuple(z.shape)} for 2 rows, got {tuple(drawn.shape)}"
+                )
+        p = tried("decoder", f"z of shape {tuple(z.shape)}", lambda: self.observation(z))
+        if not isinstance(p, Distribution):
+            raise TypeError(f"likelihood must return a distribution, got {type(p).__name__}")
+        if p.batch_shape != x.shape[:1] or p.event_shape != x.shape[1:]:
+            raise ValueError(
+                f"decoder must give p(x|z) for {len(x)} rows of shape {self.data_shape}, got a distribution with batch "
+                f"{tuple(p.batch_shape)} and event {tuple(p.event_shape)}"
+            )
+        return z.shape[1]
+
+
+@contextlib.contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Run in eval mode; afterwards each module is back in the mode that it was in."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def tried(name: str, what: str, call: Callable[[], Any]) -> Any:
+    """Call a part, and name it if it fails."""
+    try:
+        return call()
+    except Exception as error:  # the part may be the user's own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{name} must accept {what}, got {type(error).__name__}: {reason}") from error
+
+
+def zeros_like_parameters(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of the dtype and on the device of a module."""
+    weight = next(module.parameters(), torch.empty(0))
+    return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+
+def _check_marginal(channel: nn.Module, prior: nn.Module | None) -> None:
+    """Check that there is one marginal of z: that of the channel, or the prior."""
+    has_marginal, kind = callable(getattr(channel, "sample", None)), type(channel).__name__
+    if prior is None and not has_marginal:
+        raise ValueError(f"prior must be given for {kind}, which has no method sample(n) for a marginal of its own")
+    if prior is not None and has_marginal:
+        raise ValueError(f"prior must be None for {kind}, which has its own marginal, got {type(prior).__name__}")

@@ -1,58 +1,62 @@
-"""Stochastic channels from pre-activations to a latent z, which can replace :class:`echo_ext.EchoChannel`."""
+"""Channels, which draw the latent z from the output of an encoder.
+
+A channel is a module that takes the output of the encoder. There are two kinds:
+
+* It returns the distribution q(z|x), a :class:`torch.distributions.Distribution` with ``rsample`` and ``log_prob``,
+  whose batch is (B,) and whose event is (latent_dim,). A model combines it with a prior.
+* It returns a pair ``(z, rate)`` of a sample and its own rate in nats, such as :class:`echo_ext.ChannelOutput`, and has
+  a method ``sample(n)`` for its marginal q(z). It needs no prior. :class:`echo_ext.EchoChannel` is of this kind.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 
-from echo_ext.models.densities import draw_normal, log_normal
-from echo_ext.models.flows import ShiftFlow
+from echo_ext.models.flows import FlowTransform, ShiftFlow
 
-__all__ = ["DensityOutput", "GaussianChannel", "GaussianOutput", "IAFChannel"]
-
-
-class GaussianOutput(NamedTuple):
-    """A sample ``z`` of N(mean, exp(log_variance)); all are (B, d)."""
-
-    z: Tensor
-    mean: Tensor
-    log_variance: Tensor
-
-    @property
-    def log_density(self) -> Tensor:
-        """``log q(z|x)`` summed over dimensions: (B,)."""
-        return log_normal(self.z, self.mean, self.log_variance).flatten(1).sum(1)
-
-
-class DensityOutput(NamedTuple):
-    """A sample ``z``, (B, d), with ``log_density = log q(z|x)``, (B,); ``base`` is the input of the flow, if any."""
-
-    z: Tensor
-    log_density: Tensor
-    base: GaussianOutput | None = None
+__all__ = ["GaussianChannel", "IAFChannel", "gaussian_factors"]
 
 
 class GaussianChannel(nn.Module):
-    """The reparameterization trick, ``z = mean + exp(log_variance / 2) * noise`` (Kingma & Welling 2014)."""
+    """The reparameterization trick: a Gaussian q(z|x) with independent dimensions (Kingma & Welling 2014).
 
-    def forward(self, mean: Tensor, log_variance: Tensor) -> GaussianOutput:
-        """Sample z for each row of mean and log variance, (B, d) each."""
-        z = draw_normal(mean, log_variance)
-        return GaussianOutput(z, mean, log_variance)
+    Args:
+        min_log_variance: Minimum of the log variances; lower ones are raised to it. A loss that rewards information is
+            unbounded below without a minimum, because x and z can come to determine each other.
+        max_log_variance: Maximum of the log variances.
+
+    Example:
+        >>> q = echo_ext.models.GaussianChannel()(torch.zeros(5, 2), torch.zeros(5, 2))
+        >>> q.rsample().shape, q.log_prob(torch.zeros(5, 2)).shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(self, min_log_variance: float = -math.inf, max_log_variance: float = math.inf) -> None:
+        super().__init__()
+        self.limits = (min_log_variance, max_log_variance)
+
+    def forward(self, mean: Tensor, log_variance: Tensor) -> Distribution:
+        """Return N(mean, exp(log_variance)), whose arguments are (B, d) each."""
+        std = (0.5 * log_variance.clamp(*self.limits)).exp()
+        return Independent(Normal(mean, std, validate_args=False), mean.ndim - 1, validate_args=False)
 
 
 class IAFChannel(nn.Module):
-    """A Gaussian sample transformed by an inverse autoregressive flow without scales (Kingma et al. 2016).
-
-    The flow starts from ``z0 ~ N(mean, exp(log_variance))`` and repeats ``z <- z - m(z)``. Since it preserves volume,
-    ``log q(z|x) = log N(z0; mean, exp(log_variance))``. The flow does not depend on x.
+    """A Gaussian followed by an inverse autoregressive flow that does not depend on x (Kingma et al. 2016).
 
     Args:
         latent_dim: Number of dimensions of z.
-        steps: Number of steps. More make q(z|x) more flexible.
+        steps: Number of steps ``z <- z - m(z)`` of the flow. More make q(z|x) more flexible.
         hidden: Widths of the hidden layers of each step.
+
+    Example:
+        >>> channel = echo_ext.models.IAFChannel(2, steps=2, hidden=(8,))
+        >>> channel(torch.zeros(5, 2), torch.zeros(5, 2)).rsample().shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, latent_dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
@@ -60,7 +64,12 @@ class IAFChannel(nn.Module):
         self.gaussian = GaussianChannel()
         self.flow = ShiftFlow(latent_dim, steps, hidden)
 
-    def forward(self, mean: Tensor, log_variance: Tensor) -> DensityOutput:
-        """Sample z for each row of mean and log variance, (B, d) each."""
-        base = self.gaussian(mean, log_variance)
-        return DensityOutput(self.flow(base.z), base.log_density, base)
+    def forward(self, mean: Tensor, log_variance: Tensor) -> Distribution:
+        """Return the distribution of flow(z) for z ~ N(mean, exp(log_variance)); the arguments are (B, d) each."""
+        transform = FlowTransform(self.flow)
+        return TransformedDistribution(self.gaussian(mean, log_variance), [transform], validate_args=False)
+
+
+def gaussian_factors(q: object) -> Normal | None:
+    """Return the Gaussians q(z_j|x) whose product is q(z|x), with the batch (B, d), or None if it is something else."""
+    return q.base_dist if isinstance(q, Independent) and isinstance(q.base_dist, Normal) else None

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Transform, constraints
 from torch.nn import functional
 
 from echo_ext import _checks
 
-__all__ = ["MADE", "ShiftFlow"]
+__all__ = ["MADE", "FlowTransform", "ShiftFlow"]
 
 
 class MaskedLinear(nn.Linear):
@@ -37,6 +38,11 @@ class MADE(nn.Module):
     Args:
         dim: Width of the input and the output.
         hidden: Widths of the hidden layers, each followed by a ReLU.
+
+    Example:
+        >>> shift = echo_ext.models.MADE(3, hidden=(8,))
+        >>> shift(torch.tensor([[1.0, 2.0, 3.0]]))[0, 0] == shift(torch.zeros(1, 3))[0, 0]  # depends on no input
+        tensor(True)
     """
 
     def __init__(self, dim: int, hidden: Sequence[int] = (640, 640, 640)) -> None:
@@ -51,8 +57,7 @@ class MADE(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """The shift of each dimension, given those before it: (B, dim)."""
-        shift: Tensor = self.layers(z)
-        return shift
+        return self.layers(z)
 
 
 class ShiftFlow(nn.Module):
@@ -66,6 +71,12 @@ class ShiftFlow(nn.Module):
         dim: Width of z.
         steps: Number of steps. More make the flow more flexible.
         hidden: Widths of the hidden layers of each MADE.
+
+    Example:
+        >>> flow = echo_ext.models.ShiftFlow(3, steps=2, hidden=(8,))
+        >>> z = torch.randn(5, 3)
+        >>> torch.allclose(flow.inverse(flow(z)), z, atol=1e-5)
+        True
     """
 
     def __init__(self, dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
@@ -91,3 +102,28 @@ class ShiftFlow(nn.Module):
                 z = torch.cat([z[:, :i], (u + shift(z))[:, i : i + 1], z[:, i + 1 :]], dim=1)
             u = z.flip(1) if number > 0 else z
         return u
+
+
+class FlowTransform(Transform):
+    """A :class:`ShiftFlow` as a transform of :mod:`torch.distributions`.
+
+    It remembers its last input and output, since the inverse takes one pass of the network for each dimension.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: ShiftFlow) -> None:
+        super().__init__(cache_size=1)
+        self.flow = flow
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.flow(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self.flow.inverse(y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Zero, since the flow preserves volume: (B,)."""
+        return torch.zeros_like(x[..., 0])

@@ -1,126 +1,120 @@
-"""Likelihoods p(x|z), whose parameters are the output of a decoder: log density, mean and samples."""
+"""Likelihoods, which turn the output of a decoder into the distribution p(x|z).
+
+A likelihood is any callable, or module, that maps the output of the decoder to a
+:class:`torch.distributions.Distribution` with the batch (B,) and the event ``data_shape``.
+"""
 
 from __future__ import annotations
 
-import abc
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
 
 from echo_ext import _checks
-from echo_ext.models.densities import draw_normal, log_normal
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Categorical", "Gaussian", "Likelihood", "likelihood_for"]
+__all__ = [
+    "LIKELIHOODS",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "GaussianLikelihood",
+    "Likelihood",
+    "find_likelihood",
+]
 
 
-class Likelihood(abc.ABC):
-    """A distribution of x whose parameters are the output of the decoder.
+class Likelihood(Protocol):
+    """A likelihood that says how wide the decoder must be."""
 
-    Attributes:
-        outputs: Number of parameters for each element of x; the decoder concatenates them along dimension 1.
-        discrete: Whether x is discrete, so that no gradients flow through its samples.
+    parameters_per_value: ClassVar[int]  # the decoder concatenates them along dimension 1
+
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution p(x|z) for the output of the decoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BernoulliLikelihood:
+    """Independent Bernoulli values, parameterized by logits; x may have values between 0 and 1, as in the papers.
+
+    Example:
+        >>> p = echo_ext.models.BernoulliLikelihood()(torch.zeros(5, 1, 8, 8))
+        >>> p.log_prob(torch.rand(5, 1, 8, 8)).shape, p.mean.shape
+        (torch.Size([5]), torch.Size([5, 1, 8, 8]))
     """
 
-    outputs: int
-    discrete: bool
+    parameters_per_value: ClassVar[int] = 1
 
-    @abc.abstractmethod
-    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """``log p(x|z)`` summed over dimensions: (B,)."""
-
-    @abc.abstractmethod
-    def mean(self, parameters: Tensor) -> Tensor:
-        """The mean of x given z, in the shape of x."""
-
-    @abc.abstractmethod
-    def sample(self, parameters: Tensor) -> Tensor:
-        """One sample of x for each z, in the shape of x."""
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution with these logits (B, *data_shape)."""
+        values = Bernoulli(logits=parameters, validate_args=False)
+        return Independent(values, parameters.ndim - 1, validate_args=False)
 
 
-class Bernoulli(Likelihood):
-    """Independent Bernoulli pixels, parameterized by logits; x may have values between 0 and 1, as in the papers."""
+@dataclasses.dataclass(frozen=True)
+class CategoricalLikelihood:
+    """A categorical distribution of one-hot rows, parameterized by logits.
 
-    outputs = 1
-    discrete = True
+    Example:
+        >>> echo_ext.models.CategoricalLikelihood()(torch.zeros(5, 4)).mean[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
 
-    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The negative binary cross-entropy: (B,)."""
-        return -functional.binary_cross_entropy_with_logits(parameters, x, reduction="none").flatten(1).sum(1)
+    parameters_per_value: ClassVar[int] = 1
 
-    def mean(self, parameters: Tensor) -> Tensor:
-        """The probability that each pixel is 1."""
-        return torch.sigmoid(parameters)
-
-    def sample(self, parameters: Tensor) -> Tensor:
-        """Samples of zeros and ones."""
-        return torch.bernoulli(torch.sigmoid(parameters))
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution with these logits (B, states)."""
+        return _OneHot(parameters)
 
 
-class Categorical(Likelihood):
-    """A categorical distribution of one-hot rows x (B, K), parameterized by logits."""
+class _OneHot(OneHotCategorical):
+    """A OneHotCategorical that never checks its logits: that of torch always does, which waits for the device."""
 
-    outputs = 1
-    discrete = True
-
-    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The log probability of the state of each row: (B,)."""
-        return (x * torch.log_softmax(parameters, dim=1)).sum(1)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """The probability of each state."""
-        return torch.softmax(parameters, dim=1)
-
-    def sample(self, parameters: Tensor) -> Tensor:
-        """Samples as one-hot rows."""
-        state = torch.multinomial(torch.softmax(parameters, dim=1), 1).squeeze(1)
-        return functional.one_hot(state, parameters.shape[1]).to(parameters.dtype)
+    def __init__(self, logits: Tensor) -> None:
+        self._categorical = Categorical(logits=logits, validate_args=False)
+        shapes = self._categorical.batch_shape, self._categorical.param_shape[-1:]
+        Distribution.__init__(self, *shapes, validate_args=False)
 
 
-class Gaussian(Likelihood):
+@dataclasses.dataclass(frozen=True)
+class GaussianLikelihood:
     """Independent Gaussians, parameterized by means and log variances (Kingma & Welling 2014, appendix C.2).
 
     Args:
         min_log_variance: Minimum of the log variances; lower ones are raised to it.
+
+    Example:
+        >>> p = echo_ext.models.GaussianLikelihood()(torch.zeros(5, 2 * 3))
+        >>> p.mean.shape, p.stddev[0]
+        (torch.Size([5, 3]), tensor([1., 1., 1.]))
     """
 
-    outputs = 2
-    discrete = False
+    parameters_per_value: ClassVar[int] = 2
+    min_log_variance: float = -math.inf
 
-    def __init__(self, min_log_variance: float = -math.inf) -> None:
-        self.min_log_variance = min_log_variance
-
-    def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The Gaussian log density: (B,)."""
-        mean, log_variance = self.moments(parameters)
-        return log_normal(x, mean, log_variance).flatten(1).sum(1)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """The mean of each value, which is the first half of the parameters."""
-        return parameters.chunk(2, dim=1)[0]
-
-    def sample(self, parameters: Tensor) -> Tensor:
-        """Samples with gradients to the parameters."""
-        return draw_normal(*self.moments(parameters))
-
-    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of each value, in the shape of x."""
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution whose means and log variances are the halves of the parameters along dimension 1."""
         mean, log_variance = parameters.chunk(2, dim=1)
-        return mean, log_variance.clamp(min=self.min_log_variance)
+        std = (0.5 * log_variance.clamp(min=self.min_log_variance)).exp()
+        return Independent(Normal(mean, std, validate_args=False), mean.ndim - 1, validate_args=False)
 
 
-LIKELIHOODS: dict[str, type[Likelihood]] = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
+LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
+    "bernoulli": BernoulliLikelihood,
+    "categorical": CategoricalLikelihood,
+    "gaussian": GaussianLikelihood,
+}
 
 
-def likelihood_for(name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf) -> Likelihood:
-    """Return the likelihood of this name.
+def find_likelihood(name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf) -> Likelihood:
+    """Return the likelihood of this name, as recipes choose it.
 
     Args:
         name: One of :data:`LIKELIHOODS`. None means "bernoulli" for images and "gaussian" for vectors.
         data_shape: Shape of one x.
-        min_log_variance: Minimum of the log variances of a :class:`Gaussian`.
+        min_log_variance: Minimum of the log variances of a :class:`GaussianLikelihood`.
 
     Raises:
         ValueError: The name is unknown, or it is "categorical" and the data are not vectors.
@@ -130,4 +124,4 @@ def likelihood_for(name: str | None, data_shape: Sequence[int], *, min_log_varia
     _checks.choice("likelihood", name, LIKELIHOODS)
     if name == "categorical" and len(data_shape) != 1:
         raise ValueError(f"data_shape must be (states,) for likelihood 'categorical', got {tuple(data_shape)}")
-    return Gaussian(min_log_variance) if name == "gaussian" else LIKELIHOODS[name]()
+    return GaussianLikelihood(min_log_variance) if name == "gaussian" else LIKELIHOODS[name]()

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call
 
 from echo_ext import _checks
-from echo_ext.models.joint import DiagonalGaussian, GaussianJointModel, score_function
-from echo_ext.models.marginals import StandardNormal
-from echo_ext.models.mim import joint_losses
-from echo_ext.models.networks import encoder
+from echo_ext.models.base import LatentModel
+from echo_ext.models.likelihoods import GaussianLikelihood
+from echo_ext.models.objectives import score_function
+from echo_ext.models.priors import Prior, channel_inputs
 
 __all__ = ["MutualAutoencoder"]
 
 
-class MutualAutoencoder(GaussianJointModel):
+class MutualAutoencoder(LatentModel):
     """A VAE that minimizes ``-ELBO + penalty * |I_hat - M|``.
 
     I_hat is a lower bound on the information between x and z under the joint distribution p(x|z) p(z) of the model:
@@ -27,70 +28,59 @@ class MutualAutoencoder(GaussianJointModel):
     If x is discrete, the gradient of this expectation is the score-function estimator.
 
     Args:
-        data_shape: Shape of one x, which is (states,) for one-hot rows.
-        latent_dim: Number of dimensions of z.
+        encoder, decoder, channel, prior, likelihood, data_shape: As for :class:`~echo_ext.models.MIM`.
         information: The target M, in nats.
         penalty: Weight of the difference between I_hat and M. A larger value keeps the information closer to M, at the
             expense of the ELBO.
-        inverse: The distribution r(z|x). "tied" is the encoder, and the penalty trains both the encoder and the
-            decoder. "separate" is a network of its own, which is trained to make the bound tight, and the penalty
-            trains the decoder only.
-        likelihood: "bernoulli", "categorical" or "gaussian". None means "bernoulli" for images and "gaussian" for
-            vectors.
+        inverse: An encoder of its own for r(z|x), which is trained to make the bound tight; the penalty then trains the
+            decoder only. With None r(z|x) is q(z|x), and the penalty trains both the encoder and the decoder.
         draws: Number of samples (z, x) for I_hat in each step. More lower its variance. None means the batch size.
-        architecture: One of :data:`~echo_ext.models.networks.ARCHITECTURES`.
-        hidden: Widths of the hidden layers of the encoder, if it is an MLP; the decoder has them in reverse order.
-        activation: One of :data:`~echo_ext.models.networks.ACTIVATIONS`.
-        min_log_variance: Minimum of the log variances of the encoder, of r and of a Gaussian decoder.
 
     Raises:
-        TypeError: A value has the wrong type.
-        ValueError: A name is unknown, or a value is out of range.
+        TypeError: A part is no module, or lacks a method; the error names it.
+        ValueError: A part has the wrong shape, or a value is out of range.
+
+    Example:
+        >>> from echo_ext.models import GaussianChannel, GaussianLikelihood, MutualAutoencoder, StandardNormal, mlp
+        >>> channel, likelihood = GaussianChannel(min_log_variance=-6.0), GaussianLikelihood(min_log_variance=-6.0)
+        >>> parts = {"prior": StandardNormal(1), "likelihood": likelihood}
+        >>> model = MutualAutoencoder(mlp(2, 32, 2), mlp(1, 32, 4), channel, information=1.0, **parts)
+        >>> sorted(model.loss(torch.randn(50, 2)))
+        ['distortion', 'information', 'loss', 'rate_bound']
     """
 
-    inverse: nn.Module | None
+    prior: Prior
 
     def __init__(
         self,
-        data_shape: Sequence[int],
-        latent_dim: int = 1,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        channel: nn.Module,
         *,
+        prior: nn.Module,
+        likelihood: Callable[[Tensor], Distribution] = GaussianLikelihood(),  # noqa: B008  # it is immutable
         information: float = 1.0,
         penalty: float = 1.0,
-        inverse: str = "tied",
-        likelihood: str | None = None,
+        inverse: nn.Module | None = None,
         draws: int | None = None,
-        architecture: str = "mlp",
-        hidden: Sequence[int] | None = (100, 100),
-        activation: str = "relu",
-        min_log_variance: float = -10.0,
+        data_shape: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(
-            data_shape,
-            latent_dim,
-            prior=StandardNormal(latent_dim),
-            likelihood=likelihood,
-            architecture=architecture,
-            hidden=hidden,
-            activation=activation,
-            min_log_variance=min_log_variance,
-        )
-        _checks.choice("inverse", inverse, ("tied", "separate"))
+        super().__init__(encoder, decoder, channel, prior=prior, likelihood=likelihood)
         self.information = _checks.number("information", information, minimum=0)
         self.penalty = _checks.number("penalty", penalty, minimum=0)
         self.draws = None if draws is None else _checks.whole("draws", draws, minimum=1, what="an int or None")
-        if inverse == "tied":
-            self.inverse = None
-        else:
-            self.inverse = encoder(architecture, self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
+        self.inverse = inverse
+        self.fit_parts(data_shape)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """The "loss", "rate_bound", "distortion" and "information" (I_hat), each 0-d and in nats per sample."""
-        losses = joint_losses("vae", self, x)
+        q = self.posterior(x)
+        z = q.rsample()
+        rate_bound, distortion = self.prior.log_ratio(q, z).mean(), -self.observation(z).log_prob(x).mean()
         information, tightening = self._information(len(x) if self.draws is None else self.draws)
         shortfall = (information - self.information).abs()
-        losses["loss"] = losses["loss"] + self.penalty * shortfall + tightening
-        return {**losses, "information": information}
+        loss = distortion + self.warm_up_weight * rate_bound + self.penalty * shortfall + tightening
+        return {"loss": loss, "rate_bound": rate_bound, "distortion": distortion, "information": information}
 
     def model_information(self, draws: int) -> Tensor:
         """I_hat in nats, estimated from this many samples of the model's joint distribution; 0-d."""
@@ -98,21 +88,22 @@ class MutualAutoencoder(GaussianJointModel):
 
     def _information(self, draws: int) -> tuple[Tensor, Tensor]:
         """I_hat, and a term of value zero whose gradient trains a separate r to make the bound tight."""
-        z = self.draw_prior(draws)
-        x, differentiable = self.draw_data(z)
+        z = self.prior.sample(draws)
+        p = self.observation(z)
+        x = p.rsample() if p.has_rsample else p.sample()
         # H(z) is estimated from the same samples: it stays unbiased, and its error cancels most of that of log r(z|x).
-        density = self._fixed_inverse(x).log_prob(z) - self.log_prior(z)
-        if not differentiable:
-            density = density + score_function(density, self.log_likelihood(x, z))
-        information = density.mean()
+        log_ratio = self._fixed_inverse(x).log_prob(z) - self.prior.log_prob(z)
+        if not p.has_rsample:
+            log_ratio = log_ratio + score_function(log_ratio, p.log_prob(x))
+        information = log_ratio.mean()
         if self.inverse is None:
             return information, torch.zeros_like(information)
-        tightness = self.gaussian(self.inverse(x.detach())).log_prob(z).mean()
+        tightness = self.channel(*channel_inputs(self.inverse, x.detach())).log_prob(z).mean()
         return information, tightness.detach() - tightness
 
-    def _fixed_inverse(self, x: Tensor) -> DiagonalGaussian:
+    def _fixed_inverse(self, x: Tensor) -> Distribution:
         """The distribution r(z|x), without gradients to the parameters of a separate r."""
         if self.inverse is None:
-            return self.infer(x)
-        weights = {name: weight.detach() for name, weight in self.inverse.named_parameters()}
-        return self.gaussian(functional_call(self.inverse, weights, (x,)))
+            return self.posterior(x)
+        inverse, weights = self.inverse, {name: weight.detach() for name, weight in self.inverse.named_parameters()}
+        return self.channel(*channel_inputs(lambda x: functional_call(inverse, weights, (x,)), x))

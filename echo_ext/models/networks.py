@@ -16,7 +16,7 @@ from torch import nn
 
 from echo_ext import _checks
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "decoder", "encoder", "glorot", "mlp"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "glorot", "make_decoder", "make_encoder", "mlp"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -43,7 +43,7 @@ def architecture_for(data_shape: Sequence[int]) -> str:
     return "mlp"
 
 
-def encoder(
+def make_encoder(
     architecture: str,
     data_shape: Sequence[int],
     outputs: int,
@@ -62,6 +62,10 @@ def encoder(
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
+
+    Example:
+        >>> echo_ext.models.make_encoder("mlp", (1, 8, 8), 2 * 4, hidden=(32,))(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 8])
     """
     widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     if architecture == "mlp":
@@ -87,7 +91,7 @@ def encoder(
     return _channels_last(glorot(nn.Sequential(*layers)))
 
 
-def decoder(
+def make_decoder(
     architecture: str,
     data_shape: Sequence[int],
     latent_dim: int,
@@ -108,6 +112,10 @@ def decoder(
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
+
+    Example:
+        >>> echo_ext.models.make_decoder("conv28", (1, 28, 28), 4)(torch.zeros(5, 4)).shape
+        torch.Size([5, 1, 28, 28])
     """
     widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     shape = (outputs * data_shape[0], *data_shape[1:])
@@ -138,7 +146,12 @@ def decoder(
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
-    """Build an MLP from the widths of its input, hidden layers and output; its last layer has no activation."""
+    """Build an MLP from the widths of its input, hidden layers and output; its last layer has no activation.
+
+    Example:
+        >>> echo_ext.models.mlp(4, 32, 2, activation="tanh")(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]

@@ -1,44 +1,49 @@
-"""Losses: the rate-distortion trade-off, with a weight for each latent."""
+"""Objectives: the rate-distortion trade-off, the score-function estimator, and a bound on total correlation."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from echo_ext import _checks
-
-__all__ = ["anchor_weights", "rate_distortion", "total_correlation_bound"]
+__all__ = ["rate_distortion_loss", "score_function", "total_correlation_bound"]
 
 
-def rate_distortion(
-    distortion: Tensor, rate: Tensor, *, beta: float | Tensor = 1.0, weights: Tensor | None = None
-) -> Tensor:
-    """The mean of ``D + beta * sum_j w_j R_j`` over a batch, 0-d and in nats (Alemi et al. 2018; Higgins et al. 2017).
+def rate_distortion_loss(distortion: Tensor, rate: Tensor, *, beta: float | Tensor = 1.0) -> Tensor:
+    """The mean of ``D + sum_j beta_j R_j`` over a batch, 0-d and in nats (Alemi et al. 2018; Higgins et al. 2017).
 
     Args:
         distortion: The distortion -log p(x|z) of each sample, (B,).
         rate: The rate of each latent, (B, d), or of each sample, (B,).
-        beta: Weight of the rate. A larger value gives less information about x and a larger distortion. With
-            ``beta=1`` and weights of 1 the result is an upper bound on -log p(x).
-        weights: The weights w_j, (d,), for a rate per latent. None means 1 for all latents.
+        beta: Weight of the rate, one for all latents or one for each, (d,). A larger value gives less information about
+            x and a larger distortion. With ``beta=1`` the result is an upper bound on -log p(x).
+
+    Example:
+        >>> echo_ext.models.rate_distortion_loss(torch.tensor([3.0, 5.0]), torch.tensor([2.0, 4.0]), beta=0.5)
+        tensor(5.5000)
     """
-    if weights is not None:
-        rate = rate * weights
-    if rate.ndim > 1:
-        rate = rate.flatten(1).sum(1)
-    return (distortion + beta * rate).mean()
+    return (distortion + (beta * rate).view(len(rate), -1).sum(1)).mean()
 
 
-def anchor_weights(latent_dim: int, anchored: int, strength: float) -> Tensor:
-    """The weights ``w_j = 1 - strength`` of the first ``anchored`` latents and 1 of the others: (latent_dim,).
+def score_function(cost: Tensor, log_prob: Tensor) -> Tensor:
+    """The score-function estimator (REINFORCE, Williams 1992) for samples that gradients do not flow through: (B,).
 
-    Latents with a smaller weight come to hold most of the information (AnchorVAE, Gao et al. 2019).
+    Its values are zero. Its gradient is that of ``E cost`` with respect to the distribution of the samples. The
+    baseline of a sample is the mean cost of the others, which lowers the variance and does not change the expectation.
+
+    Args:
+        cost: Cost of each of the independent samples, (B,).
+        log_prob: Log probability of each sample, (B,).
+
+    Example:
+        >>> logits = torch.zeros(2, requires_grad=True)
+        >>> y = torch.tensor([0, 1])  # samples of a softmax of the logits
+        >>> cost = torch.tensor([1.0, 0.0])
+        >>> echo_ext.models.score_function(cost, logits.log_softmax(0)[y]).mean().backward()
+        >>> logits.grad  # lowers the logit of the expensive state
+        tensor([ 0.5000, -0.5000])
     """
-    anchored = _checks.whole("anchored", anchored, minimum=0, maximum=latent_dim)
-    strength = _checks.number("anchor_strength", strength, minimum=0, maximum=1)
-    weights = torch.ones(latent_dim)
-    weights[:anchored] = 1 - strength
-    return weights
+    cost = cost.detach()
+    baseline = (cost.sum() - cost) / max(len(cost) - 1, 1)
+    return (cost - baseline) * (log_prob - log_prob.detach())
 
 
 def total_correlation_bound(entropies: Tensor, distortion: Tensor, rate: Tensor) -> Tensor:
@@ -52,5 +57,9 @@ def total_correlation_bound(entropies: Tensor, distortion: Tensor, rate: Tensor)
         entropies: The entropies H(x_i) of the columns of the data, in any shape.
         distortion: The mean of -log p(x|z), 0-d.
         rate: The mean of sum_j KL(q(z_j|x) | r(z_j)), 0-d.
+
+    Example:
+        >>> echo_ext.models.total_correlation_bound(torch.tensor([1.0, 2.0]), torch.tensor(1.5), torch.tensor(1.0))
+        tensor(0.5000)
     """
     return entropies.sum() - distortion - rate

@@ -1,8 +1,13 @@
-"""Penalties on the distribution of z: the maximum mean discrepancy, and the total correlation by a discriminator."""
+"""Penalties on the distribution of z: the maximum mean discrepancy, and the total correlation by a discriminator.
+
+A regularizer is a module that maps z (B, d) to a dict of 0-d terms. Its "penalty" is added to the loss of the model,
+and the others are reported with it.
+"""
 
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +15,17 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from echo_ext import _checks
-from echo_ext.models.densities import widened
+from echo_ext.models._numerics import widened
 from echo_ext.models.networks import mlp
 
-__all__ = ["TCDiscriminator", "mmd", "mmd_to_standard_normal", "permute_dimensions"]
+__all__ = [
+    "MMDRegularizer",
+    "TCDiscriminator",
+    "TotalCorrelationRegularizer",
+    "mmd",
+    "mmd_to_standard_normal",
+    "permute_dimensions",
+]
 
 
 def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Tensor:
@@ -28,6 +40,11 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | None = None) -> Tensor:
         bandwidth: Bandwidth of the kernel k. A larger value compares the samples on a coarser scale. None means
             ``d / sqrt(2)``, so that ``k = exp(-|x - y|^2 / d^2)`` as in InfoVAE (Zhao et al. 2019), and as in the Echo
             paper for its 32 dimensions.
+
+    Example:
+        >>> x = torch.randn(100, 2)
+        >>> echo_ext.models.mmd(x, x)
+        tensor(0.)
     """
     bandwidth = x.shape[1] / math.sqrt(2) if bandwidth is None else _checks.number("bandwidth", bandwidth, above=0)
     scale = 2 * bandwidth**2
@@ -47,7 +64,13 @@ def _mean_kernel(x: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 def permute_dimensions(z: Tensor) -> Tensor:
-    """Permute each column of (B, d) independently, which turns samples of q(z) into samples of ``prod_j q(z_j)``."""
+    """Permute each column of (B, d) independently, which turns samples of q(z) into samples of ``prod_j q(z_j)``.
+
+    Example:
+        >>> z = torch.arange(6.0).view(3, 2)
+        >>> echo_ext.models.permute_dimensions(z).sort(0).values.equal(z)
+        True
+    """
     return z.gather(0, torch.rand_like(z).argsort(dim=0))
 
 
@@ -61,7 +84,17 @@ class TCDiscriminator(nn.Module):
         latent_dim: Number of dimensions of z.
         width: Width of each hidden layer.
         depth: Number of hidden layers, each followed by a leaky ReLU of slope 0.2.
+
+    Attributes:
+        optimizer_settings: The settings of Adam in the paper, with which models train it.
+
+    Example:
+        >>> discriminator = echo_ext.models.TCDiscriminator(3, width=16, depth=2)
+        >>> discriminator.total_correlation(torch.randn(50, 3)).shape
+        torch.Size([])
     """
+
+    optimizer_settings = MappingProxyType({"lr": 1e-4, "betas": (0.5, 0.9)})
 
     def __init__(self, latent_dim: int, width: int = 1000, depth: int = 6) -> None:
         super().__init__()
@@ -88,3 +121,54 @@ class TCDiscriminator(nn.Module):
         logits = self(torch.cat([z[:half], permute_dimensions(z[-half:])]))
         truth = torch.arange(2, device=z.device).repeat_interleave(half)
         return functional.cross_entropy(logits, truth)
+
+
+class MMDRegularizer(nn.Module):
+    """The penalty ``weight * MMD(z, N(0, I))`` (InfoVAE, Zhao et al. 2019); it reports "mmd".
+
+    Args:
+        weight: Weight of the MMD. A larger value keeps the distribution of z closer to N(0, I).
+        bandwidth: Bandwidth of the kernel, as in :func:`mmd`.
+
+    Example:
+        >>> sorted(echo_ext.models.MMDRegularizer(999.0)(torch.randn(50, 3)))
+        ['mmd', 'penalty']
+    """
+
+    def __init__(self, weight: float, bandwidth: float | None = None) -> None:
+        super().__init__()
+        self.weight = _checks.number("weight", weight, minimum=0)
+        self.bandwidth = bandwidth
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """The terms of z (B, d)."""
+        found = mmd_to_standard_normal(z, bandwidth=self.bandwidth)
+        return {"penalty": self.weight * found, "mmd": found}
+
+
+class TotalCorrelationRegularizer(nn.Module):
+    """The penalty ``weight * TC(z)`` by a discriminator that is trained together with the model (Kim & Mnih 2018).
+
+    It reports "total_correlation" and "discriminator_loss". The penalty has the gradient of "discriminator_loss" too,
+    but not its value, so that one backward pass trains both.
+
+    Args:
+        latent_dim: Number of dimensions of z.
+        weight: Weight of the total correlation. A larger value makes the latents more independent.
+        width: Width of each of the six hidden layers of the discriminator.
+
+    Example:
+        >>> sorted(echo_ext.models.TotalCorrelationRegularizer(3, 20.0, width=16)(torch.randn(50, 3)))
+        ['discriminator_loss', 'penalty', 'total_correlation']
+    """
+
+    def __init__(self, latent_dim: int, weight: float, width: int = 1000) -> None:
+        super().__init__()
+        self.weight = _checks.number("weight", weight, minimum=0)
+        self.discriminator = TCDiscriminator(latent_dim, width)
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        """The terms of z (B, d)."""
+        found, loss = self.discriminator.total_correlation(z), self.discriminator.loss(z)
+        penalty = self.weight * found + (loss - loss.detach())
+        return {"penalty": penalty, "total_correlation": found, "discriminator_loss": loss}

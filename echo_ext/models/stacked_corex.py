@@ -3,22 +3,69 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from echo_ext import _checks
-from echo_ext.models.base import Model
-from echo_ext.models.channels import GaussianChannel, GaussianOutput
-from echo_ext.models.densities import log_normal, widened
-from echo_ext.models.likelihoods import likelihood_for
-from echo_ext.models.networks import decoder, encoder, mlp
+from echo_ext.models._numerics import log_mean_exp, widened
+from echo_ext.models.base import LatentModel
+from echo_ext.models.channels import GaussianChannel
+from echo_ext.models.likelihoods import BernoulliLikelihood
+from echo_ext.models.priors import Prior
 
-__all__ = ["StackedCorEx"]
+__all__ = ["CategoricalLayer", "StackedCorEx"]
 
 
-class StackedCorEx(Model):
+class CategoricalLayer(Prior):
+    """The prior ``p(z) = mean_y r(z|y)`` of a categorical variable y with a Gaussian r(z|y), and an encoder q(y|z).
+
+    Args:
+        encoder: Maps z (B, latent_dim) to the logits of q(y|z), (B, states).
+        decoder: Maps one-hot rows of y (B, states) to the means and log variances of r(z|y), (B, 2 * latent_dim).
+        states: Number of states of y.
+
+    Example:
+        >>> layer = echo_ext.models.CategoricalLayer(torch.nn.Linear(3, 10), torch.nn.Linear(10, 6), 10)
+        >>> layer.log_prob(layer.sample(5)).shape, layer.log_choice(torch.zeros(5, 3)).shape
+        (torch.Size([5]), torch.Size([5, 10]))
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, states: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.states = _checks.whole("states", states, minimum=1)
+        self.channel = GaussianChannel()
+
+    def log_choice(self, z: Tensor) -> Tensor:
+        """``log q(y|z)`` for each state y: (B, states)."""
+        return torch.log_softmax(widened(self.encoder(z)), dim=1)
+
+    def log_given(self, z: Tensor) -> Tensor:
+        """``log r(z|y)`` for each state y: (B, states)."""
+        return self.channel(*self.levels().chunk(2, dim=1)).log_prob(z[:, None])
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """``log mean_y r(z|y)``: (B,)."""
+        return log_mean_exp(self.log_given(z), dim=1)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """``n`` samples of z, where y is drawn first: (n, latent_dim)."""
+        levels = self.levels()
+        drawn = levels[torch.randint(self.states, (n,), device=levels.device)]
+        return self.channel(*drawn.chunk(2, dim=1)).sample()
+
+    def levels(self) -> Tensor:
+        """Means and log variances of r(z|y) for each state y: (states, 2 * latent_dim)."""
+        weight = next(self.decoder.parameters())
+        return widened(self.decoder(torch.eye(self.states, dtype=weight.dtype, device=weight.device)))
+
+
+class StackedCorEx(LatentModel):
     """A two-layer model: z explains the correlations of x, and a categorical y those of z (Gao et al. 2019).
 
     q(z|x) is Gaussian and q(y|z) categorical, r(z|y) is Gaussian with independent dimensions and r(y) uniform. The
@@ -34,65 +81,55 @@ class StackedCorEx(Model):
     in the beginning z can encode little more about x than y does.
 
     Args:
-        data_shape: Shape of one x.
-        latent_dim: Number of dimensions of z.
-        states: Number of states of y.
+        encoder, decoder, channel, likelihood, data_shape: As for :class:`~echo_ext.models.MIM`.
+        prior: The upper layer, a :class:`CategoricalLayer`.
         beta: Weight of the rates. A larger value gives less information about x and a larger distortion.
         initial_lower_weight: Weight of R_1 relative to R_2 at the start of the warm-up. A larger value forces more of
             the first information about x through y.
-        likelihood: One of :data:`~echo_ext.models.likelihoods.LIKELIHOODS`. None means "bernoulli" for images and
-            "gaussian" for vectors.
-        hidden: Widths of the hidden layers between x and z.
-        upper_hidden: Widths of the hidden layers between z and y.
-        activation: One of :data:`~echo_ext.models.networks.ACTIVATIONS`.
 
     Raises:
-        TypeError: A value has the wrong type.
-        ValueError: A name is unknown, or a value is out of range.
+        TypeError: A part is no module, or lacks a method; the error names it.
+        ValueError: A part has the wrong shape, or a value is out of range.
+
+    Example:
+        >>> from echo_ext.models import CategoricalLayer, GaussianChannel, StackedCorEx, mlp
+        >>> upper = CategoricalLayer(mlp(3, 16, 4), mlp(4, 16, 6), states=4)
+        >>> model = StackedCorEx(mlp(8, 16, 6), mlp(3, 16, 8), GaussianChannel(), prior=upper)
+        >>> sorted(model.loss(torch.rand(50, 8)))
+        ['distortion', 'loss', 'lower_rate', 'rate_bound', 'upper_rate']
     """
+
+    prior: CategoricalLayer
 
     def __init__(
         self,
-        data_shape: Sequence[int],
-        latent_dim: int = 64,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        channel: nn.Module,
         *,
-        states: int = 10,
+        prior: CategoricalLayer,
+        likelihood: Callable[[Tensor], Distribution] = BernoulliLikelihood(),  # noqa: B008  # it is immutable
         beta: float = 1.0,
         initial_lower_weight: float = 10.0,
-        likelihood: str | None = None,
-        hidden: Sequence[int] = (512, 512),
-        upper_hidden: Sequence[int] = (32, 32, 16, 16),
-        activation: str = "relu",
+        data_shape: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(data_shape, latent_dim)
-        self.states = _checks.whole("states", states, minimum=1)
+        super().__init__(encoder, decoder, channel, prior=prior, likelihood=likelihood)
         self.beta = _checks.number("beta", beta, minimum=0)
         self.initial_lower_weight = _checks.number("initial_lower_weight", initial_lower_weight, minimum=0)
-        self.likelihood = likelihood_for(likelihood, self.data_shape)
-        self.channel = GaussianChannel()
-        self.encoder = encoder("mlp", self.data_shape, 2 * latent_dim, hidden=hidden, activation=activation)
-        self.decoder = decoder(
-            "mlp",
-            self.data_shape,
-            latent_dim,
-            outputs=self.likelihood.outputs,
-            hidden=hidden,
-            activation=activation,
-        )
-        self.upper_encoder = mlp(latent_dim, *upper_hidden, states, activation=activation)
-        self.upper_decoder = mlp(states, *reversed(upper_hidden), 2 * latent_dim, activation=activation)
+        self.fit_parts(data_shape)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """The "loss", "distortion", "rate_bound" and its parts "lower_rate" (R_1) and "upper_rate" (R_2).
 
         All are 0-d and in nats per sample.
         """
-        encoded = self.posterior(x)
-        distortion = -self._log_likelihood(x, encoded.z).mean()
-        log_choice = self.log_choice(encoded.z)
+        q = self.posterior(x)
+        z = q.rsample()
+        distortion = -self.observation(z).log_prob(x).mean()
+        log_choice = self.prior.log_choice(z)
         choice = log_choice.exp()
-        lower = (encoded.log_density - (choice * self.log_given(encoded.z)).sum(1)).mean()
-        upper = (choice * log_choice).sum(1).mean() + math.log(self.states)
+        lower = (q.log_prob(z) - (choice * self.prior.log_given(z)).sum(1)).mean()
+        upper = (choice * log_choice).sum(1).mean() + math.log(self.prior.states)
         lower_weight = self.warm_up_weight + (1 - self.warm_up_weight) * self.initial_lower_weight
         return {
             "loss": distortion + self.beta * (lower_weight * lower + upper),
@@ -102,50 +139,6 @@ class StackedCorEx(Model):
             "upper_rate": upper,
         }
 
-    def posterior(self, x: Tensor) -> GaussianOutput:
-        """One sample of z for each x of (B, *data_shape), with the Gaussian that it comes from."""
-        mean, log_variance = widened(self.encoder(self.checked(x))).chunk(2, dim=1)
-        encoded: GaussianOutput = self.channel(mean, log_variance)
-        return encoded
-
-    def log_choice(self, z: Tensor) -> Tensor:
-        """``log q(y|z)`` for each state y: (B, states)."""
-        return torch.log_softmax(widened(self.upper_encoder(z)), dim=1)
-
-    def log_given(self, z: Tensor) -> Tensor:
-        """``log r(z|y)`` for each state y: (B, states)."""
-        mean, log_variance = self._levels().chunk(2, dim=1)
-        return log_normal(z[:, None], mean, log_variance).sum(2)
-
     def cluster(self, x: Tensor) -> Tensor:
         """The most probable state y for the mean of q(z|x), for each x: (B,), int64."""
-        return self.log_choice(self.posterior(x).mean).argmax(1)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """One sample of z for each x: (B, latent_dim)."""
-        return self.posterior(x).z
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The mean of x given each z: (B, *data_shape)."""
-        return self.likelihood.mean(widened(self.decoder(z)))
-
-    def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x, where y is drawn first and z given y: (n, *data_shape)."""
-        levels = self._levels()
-        mean, log_variance = levels[torch.randint(self.states, (n,), device=levels.device)].chunk(2, dim=1)
-        return self.decode(self.channel(mean, log_variance).z)
-
-    def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x|z) + log sum_y r(y) r(z|y) - log q(z|x)`` at one sample of z for each x: (B,)."""
-        encoded = self.posterior(x)
-        log_prior = torch.logsumexp(self.log_given(encoded.z), dim=1) - math.log(self.states)
-        return self._log_likelihood(x, encoded.z) + log_prior - encoded.log_density
-
-    def _levels(self) -> Tensor:
-        """Means and log variances of r(z|y) for each state y: (states, 2 * latent_dim)."""
-        weight = next(self.upper_decoder.parameters())
-        return widened(self.upper_decoder(torch.eye(self.states, dtype=weight.dtype, device=weight.device)))
-
-    def _log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """``log p(x|z)``: (B,)."""
-        return self.likelihood.log_prob(x, widened(self.decoder(z)))
+        return self.prior.log_choice(self.posterior(x).mean).argmax(1)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from echo_ext import _checks, metrics
 from echo_ext._versions import versions
@@ -19,8 +20,8 @@ from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.information import METHODS, InformationMethod
 from echo_ext.metrics.likelihood import rate_name_in
-from echo_ext.models import Model
-from echo_ext.models.channels import GaussianOutput
+from echo_ext.models import Model, PixelCNN
+from echo_ext.models.channels import gaussian_factors
 from echo_ext.training.fitting import evaluation_batch_size
 from echo_ext.training.run_directory import EVALUATION_FILE, Run, RunDirectory, load
 from echo_ext.training.schedules import Stream, derive_seed
@@ -97,8 +98,9 @@ def figures(
     for name, (model, configuration, _) in runs.items():
         torch.manual_seed(derive_seed(configuration.seed, Stream.FIGURES))
         model.eval()
-        reconstructed[name] = _with_progress(model.reconstruct)(x.to(next(model.parameters()).device)).cpu()
-        drawn[name] = _with_progress(model.sample)(samples).cpu()
+        with _pixel_progress(model):
+            reconstructed[name] = model.reconstruct(x.to(next(model.parameters()).device)).cpu()
+            drawn[name] = model.sample(samples).cpu()
     series = {name: _series(run, results[name]) for name, run in runs.items()}
     return {
         "reconstructions.png": plots.reconstructions(x, reconstructed),
@@ -113,14 +115,17 @@ def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
     return data.values(torch.arange(rows, device=data.labels.device) * len(data) // rows)
 
 
-def _with_progress(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Add a progress bar over pixels to a method of a model that draws them one by one; return others unchanged."""
-    if "progress" not in inspect.signature(method).parameters:
-        return method
+@contextlib.contextmanager
+def _pixel_progress(model: Model) -> Iterator[None]:
+    """Show a progress bar over the pixels while a model draws them one by one."""
     from tqdm.auto import tqdm
 
-    bar = functools.partial(tqdm, desc="drawing", unit="pixel", leave=False, disable=None)
-    return functools.partial(method, progress=bar)
+    networks = [module for module in model.modules() if isinstance(module, PixelCNN)]
+    for network in networks:
+        network.progress = functools.partial(tqdm, desc="drawing", unit="pixel", leave=False, disable=None)
+    yield
+    for network in networks:
+        network.progress = iter
 
 
 def _series(run: Run, result: Mapping[str, Any]) -> plots.History:
@@ -197,7 +202,8 @@ def evaluate(
     measured = _measured(run, test, draws)
     codes = _codes(model, test)
     x = test.values(slice(CODE_ROWS))
-    kind = _posterior_kind(model, x)
+    posterior = _posterior(model, x)
+    has_own_rate, has_echo = isinstance(posterior, ChannelOutput), _echo_channel(model) is not None
     found = {
         **{"recipe": configuration.recipe, "data": configuration.data, "epochs": len(run.history)},
         "unit": "nats per sample",
@@ -212,9 +218,9 @@ def evaluate(
             model, rows, samples=importance_draws, batch_size=2 * batch_size
         )
         found["importance_draws"], found["importance_rows"] = importance_draws, len(rows)
-    if kind in (ChannelOutput, GaussianOutput):
+    if has_own_rate or gaussian_factors(posterior) is not None:
         found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
-    if kind is ChannelOutput:
+    if has_echo:
         found["noise_total_correlation"] = noise_total_correlation(model)
     if int(test.labels.min()) >= 0:
         train = parts["train"].select(slice(CODE_ROWS))
@@ -223,7 +229,7 @@ def evaluate(
         )
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
-    drawn = _code_figures(model, x, codes[: len(x)], test.labels, has_echo=kind is ChannelOutput, tsne=tsne)
+    drawn = _code_figures(model, x, codes[: len(x)], test.labels, has_echo=has_echo, tsne=tsne)
     with directory.owned(timeout=LOCK_TIMEOUT):
         directory.write_figures(drawn)
         directory.write_json(EVALUATION_FILE, found)
@@ -231,10 +237,10 @@ def evaluate(
 
 
 @torch.no_grad()
-def _posterior_kind(model: Model, x: Tensor) -> type | None:
-    """The type of the model's posterior q(z|x), or None if it has no single one."""
+def _posterior(model: Model, x: Tensor) -> Distribution | ChannelOutput | None:
+    """The posterior q(z|x) of two rows, or None if the model has no single one."""
     try:
-        return type(model.posterior(x[:2]))
+        return model.posterior(x[:2])
     except TypeError:
         return None
 
@@ -249,11 +255,14 @@ def _codes(model: Model, data: LabeledDataset) -> Tensor:
 
 @torch.no_grad()
 def noise_total_correlation(model: nn.Module) -> float | None:
-    """The second-order total correlation of the Echo noise, or None if there are several Echo channels."""
-    channels = [module for module in model.modules() if isinstance(module, EchoChannel)]
-    if len(channels) != 1:
-        return None
-    return metrics.gaussian_total_correlation(channels[0].sample(NOISE_SAMPLES).flatten(1))
+    """The second-order total correlation of the noise of the model's Echo channel, or None if it has none."""
+    channel = _echo_channel(model)
+    return None if channel is None else metrics.gaussian_total_correlation(channel.sample(NOISE_SAMPLES).flatten(1))
+
+
+def _echo_channel(model: nn.Module) -> EchoChannel | None:
+    channel = getattr(model, "channel", None)
+    return channel if isinstance(channel, EchoChannel) else None
 
 
 def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float]:

@@ -188,4 +188,4 @@ def _curves(
             if label not in images and RunDirectory(out / name).has_checkpoint:
                 torch.manual_seed(0)
                 images[label] = load(out / name).model.reconstruct(x)
-    return plots.rate_distortion(measured, reconstructed=images)
+    return plots.rate_distortion_curves(measured, reconstructed=images)

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from model_cases import fit, refuses_other_shapes, same_after_saving, wide_under_autocast
+from model_cases import diagonal, fit, log_normal, refuses_other_shapes, same_after_saving, wide_under_autocast
 from torch import nn
 
-from echo_ext.models import build
-from echo_ext.models.densities import log_mean_exp, log_normal
-from echo_ext.models.hierarchical import ConvHVAE, MaskedConv2d, PixelCNN, PixelHVAE, TwoLevelModel, TwoLevelPosterior
-from echo_ext.models.joint import DiagonalGaussian
+from echo_ext.models import MIM, GaussianLikelihood, PixelCNN, StandardNormal, TwoLevelPrior, build
+from echo_ext.models._numerics import log_mean_exp
+from echo_ext.models.two_level import MaskedConv2d, TwoLevelPosterior
 
 RECIPES = [
     f"{decoder}-{prior}-{objective}"
@@ -27,56 +26,67 @@ def stripes(n, side=8):
     return torch.where(upright, horizontal.T, horizontal).contiguous()
 
 
-class LinearGaussian(TwoLevelModel):
-    """A tractable model of a scalar x: p(z2) = N(0, 1), p(z1|z2) = N(b z2, v), p(x|z) = N(c z1 + d z2, w)."""
+B, V, C, D, W = 0.8, 0.5, 1.2, -0.7, 0.4
 
-    b, v, c, d, w = 0.8, 0.5, 1.2, -0.7, 0.4
 
-    def __init__(self):
-        super().__init__((1, 1, 1), 2)
+def covariance():
+    """The covariance of (x, z1, z2) for p(z2) = N(0, 1), p(z1|z2) = N(B z2, V), p(x|z) = N(C z1 + D z2, W)."""
+    z1 = B**2 + V
+    joint = torch.tensor([[0.0, 0.0, 0.0], [0.0, z1, B], [0.0, B, 1.0]], dtype=torch.float64)
+    load = torch.tensor([C, D], dtype=torch.float64)
+    joint[0, 1:] = joint[1:, 0] = load @ joint[1:, 1:]
+    joint[0, 0] = load @ joint[1:, 1:] @ load + W
+    return joint
 
-    def _make_decoder(self, level):
-        pass
 
-    def _covariance(self):
-        """The covariance of (x, z1, z2)."""
-        z1 = self.b**2 + self.v
-        joint = torch.tensor([[0.0, 0.0, 0.0], [0.0, z1, self.b], [0.0, self.b, 1.0]], dtype=torch.float64)
-        load = torch.tensor([self.c, self.d], dtype=torch.float64)
-        joint[0, 1:] = joint[1:, 0] = load @ joint[1:, 1:]
-        joint[0, 0] = load @ joint[1:, 1:] @ load + self.w
-        return joint
+class Lower(nn.Module):
+    """The moments of p(z1|z2)."""
 
-    def infer(self, x):
-        """The exact posterior q(z2|x) q(z1|x, z2)."""
-        x = x.flatten(1)
-        joint = self._covariance()
+    def forward(self, z2):
+        return torch.cat([B * z2, torch.full_like(z2, math.log(V))], dim=1)
+
+
+class Decoder(nn.Module):
+    """The moments of p(x|z)."""
+
+    def forward(self, z):
+        z1, z2 = z.chunk(2, dim=1)
+        return torch.cat([C * z1 + D * z2, torch.full_like(z1, math.log(W))], dim=1)
+
+
+class ExactChannel(nn.Module):
+    """The exact posterior q(z2|x) q(z1|x, z2) of x itself."""
+
+    def forward(self, x):
+        joint = covariance()
         upper = joint[2, 0] / joint[0, 0]
         given = joint[1, [0, 2]] @ torch.linalg.inv(joint[[0, 2]][:, [0, 2]])
         variance = joint[1, 1] - given @ joint[1, [0, 2]]
         return TwoLevelPosterior(
-            DiagonalGaussian(upper * x, (joint[2, 2] - upper * joint[0, 2]).log().expand_as(x)),
-            lambda z2: DiagonalGaussian(given[0] * x + given[1] * z2, variance.log().expand_as(x)),
+            diagonal(upper * x, (joint[2, 2] - upper * joint[0, 2]).log().expand_as(x)),
+            lambda z2: diagonal(given[0] * x + given[1] * z2, variance.log().expand_as(x)),
         )
 
-    def descend(self, z2):
-        return DiagonalGaussian(self.b * z2, torch.full_like(z2, math.log(self.v)))
 
-    def log_likelihood(self, x, z):
-        z1, z2 = z.chunk(2, dim=1)
-        return log_normal(x.flatten(1), self.c * z1 + self.d * z2, math.log(self.w)).sum(1)
+class AsTuple(nn.Module):
+    def forward(self, x):
+        return (x,)
 
-    def draw_data(self, z):
-        raise NotImplementedError
 
-    def decode(self, z):
-        raise NotImplementedError
+def linear_gaussian():
+    """A tractable model of a scalar x with its exact posterior."""
+    prior, likelihood = TwoLevelPrior(Lower(), StandardNormal(1)).double(), GaussianLikelihood()
+    return MIM(AsTuple(), Decoder(), ExactChannel(), prior=prior, likelihood=likelihood, objective="vae")
+
+
+def conv_hvae(**settings):
+    return build("convhvae-s-vae", (1, 8, 8), **{"latent_dim": 4, **settings})
 
 
 def test_elbo_is_the_evidence_for_the_exact_posterior():
-    model = LinearGaussian()
-    x = torch.randn(100, 1, 1, 1, dtype=torch.float64)
-    evidence = log_normal(x.flatten(), 0.0, model._covariance()[0, 0].log())
+    model = linear_gaussian()
+    x = torch.randn(100, 1, dtype=torch.float64)
+    evidence = log_normal(x.flatten(), 0.0, covariance()[0, 0].log())
     torch.testing.assert_close(model.log_weight(x), evidence)
     losses = model.loss(x)
     assert losses["loss"].item() == pytest.approx(-evidence.mean().item())
@@ -84,19 +94,18 @@ def test_elbo_is_the_evidence_for_the_exact_posterior():
 
 
 def test_prior_samples_have_the_covariance_of_the_prior():
-    model = LinearGaussian()
-    z = model.draw_prior(50_000).double()
-    torch.testing.assert_close(z.T.cov(), model._covariance()[1:, 1:], atol=0.06, rtol=0)
+    z = linear_gaussian().prior.sample(50_000)
+    torch.testing.assert_close(z.T.cov(), covariance()[1:, 1:], atol=0.06, rtol=0)
 
 
 @pytest.mark.parametrize("recipe", ["convhvae-s-vae", "convhvae-vp-vae"])
 def test_prior_integrates_to_one(recipe):
     """The mean of p(z) / q(z) over samples of a wider q is 1."""
     model = build(recipe, (1, 8, 8), latent_dim=2, **({"pseudo_inputs": 5} if "vp" in recipe else {}))
-    wide = DiagonalGaussian(torch.zeros(50_000, 2), torch.full((50_000, 2), 2 * math.log(4.0)))
-    z = wide.draw()
+    wide = diagonal(torch.zeros(50_000, 2), torch.full((50_000, 2), 2 * math.log(4.0)))
+    z = wide.sample()
     with torch.no_grad():
-        mass = log_mean_exp(model.log_prior(z) - wide.log_prob(z), dim=0).exp()
+        mass = log_mean_exp(model.prior.log_prob(z) - wide.log_prob(z), dim=0).exp()
     assert mass.item() == pytest.approx(1, abs=0.05)
 
 
@@ -105,28 +114,28 @@ def test_objectives_report_the_same_rate_and_distortion():
     reported = []
     for objective in ("vae", "a-mim", "mim"):
         torch.manual_seed(5)
-        model = ConvHVAE((1, 8, 8), 4, objective=objective)
+        model = conv_hvae(objective=objective)
         losses = model.loss(x)
         reported.append((losses["rate_bound"].item(), losses["distortion"].item()))
     assert reported[0] == reported[1] == reported[2]
 
 
 def test_layers_are_the_papers():
-    model = ConvHVAE((1, 28, 28), 80, prior="vamp")
-    convolutions = [layer for layer in model.upper.modules() if isinstance(layer, nn.Conv2d)]
+    model = build("convhvae-vp-vae", (1, 28, 28), latent_dim=80)
+    convolutions = [layer for layer in model.encoder.upper.modules() if isinstance(layer, nn.Conv2d)]
     sizes = [(c.out_channels // 2, c.kernel_size[0], c.stride[0], c.padding[0]) for c in convolutions]
     assert sizes == [(32, 7, 1, 3), (32, 3, 2, 1), (64, 5, 1, 2), (64, 3, 2, 1), (6, 3, 1, 1)]
-    assert [c.kernel_size[0] for c in model.lower_view.modules() if isinstance(c, nn.Conv2d)] == [3] * 5
-    assert model.upper[-1].in_features == 294
-    assert model.lower[-1].in_features == 300
-    assert model.prior.pseudo_inputs.shape == (500, 1, 28, 28)
-    upper = model.infer_upper(100 * torch.randn(3, 1, 28, 28))
-    assert upper.log_variance.min() >= -6
-    assert upper.log_variance.max() <= 2
+    assert [c.kernel_size[0] for c in model.encoder.features.modules() if isinstance(c, nn.Conv2d)] == [3] * 5
+    assert model.encoder.upper[-1].in_features == 294
+    assert model.channel.lower[-1].in_features == 300
+    assert model.prior.upper.pseudo_inputs.shape == (500, 1, 28, 28)
+    log_variance = 2 * model.posterior(100 * torch.randn(3, 1, 28, 28)).upper.stddev.log()
+    assert log_variance.min() >= -6 - 1e-5
+    assert log_variance.max() <= 2 + 1e-5
 
 
 def test_masked_convolution_hides_later_pixels():
-    mask = MaskedConv2d(3, 2, hidden=1).mask
+    mask = MaskedConv2d(3, 2, blind=1).mask
     before = torch.tensor([[1.0, 1, 1], [1, 0, 0], [0, 0, 0]])
     own = torch.tensor([[1.0, 1, 1], [1, 1, 0], [0, 0, 0]])
     for output in mask:
@@ -140,7 +149,9 @@ def test_pixel_depends_on_earlier_pixels_and_its_own_maps():
         layer.norm.bias.data.fill_(50.0)
     x = torch.rand(1, 1, side, side, dtype=torch.float64)
     maps = torch.randn(1, 2, side, side, dtype=torch.float64)
-    by_x, by_maps = torch.autograd.functional.jacobian(lambda *arguments: network(*arguments).flatten(), (x, maps))
+    by_x, by_maps = torch.autograd.functional.jacobian(
+        lambda *arguments: network.logits(*arguments).flatten(), (x, maps)
+    )
     by_x = by_x.reshape(side**2, side**2)
     assert torch.equal(by_x.triu(), torch.zeros_like(by_x))
     assert (by_x.tril(-1).abs().sum(1)[1:] > 0).all()
@@ -152,10 +163,10 @@ def test_pixel_depends_on_earlier_pixels_and_its_own_maps():
 def test_pixel_drawing_agrees_with_teacher_forcing():
     network = PixelCNN(2, channels=8, layers=4).double()
     maps = torch.randn(6, 2, 5, 7, dtype=torch.float64)
-    network(torch.rand(6, 1, 5, 7, dtype=torch.float64).round(), maps)  # updates the running statistics
+    network.logits(torch.rand(6, 1, 5, 7, dtype=torch.float64).round(), maps)  # updates the running statistics
     draws, probabilities = network.draw(maps)
     assert set(draws.unique().tolist()) <= {0.0, 1.0}
-    torch.testing.assert_close(torch.sigmoid(network.eval()(draws, maps)), probabilities)
+    torch.testing.assert_close(torch.sigmoid(network.eval().logits(draws, maps)), probabilities)
 
 
 def test_drawn_images_have_the_distribution_of_the_density():
@@ -163,7 +174,7 @@ def test_drawn_images_have_the_distribution_of_the_density():
     nn.init.normal_(network.head.weight, std=3.0)
     maps = torch.randn(1, 1, 2, 2)
     images = torch.tensor([[int(bit) for bit in f"{code:04b}"] for code in range(16)]).float().view(16, 1, 2, 2)
-    logits = network(images, maps.expand(16, -1, -1, -1))
+    logits = network.logits(images, maps.expand(16, -1, -1, -1))
     density = (-nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))).exp()
     assert density.sum().item() == pytest.approx(1, abs=1e-5)
     draws, means = network.draw(maps.expand(50_000, -1, -1, -1))
@@ -173,14 +184,14 @@ def test_drawn_images_have_the_distribution_of_the_density():
 
 
 def test_decoder_samples_use_the_running_statistics():
-    model = PixelHVAE((1, 4, 4), 4).train()
-    model.loss(stripes(16, side=4))  # updates the running statistics
-    with torch.no_grad(), model.decoding():
-        z = model.draw_prior(3)
-        maps = model._maps(z)
-        x, means = model.decoder.draw(maps)
-        torch.testing.assert_close(torch.sigmoid(model.decoder(x, maps)), means, atol=1e-5, rtol=0)
-    assert model.decoder.training
+    model = build("pixelhvae-s-mim", (1, 4, 4), latent_dim=4).train()
+    draw, logits, drawn, evaluated = model.likelihood.draw, model.likelihood.logits, [], []
+    model.likelihood.draw = lambda maps: drawn.append(draw(maps)) or drawn[-1]
+    model.likelihood.logits = lambda x, maps: evaluated.append(logits(x, maps)) or evaluated[-1]
+    with torch.no_grad():
+        model.loss(stripes(16, side=4))  # updates the running statistics, then draws, then evaluates what it has drawn
+    torch.testing.assert_close(torch.sigmoid(evaluated[1]), drawn[0][1], atol=1e-5, rtol=0)
+    assert all(part.training for part in (model.decoder, *model.likelihood.modules()))
 
 
 def test_progress_iterates_over_every_pixel():
@@ -191,16 +202,17 @@ def test_progress_iterates_over_every_pixel():
             seen.append(place)
             yield place
 
-    model = PixelHVAE((1, 4, 6), 4)
-    assert model.sample(2, progress).shape == (2, 1, 4, 6)
+    model = build("pixelhvae-s-vae", (1, 4, 6), latent_dim=4)
+    model.likelihood.progress = progress
+    assert model.sample(2).shape == (2, 1, 4, 6)
     assert seen == list(range(24))
 
 
 def test_pseudo_inputs_start_at_training_rows():
     x = stripes(20)
-    model = ConvHVAE((1, 8, 8), 4, prior="vamp", pseudo_inputs=30)
+    model = conv_hvae(prior="vamp", pseudo_inputs=30)
     model.prepare(x)
-    nearest = torch.cdist(model.prior.pseudo_inputs.flatten(1), x.flatten(1)).min(1).values
+    nearest = torch.cdist(model.prior.upper.pseudo_inputs.flatten(1), x.flatten(1)).min(1).values
     assert nearest.max() < 0.2
 
 
@@ -223,15 +235,15 @@ def test_recipes_learn_and_restore_their_state(recipe):
 
 
 @pytest.mark.parametrize(
-    ("model", "data_shape", "settings", "line"),
+    ("recipe", "data_shape", "settings", "line"),
     [
-        (ConvHVAE, (64,), {}, r"data_shape must be \(channels, height, width\), got \(64,\)"),
-        (PixelHVAE, (3, 8, 8), {}, r"data_shape must be \(1, height, width\) .* \(3, 8, 8\)"),
-        (ConvHVAE, (1, 8, 8), {"latent_dim": 5}, "latent_dim must be even, .* 5"),
-        (ConvHVAE, (1, 8, 8), {"prior": "maf"}, "prior must be one of 'standard-normal', 'vamp', got 'maf'"),
-        (ConvHVAE, (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
+        ("convhvae-s-vae", (64,), {}, r"data_shape must be \(channels, height, width\), got \(64,\)"),
+        ("pixelhvae-s-vae", (3, 8, 8), {}, r"data_shape must be \(1, height, width\) .* \(3, 8, 8\)"),
+        ("convhvae-s-vae", (1, 8, 8), {"latent_dim": 5}, "latent_dim must be even, .* 5"),
+        ("convhvae-s-vae", (1, 8, 8), {"prior": "maf"}, "prior must be one of 'standard-normal', 'vamp', got 'maf'"),
+        ("convhvae-s-vae", (1, 8, 8), {"objective": "cross-entropy"}, "objective must be one of .* 'cross-entropy'"),
     ],
 )
-def test_bad_arguments_raise(model, data_shape, settings, line):
+def test_bad_arguments_raise(recipe, data_shape, settings, line):
     with pytest.raises(ValueError, match=line):
-        model(data_shape, **{"latent_dim": 4, **settings})
+        build(recipe, data_shape, **{"latent_dim": 4, **settings})

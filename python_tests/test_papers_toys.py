@@ -1,21 +1,25 @@
-"""The experiments mutual-toys, anchors and stacked-corex: measurements in closed form, and small runs."""
+"""The experiments mutual-toys, anchor-vae and stacked-corex: measurements in closed form, and small runs."""
 
+import importlib
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from model_cases import diagonal
 
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
 
-from echo_ext import reproduce
-from echo_ext.models.channels import GaussianOutput
-from echo_ext.models.densities import log_normal
-from echo_ext.models.mutual_autoencoder import MutualAutoencoder
-from echo_ext.models.stacked_corex import StackedCorEx
-from echo_ext.reproduce import anchors, mutual_toys, stacked_corex
-from echo_ext.reproduce.experiment import Context
+import anchor_vae
+import mutual_toys
+import stacked_corex
+from experiment import Context, write_result
+
+from echo_ext.models import CategoricalLayer, CategoricalLikelihood, GaussianChannel, StackedCorEx, build
 
 
 class Fixed(torch.nn.Module):
@@ -32,12 +36,13 @@ class Fixed(torch.nn.Module):
 def toy_measures(model, function):
     model.decoder = Fixed(function)
     z = mutual_toys.quantiles(mutual_toys.PLACES)[:, None].float()
-    return (mutual_toys._measure_states if model.likelihood.discrete else mutual_toys._measure_density)(model, z)
+    is_discrete = isinstance(model.likelihood, CategoricalLikelihood)
+    return (mutual_toys._measure_states if is_discrete else mutual_toys._measure_density)(model, z)
 
 
 def test_information_of_a_linear_decoder_is_gaussian():
     b, w = 0.8, 0.5
-    model = MutualAutoencoder((1,), 1)
+    model = build("mutual-ae", (1,), latent_dim=1)
     information, divergence = toy_measures(model, lambda z: torch.cat([b * z, torch.full_like(z, math.log(w))], dim=1))
     variance = b**2 + w
     assert information == pytest.approx(0.5 * math.log(variance / w), abs=2e-3)
@@ -46,7 +51,7 @@ def test_information_of_a_linear_decoder_is_gaussian():
 
 @pytest.mark.parametrize("states", [2, 5, 10])
 def test_information_of_intervals_is_the_log_of_their_number(states):
-    model = MutualAutoencoder((states,), 1, likelihood="categorical")
+    model = build("mutual-ae", (states,), latent_dim=1, likelihood="categorical")
 
     def which(z):
         places = (torch.special.ndtr(z[:, 0]) * states).long().clamp(max=states - 1)
@@ -74,23 +79,29 @@ def test_matching_does_not_depend_on_state_numbers():
     assert stacked_corex.matched_accuracy(labels.clamp(min=1), labels) == pytest.approx(4 / 6)
 
 
-class TwoClusters(StackedCorEx):
-    """A model with two distant clusters of independent z, where x determines the cluster of z, and z that of y."""
+class DistantMeans(torch.nn.Module):
+    """An encoder by which x determines the cluster of z."""
 
-    def posterior(self, x):
-        mean = (16 * x[:, :1] - 8).expand(-1, self.latent_dim)
-        return GaussianOutput(mean + torch.randn_like(mean), mean, torch.zeros_like(mean))
+    def forward(self, x):
+        mean = (16 * x[:, :1] - 8).expand(-1, 3)
+        return mean, torch.zeros_like(mean)
+
+
+class TwoClusters(CategoricalLayer):
+    """Two distant clusters of independent z, which determines y."""
+
+    def __init__(self):
+        super().__init__(torch.nn.Linear(3, 2), torch.nn.Linear(2, 6), 2)
 
     def log_choice(self, z):
         return torch.log_softmax(torch.stack([-100 * z[:, 0], 100 * z[:, 0]], dim=1), dim=1)
 
     def log_given(self, z):
-        mean = torch.tensor([[-8.0], [8.0]]).expand(-1, self.latent_dim)
-        return log_normal(z[:, None], mean).sum(2)
+        return diagonal(torch.tensor([[-8.0], [8.0]]).expand(-1, 3), torch.zeros(2, 3)).log_prob(z[:, None])
 
 
 def test_upper_term_is_the_explained_total_correlation():
-    model = TwoClusters((4,), 3, states=2, likelihood="bernoulli")
+    model = StackedCorEx(DistantMeans(), torch.nn.Linear(3, 4), GaussianChannel(), prior=TwoClusters())
     x = torch.randint(2, (20_000, 1)).float().expand(-1, 4)
     with torch.no_grad():
         terms = stacked_corex.bound_terms(model, x)
@@ -104,14 +115,15 @@ def test_upper_term_is_the_explained_total_correlation():
     assert terms[stacked_corex.BOUND] == pytest.approx(bound, abs=0.08)
 
 
-@pytest.mark.parametrize("name", ["mutual-toys", "anchors", "stacked-corex"])
+@pytest.mark.parametrize("name", ["mutual-toys", "anchor-vae", "stacked-corex"])
 def test_each_experiment_writes_its_results(name, tmp_path, monkeypatch):
     pytest.importorskip("scipy")
     if name != "mutual-toys":
         pytest.importorskip("sklearn")
-        monkeypatch.setattr(anchors if name == "anchors" else stacked_corex, "DATA", "digits")
+        monkeypatch.setattr(anchor_vae if name == "anchor-vae" else stacked_corex, "DATA", "digits")
     monkeypatch.setattr(mutual_toys, "TARGETS", {mutual_toys.STATES: (0.0, 1.0), mutual_toys.NORMAL: (1.0,)})
-    reproduce.reproduce(name, reproduce.find(name), Context(tmp_path, [0], epochs=1, limit=300, progress=False))
+    experiment = importlib.import_module(name.replace("-", "_")).EXPERIMENT
+    write_result(name, experiment, Context(tmp_path, [0], epochs=1, limit=300, progress=False))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["experiment"] == name
     assert all(

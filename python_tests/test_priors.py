@@ -1,14 +1,22 @@
-"""Densities of the marginals by brute force and by integration, and their samples against the densities."""
+"""Densities of the priors by brute force and by integration, and their samples against the densities."""
 
 import math
 
 import pytest
 import torch
+from model_cases import diagonal, kl_to_standard_normal
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from echo_ext.models.channels import GaussianChannel, GaussianOutput, IAFChannel
-from echo_ext.models.densities import kl_to_standard_normal
-from echo_ext.models.marginals import MAF, FactorizedAggregate, GaussianMixture, StandardNormal, VampPrior, random_rows
+from echo_ext.models import (
+    MAF,
+    AggregatePosterior,
+    GaussianChannel,
+    GaussianMixture,
+    IAFChannel,
+    StandardNormal,
+    VampPrior,
+)
+from echo_ext.models.priors import random_rows
 
 
 def trained_maf():
@@ -25,31 +33,31 @@ def mixture():
 
 def vamp():
     encoder = torch.nn.Linear(3, 4).double()
-    return VampPrior(lambda x: encoder(x).chunk(2, dim=1), (3,), 5)
+    return VampPrior(encoder, GaussianChannel(), (3,), 5)
 
 
 def aggregate():
-    made = FactorizedAggregate(2, 6)
-    made.fill(torch.randn(6, 2), 0.5 * torch.randn(6, 2))
+    made = AggregatePosterior(2, 6)
+    made.fill(diagonal(torch.randn(6, 2), 0.5 * torch.randn(6, 2)))
     return made
 
 
-MARGINALS = [lambda: StandardNormal(2), mixture, trained_maf, vamp, aggregate]
+PRIORS = [lambda: StandardNormal(2), mixture, trained_maf, vamp, aggregate]
 
 
-@pytest.mark.parametrize("make", MARGINALS)
+@pytest.mark.parametrize("make", PRIORS)
 @torch.no_grad()
 def test_density_integrates_to_one_and_agrees_with_samples(make):
-    marginal = make().double()
+    prior = make().double()
     axis = torch.linspace(-14, 14, 281, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
-    density = marginal.log_prob(grid).exp()
+    density = prior.log_prob(grid).exp()
     cell = float(axis[1] - axis[0]) ** 2
     assert density.sum().item() * cell == pytest.approx(1, abs=2e-3)
     # Means over samples against integrals, of log m(z) and of two other functions that reveal errors in sample().
-    draws = marginal.sample(20_000)
+    draws = prior.sample(20_000)
     for value_at_draws, value_on_grid in (
-        (marginal.log_prob(draws), marginal.log_prob(grid)),
+        (prior.log_prob(draws), prior.log_prob(grid)),
         (draws.square().sum(1), grid.square().sum(1)),
         (draws.prod(1), grid.prod(1)),
     ):
@@ -67,7 +75,7 @@ def test_mixture_density_is_torchs():
 
 def test_vamp_prior_by_brute_force():
     encoder = torch.nn.Linear(4, 6).double()
-    prior = VampPrior(lambda x: encoder(x).chunk(2, dim=1), (4,), 7).double()
+    prior = VampPrior(encoder, GaussianChannel(), (4,), 7).double()
     with torch.no_grad():
         prior.pseudo_inputs.normal_()  # some exceed the limits, so clamping matters
     z = torch.randn(5, 3, dtype=torch.float64)
@@ -81,12 +89,12 @@ def test_vamp_prior_by_brute_force():
 
 def test_vamp_prior_starts_from_training_rows():
     rows = torch.rand(40, 3)
-    prior = VampPrior(lambda x: (x, x), (3,), 30)
+    prior = VampPrior(torch.nn.Identity(), GaussianChannel(), (3,), 30)
     prior.prepare(rows)
     nearest = torch.cdist(prior.pseudo_inputs, rows).min(1)
     assert nearest.values.max() < 0.01 * 6
     assert 0.005 < (prior.pseudo_inputs - rows[nearest.indices]).std() < 0.015
-    VampPrior(lambda x: (x, x), (3,), 90).prepare(rows)  # more pseudo-inputs than rows
+    VampPrior(torch.nn.Identity(), GaussianChannel(), (3,), 90).prepare(rows)  # more pseudo-inputs than rows
 
 
 def test_random_rows_repeat_only_if_there_are_too_few():
@@ -98,15 +106,15 @@ def test_random_rows_repeat_only_if_there_are_too_few():
 
 def test_aggregate_has_independent_marginals():
     mean = torch.randn(2000, 1).expand(-1, 2)  # both dimensions are equal
-    made = FactorizedAggregate(2, 2000)
-    made.fill(mean, torch.full_like(mean, -3.0))
+    made = AggregatePosterior(2, 2000)
+    made.fill(diagonal(mean, torch.full_like(mean, -3.0)))
     draws = made.sample(20_000)
     variance = mean.var(0) + math.exp(-3)
     torch.testing.assert_close(draws.var(0), variance, rtol=0.05, atol=0)
     assert abs(torch.corrcoef(draws.T)[0, 1]) < 5 / math.sqrt(20_000)
     together = mean[:1000] + math.exp(-1.5) * torch.randn(1000, 2)
-    single = FactorizedAggregate(1, 2000)
-    single.fill(mean[:, :1], torch.full_like(mean[:, :1], -3.0))
+    single = AggregatePosterior(1, 2000)
+    single.fill(diagonal(mean[:, :1], torch.full_like(mean[:, :1], -3.0)))
     torch.testing.assert_close(
         made.log_prob(together), single.log_prob(together[:, :1]) + single.log_prob(together[:, 1:])
     )
@@ -114,33 +122,38 @@ def test_aggregate_has_independent_marginals():
 
 def test_aggregate_is_the_prior_until_filled():
     z = torch.randn(4, 3)
-    torch.testing.assert_close(FactorizedAggregate(3).log_prob(z), StandardNormal(3).log_prob(z))
+    torch.testing.assert_close(AggregatePosterior(3).log_prob(z), StandardNormal(3).log_prob(z))
 
 
 def test_kl_by_monte_carlo():
     mean, log_variance = torch.randn(1, 3, dtype=torch.float64), torch.randn(1, 3, dtype=torch.float64)
-    encoded = GaussianChannel()(mean.expand(50_000, -1), log_variance.expand(50_000, -1))
-    ratio = encoded.log_density - StandardNormal(3).log_prob(encoded.z)
+    q, prior = GaussianChannel()(mean.expand(50_000, -1), log_variance.expand(50_000, -1)), StandardNormal(3).double()
+    z = q.rsample()
+    ratio = prior.log_ratio(q, z)
     error = ratio.std() / math.sqrt(len(ratio))
-    assert abs(ratio.mean() - kl_to_standard_normal(mean, log_variance).sum()) < 5 * error
+    assert abs(ratio.mean() - prior.rate(q, z)[0].sum()) < 5 * error
 
 
 def test_kl_in_closed_form():
     mean, log_variance = torch.randn(50, 3), torch.randn(50, 3)
-    expected = torch.distributions.kl_divergence(Normal(mean, (0.5 * log_variance).exp()), Normal(0, 1))
+    q = GaussianChannel()(mean, log_variance)
+    expected = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    torch.testing.assert_close(StandardNormal(3).rate(q, q.rsample()), expected)
     torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), expected)
 
 
 def test_iaf_density_by_change_of_variables():
     channel = IAFChannel(3, 4, (16, 16)).double()
     mean, log_variance = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    encoded = channel(mean, log_variance)
-    base = channel.flow.inverse(encoded.z)  # the density is computed from z only
-    torch.testing.assert_close(encoded.log_density, GaussianOutput(base, mean, log_variance).log_density)
+    q = channel(mean, log_variance)
+    z = q.rsample()
+    base = channel.flow.inverse(z)  # the density is computed from z only
+    torch.testing.assert_close(q.log_prob(z), diagonal(mean, log_variance).log_prob(base))
+    torch.testing.assert_close(channel(mean, log_variance).log_prob(z), q.log_prob(z))  # not known from drawing it
 
 
 def test_bad_counts_raise():
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         GaussianMixture(2, 0)
     with pytest.raises(ValueError, match="pseudo_inputs must be at least 1, got -3"):
-        VampPrior(lambda x: (x, x), (3,), -3)
+        VampPrior(torch.nn.Identity(), GaussianChannel(), (3,), -3)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import figures
 import torch
+from experiment import Case, Context, Experiment, Result, Row, main, run_name, selected_settings
 from torch import Tensor
 
 from echo_ext import metrics
 from echo_ext.data import LabeledDataset
-from echo_ext.echo.channel import EchoChannel
-from echo_ext.models import Model
-from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, Row, run_name, selected_settings
+from echo_ext.models import Autoencoder, Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENT", "measure", "run"]
 
 PUBLISHED = {"binary-mnist": 7.3, "omniglot": 18.8, "fashion-mnist": 30.2}
 # About 5,000 steps on each data set.
@@ -72,16 +72,14 @@ def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, floa
 
 def _noise(model: Model) -> Tensor:
     """Samples of the noise, which has the same distribution as z: (SAMPLES, latent_dim)."""
-    channel = next(module for module in model.modules() if isinstance(module, EchoChannel))
-    return channel.sample(SAMPLES)
+    assert isinstance(model, Autoencoder)
+    return model.channel.sample(SAMPLES)
 
 
 @torch.no_grad()
 def _correlations(models: Mapping[str, Model]) -> Figure:
-    from echo_ext import plots
-
     torch.manual_seed(0)
-    return plots.correlations({data: _noise(model) for data, model in models.items()})
+    return figures.correlations({data: _noise(model) for data, model in models.items()})
 
 
 EXPERIMENT = Experiment(
@@ -89,3 +87,6 @@ EXPERIMENT = Experiment(
     source="Brekelmans, Moyer, Galstyan & Ver Steeg 2019, section 5",
     run=run,
 )
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+import figures
 import torch
+from experiment import Case, Context, Experiment, Result, main, run_name, selected_settings
 from torch import Tensor
 
 from echo_ext import mutual_information
 from echo_ext.data import LabeledDataset
 from echo_ext.data.mixtures import MIXTURES
-from echo_ext.models import Model
-from echo_ext.models.marginals import GaussianMixture
-from echo_ext.models.mim import MIM
-from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
+from echo_ext.models import MIM, Model, Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENT", "jensen_shannon", "measure", "run"]
 
 DATA = "gmm1d"
 # P(z) has two modes and P(x) three, so no simple function maps one to the other.
-ANCHOR, ANCHOR_STD = [[-1.0], [1.0]], 0.25
+REFERENCE_MEANS, REFERENCE_STD = [[-1.0], [1.0]], 0.25
 LOSSES = {"CE": "cross-entropy", "MIM": "mim"}
 COMPONENTS = 10
 HIDDEN = 10
@@ -52,10 +51,10 @@ def run(context: Context) -> Result:
                 model_settings={
                     "objective": objective,
                     "prior": "mixture",
-                    "marginal": "mixture",
+                    "data_marginal": "mixture",
                     "components": COMPONENTS,
-                    "anchor": ANCHOR,
-                    "anchor_std": ANCHOR_STD,
+                    "reference_means": REFERENCE_MEANS,
+                    "reference_std": REFERENCE_STD,
                     "hidden": [HIDDEN],
                     "activation": "swish",
                     "min_log_variance": MIN_LOG_VARIANCE,
@@ -87,20 +86,18 @@ def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, floa
     assert isinstance(model, MIM)
     x = parts["test"].values(slice(None))
     z = model.encode(x)
-    drawn_z = model.draw_anchor(len(x))
-    drawn_x, _ = model.draw_data(drawn_z)
-    pairs = [(x, z), (drawn_x, drawn_z)]
+    drawn_z = _reference(model).sample(len(x))
+    pairs = [(x, z), (model.observation(drawn_z).sample(), drawn_z)]
     learned = [torch.stack(_log_joints(model, *pair)) for pair in pairs]
     gap = torch.cat([joint.logsumexp(0) - math.log(2) - joint.mean(0) for joint in learned]).mean().item()
-    anchored = [torch.stack(_log_anchored(model, *pair)) for pair in pairs]
+    sampled = [torch.stack(_log_sampled(model, *pair)) for pair in pairs]
     joints = [torch.stack(_log_joints(model, *pair)) for pair in (encoded(model, len(x)), decoded(model, len(x)))]
-    assert isinstance(model.anchor, GaussianMixture)
     return {
         "L_MIM - CE, nats": gap,
         "JSD of the learned joints, nats": jensen_shannon(*joints),
-        "JSD of the sampled joints, nats": jensen_shannon(*anchored),
+        "JSD of the sampled joints, nats": jensen_shannon(*sampled),
         "KL(P(x) ‖ q(x)), nats": (MIXTURES[DATA].log_prob(x) - _marginal(model).log_prob(x)).mean().item(),
-        "KL(P(z) ‖ p(z)), nats": (model.anchor.log_prob(drawn_z) - model.log_prior(drawn_z)).mean().item(),
+        "KL(P(z) ‖ p(z)), nats": (_reference(model).log_prob(drawn_z) - model.prior.log_prob(drawn_z)).mean().item(),
         "I(x; z), nats": float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
     }
 
@@ -124,42 +121,46 @@ def encoded(model: MIM, n: int) -> tuple[Tensor, Tensor]:
 
 def decoded(model: MIM, n: int) -> tuple[Tensor, Tensor]:
     """``n`` samples (x, z) of p(z) p(x|z)."""
-    z = model.draw_prior(n)
-    return model.draw_data(z)[0], z
+    z = model.prior.sample(n)
+    return model.observation(z).sample(), z
 
 
 def _log_joints(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The log densities log q(x) q(z|x) and log p(z) p(x|z) at each pair: (N,) each."""
     return (
-        _marginal(model).log_prob(x) + model.infer(x).log_prob(z),
-        model.log_prior(z) + model.log_likelihood(x, z),
+        _marginal(model).log_prob(x) + model.posterior(x).log_prob(z),
+        model.prior.log_prob(z) + model.observation(z).log_prob(x),
     )
 
 
-def _log_anchored(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _log_sampled(model: MIM, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """The log densities log P(x) q(z|x) and log P(z) p(x|z) at each pair: (N,) each."""
-    assert isinstance(model.anchor, GaussianMixture)
     return (
-        MIXTURES[DATA].log_prob(x) + model.infer(x).log_prob(z),
-        model.anchor.log_prob(z) + model.log_likelihood(x, z),
+        MIXTURES[DATA].log_prob(x) + model.posterior(x).log_prob(z),
+        _reference(model).log_prob(z) + model.observation(z).log_prob(x),
     )
 
 
-def _marginal(model: MIM) -> GaussianMixture:
-    assert isinstance(model.marginal, GaussianMixture)
-    return model.marginal
+def _marginal(model: MIM) -> Prior:
+    """The learned q(x)."""
+    assert model.data_marginal is not None
+    return model.data_marginal
+
+
+def _reference(model: MIM) -> Prior:
+    """The fixed P(z)."""
+    assert model.reference_prior is not None
+    return model.reference_prior
 
 
 @torch.no_grad()
 def _joints(models: Mapping[str, MIM]) -> Figure:
-    from echo_ext import plots
-
     torch.manual_seed(0)
     drawn = {}
     for loss, model in models.items():
         drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, PLOTTED_SAMPLES), 1)
         drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, PLOTTED_SAMPLES), 1)
-    return plots.scatters(drawn, columns=2, axes_names=("x", "z"))
+    return figures.scatters(drawn, columns=2, axes_names=("x", "z"))
 
 
 EXPERIMENT = Experiment(
@@ -168,3 +169,6 @@ EXPERIMENT = Experiment(
     run=run,
     seeds=6,
 )
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))

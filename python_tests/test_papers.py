@@ -1,18 +1,30 @@
 """The experiments: the command, saved single runs, statistics over seeds, and what they measure."""
 
+import importlib
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from model_cases import log_normal
 
-from echo_ext import cli, reproduce
 from echo_ext.data.mixtures import MIXTURES
-from echo_ext.models import build
-from echo_ext.models.densities import log_normal
-from echo_ext.models.marginals import GaussianMixture
-from echo_ext.reproduce import Context, Experiment, Result, Row, consistency_1d, mim_mixture, noise_tc
-from echo_ext.reproduce.experiment import run_name, table
+from echo_ext.models import GaussianMixture, build
+
+pytest.importorskip("lightning")
+pytest.importorskip("matplotlib")
+PAPERS = Path(__file__).parents[1] / "examples" / "papers"
+sys.path.append(str(PAPERS))
+experiment, consistency_1d, mim_mixture, noise_tc = map(
+    importlib.import_module, ("experiment", "consistency_1d", "mim_mixture", "noise_tc")
+)
+Context, Experiment, Result, Row = experiment.Context, experiment.Experiment, experiment.Result, experiment.Row
+run_name, table, write_result = experiment.run_name, experiment.table, experiment.write_result
+
+NAMES = sorted(path.stem for path in PAPERS.glob("*.py") if path.stem not in ("experiment", "figures"))
 
 
 @pytest.fixture
@@ -37,46 +49,52 @@ def files(folder):
 
 
 def test_every_experiment_has_a_summary_and_a_source():
-    for name, summary in reproduce.experiments().items():
-        experiment = reproduce.find(name)
-        assert experiment.summary == summary
-        assert "\n" not in summary
-        assert any(character.isdigit() for character in experiment.source)  # the paper's year
-        assert experiment.seeds >= 3
+    assert len(NAMES) == 7
+    for name in NAMES:
+        found = importlib.import_module(name).EXPERIMENT
+        assert "\n" not in found.summary
+        assert any(character.isdigit() for character in found.source)  # the paper's year
+        assert found.seeds >= 3
 
 
-def test_unknown_name_suggests_similar_ones():
-    with pytest.raises(ValueError, match=r"no experiment 'mim-mixtures'; the most similar are mim-mixture"):
-        reproduce.find("mim-mixtures")
+def test_every_experiment_has_its_command_in_the_docs():
+    page = (PAPERS.parents[1] / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert all(f"python examples/papers/{name}.py" in page for name in NAMES)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["noise"], "there is no experiment 'noise'"),
-        (["mim-mixture", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["mim-mixture", "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["mim-mixture", "--limit", "-1"], "--limit must be at least 1, got -1"),
+        (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--limit", "-1"], "--limit must be at least 1, got -1"),
     ],
 )
-def test_bad_usage_is_one_line(arguments, words, capsys, tmp_path):
-    assert cli.main(["reproduce", *arguments, "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
+def test_bad_usage_is_named(arguments, words, capsys, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        experiment.main(mim_mixture.EXPERIMENT, [*arguments, "--out", str(tmp_path)])
+    assert capsys.readouterr().err.splitlines()[-1].endswith(words)
 
 
-def test_command_without_a_name_lists_the_experiments(capsys):
-    assert cli.main(["reproduce"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(reproduce.NAMES)
+def test_errors_are_one_line(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    assert experiment.main(mim_mixture.EXPERIMENT, ["--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"mim-mixture: error: {tmp_path / 'file'} must be a folder, but it is a file\n"
+
+
+def test_script_writes_its_result_and_prints_its_table(tmp_path):
+    script = [sys.executable, str(PAPERS / "consistency_1d.py"), "--out", str(tmp_path / "out")]
+    done = subprocess.run([*script, "--seeds", "1", "--epochs", "1", "--limit", "200"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["experiment"] == "consistency-1d"
+    assert (tmp_path / "out" / "table.md").read_text() in done.stdout
 
 
 # ---- Runs and results ------------------------------------------------------------------------------------------------
 
 
 def test_result_contains_every_value_and_its_mean(small, context):
-    returned = reproduce.reproduce("small", small, context)
+    returned = write_result("small", small, context)
     result = json.loads((context.out / "result.json").read_text())
     assert result["experiment"] == "small"
     assert result["seeds"] == [0, 1]
@@ -123,12 +141,12 @@ def test_interrupted_experiment_resumes(small, context, monkeypatch):
 
 def test_folder_refuses_another_experiment(small, context, tmp_path):
     nothing = Experiment("nothing", "none", lambda context: Result([], {}, {}))
-    reproduce.reproduce("nothing", nothing, context)
+    write_result("nothing", nothing, context)
     with pytest.raises(FileExistsError, match="contains the result of 'nothing', not of 'small'"):
-        reproduce.reproduce("small", small, context)
+        write_result("small", small, context)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="must be a folder, but it is a file"):
-        reproduce.reproduce("nothing", nothing, Context(tmp_path / "file"))
+        write_result("nothing", nothing, Context(tmp_path / "file"))
 
 
 def test_run_refuses_another_configuration(context):
@@ -187,31 +205,31 @@ def test_fixed_mixture_has_its_density_and_no_gradients():
     assert not any(parameter.requires_grad for parameter in fixed.parameters())
 
 
-def test_anchor_samples_come_from_its_components():
-    anchored = {"anchor": [[-3.0], [5.0]], "anchor_std": 0.01}
-    model = build("mim", (1,), latent_dim=1, hidden=[3], **anchored)
-    z = model.draw_anchor(2000)
+def test_reference_samples_come_from_its_components():
+    reference = {"reference_means": [[-3.0], [5.0]], "reference_std": 0.01}
+    model = build("mim", (1,), latent_dim=1, hidden=[3], **reference)
+    z = model.reference_prior.sample(2000)
     near = torch.stack([(z + 3).abs() < 0.1, (z - 5).abs() < 0.1]).double()
     assert near.sum(0).min() == 1
     assert near[0].mean().item() == pytest.approx(0.5, abs=0.08)
-    with pytest.raises(ValueError, match="anchor must be a sequence of means with 2 numbers"):
-        build("mim", (1,), latent_dim=2, **anchored)
-    with pytest.raises(ValueError, match="anchor_std must be a finite number above 0, got 0"):
-        build("mim", (1,), latent_dim=1, anchor=[[0.0]], anchor_std=0)
+    with pytest.raises(ValueError, match="reference_means must be a sequence of means with 2 numbers"):
+        build("mim", (1,), latent_dim=2, **reference)
+    with pytest.raises(ValueError, match="reference_std must be a finite number above 0, got 0"):
+        build("mim", (1,), latent_dim=1, reference_means=[[0.0]], reference_std=0)
 
 
 def test_consistent_joints_have_zero_divergence(context):
     """Both marginals are N(0, 1), and the conditionals are such that q(x) q(z|x) = p(z) p(x|z)."""
     model = build(
-        "mim", (1,), latent_dim=1, prior="mixture", marginal="mixture", components=1, hidden=[], anchor=[[0.0]],
-        anchor_std=1.0,
+        "mim", (1,), latent_dim=1, prior="mixture", data_marginal="mixture", components=1, hidden=[],
+        reference_means=[[0.0]], reference_std=1.0,
     )  # fmt: skip
     with torch.no_grad():
         for network in (model.encoder, model.decoder):
             linear = next(module for module in network.modules() if isinstance(module, torch.nn.Linear))
             linear.weight.copy_(torch.tensor([[0.8], [0.0]]))
             linear.bias.copy_(torch.tensor([0.0, math.log(1 - 0.8**2)]))
-        for mixture in (model.prior, model.marginal):
+        for mixture in (model.prior, model.data_marginal):
             mixture.means.zero_()
     parts = {"test": MIXTURES["gmm1d"].sample(2000, seed=0)}
     with torch.no_grad():
@@ -224,14 +242,14 @@ def test_consistent_joints_have_zero_divergence(context):
 
 
 def test_consistency_and_noise_experiments_write_their_files(context, monkeypatch, tmp_path):
-    reproduce.reproduce("consistency-1d", consistency_1d.EXPERIMENT, context)
+    write_result("consistency-1d", consistency_1d.EXPERIMENT, context)
     assert (context.out / "joints.png").is_file()
     monkeypatch.setattr(noise_tc, "PUBLISHED", {"digits": 1.5})
     monkeypatch.setattr(noise_tc, "EPOCHS", {"digits": 2})
     monkeypatch.setattr(noise_tc, "HIDDEN", (16,))
     monkeypatch.setattr(noise_tc, "SAMPLES", 2000)
     out = Context(tmp_path / "noise", (0,), epochs=1, limit=200, progress=False)
-    (row,) = reproduce.reproduce("noise-tc", noise_tc.EXPERIMENT, out).rows
+    (row,) = write_result("noise-tc", noise_tc.EXPERIMENT, out).rows
     assert row.labels == {"data": "digits", "published TC": 1.5}
     assert row.mean(noise_tc.CORRELATION) > 0
     assert row.mean("-ELBO") == pytest.approx(row.mean("rate") + row.mean("distortion"))

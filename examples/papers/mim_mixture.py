@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import figures
 import torch
+from experiment import Case, Context, Experiment, Result, Row, main, run_name, selected_settings
 
 from echo_ext import data, metrics, mutual_information
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, Row, run_name, selected_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENT", "compare", "measure"]
 
 DATA = "gmm2d"
 WIDTHS = (5, 20, 500)
@@ -63,11 +64,11 @@ def compare(context: Context, models: Sequence[str]) -> Result:
     }
     names = [run_name(labels, context.seeds[0]) for labels, _ in cases]
     titles = [f"{labels['model']}, {labels['hidden units']} hidden units" for labels, _ in cases]
-    figures = {
+    drawn = {
         "measures.png": _measures(rows, models),
         "codes.png": _codes([context.model(name) for name in names], titles, columns=len(models)),
     }
-    return Result(rows, figures, settings)
+    return Result(rows, drawn, settings)
 
 
 def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
@@ -88,23 +89,19 @@ def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, floa
 
 
 def _measures(rows: Sequence[Row], models: Sequence[str]) -> Figure:
-    from echo_ext import plots
-
     def trend(quantity: str, model: str) -> list[tuple[float, float]]:
         return [(row.mean(quantity), row.error(quantity)) for row in rows if row.labels["model"] == model]
 
     measured = {quantity: {model: trend(quantity, model) for model in models} for quantity in rows[0].values}
-    return plots.trends(measured, ticks=WIDTHS, xlabel="hidden units")
+    return figures.trends(measured, ticks=WIDTHS, xlabel="hidden units")
 
 
 @torch.no_grad()
 def _codes(models: Sequence[Model], titles: Sequence[str], *, columns: int) -> Figure:
-    from echo_ext import plots
-
     torch.manual_seed(0)
     x, labels = data.load(DATA)["test"][:PLOTTED_ROWS]
     codes = {title: model.cpu().encode(x) for title, model in zip(titles, models, strict=True)}
-    return plots.scatters(codes, labels=labels, columns=columns)
+    return figures.scatters(codes, labels=labels, columns=columns)
 
 
 EXPERIMENT = Experiment(
@@ -112,3 +109,6 @@ EXPERIMENT = Experiment(
     source="Livne, Swersky & Fleet 2019, section 4 (2-D mixture)",
     run=lambda context: compare(context, ("VAE", "A-MIM", "MIM")),
 )
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))

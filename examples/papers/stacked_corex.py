@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from experiment import Case, Context, Experiment, Result, main, run_name, selected_settings
 from torch import Tensor
 
-from echo_ext import entropy
+from echo_ext import entropy, plots
 from echo_ext.data import LabeledDataset
-from echo_ext.models import Model
-from echo_ext.models.stacked_corex import StackedCorEx
-from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, run_name, selected_settings
+from echo_ext.models import Model, StackedCorEx
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["EXPERIMENT", "bound_terms", "matched_accuracy", "measure", "run"]
 
 DATA = "mnist"
 EPOCHS = 9
@@ -73,12 +72,12 @@ def bound_terms(model: StackedCorEx, x: Tensor) -> dict[str, float]:
     upper layer is the reduction of the lower rate by y, minus the rate of y (Gao et al. 2019). The entropies h(z_j) are
     k-NN estimates.
     """
-    encoded = model.posterior(x)
-    terms = model.loss(x)
+    q = model.posterior(x)
+    z, terms = q.rsample(), model.loss(x)
     mean = x.flatten(1).double().mean(0)
     pixels = -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum().item()
-    latents = torch.as_tensor(entropy(encoded.z.double().T.unsqueeze(-1), k=NEIGHBORS)).sum().item()
-    information = encoded.log_density.double().mean().item() + latents
+    latents = torch.as_tensor(entropy(z.double().T.unsqueeze(-1), k=NEIGHBORS)).sum().item()
+    information = q.log_prob(z).double().mean().item() + latents
     lower = pixels - terms["distortion"].item() - information
     upper = information - terms["rate_bound"].item()
     return {LOWER: lower, UPPER: upper, BOUND: lower + upper}
@@ -107,11 +106,9 @@ def _counts(found: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def _states(model: Model, x: Tensor) -> Figure:
     """The first test images of each state."""
-    from echo_ext import plots
-
     assert isinstance(model, StackedCorEx)
     found = model.cluster(x)
-    by_state = {f"y = {state}": x[found == state][:IMAGES] for state in range(model.states)}
+    by_state = {f"y = {state}": x[found == state][:IMAGES] for state in range(model.prior.states)}
     return plots.rows({name: images for name, images in by_state.items() if len(images)})
 
 
@@ -120,3 +117,6 @@ EXPERIMENT = Experiment(
     source="Gao, Brekelmans, Ver Steeg & Galstyan 2019 (stacking)",
     run=run,
 )
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import figures
 import torch
+from experiment import Case, Context, Experiment, Result, Row, main, run_name, selected_settings
 from torch import Tensor
+from torch.distributions import Normal
 
 from echo_ext.data import LabeledDataset
-from echo_ext.models import Model
-from echo_ext.models.densities import log_mean_exp, log_normal
-from echo_ext.models.likelihoods import Categorical, Gaussian
-from echo_ext.models.mutual_autoencoder import MutualAutoencoder
-from echo_ext.reproduce.experiment import Case, Context, Experiment, Result, Row, run_name, selected_settings
+from echo_ext.models import CategoricalLikelihood, Model, MutualAutoencoder
 
 if TYPE_CHECKING:
+    from figures import Line
     from matplotlib.figure import Figure
 
-    from echo_ext.plots import Line
-
-__all__ = ["EXPERIMENT", "gaussian_ceiling", "measure", "run"]
 
 STATES = "ten-states"
 NORMAL = "normal"
@@ -31,6 +29,7 @@ HIDDEN = 100
 # Quadrature uses the midpoints of this many equally likely intervals of p(z), and as many x from -LIMIT to LIMIT.
 PLACES = 2000
 LIMIT = 6.0
+STANDARD_NORMAL = Normal(torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64))
 SAMPLES = 50_000
 
 TOY, TARGET = "data", "M, nats"
@@ -63,13 +62,13 @@ def run(context: Context) -> Result:
         }
         for toy in TARGETS
     }
-    figures = {
+    drawn = {
         "information.png": _information(rows),
         "states.png": _states(trained[STATES]),
         "normal.png": _normal(trained[NORMAL]),
         "density.png": _density(trained[NORMAL]),
     }
-    return Result(rows, figures, settings)
+    return Result(rows, drawn, settings)
 
 
 def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, float]:
@@ -78,7 +77,7 @@ def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, floa
     x = parts["test"].values(slice(None))
     terms = model.loss(x)
     z = quantiles(PLACES).to(x)[:, None]
-    measure_toy = _measure_states if isinstance(model.likelihood, Categorical) else _measure_density
+    measure_toy = _measure_states if isinstance(model.likelihood, CategoricalLikelihood) else _measure_density
     information, divergence = measure_toy(model, z)
     return {
         EXACT: information,
@@ -133,100 +132,89 @@ def _measure_density(model: MutualAutoencoder, z: Tensor) -> tuple[float, float]
 
     The information is h(x) - h(x|z), where the entropy of the Gaussian p(x|z) needs no quadrature.
     """
-    mean, log_variance = _moments(model, z)
-    x = _grid()
-    log_marginal = _log_density(mean, log_variance, x)
+    p, x = _observation(model, z), _grid()
+    log_marginal = _log_density(p, x)
     step = (x[1] - x[0]).item()
     entropy = -(log_marginal.exp() * log_marginal).sum().item() * step
-    given = 0.5 * (math.log(2 * math.pi * math.e) + log_variance).mean().item()
-    normal = log_normal(x)
+    given = p.entropy().mean().item()
+    normal = STANDARD_NORMAL.log_prob(x)
     return entropy - given, ((normal.exp() * (normal - log_marginal)).sum() * step).item()
 
 
-def _moments(model: MutualAutoencoder, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and log variance of p(x|z): float64, (places,) each."""
-    assert isinstance(model.likelihood, Gaussian)
-    mean, log_variance = model.likelihood.moments(model.decoder(z.float()))
-    return mean[:, 0].double(), log_variance[:, 0].double()
+def _observation(model: Model, z: Tensor) -> Normal:
+    """The distribution p(x|z) of each z (places, 1): float64, with the batch (places,)."""
+    assert isinstance(model, MutualAutoencoder)
+    p = model.observation(z.float())
+    return Normal(p.mean[:, 0].double(), p.stddev[:, 0].double())
 
 
 def _grid() -> Tensor:
     return torch.linspace(-LIMIT, LIMIT, PLACES, dtype=torch.float64)
 
 
-def _log_density(mean: Tensor, log_variance: Tensor, x: Tensor) -> Tensor:
+def _log_density(p: Normal, x: Tensor) -> Tensor:
     """``log p(x)`` at each x, for equally likely Gaussian components: (len(x),)."""
-    return log_mean_exp(log_normal(x, mean[:, None], log_variance[:, None]), dim=0)
+    return log_mean_exp(p.log_prob(x[:, None]).T, dim=0)
+
+
+def log_mean_exp(x: Tensor, dim: int) -> Tensor:
+    """``log(mean(exp(x)))`` over one dimension, without overflow."""
+    return torch.logsumexp(x, dim) - math.log(x.shape[dim])
 
 
 # ---- Figures ---------------------------------------------------------------------------------------------------------
 
 
 def _information(rows: Sequence[Row]) -> Figure:
-    from echo_ext import plots
-
     def line(toy: str, quantity: str) -> Line:
         selected = [row for row in rows if row.labels[TOY] == toy]
         mean, error = (torch.tensor([getattr(row, name)(quantity) for row in selected]) for name in ("mean", "error"))
-        return plots.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
+        return figures.Line(torch.tensor(TARGETS[toy]), mean, error.nan_to_num(), marked=True)
 
     ends = torch.tensor([0.0, math.log(10)])
     panels = {
         toy: {
             "I_p(x; z) of the model": line(toy, EXACT),
             "I_hat, which training keeps close to M": line(toy, BOUND),
-            "M": plots.Line(ends, ends, reference=True),
+            "M": figures.Line(ends, ends, reference=True),
         }
         for toy in TARGETS
     }
-    return plots.lines(panels, xlabel="M (nats)", ylabel="information (nats)")
+    return figures.lines(panels, xlabel="M (nats)", ylabel="information (nats)")
 
 
 @torch.no_grad()
 def _states(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import plots
-
     z = torch.linspace(-3, 3, 601)
     panels = {
-        title: {f"x = {state}": plots.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
+        title: {f"x = {state}": figures.Line(z, given) for state, given in enumerate(model.decode(z[:, None]).T)}
         for title, model in trained.items()
     }
-    return plots.lines(panels, xlabel="z", ylabel="p(x | z)")
+    return figures.lines(panels, xlabel="z", ylabel="p(x | z)")
 
 
 @torch.no_grad()
 def _normal(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import plots
-
     z = torch.linspace(-3, 3, 301)
+    observations = {title: _observation(model, z[:, None]) for title, model in trained.items()}
     panels = {
-        title: {"mean of p(x|z) plus and minus one standard deviation": plots.Line(z, mean, std)}
-        for title, (mean, std) in _curves(trained, z)
+        title: {"mean of p(x|z) plus and minus one standard deviation": figures.Line(z, p.mean, p.stddev)}
+        for title, p in observations.items()
     }
-    return plots.lines(panels, xlabel="z", ylabel="x")
-
-
-def _curves(trained: Mapping[str, Model], z: Tensor) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    for title, model in trained.items():
-        assert isinstance(model, MutualAutoencoder)
-        mean, log_variance = _moments(model, z[:, None])
-        yield title, (mean, (0.5 * log_variance).exp())
+    return figures.lines(panels, xlabel="z", ylabel="x")
 
 
 @torch.no_grad()
 def _density(trained: Mapping[str, Model]) -> Figure:
-    from echo_ext import plots
-
-    x = torch.linspace(-4, 4, 401, dtype=torch.float64)
-    z = quantiles(PLACES)
+    x, z = torch.linspace(-4, 4, 401, dtype=torch.float64), quantiles(PLACES)[:, None]
     panels = {
         title: {
-            "p(x)": plots.Line(x, _log_density(mean, 2 * std.log(), x).exp()),
-            "N(0, 1)": plots.Line(x, log_normal(x).exp(), reference=True),
+            "p(x)": figures.Line(x, _log_density(_observation(model, z), x).exp()),
+            "N(0, 1)": figures.Line(x, STANDARD_NORMAL.log_prob(x).exp(), reference=True),
         }
-        for title, (mean, std) in _curves(trained, z)
+        for title, model in trained.items()
     }
-    return plots.lines(panels, xlabel="x", ylabel="density")
+    return figures.lines(panels, xlabel="x", ylabel="density")
 
 
 EXPERIMENT = Experiment(
@@ -234,3 +222,6 @@ EXPERIMENT = Experiment(
     source="Phuong, Welling, Kushman, Tomioka & Nowozin 2018, the toy experiments",
     run=run,
 )
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT))

@@ -1,30 +1,29 @@
-"""The common parts of the experiments: saved single runs, statistics over seeds, and the files of a result."""
+"""What the experiments share: the command line, saved single runs, statistics over seeds, and the files of a result."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
+import json
 import math
-import os
+import platform
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from tqdm.auto import tqdm
 
+import echo_ext
 from echo_ext import training
-from echo_ext._checks import brief
-from echo_ext._versions import versions
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
-from echo_ext.training.parsing import read_json
-from echo_ext.training.schedules import Stream, derive_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["Case", "Context", "Experiment", "Measure", "Result", "Row", "reproduce", "run_name", "selected_settings"]
 
 RESULT = "result.json"
 TABLE = "table.md"
@@ -55,11 +54,6 @@ class Experiment:
     seeds: int = 3
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean over seeds and its standard error, which is NaN for a single seed."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
     """The values of each quantity for one case, one for each seed; ``labels`` identify the case."""
@@ -69,11 +63,12 @@ class Row:
 
     def mean(self, quantity: str) -> float:
         """The mean of a quantity over the seeds."""
-        return mean_and_error(self.values[quantity])[0]
+        return statistics.fmean(self.values[quantity])
 
     def error(self, quantity: str) -> float:
         """The standard error of the mean, which is NaN for a single seed."""
-        return mean_and_error(self.values[quantity])[1]
+        values = self.values[quantity]
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +98,7 @@ class Context:
     seeds: Sequence[int] = (0, 1, 2)
     epochs: int | None = None
     limit: int | None = None
-    data_dir: str | os.PathLike[str] | None = None
+    data_dir: str | None = None
     device: torch.device | str = "cpu"
     progress: bool = True
 
@@ -132,12 +127,15 @@ class Context:
         if not file.is_file():
             parts = {part: rows.to(self.device) for part, rows in configuration.load_data(self.data_dir).items()}
             model = training.load(directory.path).model.to(self.device)
-            torch.manual_seed(derive_seed(configuration.seed, Stream.MEASURE))
+            torch.manual_seed(configuration.seed)
             with torch.no_grad():
                 measured = dict(measure(model, parts))
             with directory.owned(timeout=LOCK_TIMEOUT):
                 directory.write_json(MEASURES, measured)
-        return _read_measures(file)
+        measures = _read(file)
+        if not all(isinstance(value, (int, float)) for value in measures.values()):
+            raise ValueError(f"{file} is damaged: it must map names to numbers; remove it to evaluate the run again")
+        return measures
 
     def model(self, name: str) -> Model:
         """Load the trained model of a run, in eval mode."""
@@ -147,7 +145,9 @@ class Context:
         """Measure every case, given by its labels and its configuration, for every seed."""
         measured: list[list[dict[str, float]]] = [[] for _ in cases]
         # All cases of one seed come first, so that an interrupted experiment has a complete table of fewer seeds.
-        for seed, case in self.bar(list(itertools.product(self.seeds, range(len(cases))))):
+        runs = list(itertools.product(self.seeds, range(len(cases))))
+        # disable=None disables the bar if stderr is not a terminal.
+        for seed, case in tqdm(runs, desc="runs", unit="run", disable=None if self.progress else True):
             labels, configuration = cases[case]
             configuration = dataclasses.replace(configuration, seed=seed)
             measured[case].append(self.measure(run_name(labels, seed), configuration, measure))
@@ -155,13 +155,6 @@ class Context:
             Row(labels, {quantity: [each[quantity] for each in values] for quantity in values[0]})
             for (labels, _), values in zip(cases, measured, strict=True)
         ]
-
-    def bar(self, work: Sequence[Any]) -> Iterator[Any]:
-        """Iterate over the single runs with a progress bar."""
-        from tqdm.auto import tqdm
-
-        # disable=None disables the bar if stderr is not a terminal.
-        return iter(tqdm(work, desc="runs", unit="run", disable=None if self.progress else True))
 
 
 def run_name(labels: Labels, seed: int) -> str:
@@ -175,7 +168,7 @@ def selected_settings(configuration: training.Configuration, *names: str) -> dic
     return {name: getattr(configuration, name) for name in names}
 
 
-def reproduce(name: str, experiment: Experiment, context: Context) -> Result:
+def write_result(name: str, experiment: Experiment, context: Context) -> Result:
     """Run an experiment and write ``result.json``, ``table.md`` and its figures into ``context.out``.
 
     Raises:
@@ -185,54 +178,65 @@ def reproduce(name: str, experiment: Experiment, context: Context) -> Result:
     if context.out.exists() and not context.out.is_dir():
         raise NotADirectoryError(f"{context.out} must be a folder, but it is a file")
     directory = training.RunDirectory(context.out)
-    if directory.has_result and (other := _experiment_of(context.out / RESULT)) != name:
-        raise FileExistsError(
-            f"{context.out} contains the result of {brief(other)}, not of {name!r}; choose another folder"
-        )
+    if directory.has_result and (other := _read(context.out / RESULT).get("experiment")) != name:
+        raise FileExistsError(f"{context.out} contains the result of {other!r}, not of {name!r}; choose another folder")
     result = experiment.run(context)
+    versions = {"echo-ext": echo_ext.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    content = {
+        "experiment": name,
+        "source": experiment.source,
+        "settings": dict(result.settings),
+        "seeds": list(context.seeds),
+        "rows": [_as_mapping(row) for row in result.rows],
+        "versions": versions,
+    }
     with directory.owned(timeout=LOCK_TIMEOUT):
-        _write(directory, name, experiment, context, result)
+        directory.write_figures(result.figures)
+        directory.write(TABLE, table(result.rows).encode())
+        directory.write_json(RESULT, content)
     return result
 
 
-def _write(
-    directory: training.RunDirectory, name: str, experiment: Experiment, context: Context, result: Result
-) -> None:
-    for file, figure in result.figures.items():
-        with directory.replacement(file) as part:
-            figure.savefig(part)
-    directory.write(TABLE, table(result.rows).encode())
-    directory.write_json(
-        RESULT,
-        {
-            "experiment": name,
-            "source": experiment.source,
-            "settings": dict(result.settings),
-            "seeds": list(context.seeds),
-            "rows": [_as_mapping(row) for row in result.rows],
-            "versions": versions(),
-        },
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
+    """Run an experiment as a script, whose file name is the name of the experiment; return the exit code."""
+    name = Path(sys.modules[experiment.run.__module__].__file__ or "").stem.replace("_", "-")
+    parser = argparse.ArgumentParser(description=f"{experiment.summary} ({experiment.source})")
+    parser.add_argument(
+        "--out", type=Path, default=Path("papers", name), help="folder for the results (default: papers/NAME)"
     )
-
-
-def _experiment_of(file: Path) -> object:
-    """The name of the experiment in a ``result.json``, or None if there is none."""
+    parser.add_argument(
+        "--seeds", type=int, default=experiment.seeds, help="number of runs of each case (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, help="number of training epochs (default: that of the experiment)")
+    parser.add_argument("--limit", type=int, help="use only the first LIMIT training rows")
+    parser.add_argument("--data-dir", help="folder with the files of the data sets (default: ECHO_EXT_DATA)")
+    parser.add_argument("--device", default="cpu", help="device such as cpu or cuda (default: cpu)")
+    given = parser.parse_args(arguments)
+    for flag in ("seeds", "epochs", "limit"):
+        if (value := getattr(given, flag)) is not None and value < 1:
+            parser.error(f"--{flag} must be at least 1, got {value}")
+    context = Context(given.out, range(given.seeds), given.epochs, given.limit, given.data_dir, given.device)
     try:
-        content = read_json(file)
-    except ValueError as wrong:
-        raise ValueError(f"{file} is damaged: {wrong}") from wrong
-    return content.get("experiment") if isinstance(content, dict) else None
+        write_result(name, experiment, context)
+    except (OSError, ValueError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    print(f"{experiment.summary}\n{experiment.source}\n\n{(given.out / TABLE).read_text(encoding='utf-8')}")
+    print(f"mean ± standard error over {given.seeds} seeds; written to {given.out}")
+    return 0
 
 
-def _read_measures(file: Path) -> dict[str, float]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        content = read_json(file)
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as wrong:
-        raise ValueError(f"{file} is damaged: {wrong}; remove it to evaluate the run again") from wrong
-    numbers = isinstance(content, dict) and all(isinstance(value, (int, float)) for value in content.values())
-    if not numbers:
-        raise ValueError(f"{file} is damaged: it must map names to numbers; remove it to evaluate the run again")
-    return cast(dict[str, float], content)
+        raise ValueError(f"{file} is damaged: {wrong}; remove it to continue") from wrong
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it must contain a mapping; remove it to continue")
+    return content
 
 
 def table(rows: Sequence[Row]) -> str:
