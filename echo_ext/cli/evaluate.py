@@ -31,22 +31,12 @@ LABELS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="run directory that train has written")
-    parser.add_argument(
-        "--draws", type=int, default=4, metavar="N", help="number of noise samples for each row (default: 4)"
-    )
-    parser.add_argument(
-        "--importance-draws",
-        type=int,
-        metavar="N",
-        help="number of samples of z for the importance-sampled -log p(x) of each row (default: do not compute it)",
-    )
-    parser.add_argument(
-        "--importance-rows",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="maximum number of rows for the importance-sampled -log p(x) (default: 1000)",
-    )
+    for flag, default, help in (
+        ("--draws", 4, "number of noise samples for each row (default: 4)"),
+        ("--importance-draws", None, "number of samples of z for an importance-sampled -log p(x) (default: none)"),
+        ("--importance-rows", 1000, "maximum number of rows for the importance-sampled -log p(x) (default: 1000)"),
+    ):
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=help)
     parser.add_argument("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
     parser.add_argument(
         "--information-method",

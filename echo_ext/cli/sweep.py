@@ -63,23 +63,15 @@ def run(arguments: argparse.Namespace) -> None:
     ]
     try:
         done = training.sweep(
-            configurations,
-            arguments.out,
-            jobs=arguments.jobs,
-            time_limit=time_limit,
-            on_run=_report,
-            **options(arguments),
+            *(configurations, arguments.out),
+            **{"jobs": arguments.jobs, "time_limit": time_limit, "on_run": _report, **options(arguments)},
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to continue") from None
     if len(done.table):
         print()
-        print_table(
-            [
-                ("recipe", "beta", "seeds", "", "rate", "distortion", "-ELBO"),
-                *map(_cells, done.table.to_dict("records")),
-            ]
-        )
+        header = ("recipe", "beta", "seeds", "", "rate", "distortion", "-ELBO")
+        print_table([header, *map(_cells, done.table.to_dict("records"))])
         print(f"written to {arguments.out}")
     if done.unfinished:
         print(

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +32,17 @@ _END_BYTES = 22
 _CHUNK = 2**20
 _MAX_DEPTH = _MAX_DIMENSIONS = 8
 
-_KINDS: dict[str, type] = {
-    **{"epoch": int, "finished": bool, "data_shape": list, "state_dict": dict, "precision": dict},
-    "history": list,
+# What training, evaluation and loading need of a checkpoint: a type, [the schema of each entry], or {name: schema},
+# where the name ``str`` stands for all names.
+_NUMBER = (int, float)
+_ROW = dict.fromkeys((str, "epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss"), _NUMBER)
+_SCHEMA: dict[Any, Any] = {
+    **{"epoch": int, "finished": bool, "data_shape": [int], "state_dict": {str: Tensor}, "precision": dict},
+    "history": [_ROW],
 }
-# The columns of the history that training and evaluation need.
-_COLUMNS = ("epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss")
-T = TypeVar("T")
+_OPTIMIZER = {"optimizer": {"state": dict}}
+_COSTS = {"names": [str], "values": Tensor}
+_UNFINISHED = {"unfinished_epoch": {"costs": _COSTS, "seconds": float, "cpu_random_state": Tensor}}
 
 
 def model_identity(configuration: Configuration) -> dict[str, Any]:
@@ -150,50 +154,40 @@ def _refuse_compression(file: BinaryIO) -> None:
             raise ValueError("its members overlap")
 
 
-def _check_structure(content: Mapping[Any, Any]) -> None:
+def _check_structure(content: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
-    for name, kind in _KINDS.items():
-        _entry(content, name, kind)
-    for name, value in content["state_dict"].items():
-        _of_kind("a name in state_dict", name, str)
-        _of_kind("a value in state_dict", value, Tensor)
+    _check("it", content, _SCHEMA)
     if len(content["history"]) != content["epoch"]:
         raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")
-    for row in content["history"]:
-        for name, value in _of_kind("a row of history", row, dict).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"history's {_checks.brief(name)} must be a number, got type {type(value).__name__}")
-            _of_kind("a column of history", name, str)
-        for name in _COLUMNS:
-            _entry(row, name, object)
-    shape = content["data_shape"]
-    if len(shape) > _MAX_DIMENSIONS or not all(isinstance(size, int) for size in shape):
-        raise ValueError(f"data_shape must be a few integers, got {_checks.brief(shape)}")
+    if len(content["data_shape"]) > _MAX_DIMENSIONS:
+        raise ValueError(f"data_shape must be a few integers, got {_checks.brief(content['data_shape'])}")
     if not content["finished"]:  # a finished run may be archived without the state of the optimizer
-        _entry(_entry(content, "optimizer", dict), "state", dict)
+        _check("it", content, _OPTIMIZER)
     if content.get("unfinished_epoch") is not None:
-        unfinished = _entry(content, "unfinished_epoch", dict)
-        costs = _entry(unfinished, "costs", dict)
-        names, values = _entry(costs, "names", list), _entry(costs, "values", Tensor)
-        if values.ndim != 2 or values.shape[1] != len(names):
+        _check("it", content, _UNFINISHED)
+        costs = content["unfinished_epoch"]["costs"]
+        if costs["values"].ndim != 2 or costs["values"].shape[1] != len(costs["names"]):
             raise ValueError("the costs of unfinished_epoch must have a column for each name")
-        for name in names:
-            _of_kind("a name of the costs", name, str)
-        _entry(unfinished, "seconds", float)
-        _entry(unfinished, "cpu_random_state", Tensor)
 
 
-def _entry(content: Mapping[Any, Any], name: str, kind: type[T]) -> T:
-    """The value of this name, which must be there and of this type."""
-    if name not in content:
-        raise ValueError(f"{name!r} is missing")
-    return _of_kind(name, content[name], kind)
-
-
-def _of_kind(name: str, value: object, kind: type[T]) -> T:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} must be of type {kind.__name__}, got type {type(value).__name__}")
-    return value
+def _check(name: str, value: Any, schema: Any) -> None:
+    """Raise a ValueError that names the first part of the value which is not as the schema says."""
+    kind: Any = schema if isinstance(schema, (type, tuple)) else type(schema)
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{name} must be of type {wanted}, got type {type(value).__name__}")
+    if isinstance(schema, list):
+        for each in value:
+            _check(f"an entry of {name}", each, schema[0])
+    for key in schema if isinstance(schema, dict) else ():
+        if key is str:
+            for other, each in value.items():
+                _check(f"a name in {name}", other, str)
+                _check(f"{_checks.brief(other)} in {name}", each, schema[str])
+        elif key not in value:
+            raise ValueError(f"{key!r} is missing in {name}")
+        else:
+            _check(key, value[key], schema[key])
 
 
 def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:
