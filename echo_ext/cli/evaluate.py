@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
-from echo_ext.cli.printing import print_table, with_error
+from echo_ext.cli.printing import print_table
 from echo_ext.cli.train import PACKAGES
 from echo_ext.metrics.information import METHODS
 from echo_ext.metrics.likelihood import RATE_WORDS
@@ -62,8 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(f"{found['recipe']} on {found['data']} after {found['epochs']} epochs, nats per sample")
     names = [name for name in LABELS if found.get(name) is not None]
-    rows = [(LABELS[name], with_error(found[name], found.get(f"{name}_error", math.nan), 3)) for name in names]
-    print_table(rows)
+    errors = {name: f"+- {found[f'{name}_error']:.3f}" for name in names if found.get(f"{name}_error")}
+    print_table([(LABELS[name], f"{found[name]:.3f}", errors.get(name, "")) for name in names])
     if "latent_information" in found:
         values = sorted(found["latent_information"], reverse=True)
         print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))

@@ -16,6 +16,6 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
 
 
-def with_error(mean: float, error: float, decimals: int = 2) -> str:
+def with_error(mean: float, error: float) -> str:
     """A mean with its standard error, unless that is not known."""
-    return f"{mean:.{decimals}f}" + ("" if math.isnan(error) else f" +- {error:.{decimals}f}")
+    return f"{mean:.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}")

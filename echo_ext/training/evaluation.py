@@ -180,13 +180,9 @@ def evaluate(
         TypeError: Importance samples are requested for a model without a density q(z|x).
         ValueError: A file is damaged, a value is out of range, or the data do not have the shape that the model needs.
     """
-    for name, number in (
-        ("draws", draws),
-        ("importance_draws", importance_draws),
-        ("importance_rows", importance_rows),
-    ):
-        if number is not None:
-            _checks.whole(name, number, minimum=1)
+    _checks.whole("draws", draws, minimum=1)
+    _checks.whole("importance_draws", 1 if importance_draws is None else importance_draws, minimum=1)
+    _checks.whole("importance_rows", importance_rows, minimum=1)
     _checks.choice("information_method", information_method, METHODS)
     directory = RunDirectory(path, task="evaluation")
     run = load(path)

@@ -190,11 +190,8 @@ class Stepper:
                 return self._step(rows)
             costs, obstacle = self.recorder.rehearse(lambda: self._step(rows))
             if obstacle is not None:
-                _LOGGER.warning(
-                    "%s: steps are launched kernel by kernel, because a CUDA graph cannot contain them: %s",
-                    self.settings.recipe,
-                    obstacle,
-                )
+                message = "%s: steps are launched kernel by kernel, because a CUDA graph cannot contain them: %s"
+                _LOGGER.warning(message, self.settings.recipe, obstacle)
                 self.recorder = None
                 return costs
             self._rows = rows.clone()
