@@ -180,6 +180,16 @@ class NoLogProb(nn.Module):
         return torch.zeros(n, 6)
 
 
+class LogProbPerLatent(NoLogProb):
+    def log_prob(self, z):
+        return z
+
+
+class BrokenSample(LogProbPerLatent):
+    def sample(self, n):
+        raise RuntimeError("no samples today")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -218,6 +228,16 @@ class NoLogProb(nn.Module):
             {"prior": StandardNormal(5)},
             ValueError,
             r"prior must have samples of the shape of z, \(2, 6\) for 2 rows, got",
+        ),
+        (
+            {"prior": LogProbPerLatent()},
+            ValueError,
+            r"prior must have one log_prob per row, \(2,\), got shape \(2, 6\)",
+        ),
+        (
+            {"prior": BrokenSample()},
+            ValueError,
+            "prior must accept n = 2 in sample, got RuntimeError: no samples today",
         ),
         ({"likelihood": "bernoulli"}, TypeError, "likelihood must be callable, got 'bernoulli'"),
         ({"likelihood": lambda z: z}, TypeError, "likelihood must return a distribution, got Tensor"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,24 +95,11 @@ class Model(nn.Module, abc.ABC):
 
 
 class LatentModel(Model):
-    """A model made of parts, each of which may be any module with the methods described here.
-
-    Args:
-        encoder: Maps x (B, *data_shape) to the inputs of the channel: a tuple of tensors, or one tensor
-            (B, 2 * latent_dim), whose halves they are.
-        decoder: Maps z (B, latent_dim) to the parameters of the likelihood.
-        channel: Maps the output of the encoder to q(z|x), see :mod:`echo_ext.models.channels`.
-        prior: The distribution p(z), a module with ``log_prob(z)`` and ``sample(n)`` as in
-            :class:`~echo_ext.models.Prior`. None if the channel has a rate of its own.
-        likelihood: Maps the output of the decoder to the distribution p(x|z), see :mod:`echo_ext.models.likelihoods`.
+    """A model made of parts; :class:`~echo_ext.models.Autoencoder` describes them.
 
     Attributes:
         data_shape: Shape of one x; () as long as it is not known.
         latent_dim: Number of dimensions of z; 0 as long as the shape is not known.
-
-    Raises:
-        TypeError: A part is no module, or lacks a method.
-        ValueError: The prior does not match the channel.
     """
 
     prior: Prior | None
@@ -209,11 +197,14 @@ class LatentModel(Model):
             q = tried("channel", "the output of the encoder", lambda: self.channel(*inputs))
             if not (isinstance(q, Distribution) and q.has_rsample):
                 raise TypeError(f"channel must return a distribution with rsample, got {type(q).__name__}")
-            z, drawn = q.rsample(), self.prior.sample(2)
+            z = q.rsample()
+            drawn = tried("prior", "n = 2 in sample", functools.partial(self.prior.sample, 2))
             if z.ndim != 2 or drawn.shape != z.shape:
-                raise ValueError(
-                    f"prior must have samples of the shape of z, {tuple(z.shape)} for 2 rows, got {tuple(drawn.shape)}"
-                )
+                wanted = f"samples of the shape of z, {tuple(z.shape)} for 2 rows"
+                raise ValueError(f"prior must have {wanted}, got {tuple(drawn.shape)}")
+            log_density = tried("prior", "its samples in log_prob", functools.partial(self.prior.log_prob, drawn))
+            if log_density.shape != z.shape[:1]:
+                raise ValueError(f"prior must have one log_prob per row, (2,), got shape {tuple(log_density.shape)}")
         p = tried("decoder", f"z of shape {tuple(z.shape)}", lambda: self.observation(z))
         if not isinstance(p, Distribution):
             raise TypeError(f"likelihood must return a distribution, got {type(p).__name__}")
