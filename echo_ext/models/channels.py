@@ -41,7 +41,9 @@ class GaussianChannel(nn.Module):
 
     def forward(self, mean: Tensor, log_variance: Tensor) -> Distribution:
         """Return N(mean, exp(log_variance)), whose arguments are (B, d) each."""
-        std = (0.5 * log_variance.clamp(*self.limits)).exp()
+        if self.limits != (-math.inf, math.inf):
+            log_variance = log_variance.clamp(*self.limits)
+        std = (0.5 * log_variance).exp()
         return Independent(Normal(mean, std, validate_args=False), mean.ndim - 1, validate_args=False)
 
 
