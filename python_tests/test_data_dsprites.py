@@ -13,6 +13,7 @@ from echo_ext import data
 from echo_ext.data import dsprites, sprites
 
 SQUARE, ELLIPSE, HEART = range(3)
+RENDERED = "images of dSprites are rendered; 38 of 363 .* differ .*https://github.com/google-deepmind/dsprites-dataset"
 EVERY = list(itertools.product(range(3), range(6), range(40)))
 
 
@@ -157,17 +158,11 @@ def test_rows_have_their_pixels_factors_and_labels(numbered):
     assert torch.equal(chosen.whole().rows, numbered.rows)
 
 
-def test_factor_values_are_those_of_the_original(numbered):
-    values = numbered.select(torch.tensor([0, 737279, 32 * 32 * 40])).factor_values
-    expected = [[0, 0.5, 0, 0, 0], [2, 1, 2 * math.pi, 1, 1], [0, 0.6, 0, 0, 0]]
-    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
-
-
 def test_dependent_factors_agree_with_the_paper(numbered):
     subset = numbered.select(dsprites.dependent_rows())
     assert len(subset) / len(numbered) == pytest.approx(0.15, abs=0.005)
-    assert dsprites.total_correlation(subset.factors) == pytest.approx(1.49, abs=0.005)
-    assert dsprites.total_correlation(numbered.factors) == pytest.approx(0, abs=1e-9)
+    assert dsprites.factor_total_correlation(subset.factors) == pytest.approx(1.49, abs=0.005)
+    assert dsprites.factor_total_correlation(numbered.factors) == pytest.approx(0, abs=1e-9)
     # A pair of bins of two factors either occurs as the other exclusions allow, or not at all.
     bins = subset.factors * 4 // torch.tensor([4, 6, 40, 32, 32])
     missing = 0
@@ -179,14 +174,14 @@ def test_dependent_factors_agree_with_the_paper(numbered):
     assert missing > 0
 
 
-def test_total_correlation_is_a_divergence():
+def test_factor_total_correlation_is_a_divergence():
     table = torch.randint(2, (3, 4, 5)).bool()
     table[0, 0, 0] = True
     factors = table.nonzero()
     joint = table.double() / table.sum()
     product = torch.einsum("a,b,c->abc", joint.sum((1, 2)), joint.sum((0, 2)), joint.sum((0, 1)))
     divergence = (joint[table] * (joint / product)[table].log()).sum()
-    assert dsprites.total_correlation(factors) == pytest.approx(float(divergence), abs=1e-12)
+    assert dsprites.factor_total_correlation(factors) == pytest.approx(float(divergence), abs=1e-12)
 
 
 def test_no_exclusion_keeps_all_rows():
@@ -205,13 +200,15 @@ def test_images_are_rendered_once_and_cached(monkeypatch, cache):
         return np.full((32, 32, 512), len(drawn) % 256, np.uint8)
 
     monkeypatch.setattr(sprites, "render", render)
-    parts = data.load("dsprites")
+    with pytest.warns(UserWarning, match=RENDERED):
+        parts = data.load("dsprites")
     assert drawn == EVERY
     assert {part: len(rows) for part, rows in parts.items()} == {"train": 663552, "valid": 36864, "test": 36864}
     rows = torch.cat([part.rows for part in parts.values()])
     assert torch.equal(rows.sort().values, torch.arange(737280))
     assert [path.name for path in (cache / "dsprites").iterdir()] == [dsprites.REBUILT]
-    again = data.load("dsprites-dependent")
+    with pytest.warns(UserWarning, match=RENDERED):
+        again = data.load("dsprites-dependent")
     assert len(drawn) == len(EVERY)
     assert torch.equal(again["train"].bits, parts["train"].bits)
     assert set(again["valid"].rows.tolist()) <= set(dsprites.dependent_rows().tolist())
@@ -220,7 +217,8 @@ def test_images_are_rendered_once_and_cached(monkeypatch, cache):
 def test_unwritable_cache_warns(monkeypatch, tmp_path):
     monkeypatch.setattr(sprites, "render", lambda *_: np.zeros((32, 32, 512), np.uint8))
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="dSprites could not be saved and will be rendered again"):
+    saved = pytest.warns(UserWarning, match="dSprites could not be saved and will be rendered again")
+    with pytest.warns(UserWarning, match=RENDERED), saved:
         assert len(data.load("dsprites")["test"]) == 36864
 
 
@@ -239,7 +237,7 @@ def write_original(path, *, rows=737280, keep=None):
 
 @pytest.mark.slow
 def test_original_format_is_read(tmp_path):
-    write_original(tmp_path / dsprites.ORIGINAL)
+    write_original(tmp_path / dsprites.ORIGINAL.name)
     part = data.load("dsprites", tmp_path)["valid"]
     white = torch.cat([part[rows][0].sum((1, 2, 3)) for rows in torch.arange(len(part)).split(1024)])
     assert torch.equal(white.long(), part.rows % 97)
@@ -247,7 +245,7 @@ def test_original_format_is_read(tmp_path):
 
 @pytest.mark.parametrize("how", ["short", "other shape", "cut", "text"])
 def test_damaged_original_is_named(tmp_path, how):
-    path = tmp_path / dsprites.ORIGINAL
+    path = tmp_path / dsprites.ORIGINAL.name
     write_original(path, rows=4096 if how == "other shape" else 737280, keep=8192)
     if how == "cut":
         path.write_bytes(path.read_bytes()[:-30])
@@ -261,12 +259,29 @@ def test_damaged_original_is_named(tmp_path, how):
 @pytest.mark.parametrize("keep", [4096, 4097, 8191, 8193])
 def test_truncated_last_chunk_is_not_broadcast(tmp_path, monkeypatch, keep):
     monkeypatch.setattr(dsprites, "_ROWS", 8192)
-    write_original(tmp_path / dsprites.ORIGINAL, rows=8192, keep=keep)
+    write_original(tmp_path / dsprites.ORIGINAL.name, rows=8192, keep=keep)
     with pytest.raises(ValueError, match="is not a whole dSprites file"):
         data.load("dsprites", tmp_path)
 
 
 def test_rebuilt_file_of_another_shape_is_named(tmp_path):
     np.savez(tmp_path / dsprites.REBUILT, images_packed=np.zeros((3, 6, 40, 8, 512), np.uint8))
-    with pytest.raises(ValueError, match=r"'images_packed' must be numbers of shape 3 x 6 x 40 x 32 x 32 x 512"):
+    wrong = pytest.raises(ValueError, match=r"'images_packed' must be numbers of shape 3 x 6 x 40 x 32 x 32 x 512")
+    with pytest.warns(UserWarning, match=RENDERED), wrong:
         data.load("dsprites", tmp_path)
+
+
+def test_original_is_preferred_to_rendered_images(tmp_path, monkeypatch, cache):
+    (tmp_path / "dsprites").mkdir()
+    (tmp_path / "dsprites" / dsprites.REBUILT).write_bytes(b"rendered")
+    cache.joinpath("dsprites").mkdir(parents=True)
+    (cache / "dsprites" / dsprites.ORIGINAL.name).write_bytes(b"original")
+    read = []
+    monkeypatch.setattr(dsprites, "_read_original", lambda path: read.append(path) or np.zeros((737280, 512), np.uint8))
+    assert len(data.load("dsprites", tmp_path)["test"]) == 36864
+    assert read == [cache / "dsprites" / dsprites.ORIGINAL.name]
+
+
+def test_missing_folder_is_an_error_without_a_warning(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        data.load("dsprites", tmp_path / "nowhere")

@@ -20,7 +20,7 @@ from data_cases import IDX, REAL, away_from_all_data, needs_real_files, write_id
 from data_cases import idx as idx_bytes
 
 from echo_ext import data
-from echo_ext.data import binary_mnist, idx, omniglot
+from echo_ext.data import binary_mnist, dsprites, idx, omniglot
 from echo_ext.data._files import RemoteFile
 
 PARTS = {"train": 6, "valid": 3, "test": 2}
@@ -303,8 +303,8 @@ def server(tmp_path, monkeypatch):
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         address = f"http://127.0.0.1:{running.server_port}/"
-        digests = [hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest() for name in IDX]
-        monkeypatch.setitem(idx.FILES, "mnist", idx._remote_files(address, *digests))
+        digests = [(hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest(), "") for name in IDX]
+        monkeypatch.setitem(idx.FILES, "mnist", idx._idx_files(address, *digests))
         yield running
         running.shutdown()
         thread.join()
@@ -319,6 +319,17 @@ def test_missing_files_are_downloaded_once(tmp_path, server, cache):
     assert server.asked == [f"/{name}.gz" for name in IDX]
     data.load("mnist")
     assert len(server.asked) == 4
+
+
+def test_original_dsprites_are_downloaded(tmp_path, server, cache, monkeypatch):
+    name, content = dsprites.ORIGINAL.name, b"not rendered"
+    (tmp_path / "server" / name).write_bytes(content)
+    address = f"http://127.0.0.1:{server.server_port}/{name}"
+    remote = RemoteFile(name, address, f"md5:{hashlib.md5(content).hexdigest()}")
+    monkeypatch.setattr(dsprites, "ORIGINAL", remote)
+    with pytest.raises(ValueError, match="is not a whole dSprites file"):
+        data.load("dsprites")
+    assert (cache / "dsprites" / name).read_bytes() == content
 
 
 def test_single_missing_file_is_downloaded(tmp_path, server, cache):
@@ -348,7 +359,7 @@ def test_server_without_the_file_is_reported(tmp_path, server, monkeypatch, prob
         (tmp_path / "server" / f"{IDX[0]}.gz").unlink()
     else:
         address = "http://127.0.0.1:9/"  # the discard port, where no server listens
-        monkeypatch.setitem(idx.FILES, "mnist", (RemoteFile("a.gz", f"{address}a.gz", "md5:0"),))
+        monkeypatch.setitem(idx.FILES, "mnist", (idx.IdxFile("a.gz", f"{address}a.gz", "md5:0", ""),))
     with pytest.raises(FileNotFoundError, match=r"was not found in .* and downloading http://127.0.0.1.* failed"):
         data.load("mnist")
 

@@ -7,17 +7,17 @@ import dataclasses
 import functools
 import gzip
 import hashlib
-import importlib.util
 import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 __all__ = [
     "Archive",
@@ -49,22 +49,26 @@ class RemoteFile:
     checksum: str
 
 
+@dataclasses.dataclass
 class FileLocator:
     """Finds the files of one data set in a folder, in its subfolder named after the data set, or in the cache.
 
-    Args:
+    Attributes:
         name: Name of the data set.
         page: Web page where the files are available.
         root: The folder. None means the environment variable ECHO_EXT_DATA, which may be unset.
         others: Names of the other data sets, whose folders must not be used by mistake.
     """
 
-    def __init__(self, name: str, page: str, root: StrPath | None = None, *, others: tuple[str, ...] = ()) -> None:
-        self.name = name
-        self.page = page
-        self.cache = cache_folder() / name
-        self._root = root
-        self._others = others
+    name: str
+    page: str
+    root: StrPath | None = None
+    others: Collection[str] = ()
+
+    @property
+    def cache(self) -> Path:
+        """The folder of this data set in the cache."""
+        return cache_folder() / self.name
 
     @functools.cached_property
     def folders(self) -> list[Path]:
@@ -73,13 +77,13 @@ class FileLocator:
         Raises:
             FileNotFoundError: The folder does not exist, or belongs to another data set.
         """
-        given = os.environ.get("ECHO_EXT_DATA") if self._root is None else self._root
+        given = os.environ.get("ECHO_EXT_DATA") if self.root is None else self.root
         if not given:
             return [self.cache]
         folder = Path(given).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"the data folder {folder} does not exist")
-        if not (folder / self.name).is_dir() and folder.name != self.name and folder.name in self._others:
+        if not (folder / self.name).is_dir() and folder.name != self.name and folder.name in self.others:
             raise FileNotFoundError(
                 f"{folder} must be the data folder for {self.name}, but looks like that of {folder.name}; "
                 "use the folder above it"
@@ -98,12 +102,9 @@ class FileLocator:
             FileNotFoundError: The file does not exist and cannot be downloaded.
             ValueError: The downloaded file has another checksum.
         """
-        path = self.find(remote.name, *names)
-        if path is not None:
-            return path
         try:
-            return _download(remote, self.cache)
-        except _DownloadError as problem:
+            return self.find(remote.name, *names) or _download(remote, self.cache)
+        except ConnectionError as problem:
             wanted = " or ".join((remote.name, *names))
             places = ", ".join(str(folder) for folder in self.folders if folder.is_dir()) or str(self.cache)
             raise FileNotFoundError(
@@ -114,35 +115,27 @@ class FileLocator:
 
 def cache_folder() -> Path:
     """The folder for downloaded and generated files: ECHO_EXT_CACHE, or else ``echo-ext`` in the user's cache."""
+    # pooch.os_cache does this too, but files that are there already must be found without pooch.
     chosen = os.environ.get("ECHO_EXT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "echo-ext"
-
-
-# ---- Downloading -----------------------------------------------------------------------------------------------------
-
-
-class _DownloadError(Exception):
-    """The reason why a file was not downloaded, which completes the message of :meth:`FileLocator.obtain`."""
+    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "echo-ext")).expanduser()
 
 
 def _download(remote: RemoteFile, folder: Path) -> Path:
-    """Download a file and check it before it gets its name."""
+    """Download a file and check it before it gets its name; a ConnectionError says why it could not be downloaded."""
     if os.environ.get("ECHO_EXT_OFFLINE"):
-        raise _DownloadError("ECHO_EXT_OFFLINE does not allow downloading it")
+        raise ConnectionError("ECHO_EXT_OFFLINE does not allow downloading it")
     try:
         import pooch
-        import requests
+        import tqdm  # noqa: F401
     except ModuleNotFoundError:
-        raise _DownloadError("downloading it needs pooch: pip install 'echo-ext[train]'") from None
-    bar = sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None
-    # pooch writes to a temporary name, checks the file, and renames it.
-    downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
+        raise ConnectionError("downloading it needs pooch: pip install 'echo-ext[train]'") from None
     try:
-        fetched = pooch.retrieve(remote.url, remote.checksum, fname=remote.name, path=folder, downloader=downloader)
-    except (requests.RequestException, OSError) as problem:
-        raise _DownloadError(f"downloading {remote.url} into {folder} failed ({type(problem).__name__})") from problem
+        # pooch writes to a temporary name, checks the file, and renames it.
+        fetched = pooch.retrieve(
+            remote.url, remote.checksum, fname=remote.name, path=folder, progressbar=sys.stderr.isatty()
+        )
+    except OSError as problem:  # also those of the requests library
+        raise ConnectionError(f"downloading {remote.url} into {folder} failed ({type(problem).__name__})") from problem
     except ValueError as problem:  # pooch raises it for a wrong checksum
         raise ValueError(
             f"the file from {remote.url} must be {remote.name} with checksum {remote.checksum}, but its checksum "
@@ -204,17 +197,9 @@ def check_checksum(path: Path, remote: RemoteFile, remedy: str) -> None:
         )
 
 
-def check_content(path: Path, what: str, content: bytes | memoryview, known: Mapping[int, str]) -> None:
-    """Refuse content with the length of the published file that is not the same; other lengths are accepted.
-
-    Args:
-        path: The file, for the error message.
-        what: Description of the published file, for the error message.
-        content: The content to check, such as a part of a data set.
-        known: The SHA-256 of published content by its length.
-    """
-    expected = known.get(len(content))
-    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+def check_content(path: Path, what: str, content: Buffer, sha256: str) -> None:
+    """Refuse unpacked content of the published length that is not the published content."""
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path} is not {what}: it has the length of the published file, but another SHA-256")
 
 
@@ -270,26 +255,17 @@ class Archive:
         if member.file_size > 1032 * min(member.compress_size, self.path.stat().st_size):
             raise ValueError(f"{name!r} cannot unpack to the {member.file_size} bytes that the file announces")
         if kind is not None:
-            self._check(name, dtype, have, kind, shape, max_rows)
+            fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
+            if dtype.kind not in kind or not fits:
+                wanted = " x ".join("rows" if size is None else str(size) for size in shape)
+                raise InvalidFile(
+                    f"{self.path}: {name!r} must be numbers of shape {wanted}, got {dtype} of shape {have}"
+                )
+            if max_rows is not None and have[0] > max_rows:
+                raise InvalidFile(f"{self.path}: {name!r} must have at most {max_rows} rows, got {have[0]}")
         with self._file.open(member) as file:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         return array
-
-    def _check(
-        self,
-        name: str,
-        dtype: np.dtype[Any],
-        have: Shape,
-        kind: str,
-        shape: tuple[int | None, ...],
-        max_rows: int | None,
-    ) -> None:
-        fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
-        if dtype.kind not in kind or not fits:
-            wanted = " x ".join("rows" if size is None else str(size) for size in shape)
-            raise InvalidFile(f"{self.path}: {name!r} must be numbers of shape {wanted}, got {dtype} of shape {have}")
-        if max_rows is not None and have[0] > max_rows:
-            raise InvalidFile(f"{self.path}: {name!r} must have at most {max_rows} rows, got {have[0]}")
 
 
 def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from echo_ext import _checks
 from echo_ext.data import binary_mnist, dsprites, idx, omniglot
-from echo_ext.data._files import FileLocator, RemoteFile, StrPath
+from echo_ext.data._files import FileLocator, StrPath
 from echo_ext.data.datasets import LabeledDataset
 from echo_ext.data.digits import load_digits
 from echo_ext.data.mixtures import load_mixture, load_states
@@ -43,11 +43,11 @@ class Entry:
     page: str = ""
     folder: str = ""
     files: tuple[tuple[str, ...], ...] = ()
-    fallback: str = ""
+    fallback: str = "will be downloaded"
 
     def locator(self, root: StrPath | None) -> FileLocator:
         """The locator of its files."""
-        return FileLocator(self.folder, self.page, root, others=tuple({entry.folder for entry in CATALOG.values()}))
+        return FileLocator(self.folder, self.page, root, others={entry.folder for entry in CATALOG.values()})
 
     def found(self, root: StrPath | None) -> Path | None:
         """A file of a complete copy on this machine, or None if there is none."""
@@ -65,46 +65,50 @@ def find(name: str) -> Entry:
     return CATALOG[name]
 
 
-def _names(*remote: RemoteFile) -> tuple[str, ...]:
-    return tuple(file.name.removesuffix(".gz") for file in remote)
+def _generated(columns: int, source: str, load: Callable[[], Parts]) -> Entry:
+    return Entry(
+        (columns,),
+        (10_000, 2_000, 10_000),
+        source,
+        "that of this project",
+        lambda _: load(),
+        fallback="generated when it is loaded",
+    )
 
 
-_DOWNLOADED = "will be downloaded"
-_GENERATED = "generated when it is loaded"
+_IMAGE = (1, 28, 28)
 _FASHION = Entry(
-    (1, 28, 28),
+    _IMAGE,
     (50_000, 10_000, 10_000),
     "Fashion-MNIST, Zalando Research (Xiao et al. 2017)",
     "MIT",
     idx.load_idx,
     page="https://github.com/zalandoresearch/fashion-mnist",
     folder="fashion-mnist",
-    files=(_names(*idx.FILES["fashion-mnist"]),),
-    fallback=_DOWNLOADED,
+    files=(idx.NAMES,),
 )
 _DSPRITES = Entry(
     (1, 64, 64),
     (663_552, 36_864, 36_864),
-    "dSprites (Matthey et al. 2017), rendered from its geometry",
-    "Apache-2.0 (the original)",
+    "dSprites (Matthey et al. 2017); without its file, rendered images, of which a tenth differ in a few pixels",
+    "Apache-2.0",
     dsprites.load_dsprites,
     page="https://github.com/google-deepmind/dsprites-dataset",
     folder="dsprites",
-    files=((dsprites.ORIGINAL,), (dsprites.REBUILT,)),
-    fallback=_GENERATED,
+    files=((dsprites.ORIGINAL.name,), (dsprites.REBUILT,)),
+    fallback="will be downloaded, or else rendered when it is loaded",
 )
 
 CATALOG: dict[str, Entry] = {
     "binary-mnist": Entry(
-        (1, 28, 28),
+        _IMAGE,
         (50_000, 10_000, 10_000),
         "statically binarized MNIST (Salakhutdinov & Murray 2008)",
         "none stated",
         binary_mnist.load_binary_mnist,
         page="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
         folder="binary-mnist",
-        files=((binary_mnist.PACKED,), _names(*binary_mnist.FILES.values())),
-        fallback=_DOWNLOADED,
+        files=((binary_mnist.PACKED,), tuple(file.name for file in binary_mnist.FILES.values())),
     ),
     "digits": Entry(
         (1, 8, 8),
@@ -128,51 +132,26 @@ CATALOG: dict[str, Entry] = {
         source="first 20 principal components of Fashion-MNIST (MIM paper)",
         load=lambda locator: project(idx.load_idx(locator), 20),
     ),
-    "gmm1d": Entry(
-        (1,),
-        (10_000, 2_000, 10_000),
-        "mixture of three normal distributions in one dimension",
-        "that of this project",
-        lambda _: load_mixture("gmm1d"),
-        fallback=_GENERATED,
+    "gmm1d": _generated(1, "mixture of three normal distributions in one dimension", lambda: load_mixture("gmm1d")),
+    "gmm2d": _generated(
+        2, "mixture of five normal distributions in two dimensions (MIM paper)", lambda: load_mixture("gmm2d")
     ),
-    "gmm2d": Entry(
-        (2,),
-        (10_000, 2_000, 10_000),
-        "mixture of five normal distributions in two dimensions (MIM paper)",
-        "that of this project",
-        lambda _: load_mixture("gmm2d"),
-        fallback=_GENERATED,
-    ),
-    "gmm20d": Entry(
-        (20,),
-        (10_000, 2_000, 10_000),
-        "mixture of ten normal distributions in twenty dimensions",
-        "that of this project",
-        lambda _: load_mixture("gmm20d"),
-        fallback=_GENERATED,
+    "gmm20d": _generated(
+        20, "mixture of ten normal distributions in twenty dimensions", lambda: load_mixture("gmm20d")
     ),
     "mnist": Entry(
-        (1, 28, 28),
+        _IMAGE,
         (50_000, 10_000, 10_000),
         "MNIST (LeCun et al. 1998)",
         "none stated",
         idx.load_idx,
         page="https://ossci-datasets.s3.amazonaws.com/mnist/",
         folder="mnist",
-        files=(_names(*idx.FILES["mnist"]),),
-        fallback=_DOWNLOADED,
+        files=(idx.NAMES,),
     ),
-    "normal": Entry(
-        (1,),
-        (10_000, 2_000, 10_000),
-        "normal distribution N(0, 1) (Mutual Autoencoder paper)",
-        "that of this project",
-        lambda _: load_mixture("normal"),
-        fallback=_GENERATED,
-    ),
+    "normal": _generated(1, "normal distribution N(0, 1) (Mutual Autoencoder paper)", lambda: load_mixture("normal")),
     "omniglot": Entry(
-        (1, 28, 28),
+        _IMAGE,
         (23_000, 1_345, 8_070),
         "Omniglot (Lake et al. 2015) at 28 x 28 pixels, with the split of Burda et al. (2016)",
         "MIT",
@@ -180,14 +159,6 @@ CATALOG: dict[str, Entry] = {
         page="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
         folder="omniglot",
         files=((omniglot.FILE.name,), (omniglot.REBUILT,)),
-        fallback=_DOWNLOADED,
     ),
-    "ten-states": Entry(
-        (10,),
-        (10_000, 2_000, 10_000),
-        "one-hot rows of ten equally frequent states (Mutual Autoencoder paper)",
-        "that of this project",
-        lambda _: load_states(),
-        fallback=_GENERATED,
-    ),
+    "ten-states": _generated(10, "one-hot rows of ten equally frequent states (Mutual Autoencoder paper)", load_states),
 }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import Self
 
 from echo_ext import _checks
 
-__all__ = ["BINARIZATIONS", "BinaryImages", "ImageDataset", "LabeledDataset", "Rows", "VectorDataset", "binarize"]
+__all__ = ["BINARIZATIONS", "BinaryImages", "ImageDataset", "LabeledDataset", "RowIndex", "VectorDataset", "binarize"]
 
-Rows: TypeAlias = int | slice | Tensor  # the index of one row or of a batch of rows
+RowIndex: TypeAlias = int | slice | Tensor  # one row, or a batch of rows
 
 BINARIZATIONS = ("none", "static", "dynamic")
 
@@ -31,34 +33,40 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     labels: Tensor
     binary = False
+    _row_tensors: ClassVar[tuple[str, ...]]  # the names of the attributes with one entry per row
 
     def __len__(self) -> int:
         """The number of rows."""
         return len(self.labels)
 
-    def __getitem__(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, rows: RowIndex) -> tuple[Tensor, Tensor]:
         """One row or a batch of rows: x float32 (*data_shape), label int64."""
         return self.values(rows), self.labels[rows]
 
     @property
     def data_shape(self) -> torch.Size:
         """Shape of one x: (channels, height, width) for an image, (columns,) for a vector."""
-        raise NotImplementedError
+        return self.values(slice(1)).shape[1:]
 
-    def values(self, rows: Rows) -> Tensor:
+    def values(self, rows: RowIndex) -> Tensor:
         """The x of these rows, without their labels: float32."""
         raise NotImplementedError
 
-    def select(self, rows: slice | Tensor) -> LabeledDataset:
+    def select(self, rows: slice | Tensor) -> Self:
         """The data set of these rows."""
-        raise NotImplementedError
+        return self._replace({name: getattr(self, name)[rows] for name in self._row_tensors})
 
-    def to(self, device: torch.device | str) -> LabeledDataset:
+    def to(self, device: torch.device | str) -> Self:
         """The data set with its tensors on a device, where batches are then made."""
-        raise NotImplementedError
+        return self._replace({name: each.to(device) for name, each in vars(self).items() if isinstance(each, Tensor)})
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, for which a data set with random rows draws fresh ones. Others ignore it."""
+
+    def _replace(self, tensors: dict[str, Any]) -> Self:
+        other = copy.copy(self)
+        vars(other).update(tensors)
+        return other
 
 
 class ImageDataset(LabeledDataset):
@@ -70,6 +78,8 @@ class ImageDataset(LabeledDataset):
         white: The level that is scaled to 1.
     """
 
+    _row_tensors: ClassVar[tuple[str, ...]] = ("levels", "labels")
+
     def __init__(self, levels: Tensor, labels: Tensor, *, white: int = 255) -> None:
         if len(levels) != len(labels):
             raise ValueError(f"labels must have one label for each of {len(levels)} images, got {len(labels)}")
@@ -78,22 +88,9 @@ class ImageDataset(LabeledDataset):
         self.white = white
         self.binary = white == 1
 
-    @property
-    def data_shape(self) -> torch.Size:
-        """Shape of one image, (channels, height, width)."""
-        return self.levels.shape[1:]
-
-    def values(self, rows: Rows) -> Tensor:
+    def values(self, rows: RowIndex) -> Tensor:
         """The pixels of these rows, in [0, 1]."""
         return self.levels[rows].to(torch.float32) / self.white
-
-    def select(self, rows: slice | Tensor) -> ImageDataset:
-        """The data set of these rows."""
-        return ImageDataset(self.levels[rows], self.labels[rows], white=self.white)
-
-    def to(self, device: torch.device | str) -> ImageDataset:
-        """The data set on a device."""
-        return ImageDataset(self.levels.to(device), self.labels.to(device), white=self.white)
 
 
 class VectorDataset(LabeledDataset):
@@ -104,34 +101,23 @@ class VectorDataset(LabeledDataset):
         labels: Labels, int64 (rows,).
     """
 
+    _row_tensors = ("vectors", "labels")
+
     def __init__(self, vectors: Tensor, labels: Tensor) -> None:
         if len(vectors) != len(labels):
             raise ValueError(f"labels must have one label for each of {len(vectors)} vectors, got {len(labels)}")
         self.vectors = vectors
         self.labels = labels
 
-    @property
-    def data_shape(self) -> torch.Size:
-        """Shape of one vector, (columns,)."""
-        return self.vectors.shape[1:]
-
-    def values(self, rows: Rows) -> Tensor:
+    def values(self, rows: RowIndex) -> Tensor:
         """The vectors of these rows."""
         return self.vectors[rows]
-
-    def select(self, rows: slice | Tensor) -> VectorDataset:
-        """The data set of these rows."""
-        return VectorDataset(self.vectors[rows], self.labels[rows])
-
-    def to(self, device: torch.device | str) -> VectorDataset:
-        """The data set on a device."""
-        return VectorDataset(self.vectors.to(device), self.labels.to(device))
 
 
 # ---- Binarization ----------------------------------------------------------------------------------------------------
 
 
-class BinaryImages(LabeledDataset):
+class BinaryImages(ImageDataset):
     """Binary images with independent pixels, each of which is 1 with a probability equal to its gray level.
 
     A pixel depends only on the seed, the epoch, the row and its place, so it is the same for any order of rows, in any
@@ -143,81 +129,65 @@ class BinaryImages(LabeledDataset):
         fresh: Whether each epoch (:meth:`set_epoch`) has fresh pixels, or all have those of the first.
     """
 
-    binary = True
+    # The position of a row in the sequence of random numbers is kept by a selection.
+    _row_tensors = ("levels", "labels", "_positions")
 
     def __init__(self, images: ImageDataset, *, seed: int, fresh: bool) -> None:
-        self.images = images
-        self.labels = images.labels
+        super().__init__(images.levels, images.labels, white=images.white)
+        self.binary = True
         self.seed = seed
         self.fresh = fresh
-        self.epoch = 0
-        # The position of each row in the sequence of random numbers, which a selection keeps.
-        self._places = torch.arange(len(images), device=images.labels.device)
+        self._positions = torch.arange(len(images), device=images.labels.device)
         # The part of the counter that depends on the epoch. It is a tensor, so that a recorded CUDA graph reads it.
         self._stream = torch.tensor(_stream(seed, 0), device=images.labels.device)
 
-    @property
-    def data_shape(self) -> torch.Size:
-        """Shape of one image, (channels, height, width)."""
-        return self.images.data_shape
-
-    def values(self, rows: Rows) -> Tensor:
+    def values(self, rows: RowIndex) -> Tensor:
         """The pixels of these rows, 0 or 1."""
-        levels = self.images.levels[rows].to(torch.int64)
-        pixels = math.prod(self.data_shape)
-        places = self._places[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
-        uniform = _random_bits(places, self._stream).view(levels.shape)
-        return (uniform * self.images.white < levels << _BITS).to(torch.float32)
-
-    def select(self, rows: slice | Tensor) -> BinaryImages:
-        """The data set of these rows, with the same pixels."""
-        return self._with(self.images.select(rows), self._places[rows])
-
-    def to(self, device: torch.device | str) -> BinaryImages:
-        """The data set on a device."""
-        return self._with(self.images.to(device), self._places.to(device))
+        levels = self.levels[rows].to(torch.int64)
+        pixels = math.prod(self.levels.shape[1:])
+        counters = self._positions[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
+        uniform = _random_bits(counters, self._stream).view(levels.shape)
+        return (uniform * self.white < levels << _BITS).to(torch.float32)
 
     def set_epoch(self, epoch: int) -> None:
         """Use the pixels of this epoch from now on. Persistent workers of a DataLoader are not affected."""
         if self.fresh:
-            self.epoch = epoch
             self._stream.fill_(_stream(self.seed, epoch))
 
-    def _with(self, images: ImageDataset, places: Tensor) -> BinaryImages:
-        other = BinaryImages(images, seed=self.seed, fresh=self.fresh)
-        other.set_epoch(self.epoch)
-        other._places = places
-        return other
+    def _replace(self, tensors: dict[str, Any]) -> Self:
+        return super()._replace({**tensors, "_stream": tensors.get("_stream", self._stream).clone()})
 
 
-def binarize(dataset: LabeledDataset, how: str, *, seed: int = 0) -> LabeledDataset:
+def binarize(dataset: LabeledDataset, binarization: str, *, seed: int = 0) -> LabeledDataset:
     """Turn gray levels into zeros and ones.
 
     Args:
         dataset: The images. Images that are binary already are returned unchanged.
-        how: "none" keeps the gray levels. "static" draws every pixel once, which is 1 with a probability equal to its
-            gray level. "dynamic" draws fresh pixels in each epoch set by ``set_epoch``.
+        binarization: "none" keeps the gray levels. "static" draws every pixel once, which is 1 with a probability equal
+            to its gray level. "dynamic" draws fresh pixels in each epoch set by ``set_epoch``.
         seed: Seed of the pixels, which are the same for the same seed and epoch.
 
     Raises:
-        ValueError: ``how`` is unknown.
+        ValueError: The binarization is unknown.
         TypeError: The data are not images.
     """
-    _checks.choice("binarization", how, BINARIZATIONS)
-    if how == "none" or dataset.binary:
+    _checks.choice("binarization", binarization, BINARIZATIONS)
+    if binarization == "none" or dataset.binary:
         return dataset
     if not isinstance(dataset, ImageDataset):
         raise TypeError(f"dataset must be an ImageDataset to be binarized, got {type(dataset).__name__}")
-    return BinaryImages(dataset, seed=seed, fresh=how == "dynamic")
+    return BinaryImages(dataset, seed=seed, fresh=binarization == "dynamic")
 
 
+# SplitMix64 (Steele, Lea & Flood 2014) is written out because its numbers must be a function of a counter in a tensor,
+# on any device and inside CUDA graphs; NumPy's Philox fills arrays on the CPU, and torch's generators have one state.
 _BITS = 24  # bits of a random number, which times an 8-bit gray level stays far below 2^63
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as an int64, whose arithmetic wraps around
 
 
-def _random_bits(places: Tensor, stream: Tensor) -> Tensor:
-    """Uniform integers below ``2^_BITS`` by SplitMix64 (Steele, Lea & Flood 2014) as a function of its counter."""
-    return _mix(places * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
+def _random_bits(counters: Tensor, stream: Tensor) -> Tensor:
+    """Uniform integers below ``2^_BITS``."""
+    return _mix(counters * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
 
 
 def _stream(seed: int, epoch: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from echo_ext.data.datasets import VectorDataset
 
@@ -25,10 +25,10 @@ class Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density of each row of (rows, columns), in nats: float64 (rows,)."""
-        components, columns = self.means.shape
-        squares = torch.cdist(x.to(torch.float64), self.means, compute_mode="donot_use_mm_for_euclid_dist").square()
-        scale = math.log(components) + columns * math.log(self.sigma * math.sqrt(2 * math.pi))
-        return torch.logsumexp(-0.5 * squares / self.sigma**2, dim=1) - scale
+        components = Independent(Normal(self.means, self.sigma), 1)
+        mixture = MixtureSameFamily(Categorical(self.means.new_ones(len(self.means))), components)
+        log_prob: Tensor = mixture.log_prob(x.to(torch.float64))
+        return log_prob
 
     def sample(self, rows: int, *, seed: int) -> VectorDataset:
         """Independent float32 samples, whose labels are their components."""

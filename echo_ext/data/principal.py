@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from echo_ext.data.datasets import ImageDataset, VectorDataset
 
-__all__ = ["principal_axes", "project"]
+__all__ = ["fit_pca", "project"]
 
 
-def principal_axes(x: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the mean, the first principal axes and the share of the variance along each.
+def fit_pca(x: Tensor, count: int) -> Any:
+    """Fit scikit-learn's ``PCA`` in float64 to rows; the largest entry of each component is positive.
 
-    Args:
-        x: The data, (rows, columns).
-        count: Number of axes.
-
-    Returns:
-        The mean (columns,), the orthonormal axes (columns, count) and the shares (count,) in descending order, all
-        float64.
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+        ValueError: There are fewer rows or columns than components.
     """
-    x = x.to(torch.float64)
-    mean = x.mean(0)
-    variances, axes = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    axes = axes.flip(1)[:, :count]
-    # The sign of an axis is arbitrary; make its largest entry positive.
-    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    return mean, axes * largest.sign(), variances.flip(0)[:count] / variances.sum()
+    try:
+        from sklearn.decomposition import PCA
+    except ModuleNotFoundError as missing:
+        raise ModuleNotFoundError("principal components need scikit-learn: pip install 'echo-ext[demo]'") from missing
+    return PCA(count, svd_solver="covariance_eigh").fit(x.numpy().astype("float64"))
 
 
-def project(parts: dict[str, ImageDataset], count: int) -> dict[str, VectorDataset]:
-    """Project every image on the principal axes of the training images; the coordinates are float32."""
-    mean, axes, _ = principal_axes(parts["train"].values(slice(None)).flatten(1), count)
-    offset, axes = (mean @ axes).to(torch.float32), axes.to(torch.float32)
+def project(parts: Mapping[str, ImageDataset], count: int) -> dict[str, VectorDataset]:
+    """Project every image on the principal components of the training images; the coordinates are float32."""
+    rows = {part: images.values(slice(None)).flatten(1) for part, images in parts.items()}
+    pca = fit_pca(rows["train"], count)
     return {
-        part: VectorDataset(images.values(slice(None)).flatten(1) @ axes - offset, images.labels)
-        for part, images in parts.items()
+        part: VectorDataset(torch.from_numpy(pca.transform(x.numpy())).to(torch.float32), parts[part].labels)
+        for part, x in rows.items()
     }

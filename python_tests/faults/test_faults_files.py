@@ -240,7 +240,7 @@ def dsprites_reader(folder, form):
     dsprites.FACTOR_SIZES, dsprites._ROWS = (1, 1, 4, 32, 32), 4096
     bits = np.random.default_rng(1).integers(0, 256, 512).astype(np.uint8) * np.ones((4096, 1), np.uint8)
     if form == "original":
-        path = folder / dsprites.ORIGINAL
+        path = folder / dsprites.ORIGINAL.name
         np.savez_compressed(path, imgs=np.unpackbits(bits, axis=1).reshape(4096, 64, 64))
         return Reader(path, lambda: dsprites._read_original(path).tobytes(), damaged_zip)
     path = folder / dsprites.REBUILT
