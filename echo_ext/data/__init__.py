@@ -63,7 +63,11 @@ def load(
         ValueError: The name or the binarization is unknown, or a file has the wrong content.
         TypeError: The data to binarize are vectors.
         FileNotFoundError: The folder does not exist, or a file is missing and cannot be downloaded.
-        ModuleNotFoundError: scikit-learn is missing, which "digits" needs, or SciPy, which chardata.mat needs.
+        ModuleNotFoundError: scikit-learn is missing, which "digits" and "fashion-pca20" need, or SciPy, which
+            chardata.mat needs.
+
+    Warns:
+        UserWarning: The images of dSprites are rendered, because the original file cannot be had.
     """
     entry = catalog.find(name)
     _checks.choice("binarization", binarization, BINARIZATIONS)
