@@ -219,12 +219,10 @@ def public_results(form):
     yield from permutation_test(x, y, 5, seed=1)
     yield from knn(x, y)
     yield metrics.mig(x, factors)
-    yield metrics.mig(x, factors, estimator="knn")
+    yield metrics.mig(x, factors, method="knn")
     yield metrics.knn_accuracy(x, labels, y, labels)
     yield metrics.gaussian_total_correlation(x)
-    yield metrics.factor_vae_score(
-        x, factors, train_votes=20, test_votes=20, generator=torch.Generator().manual_seed(1)
-    )
+    yield metrics.factor_vae_score(x, factors, train_votes=20, test_votes=20, seed=1)
     yield metrics.marginal_statistics(x).statistic
     f = torch.from_numpy(rng.standard_normal((8, 3))).requires_grad_()
     s = torch.from_numpy(rng.uniform(0, 0.3, (8, 3)))

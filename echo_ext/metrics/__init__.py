@@ -2,7 +2,7 @@
 
 from echo_ext.metrics.activations import MarginalStatistics, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.classification import knn_accuracy
-from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, factor_vae_score_from, mig
+from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
 from echo_ext.metrics.information import gaussian_total_correlation, latent_information
 from echo_ext.metrics.likelihood import (
     RateDistortion,
@@ -16,7 +16,6 @@ __all__ = [
     "RateDistortion",
     "factor_information",
     "factor_vae_score",
-    "factor_vae_score_from",
     "gaussian_total_correlation",
     "importance_log_likelihood",
     "importance_nll",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -14,17 +13,17 @@ from echo_ext._types import TensorOrArray
 from echo_ext.estimators import mutual_information_discrete
 from echo_ext.metrics._inputs import constant_columns, read_codes, read_integers, refuse_constant_columns
 
-__all__ = ["factor_information", "factor_vae_score", "factor_vae_score_from", "mig"]
+__all__ = ["factor_information", "factor_vae_score", "mig"]
 
-InformationEstimator: TypeAlias = Literal["bins", "knn"]
-ESTIMATORS: tuple[InformationEstimator, ...] = get_args(InformationEstimator)
+FactorMethod: TypeAlias = Literal["bins", "knn"]
+METHODS: tuple[FactorMethod, ...] = get_args(FactorMethod)
 
 
 def mig(
     codes: TensorOrArray,
     factors: TensorOrArray,
     *,
-    estimator: InformationEstimator = "bins",
+    method: FactorMethod = "bins",
     bins: int = 20,
     k: int = 3,
 ) -> float:
@@ -38,7 +37,7 @@ def mig(
     Args:
         codes: (N, d) with d at least 2; float64 or float32, tensor or array.
         factors: Integers (N, F), each column with at least two values.
-        estimator, bins, k: As in :func:`factor_information`.
+        method, bins, k: As in :func:`factor_information`.
 
     Raises:
         TypeError, ValueError: As in :func:`factor_information`. Also a single latent, or a constant factor.
@@ -47,7 +46,7 @@ def mig(
     if points.shape[1] < 2:
         raise ValueError("codes must have at least 2 columns, since the gap is between two latents, got 1")
     refuse_constant_columns("factors", labels)
-    information = factor_information(points, labels, estimator=estimator, bins=bins, k=k)
+    information = factor_information(points, labels, method=method, bins=bins, k=k)
     entropies = torch.stack([_entropy(torch.unique(factor, return_counts=True)[1]) for factor in labels.T])
     best, second = information.topk(2, dim=1).values.T
     return float(((best - second) / entropies).mean())
@@ -57,7 +56,7 @@ def factor_information(
     codes: TensorOrArray,
     factors: TensorOrArray,
     *,
-    estimator: InformationEstimator = "bins",
+    method: FactorMethod = "bins",
     bins: int = 20,
     k: int = 3,
 ) -> Tensor:
@@ -68,7 +67,7 @@ def factor_information(
     Args:
         codes: (N, d), float64 or float32, tensor or array.
         factors: Integers (N, F).
-        estimator: "bins" computes the information from counts, with each latent cut into bins of equal width between
+        method: "bins" computes the information from counts, with each latent cut into bins of equal width between
             its minimum and its maximum. "knn" is :func:`echo_ext.mutual_information_discrete`, for continuous codes;
             near 0 it may be negative.
         bins: The number of bins for "bins". More bins resolve more, and add more bias.
@@ -76,17 +75,17 @@ def factor_information(
 
     Raises:
         TypeError: Codes are not float64 or float32, or factors are not integers.
-        ValueError: Values are not finite; the numbers of rows differ; the estimator is unknown; bins is below 2; k is
-            out of range; a latent has more than k equal values and the estimator is "knn".
+        ValueError: Values are not finite; the numbers of rows differ; the method is unknown; bins is below 2; k is out
+            of range; a latent has more than k equal values and the method is "knn".
     """
-    _checks.choice("estimator", estimator, ESTIMATORS)
+    _checks.choice("method", method, METHODS)
     points, labels = _read(codes, factors)
     varying = ~constant_columns(points)
     information = torch.zeros(labels.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
     _checks.whole("bins", bins, minimum=2)
     if not bool(varying.any()):
         return information
-    if estimator == "bins":
+    if method == "bins":
         binned = _binned(points[:, varying].double(), bins)
         values = [torch.stack([_information_of_counts(bin_, factor) for bin_ in binned.T]) for factor in labels.T]
     else:
@@ -128,8 +127,8 @@ def _refuse_ties(codes: Tensor, columns: Tensor, k: int) -> None:
         most = int(torch.unique(codes[:, column], return_counts=True)[1].max())
         if most > k:
             raise ValueError(
-                f"codes must be continuous for estimator='knn', but column {column} has {most} equal values, more than "
-                f"k={k}; for discrete codes there is estimator='bins'"
+                f"codes must be continuous for method='knn', but column {column} has {most} equal values, more than "
+                f"k={k}; for discrete codes there is method='bins'"
             )
 
 
@@ -142,108 +141,71 @@ def factor_vae_score(
     *,
     train_votes: int = 10_000,
     test_votes: int = 5_000,
-    batch_size: int = 64,
+    rows_per_vote: int = 64,
     min_std: float = 0.05,
-    generator: torch.Generator | None = None,
+    seed: int | None = None,
 ) -> float:
     """Compute the FactorVAE score (Kim and Mnih 2018, section 4) of codes with known factors.
 
-    For each vote, a factor, a value of it, and ``batch_size`` rows with that value are drawn. The vote goes to the
+    For each vote, a factor, a value of it, and ``rows_per_vote`` rows with that value are drawn. The vote goes to the
     latent with the smallest variance over these rows, relative to its variance over all rows. The score is the share of
     test votes whose factor is the most frequent factor among the training votes for the same latent: 1 if each factor
     has a latent of its own, about 1/F if the codes carry no information.
 
     Args:
         codes: (N, d), float64 or float32, tensor or array, preferably of every combination of factors.
-        factors: Integers (N, F), each column with at least two values.
+        factors: Integers (N, F) with F at least 2, each column with at least two values.
         train_votes, test_votes: The numbers of votes that decide which factor each latent represents, and that are
             scored. More votes make the score more precise.
-        batch_size: The number of rows of a vote.
+        rows_per_vote: The number of rows of a vote. More rows make the votes more certain.
         min_std: Latents whose standard deviation over all rows is lower are ignored. If that is all of them, the score
             is 0.
-        generator: The generator of the draws. None is PyTorch's own.
+        seed: The seed of the draws. None draws from PyTorch's own generator.
 
     Raises:
         TypeError: Codes are not float64 or float32, or factors are not integers.
         ValueError: Values are not finite; the numbers of rows differ; a factor is constant; a number is out of range.
     """
     points, labels = _read(codes, factors)
+    num_factors = labels.shape[1]
+    if num_factors < 2:
+        raise ValueError(f"factors must have at least 2 columns, got {num_factors}")
     refuse_constant_columns("factors", labels)
-    rows_by_value = []
-    for factor in labels.T:
-        _, sizes = torch.unique(factor, return_counts=True)
-        rows_by_value.append(torch.argsort(factor, stable=True).split(sizes.tolist()))
-
-    def draw(factor: int | None, n: int) -> Tensor:
-        if factor is None:
-            return points
-        groups = rows_by_value[factor]
-        group = groups[_index(len(groups), generator)]
-        return points[group[torch.randint(len(group), (n,), generator=generator, device=_drawn_on(generator))]]
-
-    return factor_vae_score_from(
-        draw,
-        labels.shape[1],
-        train_votes=train_votes,
-        test_votes=test_votes,
-        batch_size=batch_size,
-        min_std=min_std,
-        generator=generator,
-    )
-
-
-def factor_vae_score_from(
-    draw: Callable[[int | None, int], Tensor],
-    num_factors: int,
-    *,
-    train_votes: int = 10_000,
-    test_votes: int = 5_000,
-    batch_size: int = 64,
-    min_std: float = 0.05,
-    generator: torch.Generator | None = None,
-) -> float:
-    """Compute the FactorVAE score with a function that draws rows, as from a simulator, and encodes them.
-
-    Args:
-        draw: ``draw(factor, n)`` returns the codes (n, d) of n rows that share one random value of a factor, from 0 to
-            num_factors - 1, and are random in everything else. ``draw(None, n)`` returns those of n or more random
-            rows; it is called once, with n = 10,000, for the standard deviations of the latents.
-        num_factors: F, at least 2.
-        train_votes, test_votes, batch_size, min_std, generator: As in :func:`factor_vae_score`.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-    _checks.whole("num_factors", num_factors, minimum=2)
     _checks.whole("train_votes", train_votes, minimum=1)
     _checks.whole("test_votes", test_votes, minimum=1)
-    _checks.whole("batch_size", batch_size, minimum=2)
+    _checks.whole("rows_per_vote", rows_per_vote, minimum=2)
     min_std = _checks.number("min_std", min_std, minimum=0)
-    std = draw(None, 10_000).double().std(0)
+    generator = (
+        None
+        if seed is None
+        else torch.Generator().manual_seed(
+            _checks.whole("seed", seed, minimum=_checks.INT64[0], maximum=_checks.INT64[1])
+        )
+    )
+    groups = []  # for each factor, the rows that share a value
+    for factor in labels.T:
+        _, sizes = torch.unique(factor, return_counts=True)
+        groups.append(torch.argsort(factor, stable=True).split(sizes.tolist()))
+    std = points.double().std(0)
     active = ((std >= min_std) & (std > 0)).nonzero().flatten()
     if len(active) == 0:
         return 0.0
 
+    def draw(count: int, *shape: int) -> Tensor:
+        return torch.randint(count, shape, generator=generator, device="cpu")  # whatever the default device is
+
     def votes(count: int) -> tuple[Tensor, Tensor]:
         """Return the factors drawn and the latents voted for, (count,) each."""
-        drawn = torch.randint(num_factors, (count,), generator=generator, device=_drawn_on(generator))
+        drawn = draw(num_factors, count)
         latents = []
         for factor in drawn.tolist():
-            group = draw(factor, batch_size)[:, active].double()
+            rows = groups[factor][int(draw(len(groups[factor])))]
+            group = points[rows[draw(len(rows), rows_per_vote)]][:, active].double()
             latents.append(active[(group / std[active]).var(0).argmin()])
         return drawn, torch.stack(latents).cpu()
 
-    factors, latents = votes(train_votes)
-    counts = functional.one_hot(latents * num_factors + factors, len(std) * num_factors).sum(0)
+    drawn, latents = votes(train_votes)
+    counts = functional.one_hot(latents * num_factors + drawn, len(std) * num_factors).sum(0)
     factor_of = counts.view(-1, num_factors).argmax(1)
-    factors, latents = votes(test_votes)
-    return float((factor_of[latents] == factors).double().mean())
-
-
-def _index(count: int, generator: torch.Generator | None) -> int:
-    return int(torch.randint(count, (), generator=generator, device=_drawn_on(generator)))
-
-
-def _drawn_on(generator: torch.Generator | None) -> torch.device:
-    """Return the device of a generator's draws, whatever the default device is."""
-    return torch.device("cpu") if generator is None else generator.device
+    drawn, latents = votes(test_votes)
+    return float((factor_of[latents] == drawn).double().mean())

@@ -91,42 +91,45 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
     return RateDistortion(float(rates.mean()), float(distortions.mean()), rate_name, *errors)
 
 
-def importance_log_likelihood(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> Tensor:
+def importance_log_likelihood(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size: int = 200) -> Tensor:
     """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
 
-    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K samples of z given x: in expectation a lower bound, which rises to
+    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K draws of z given x: in expectation a lower bound, which rises to
     log p(x) as K grows. Memory does not grow with K.
 
     Args:
         model: A model with a ``log_weight``.
         x: Rows (N, *data_shape).
-        samples: K. A larger K makes the bound tighter and takes more time.
-        batch_size: The number of samples of z that are drawn at once, over all rows.
+        draws: K. A larger K makes the bound tighter and takes more time.
+        max_batch_size: The maximum number of draws of z at once, over all rows.
 
     Raises:
         TypeError: The model has no density q(z|x), as with Echo.
-        ValueError: There are no rows, or samples or batch_size is below 1.
+        ValueError: There are no rows, or draws or max_batch_size is below 1.
     """
-    _checks.whole("samples", samples, minimum=1)
+    _checks.whole("draws", draws, minimum=1)
+    _checks.whole("max_batch_size", max_batch_size, minimum=1)
     if len(x) == 0:
         raise ValueError("x must have at least one row, got none")
     with evaluating(model):
-        return torch.cat([_log_mean_weight(model, rows, samples, batch_size) for rows in batches(model, x, batch_size)])
+        return torch.cat(
+            [_log_mean_weight(model, rows, draws, max_batch_size) for rows in batches(model, x, max_batch_size)]
+        )
 
 
-def importance_nll(model: Model, x: Tensor, *, samples: int = 5000, batch_size: int = 200) -> float:
+def importance_nll(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size: int = 200) -> float:
     """Estimate the mean of ``-log p(x)`` over the rows by importance sampling, in nats per sample.
 
     Arguments and errors are those of :func:`importance_log_likelihood`. In expectation the result is an upper bound.
     """
-    return -float(importance_log_likelihood(model, x, samples=samples, batch_size=batch_size).mean())
+    return -float(importance_log_likelihood(model, x, draws=draws, max_batch_size=max_batch_size).mean())
 
 
-def _log_mean_weight(model: Model, x: Tensor, samples: int, batch_size: int) -> Tensor:
-    together = max(1, batch_size // len(x))
+def _log_mean_weight(model: Model, x: Tensor, draws: int, max_batch_size: int) -> Tensor:
+    together = max(1, max_batch_size // len(x))
     total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    for start in range(0, samples, together):
-        copies = min(together, samples - start)
+    for start in range(0, draws, together):
+        copies = min(together, draws - start)
         log_weights = model.log_weight(x.repeat(copies, *([1] * (x.ndim - 1)))).double().view(copies, len(x))
         total = torch.logaddexp(total, log_weights.logsumexp(0))
-    return total - math.log(samples)
+    return total - math.log(draws)

@@ -211,7 +211,7 @@ def evaluate(
     if importance_draws is not None:
         rows = x[:importance_rows]
         found["importance_nll"] = metrics.importance_nll(
-            model, rows, samples=importance_draws, batch_size=2 * batch_size
+            model, rows, draws=importance_draws, max_batch_size=2 * batch_size
         )
         found["importance_draws"], found["importance_rows"] = importance_draws, len(rows)
     if has_own_rate or gaussian_factors(posterior) is not None:
@@ -270,7 +270,7 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     codes = _codes(model, sample)
     return {
         "mig": metrics.mig(codes[:CODE_ROWS], sample.factors[:CODE_ROWS]),
-        "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, generator=generator),
+        "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, seed=derive_seed(seed, Stream.MEASURE, 2)),
     }
 
 

@@ -79,7 +79,7 @@ def measure(model: Model, parts: Mapping[str, LabeledDataset]) -> dict[str, floa
     accuracy = metrics.knn_accuracy(
         model.encode(train.values(slice(None))), train.labels, z, test.labels, k=min(NEIGHBORS, len(train))
     )
-    nll = metrics.importance_nll(model, x[:LIKELIHOOD_ROWS], samples=LIKELIHOOD_SAMPLES, batch_size=50_000)
+    nll = metrics.importance_nll(model, x[:LIKELIHOOD_ROWS], draws=LIKELIHOOD_SAMPLES, max_batch_size=50_000)
     return {
         INFORMATION: float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
         ERROR: (model.decode(z) - x).square().mean().sqrt().item(),

@@ -73,7 +73,7 @@ assert_type(standard_error, Array | float)
 
 # ---- Metrics
 
-assert_type(mig(tensor, labels, estimator="knn"), float)
+assert_type(mig(tensor, labels, method="knn"), float)
 assert_type(knn_accuracy(array, labels, array, labels), float)
 
 # ---- Mistakes
@@ -90,5 +90,5 @@ transfer_entropy(tensor, tensor, method="ksg2")  # error
 mutual_information_matrix(array, local=True)  # error
 permutation_test(array, array, k=[3, 5])  # error
 echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
-mig(tensor, labels, estimator="tree")  # error
+mig(tensor, labels, method="tree")  # error
 mutual_info_regression(array, numbers, random_state="0")  # error
