@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import struct
+import sys
 import zipfile
 import zlib
 
@@ -273,6 +274,13 @@ def test_wrong_page_checksum_of_parquet_is_found(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         read_table(path)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("a.csv", "pandas"), ("a.parquet", "pyarrow")])
+def test_missing_package_names_the_extra(tmp_path, monkeypatch, name, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {missing}: pip install 'echo-ext\[mi\]'"):
+        read(tmp_path, b"1,2\n", name=name)
 
 
 # ---- The command -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
-"""Reading of numeric columns from CSV, NPY, NPZ and Parquet files."""
+"""Numeric columns of CSV, NPY, NPZ and Parquet files."""
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import csv
-import dataclasses
-import io
 import itertools
+import re
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,39 +15,33 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from echo_ext.cli.machine import check_installed
 from echo_ext.data._files import Archive, InvalidFile, check_header, parsing
 
 Column: TypeAlias = npt.NDArray[np.float64]
 
-SUFFIXES = (".csv", ".npy", ".npz", ".parquet")
+# The name of each format and the packages that read it; the columns of NPZ may differ in length, which pandas forbids.
+_FORMATS = {".csv": ("CSV", "pandas"), ".npy": ("NPY",), ".npz": ("NPZ",), ".parquet": ("Parquet", "pandas", "pyarrow")}
+_NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
+# The other cells that are values for pandas: a missing one or a bool.
+_MISSING = re.compile(r"-?1\.#(ind|qnan)|<?na>?|#?n/a( n/a)?|#na|null|none|true|false", re.IGNORECASE)
 
 
 class Table:
-    """The columns of a file by name. Columns that are not numeric raise an error only when they are used."""
+    """The columns of a file by name. Columns that are not numeric raise an error only when they are used.
 
-    def __init__(
-        self,
-        path: Path,
-        columns: Iterable[tuple[str, Any]],
-        header_line: int | None = None,
-        describe_row: Callable[[int], str] = "row {}".format,
-    ) -> None:
-        """Store the columns of a file.
+    ``header_line`` is the number of the line with the names, from 1; ``describe_row`` names a row in error messages.
+    """
 
-        Args:
-            path: Path of the file.
-            columns: The name and the values of each column. Names must be distinct.
-            header_line: Number of the line that contains the names, counted from 1; None if there is none.
-            describe_row: Function from the number of a row, counted from 0, to its name in error messages.
-        """
+    def __init__(self, path: Path, columns: Iterable[tuple[str, Any]], header_line: int | None = None) -> None:
         self.path = path
         self.header_line = header_line
-        self._describe_row = describe_row
-        self._columns: dict[str, Any] = {}
+        self.describe_row: Callable[[int], str] = "row {}".format
+        self._columns: dict[str, npt.NDArray[Any]] = {}
         for name, values in columns:
             if name in self._columns:
                 raise InvalidFile(f"{path} must have distinct column names, got two columns {name!r}")
-            self._columns[name] = values
+            self._columns[name] = np.asarray(values)
         if not self._columns:
             raise InvalidFile(f"{path} has no columns")
 
@@ -59,23 +52,19 @@ class Table:
 
     def numeric_names(self) -> list[str]:
         """The names of the numeric columns."""
-        return [name for name, values in self._columns.items() if np.asarray(values).dtype.kind in "biuf"]
+        return [name for name, values in self._columns.items() if values.dtype.kind in "biuf"]
 
     def find(self, wanted: str) -> list[str]:
         """The names of the columns in a comma-separated list of names or numbers from 0; `a` stands for `a:0`, ..."""
         found: list[str] = []
-        for word in wanted.split(","):
-            word = word.strip()
-            parts = [name for name in self._columns if name.startswith(f"{word}:")]
-            if word in self._columns:
-                found.append(word)
-            elif parts and word:
-                found.extend(parts)
-            elif word.isdigit() and int(word) < len(self._columns):
-                found.append(self.names[int(word)])
-            else:
-                shown = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+        for word in map(str.strip, wanted.split(",")):
+            columns = [word] if word in self._columns else [each for each in self.names if each.startswith(f"{word}:")]
+            if not columns and word.isdigit():
+                columns = self.names[int(word) :][:1]
+            if not columns or not word:
+                shown = textwrap.shorten(", ".join(self.names), 200, placeholder=" ...")
                 raise ValueError(f"{self.path} has no column {word!r}; it has {shown}")
+            found += columns
         return found
 
     def numbers(self, names: list[str]) -> Column:
@@ -87,38 +76,29 @@ class Table:
         return np.stack(columns, axis=1)
 
     def _numbers(self, name: str) -> Column:
-        values = np.asarray(self._columns[name])
+        values = self._columns[name]
+
+        def refusal(must: str, row: int | None = None, remedy: str = "") -> ValueError:
+            where = "" if row is None else f" in {self.describe_row(row)}"
+            return ValueError(f"{self.path}: column {name!r} must {must}{where}{remedy}")
+
         if values.ndim != 1:
-            raise ValueError(f"{self.path}: column {name!r} must have one value per row, got shape {values.shape}")
-        if values.dtype.kind not in "biuf":
-            for row, value in enumerate(values):
-                if not _is_number(value):
-                    raise ValueError(
-                        f"{self.path}: column {name!r} must be numeric, got {str(value)[:80]!r} in "
-                        f"{self._describe_row(row)}"
-                    )
+            raise refusal(f"have one value per row, got shape {values.shape}")
+        for row, value in enumerate(() if values.dtype.kind in "biuf" else values):
+            if not _NUMBER.fullmatch(str(value)):
+                raise refusal(f"be numeric, got {str(value)[:80]!r}", row)
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(numbers))
-        if len(bad):
-            raise ValueError(
-                f"{self.path}: column {name!r} must have finite values, got {len(bad)} missing or infinite ones, the "
-                f"first in {self._describe_row(int(bad[0]))}"
-            )
-        self._check_integers(name, values, numbers)
-        return numbers
-
-    def _check_integers(self, name: str, values: npt.NDArray[Any], numbers: Column) -> None:
-        """Refuse integers that float64 cannot represent, because different ones would become equal."""
-        if values.dtype.kind in "bf":
-            return
+        bad = np.flatnonzero(~np.isfinite(numbers)).tolist()
+        if bad:
+            raise refusal(f"have finite values, got {len(bad)} missing or infinite ones, the first", bad[0])
+        # Different integers that float64 cannot represent would become equal.
         for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
             text = str(values[row]).strip()
             if _is_integer(text) and int(text) != int(numbers[row]):
-                raise ValueError(
-                    f"{self.path}: column {name!r} must have integers that float64 can represent, got {text[:80]} in "
-                    f"{self._describe_row(row)}; subtract a constant first"
-                )
+                got = f"have integers that float64 can represent, got {text[:80]}"
+                raise refusal(got, row, "; subtract a constant first")
+        return numbers
 
 
 def read_table(path: Path, header: bool | None = None) -> Table:
@@ -130,162 +110,80 @@ def read_table(path: Path, header: bool | None = None) -> Table:
 
     Raises:
         ValueError: The file cannot be read; the message is one line.
+        ModuleNotFoundError: A package that this format needs is missing.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+    if suffix not in _FORMATS:
+        raise ValueError(f"{path} must end in one of {', '.join(_FORMATS)}")
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
-    if suffix == ".csv":
-        return _read_csv(path, header)
-    if header is not None:
+    if header is not None and suffix != ".csv":
         raise ValueError(f"--header and --no-header need a CSV file, got {path}")
-    kind = "Parquet" if suffix == ".parquet" else suffix[1:].upper()
+    kind, *packages = _FORMATS[suffix]
+    check_installed(*packages, command=f"reading {kind}", extra="mi")
     with parsing(f"{path} cannot be read as {kind}"):
-        return {".npy": _read_npy, ".npz": _read_npz, ".parquet": _read_parquet}[suffix](path)
-
-
-def _is_number(value: object) -> bool:
-    text = str(value)
-    if "_" in text or not text.isascii():  # float("1_000") is 1000
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        if suffix == ".csv":
+            return _read_csv(path, header)
+        return Table(path, _parquet_columns(path) if suffix == ".parquet" else _array_columns(path))
 
 
 def _is_integer(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").removeprefix("+").isdigit()
+    return text.isascii() and text.lstrip("+-").isdigit()
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
-_SEPARATORS = ("\t", ";", ",", "|", " ")  # " " stands for any number of spaces
+_SEPARATORS = ("\t", ";", ",", "|", " ")  # " " stands for any number of spaces; those that numbers contain come last
 _SAMPLE = 100  # number of lines from which the separator and the header are inferred
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """The layout of a CSV file.
-
-    Attributes:
-        encoding: Encoding of the text.
-        separator: Separator of the cells, one of ``_SEPARATORS``.
-        names: Names of the columns.
-        header_line: Number of the line that contains the names, counted from 1; None if there is none.
-        begin: Number of lines before the first row of values.
-    """
-
-    encoding: str
-    separator: str
-    names: list[str]
-    header_line: int | None
-    begin: int
-
-
 def _read_csv(path: Path, header: bool | None) -> Table:
-    try:
-        import pandas
-    except ImportError:
-        raise ValueError("reading CSV needs pandas: pip install 'echo-ext[mi]'") from None
-    with parsing(f"{path} cannot be read as CSV"):
-        layout = _layout(path, header)
-        with path.open(encoding=layout.encoding, newline="") as lines:
-            for _ in range(layout.begin):
-                lines.readline()
-            try:
-                frame = pandas.read_csv(
-                    lines,
-                    sep=r"\s+" if layout.separator == " " else layout.separator,
-                    skipinitialspace=True,
-                    header=None,
-                    names=range(len(layout.names)),
-                    # In a single column a blank line is a missing value.
-                    skip_blank_lines=len(layout.names) > 1,
-                    low_memory=False,
-                )
-            except pandas.errors.ParserError:
-                _check_widths(path, layout)
-                raise
-        # pandas pads rows that are too short.
-        if frame.iloc[:, -1].isna().any():
-            _check_widths(path, layout)
-    return Table(
-        path,
-        [(name, frame[column].to_numpy()) for column, name in enumerate(layout.names)],
-        layout.header_line,
-        lambda row: f"line {_line_number(path, layout, row)}",
-    )
+    import pandas
 
-
-def _layout(path: Path, header: bool | None) -> _Layout:
-    """Infer the layout of a file from its first lines; blank lines and lines that begin with # are skipped."""
-    encoding = _encoding(path)
+    mark = bytes(np.fromfile(path, np.uint8, 4))  # that of UTF-32 begins with that of UTF-16
+    encoding = "utf-16" if mark[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+    encoding = "utf-32" if mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) else encoding
     with path.open(encoding=encoding, newline="") as file:
-        lines = ((skipped, line) for skipped, line in enumerate(file) if not _is_skipped(line))
+        lines = (pair for pair in enumerate(file) if pair[1].strip() and not pair[1].lstrip().startswith("#"))
         skipped, first_line = next(lines, (0, ""))
         sample = [first_line, *itertools.islice(file, _SAMPLE - 1)]
-    separator = _separator(sample)
-    records = list(_records(sample, separator))
-    if not records:
-        raise InvalidFile(f"{path} has no rows")
-    end, first = records[0]
-    line = skipped + end
-    if header is None:
-        header = _is_header(path, line, [cells for _, cells in records])
-    begin = line if header else skipped
-    rows = records[1:] if header else records
-    if not rows:
-        raise InvalidFile(f"{path} has no rows")
-    end, row = rows[0]
-    if len(row) != len(first):
-        raise InvalidFile(
-            f"{path}: every column must have a name, got {len(first)} names in line {line} and {len(row)} values in "
-            f"line {skipped + end}"
+        separator = max(_SEPARATORS, key=lambda each: _separator_quality(sample, each))
+        records = list(_records(sample, separator))
+        if not records:
+            raise InvalidFile(f"{path} has no rows")
+        line, first, width = skipped + records[0][0], [cell.strip() for cell in records[0][1]], len(records[0][1])
+        if header is None:
+            header = _is_header(path, line, first, [cell.strip() for _, cells in records[1:] for cell in cells])
+        if len(records) == header:
+            raise InvalidFile(f"{path} has no rows")
+        before = line if header else skipped  # the number of lines before the first row of values
+        file.seek(0)
+        ends = []  # the last line of each row
+        for end, cells in _records(itertools.islice(file, before, None), separator, blank=width == 1):
+            ends.append(before + end)
+            if len(cells) != width and (cells or width > 1):  # pandas would pad short rows
+                rule, got = f"every row must have {width} values", str(len(cells))
+                if header and len(ends) == 1:
+                    rule, got = "every column must have a name", f"{width} names in line {line} and {len(cells)} values"
+                raise InvalidFile(f"{path}: {rule}, got {got} in line {ends[-1]}")
+        file.seek(0)
+        for _ in range(before):
+            file.readline()
+        frame = pandas.read_csv(
+            file,
+            sep=r"\s+" if separator == " " else separator,
+            skipinitialspace=True,
+            header=None,
+            names=range(width),
+            skip_blank_lines=width > 1,  # in a single column a blank line is a missing value
+            low_memory=False,
         )
-    names = [cell.strip() or f"Unnamed: {column}" for column, cell in enumerate(first)]
-    return _Layout(
-        encoding,
-        separator,
-        names if header else list(map(str, range(len(first)))),
-        line if header else None,
-        begin,
-    )
-
-
-def _encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        begin = file.read(4)
-    # The byte order mark of UTF-32 begins with that of UTF-16.
-    if begin in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return "utf-32"
-    return "utf-16" if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-
-
-def _is_skipped(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
-
-
-def _separator(sample: list[str]) -> str:
-    """The first separator that splits all lines into equally many cells, or else the first that splits most lines.
-
-    Separators that can also occur inside numbers and texts are tried last.
-    """
-    widths = {separator: [len(cells) for _, cells in _records(sample, separator)] for separator in _SEPARATORS}
-    if len(sample) == _SAMPLE:
-        # The sample may end inside the last record.
-        widths = {separator: found[:-1] or found for separator, found in widths.items()}
-    for separator, found in widths.items():
-        if len(set(found)) == 1 and found[0] > 1:
-            return separator
-    for separator, found in widths.items():
-        if 2 * sum(width > 1 for width in found) > len(found):
-            return separator
-    return ","
+    names = [cell or f"Unnamed: {column}" for column, cell in enumerate(first)] if header else map(str, frame)
+    table = Table(path, ((name, frame[column]) for column, name in enumerate(names)), line if header else None)
+    table.describe_row = lambda row: f"line {ends[row]}"
+    return table
 
 
 def _records(lines: Iterable[str], separator: str, *, blank: bool = False) -> Iterator[tuple[int, list[str]]]:
@@ -298,99 +196,62 @@ def _records(lines: Iterable[str], separator: str, *, blank: bool = False) -> It
             yield reader.line_num, cells
 
 
-def _rows(path: Path, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
-    """The number of the last line in the file, counted from 1, and the cells of each row of values."""
-    with path.open(encoding=layout.encoding, newline="") as lines:
-        values = itertools.islice(lines, layout.begin, None)
-        for line, cells in _records(values, layout.separator, blank=len(layout.names) == 1):
-            yield layout.begin + line, cells
+def _separator_quality(sample: list[str], separator: str) -> float:
+    """3 if it splits all lines into equally many cells, 2 if it splits most lines; if none does, "," is the choice."""
+    widths = [len(cells) for _, cells in _records(sample, separator)]
+    if len(sample) == _SAMPLE:
+        widths = widths[:-1] or widths  # the sample may end inside the last record
+    if len(set(widths)) == 1 and widths[0] > 1:
+        return 3
+    return 2 if 2 * sum(width > 1 for width in widths) > len(widths) else separator == ","
 
 
-def _line_number(path: Path, layout: _Layout, row: int) -> int:
-    with contextlib.suppress(csv.Error, StopIteration):
-        return next(itertools.islice(_rows(path, layout), row, None))[0]
-    return layout.begin + row + 1
-
-
-def _check_widths(path: Path, layout: _Layout) -> None:
-    for line, cells in _rows(path, layout):
-        if len(cells) != len(layout.names) and (cells or len(layout.names) > 1):
-            raise InvalidFile(
-                f"{path}: every row must have {len(layout.names)} values, got {len(cells)} in line {line}"
-            )
-
-
-def _is_header(path: Path, line: int, records: list[list[str]]) -> bool:
+def _is_header(path: Path, line: int, first: list[str], others: list[str]) -> bool:
     """Whether the first record contains names rather than values; raises an error if it could be either."""
-    import pandas
-
-    first = [cell.strip() for cell in records[0]]
-    text = io.StringIO()
-    csv.writer(text).writerow(first)
-    text.seek(0)
-    # pandas decides whether a cell is a value, a missing value or text.
-    kinds = pandas.read_csv(text, header=None, skip_blank_lines=False).dtypes
-    names = [
-        cell
-        for cell, kind in zip(first, kinds, strict=True)
-        if not pandas.api.types.is_numeric_dtype(kind) and not _is_number(cell)
-    ]
-    if names and len(names) == sum(map(bool, first)):
+    is_name = {not (_NUMBER.fullmatch(cell) or _MISSING.fullmatch(cell)) for cell in first if cell}
+    if is_name == {True}:
         return True
-    if names or _counts_columns(first, records[1:]):
-        shown = ", ".join(first[:5]) + (", ..." if len(first) > 5 else "")
-        raise InvalidFile(f"{path}: line {line} ({shown[:80]}) may be names or values; use --header or --no-header")
-    return False
-
-
-def _counts_columns(first: list[str], rows: list[list[str]]) -> bool:
-    """Whether a record is 0, 1, ..., possibly after an unnamed index, as pandas writes for columns without names."""
+    # pandas numbers columns without names 0, 1, ..., possibly after the unnamed index; one or two integers may also be
+    # a row of values.
     numbers = first if first[0] else first[1:]
-    if not numbers or numbers != list(map(str, range(len(numbers)))):
-        return False
-    # Two integers may also be a row of integer values.
-    return len(first) > 2 or not first[0] or any(not _is_integer(cell.strip()) for cells in rows for cell in cells)
+    is_numbered = bool(numbers) and numbers == list(map(str, range(len(numbers))))
+    if True in is_name or (is_numbered and not (len(first) < 3 and first[0] and all(map(_is_integer, others)))):
+        shown = ", ".join(first)[:80]
+        raise InvalidFile(f"{path}: line {line} ({shown}) may be names or values; use --header or --no-header")
+    return False
 
 
 # ---- Parquet and NumPy files -----------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path) -> Table:
-    try:
-        import pandas  # noqa: F401
-        from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-    except ImportError:
-        raise InvalidFile("reading Parquet needs pandas and pyarrow: pip install 'echo-ext[mi]'") from None
+def _parquet_columns(path: Path) -> Iterator[tuple[str, Any]]:
+    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
+
     with ParquetFile(path, page_checksum_verification=True) as file:
-        frame = file.read().to_pandas()
-    return Table(path, [(str(name), column.to_numpy()) for name, column in frame.items()])
+        yield from ((str(name), column) for name, column in file.read().to_pandas().items())
 
 
-def _read_npy(path: Path) -> Table:
-    with path.open("rb") as file:
-        check_header(file, path.stat().st_size, "it")
-        file.seek(0)
-        array = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype.names:
-        return Table(path, [(name, array[name]) for name in array.dtype.names])
-    return Table(path, [(str(c), column) for c, column in enumerate(_columns(path, "the array", array))])
-
-
-def _read_npz(path: Path) -> Table:
-    columns: list[tuple[str, Any]] = []
-    with zipfile.ZipFile(path) as file:
-        archive = Archive(path, file)
-        for name in archive.names:
-            array = archive.read(name)
-            split = _columns(path, f"array {name!r}", array)
-            columns += [(name if array.ndim == 1 else f"{name}:{c}", column) for c, column in enumerate(split)]
-    return Table(path, columns)
-
-
-def _columns(path: Path, what: str, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    if array.ndim not in (1, 2):
-        raise InvalidFile(f"{path}: {what} must have rows and columns, got shape {array.shape}")
-    # The header of an array without values may announce any number of columns.
-    if not array.size or not array.itemsize:
-        raise InvalidFile(f"{path}: {what} must have values, got {array.dtype} of shape {array.shape}")
-    return [array] if array.ndim == 1 else list(array.T)
+def _array_columns(path: Path) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The columns of the arrays of a file: `x` or `x:0`, ... in NPZ; 0, ... or the names of the fields in NPY."""
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            check_header(file, path.stat().st_size, "it")
+            file.seek(0)
+            arrays = {"": np.lib.format.read_array(file, allow_pickle=False)}
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = Archive(path, archive)
+            arrays = {name: members.read(name) for name in members.names}
+    for name, array in arrays.items():
+        what = f"{path}: array {name!r}" if name else f"{path}: the array"
+        if array.ndim not in (1, 2):
+            raise InvalidFile(f"{what} must have rows and columns, got shape {array.shape}")
+        # The header of an array without values may announce any number of columns.
+        if not array.size or not array.itemsize:
+            raise InvalidFile(f"{what} must have values, got {array.dtype} of shape {array.shape}")
+        if array.dtype.names:
+            parts = {field: array[field] for field in array.dtype.names}
+        else:
+            parts = {"": array} if array.ndim == 1 else {str(c): column for c, column in enumerate(array.T)}
+        for part, column in parts.items():
+            yield ":".join(filter(None, (name, part))) or "0", column
