@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import gzip
 import hashlib
 import math
 import os
@@ -13,7 +12,7 @@ import sys
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +24,12 @@ __all__ = [
     "InvalidFile",
     "RemoteFile",
     "StrPath",
-    "cache_folder",
     "check_checksum",
     "check_content",
     "check_header",
-    "one_line",
     "parsing",
     "read_header",
     "read_npz",
-    "unpacked",
 ]
 
 StrPath = str | os.PathLike[str]
@@ -67,8 +63,10 @@ class FileLocator:
 
     @property
     def cache(self) -> Path:
-        """The folder of this data set in the cache."""
-        return cache_folder() / self.name
+        """The folder for its downloaded and generated files: in ECHO_EXT_CACHE, or else in the user's cache."""
+        # pooch.os_cache does this too, but files that are there already must be found without pooch.
+        user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "echo-ext")
+        return Path(os.environ.get("ECHO_EXT_CACHE") or user, self.name).expanduser()
 
     @functools.cached_property
     def folders(self) -> list[Path]:
@@ -113,13 +111,6 @@ class FileLocator:
             ) from None
 
 
-def cache_folder() -> Path:
-    """The folder for downloaded and generated files: ECHO_EXT_CACHE, or else ``echo-ext`` in the user's cache."""
-    # pooch.os_cache does this too, but files that are there already must be found without pooch.
-    chosen = os.environ.get("ECHO_EXT_CACHE")
-    return Path(chosen or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "echo-ext")).expanduser()
-
-
 def _download(remote: RemoteFile, folder: Path) -> Path:
     """Download a file and check it before it gets its name; a ConnectionError says why it could not be downloaded."""
     if os.environ.get("ECHO_EXT_OFFLINE"):
@@ -156,31 +147,12 @@ def parsing(complaint: str) -> Iterator[None]:
         raise
     except Exception as problem:
         # Parsers of untrusted bytes may raise nearly anything: struct.error, RecursionError, MemoryError, ...
-        raise ValueError(f"{complaint}: {one_line(problem)}") from problem
+        first_line = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        raise ValueError(f"{complaint}: {first_line}") from problem
 
 
 class InvalidFile(ValueError):
     """A file has the wrong content; the message is complete, so :func:`parsing` does not change it."""
-
-
-def one_line(problem: Exception) -> str:
-    """The first line of an error's message, or its type if there is no message."""
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__
-
-
-@contextlib.contextmanager
-def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading and unpack it on the fly if its name ends in ``.gz``.
-
-    The caller limits the number of bytes that it reads. At the end of the file, the checksum of gzip is verified.
-    """
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            yield file
-        return
-    with parsing(f"{path} is not a whole gzip file"), gzip.open(path) as file:
-        yield cast("IO[bytes]", file)
 
 
 def check_checksum(path: Path, remote: RemoteFile, remedy: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -13,7 +14,16 @@ from typing_extensions import Self
 
 from echo_ext import _checks
 
-__all__ = ["BINARIZATIONS", "BinaryImages", "ImageDataset", "LabeledDataset", "RowIndex", "VectorDataset", "binarize"]
+__all__ = [
+    "BINARIZATIONS",
+    "BinaryImages",
+    "ImageDataset",
+    "LabeledDataset",
+    "RowIndex",
+    "VectorDataset",
+    "binarize",
+    "split",
+]
 
 RowIndex: TypeAlias = int | slice | Tensor  # one row, or a batch of rows
 
@@ -67,6 +77,16 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
         other = copy.copy(self)
         vars(other).update(tensors)
         return other
+
+
+AnyDataset = TypeVar("AnyDataset", bound=LabeledDataset)
+
+
+def split(dataset: AnyDataset, *, valid: int, test: int = 0) -> dict[str, AnyDataset]:
+    """Divide the rows into parts in a random order, which is the same on every call."""
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(dataset)))
+    sizes = {"train": len(order) - valid - test, "valid": valid, "test": test}
+    return {part: dataset.select(rows) for part, rows in zip(sizes, order.split(list(sizes.values())), strict=True)}
 
 
 class ImageDataset(LabeledDataset):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from echo_ext.data.datasets import ImageDataset
+from echo_ext.data.datasets import ImageDataset, split
 
 __all__ = ["load_digits"]
 
@@ -22,11 +22,5 @@ def load_digits() -> dict[str, ImageDataset]:
         raise ModuleNotFoundError("the digits need scikit-learn: pip install 'echo-ext[demo]'") from missing
     images, labels = load(return_X_y=True)
     levels = torch.from_numpy(images.reshape(-1, 1, 8, 8).astype(np.uint8))
-    digits = ImageDataset(levels, torch.from_numpy(labels.astype(np.int64)), white=16)
-    # The rows are sorted by writer. Shuffle them, so that all parts have the same distribution.
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(digits)))
-    return {
-        "train": digits.select(order[:1297]),
-        "valid": digits.select(order[1297:1497]),
-        "test": digits.select(order[1497:]),
-    }
+    # The rows are sorted by writer, so they are shuffled for parts of the same distribution.
+    return split(ImageDataset(levels, torch.from_numpy(labels.astype(np.int64)), white=16), valid=200, test=300)

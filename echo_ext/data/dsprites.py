@@ -16,7 +16,7 @@ from torch import Tensor
 from echo_ext._files import replacement
 from echo_ext.data import sprites
 from echo_ext.data._files import FileLocator, RemoteFile, parsing, read_header, read_npz
-from echo_ext.data.datasets import LabeledDataset, RowIndex
+from echo_ext.data.datasets import LabeledDataset, RowIndex, split
 
 __all__ = [
     "FACTOR_NAMES",
@@ -94,13 +94,7 @@ def load_dependent_dsprites(locator: FileLocator) -> dict[str, DSprites]:
 
 
 def _split(dataset: DSprites) -> dict[str, DSprites]:
-    shuffled = dataset.select(torch.from_numpy(np.random.default_rng(0).permutation(len(dataset))))
-    held_out = len(dataset) // 20
-    return {
-        "train": shuffled.select(slice(None, -2 * held_out)),
-        "valid": shuffled.select(slice(-2 * held_out, -held_out)),
-        "test": shuffled.select(slice(-held_out, None)),
-    }
+    return split(dataset, valid=len(dataset) // 20, test=len(dataset) // 20)
 
 
 # ---- Dependent factors -----------------------------------------------------------------------------------------------

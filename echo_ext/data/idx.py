@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from echo_ext.data._files import FileLocator, InvalidFile, RemoteFile, check_content, unpacked
+from echo_ext.data._files import FileLocator, InvalidFile, RemoteFile, check_content, parsing
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["FILES", "NAMES", "load_idx"]
@@ -79,7 +80,12 @@ def _read_idx(path: Path, file: IdxFile, name: str) -> Tensor:
     # The header is 0, 0, the type (8 for bytes), the number of dimensions, and the dimensions in big-endian order.
     magic = bytes((0, 0, 8, 1 + len(image)))
     size = 4 + 4 * (1 + len(image))
-    with unpacked(path) as content:
+    packed = path.suffix == ".gz"
+    # At the end of a packed file, gzip verifies its checksum.
+    with (
+        parsing(f"{path} is not a whole {'gzip ' if packed else ''}file"),
+        gzip.open(path) if packed else path.open("rb") as content,
+    ):
         header = content.read(size)
         if header[:4] != magic:
             raise InvalidFile(f"{path} is not an idx file: it must begin with {magic.hex()}, got {header[:4].hex()}")

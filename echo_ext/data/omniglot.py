@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from echo_ext.data._files import FileLocator, RemoteFile, check_checksum, read_npz
-from echo_ext.data.datasets import ImageDataset
+from echo_ext.data.datasets import ImageDataset, split
 
 __all__ = ["FILE", "REBUILT", "load_omniglot"]
 
@@ -29,13 +29,7 @@ def load_omniglot(locator: FileLocator) -> dict[str, ImageDataset]:
     path = locator.find(FILE.name, REBUILT) or locator.obtain(FILE)
     training, test = _read_rebuilt(path) if path.name == REBUILT else _read_mat(path)
     # The rows are sorted by alphabet.
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(training)))
-    held_out = round(_VALIDATION * len(training))
-    return {
-        "train": training.select(order[: len(order) - held_out]),
-        "valid": training.select(order[len(order) - held_out :]),
-        "test": test,
-    }
+    return {**split(training, valid=round(_VALIDATION * len(training))), "test": test}
 
 
 def _read_rebuilt(path: Path) -> list[ImageDataset]:
