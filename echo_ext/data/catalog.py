@@ -90,7 +90,7 @@ _FASHION = Entry(
 _DSPRITES = Entry(
     (1, 64, 64),
     (663_552, 36_864, 36_864),
-    "dSprites (Matthey et al. 2017); without its file, rendered images, of which a tenth differ in a few pixels",
+    "dSprites (Matthey et al. 2017); rendered, a tenth with small differences, where its file cannot be had",
     "Apache-2.0",
     dsprites.load_dsprites,
     page="https://github.com/google-deepmind/dsprites-dataset",
