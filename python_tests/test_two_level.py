@@ -203,7 +203,7 @@ def test_progress_iterates_over_every_pixel():
             yield place
 
     model = build("pixelhvae-s-vae", (1, 4, 6), latent_dim=4)
-    model.likelihood.progress = progress
+    model.likelihood.wrap_pixels = progress
     assert model.sample(2).shape == (2, 1, 4, 6)
     assert seen == list(range(24))
 

@@ -220,10 +220,10 @@ def echo(s: Any) -> Model:
 @recipe("echo-tc", "Echo with a penalty on the total correlation of z", **NETWORKS, **ECHO, **DISCRIMINATOR)
 def echo_tc(s: Any) -> Model:
     """Echo with the penalty of FactorVAE (Kim & Mnih 2018)."""
-    return Autoencoder(**echo_parts(s), regularizers=[total_correlation(s)])
+    return Autoencoder(**echo_parts(s), regularizers=[tc_penalty(s)])
 
 
-def total_correlation(s: Any) -> TotalCorrelationRegularizer:
+def tc_penalty(s: Any) -> TotalCorrelationRegularizer:
     """The penalty on the total correlation of z."""
     return TotalCorrelationRegularizer(s.latent_dim, s.tc_weight, s.discriminator_width)
 
@@ -303,7 +303,7 @@ def vamp_prior(s: Any, encoder: nn.Module, channel: nn.Module) -> VampPrior:
 @recipe("factor-vae", "VAE with a penalty on the total correlation of z", **NETWORKS, **DISCRIMINATOR)
 def factor_vae(s: Any) -> Model:
     """FactorVAE (Kim & Mnih 2018): the VAE, with a discriminator that estimates TC(z)."""
-    parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), total_correlation(s)
+    parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), tc_penalty(s)
     return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, regularizers=[penalty])
 
 

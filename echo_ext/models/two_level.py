@@ -281,7 +281,7 @@ class PixelCNN(nn.Module):
         layers: Number of masked convolutions. Each extends the context of a pixel by one row and one column.
 
     Attributes:
-        progress: A function that wraps the iteration over the pixels when images are drawn, such as ``tqdm.tqdm``.
+        wrap_pixels: A function that wraps the iteration over the pixels when images are drawn, such as ``tqdm.tqdm``.
 
     Example:
         >>> p = echo_ext.models.PixelCNN(2, channels=4, layers=2)(torch.zeros(5, 2, 8, 8))
@@ -294,7 +294,7 @@ class PixelCNN(nn.Module):
         first = MaskedLayer(1 + maps, channels, blind=1)
         self.layers = nn.Sequential(first, *(MaskedLayer(channels, channels) for _ in range(layers - 1)))
         self.head = nn.Conv2d(channels, 1, 1)
-        self.progress: Callable[[Iterable[int]], Iterable[int]] = iter
+        self.wrap_pixels: Callable[[Iterable[int]], Iterable[int]] = iter
 
     def forward(self, maps: Tensor) -> PixelDistribution:
         """The distribution of images (B, 1, H, W) given maps (B, maps, H, W)."""
@@ -317,7 +317,7 @@ class PixelCNN(nn.Module):
         planes = [functional.pad(torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1), (1, 1, 1, 1))]
         planes += [maps.new_zeros(batch, len(bias), height + 2, width + 2) for _, bias in layers]
         probabilities = torch.empty_like(maps[:, :1])
-        for place in self.progress(range(height * width)):
+        for place in self.wrap_pixels(range(height * width)):
             i, j = divmod(place, width)
             for (weight, bias), plane, following in zip(layers, planes[:-1], planes[1:], strict=True):
                 patch = plane[:, :, i : i + 3, j : j + 3].flatten(1)
