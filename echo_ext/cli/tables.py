@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import itertools
 import re
 import textwrap
@@ -160,29 +161,45 @@ def _read_csv(path: Path, header: bool | None) -> Table:
             raise InvalidFile(f"{path} has no rows")
         before = line if header else skipped  # the number of lines before the first row of values
         file.seek(0)
-        ends = []  # the last line of each row
-        for end, cells in _records(itertools.islice(file, before, None), separator, blank=width == 1):
-            ends.append(before + end)
-            if len(cells) != width and (cells or width > 1):  # pandas would pad short rows
-                rule, got = f"every row must have {width} values", str(len(cells))
-                if header and len(ends) == 1:
-                    rule, got = "every column must have a name", f"{width} names in line {line} and {len(cells)} values"
-                raise InvalidFile(f"{path}: {rule}, got {got} in line {ends[-1]}")
-        file.seek(0)
         for _ in range(before):
             file.readline()
-        frame = pandas.read_csv(
-            file,
-            sep=r"\s+" if separator == " " else separator,
-            skipinitialspace=True,
-            header=None,
-            names=range(width),
-            skip_blank_lines=width > 1,  # in a single column a blank line is a missing value
-            low_memory=False,
-        )
+        try:
+            frame = pandas.read_csv(
+                file,
+                sep=r"\s+" if separator == " " else separator,
+                skipinitialspace=True,
+                header=None,
+                names=range(width),
+                skip_blank_lines=width > 1,  # in a single column a blank line is a missing value
+                low_memory=False,
+            )
+        except pandas.errors.ParserError:
+            frame = None
+
+    @functools.cache
+    def row_ends() -> list[int]:
+        """The last line of each row; raises an error for the first row of another width."""
+        ends = []
+        with path.open(encoding=encoding, newline="") as file:
+            for end, cells in _records(itertools.islice(file, before, None), separator, blank=width == 1):
+                ends.append(before + end)
+                if len(cells) != width and (cells or width > 1):
+                    rule, got = f"every row must have {width} values", str(len(cells))
+                    if header and len(ends) == 1:
+                        got = f"{width} names in line {line} and {len(cells)} values"
+                        rule = "every column must have a name"
+                    raise InvalidFile(f"{path}: {rule}, got {got} in line {ends[-1]}")
+        return ends
+
+    whole = records[:-1] if len(sample) == _SAMPLE else records  # the sample may end inside the last record
+    # pandas pads rows that are too short, and takes the first cells of rows that are all too long as an index.
+    if frame is None or frame.iloc[:, -1].isna().any() or any(len(cells) != width for _, cells in whole):
+        row_ends()
+        if frame is None:
+            raise InvalidFile(f"{path} cannot be read as CSV: its rows are not separated as its first lines are")
     names = [cell or f"Unnamed: {column}" for column, cell in enumerate(first)] if header else map(str, frame)
     table = Table(path, ((name, frame[column]) for column, name in enumerate(names)), line if header else None)
-    table.describe_row = lambda row: f"line {ends[row]}"
+    table.describe_row = lambda row: f"line {row_ends()[row]}"
     return table
 
 
