@@ -34,7 +34,7 @@ __all__ = [
     "samples",
 ]
 
-COLORS = (
+_COLORS = (
     "#c8553d",
     "#3d6fa5",
     "#5b8c5a",
@@ -46,10 +46,10 @@ COLORS = (
     "#777777",
     "#2f4858",
 )
-INK = "#333333"
-GRAY = "#888888"
+_INK = "#333333"
+_GRAY = "#888888"
 _PALE = "#e6e6e6"
-DPI = 150
+_DPI = 150
 _Value = TypeVar("_Value")
 
 
@@ -68,11 +68,11 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
             if x.shape[1] > 1:
                 joined = torch.stack([x, mean]).detach().cpu()  # one line for each row
                 axes.plot(joined[..., 0], joined[..., 1], color=_PALE, linewidth=0.8, zorder=0)
-            _show_vectors(axes, x, GRAY, label="data")
-            _show_vectors(axes, mean, COLORS[0], label="reconstruction")
+            _show_vectors(axes, x, _GRAY, label="data")
+            _show_vectors(axes, mean, _COLORS[0], label="reconstruction")
             _title(axes, name)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
         return figure
     return rows({label: x, **reconstructed})
 
@@ -80,7 +80,7 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
 def rows(images: Mapping[str, Tensor]) -> Figure:
     """Plot rows of images (n, channels, height, width) with their labels."""
     columns = max(map(len, images.values()))
-    figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=_DPI, layout="constrained")
     _show_rows(figure, images)
     return figure
 
@@ -92,7 +92,7 @@ def samples(drawn: Mapping[str, Tensor], *, columns: int = 8) -> Figure:
         if x.ndim == 4:
             _show_grid(axes, x, columns=columns)
         else:
-            _show_vectors(axes, x, COLORS[0])
+            _show_vectors(axes, x, _COLORS[0])
         _title(axes, title)
     return figure
 
@@ -123,11 +123,11 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
         rate_floor: The minimum rate of the Echo latents, which is drawn as a line; None for no line.
     """
     quantities = {_titled(name): None for each in history.values() for name in (*each.training, *each.validation)}
-    figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=_DPI, layout="constrained")
     figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
     for axes, title in zip(figure.subplots(1, len(quantities), squeeze=False).flat, quantities, strict=True):
         late_values: list[float] = []
-        for color, each in zip(colors_of(history), history.values(), strict=True):
+        for color, each in zip(_colors(history), history.values(), strict=True):
             for series, style in (
                 (each.training, {"alpha": 0.35, "linewidth": 1}),
                 (each.validation, {"linewidth": 1.8}),
@@ -147,10 +147,10 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
             _limit_from_zero(axes, late_values, rate_floor)
         else:
             _limit(axes, late_values)
-        style_axes(axes, title, "epoch", "nats per sample")
+        _style_axes(axes, title, "epoch", "nats per sample")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     handles = _legend_handles(history, rate_floor is not None)
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=INK, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
     return figure
 
 
@@ -167,14 +167,14 @@ def rate_distortion_curves(
     if reconstructed:
         columns = max(map(len, reconstructed.values()))
         widths = (5.4, 0.8 + 0.5 * columns)
-        figure = Figure(figsize=(sum(widths), 4.0), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(sum(widths), 4.0), dpi=_DPI, layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=widths)  # type: ignore[misc]  # an array of two subfigures
         axes = left.subplots()
         _show_rows(right, reconstructed)
     else:
-        figure = Figure(figsize=(5.4, 4.0), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(5.4, 4.0), dpi=_DPI, layout="constrained")
         axes = figure.subplots()
-    for color, (name, points) in zip(colors_of(measured), measured.items(), strict=True):
+    for color, (name, points) in zip(_colors(measured), measured.items(), strict=True):
         ordered = sorted(points, key=lambda point: point.rate)
         axes.errorbar(
             [point.rate for point in ordered],
@@ -189,8 +189,8 @@ def rate_distortion_curves(
             capsize=2,
             label=f"{name} ({RATE_WORDS[ordered[0].rate_name]})",
         )
-    style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+    _style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
     return figure
 
 
@@ -207,16 +207,16 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
         raise ValueError(f"points must have shape (N, 2), got {tuple(points.shape)}")
     if labels is not None and labels.shape != points.shape[:1]:
         raise ValueError(f"labels must have shape ({len(points)},), one for each point, got {tuple(labels.shape)}")
-    figure = Figure(figsize=(4.8, 4.2), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(4.8, 4.2), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
     if labels is None:
-        show_points(axes, points, COLORS[1])
+        _show_points(axes, points, _COLORS[1])
     else:
         values = torch.unique(labels).tolist()
-        for color, value in zip(colors_of(values), values, strict=True):
-            show_points(axes, points[labels == value], color, label=str(value))
+        for color, value in zip(_colors(values), values, strict=True):
+            _show_points(axes, points[labels == value], color, label=str(value))
         axes.legend(
-            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=INK, fontsize=9, markerscale=2.5
+            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
         )
     _title(axes, title)
     return figure
@@ -232,18 +232,18 @@ def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
     found = marginal_statistics(codes)
     columns = min(columns, codes.shape[1])
     rows = -(-codes.shape[1] // columns)
-    figure = Figure(figsize=(max(2.4, 1.25 * columns), 0.2 + 1.2 * rows), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(2.4, 1.25 * columns), 0.2 + 1.2 * rows), dpi=_DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for latent, axes in enumerate(panels):
         axes.set_axis_off()
         if latent >= codes.shape[1]:
             continue
         values, mean, std = codes[:, latent], found.mean[latent].item(), found.std[latent].item()
-        axes.hist(numbers(values), bins=40, density=True, color=COLORS[1], alpha=0.55)
+        axes.hist(_numbers(values), bins=40, density=True, color=_COLORS[1], alpha=0.55)
         x = torch.linspace(mean - 3.5 * std, mean + 3.5 * std, 100, dtype=torch.float64)
         density = (-0.5 * ((x - mean) / std) ** 2).exp() / (std * math.sqrt(2 * math.pi))
-        axes.plot(numbers(x), numbers(density), color=COLORS[0], linewidth=1)
-        axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=INK, fontsize=7, pad=2)
+        axes.plot(_numbers(x), _numbers(density), color=_COLORS[0], linewidth=1)
+        axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=_INK, fontsize=7, pad=2)
     return figure
 
 
@@ -252,22 +252,22 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
 
     Both are results of :func:`echo_ext.metrics.rates_and_activations`.
     """
-    figure = Figure(figsize=(4.2, 3.6), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(4.2, 3.6), dpi=_DPI, layout="constrained")
     axes = figure.subplots()
-    scatter(axes, torch.stack([norms, rates], 1), COLORS[0])
+    _scatter(axes, torch.stack([norms, rates], 1), _COLORS[0])
     correlation = torch.corrcoef(torch.stack([norms, rates]).double())[0, 1]
-    style_axes(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
+    _style_axes(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
     return figure
 
 
 # ---- Helpers ---------------------------------------------------------------------------------------------------------
 
 
-def colors_of(names: Iterable[object]) -> list[str]:
-    return [COLORS[index % len(COLORS)] for index, _ in enumerate(names)]
+def _colors(names: Iterable[object]) -> list[str]:
+    return [_COLORS[index % len(_COLORS)] for index, _ in enumerate(names)]
 
 
-def numbers(values: Tensor) -> list[float]:
+def _numbers(values: Tensor) -> list[float]:
     numbers: list[float] = values.detach().cpu().tolist()
     return numbers
 
@@ -293,7 +293,7 @@ def _averaged(values: Sequence[float], points: int = 100) -> tuple[list[float], 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """Make square panels side by side."""
-    figure = Figure(figsize=(3.8 * count, 4.1), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(3.8 * count, 4.1), dpi=_DPI, layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
     return figure, list(figure.subplots(1, count, squeeze=False).flat)
 
@@ -303,7 +303,7 @@ def _show_rows(figure: FigureBase, rows: Mapping[str, Tensor]) -> None:
     columns = max(map(len, rows.values()))
     for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows.items(), strict=True):
         _show_grid(axes, images, columns=columns)
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, color=INK)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, color=_INK)
 
 
 def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
@@ -316,33 +316,33 @@ def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         grid[top : top + height, left : left + width] = image.mean(dim=0)
     axes.imshow(1 - grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    hide_axes(axes)
+    _hide_axes(axes)
 
 
 def _show_vectors(axes: Axes, x: Tensor, color: str, **style: str) -> None:
     """Show the first two columns of (n, d) as points, or a single column as a histogram."""
     if x.shape[1] > 1:
-        show_points(axes, x[:, :2], color, **style)
+        _show_points(axes, x[:, :2], color, **style)
     else:
-        axes.hist(numbers(x[:, 0]), bins=60, density=True, color=color, alpha=0.6, **style)  # type: ignore[arg-type]
-        style_axes(axes, "", "x", "density")
+        axes.hist(_numbers(x[:, 0]), bins=60, density=True, color=color, alpha=0.6, **style)  # type: ignore[arg-type]
+        _style_axes(axes, "", "x", "density")
 
 
-def show_points(axes: Axes, points: Tensor, color: str, **style: str) -> None:
+def _show_points(axes: Axes, points: Tensor, color: str, **style: str) -> None:
     """Show points (n, 2) without axes, since only their relative positions matter."""
-    scatter(axes, points, color, **style)
+    _scatter(axes, points, color, **style)
     axes.set_aspect("equal", adjustable="datalim")
-    hide_axes(axes)
+    _hide_axes(axes)
 
 
-def scatter(axes: Axes, points: Tensor, color: str, **style: str) -> None:
+def _scatter(axes: Axes, points: Tensor, color: str, **style: str) -> None:
     """Show points (n, 2), which are more transparent the more there are."""
     alpha = min(0.9, max(0.15, 40 / math.sqrt(max(len(points), 1)) / 2))
-    x, y = map(numbers, points.T)
+    x, y = map(_numbers, points.T)
     axes.scatter(x, y, s=6, color=color, alpha=alpha, linewidths=0, **style)  # type: ignore[arg-type]
 
 
-def hide_axes(axes: Axes) -> None:
+def _hide_axes(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -350,12 +350,12 @@ def hide_axes(axes: Axes) -> None:
 
 
 def _title(axes: Axes, title: str) -> None:
-    axes.set_title(title, color=INK, fontsize=11)
+    axes.set_title(title, color=_INK, fontsize=11)
 
 
 def _limit_from_zero(axes: Axes, late_values: Sequence[float], floor: float | None) -> None:
     if floor is not None:
-        axes.axhline(floor, color=INK, linewidth=1, linestyle=":")
+        axes.axhline(floor, color=_INK, linewidth=1, linestyle=":")
     axes.set_ylim(0, 1.06 * max(*late_values, floor or 0.0, 1e-3))
 
 
@@ -365,13 +365,13 @@ def _limit(axes: Axes, late_values: Sequence[float]) -> None:
     axes.set_ylim(min(late_values) - margin, max(late_values) + margin)
 
 
-def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def _style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     _title(axes, title)
-    axes.set_xlabel(xlabel, color=INK)
-    axes.set_ylabel(ylabel, color=INK)
+    axes.set_xlabel(xlabel, color=_INK)
+    axes.set_ylabel(ylabel, color=_INK)
     axes.grid(axis="y", color=_PALE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0)
+    axes.tick_params(colors=_INK, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 
@@ -379,10 +379,10 @@ def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
 def _legend_handles(history: Mapping[str, History], has_floor: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], color=color, linewidth=3, label=name)
-        for color, name in zip(colors_of(history), history, strict=True)
+        for color, name in zip(_colors(history), history, strict=True)
     ]
     if has_floor:
-        handles.append(Line2D([], [], color=INK, linewidth=1, linestyle=":", label="minimum rate of Echo"))
+        handles.append(Line2D([], [], color=_INK, linewidth=1, linestyle=":", label="minimum rate of Echo"))
     styles = {
         "validation": {"linewidth": 1.8},
         "training": {"linewidth": 1, "alpha": 0.5},
@@ -391,5 +391,5 @@ def _legend_handles(history: Mapping[str, History], has_floor: bool) -> list[Lin
     labels = {"test": "test, after training"}
     for part, style in styles.items():
         if any(getattr(each, part) for each in history.values()):
-            handles.append(Line2D([], [], color=GRAY, label=labels.get(part, part), **style))  # type: ignore[arg-type]
+            handles.append(Line2D([], [], color=_GRAY, label=labels.get(part, part), **style))  # type: ignore[arg-type]
     return handles

@@ -13,23 +13,34 @@ from model_cases import log_normal
 
 from echo_ext.data.mixtures import MIXTURES
 from echo_ext.models import GaussianMixture, build
+from echo_ext.training import Configuration
 
 pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
+pd = pytest.importorskip("pandas")
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
 sys.path.append(str(PAPERS))
 experiment, consistency_1d, mim_mixture, noise_tc = map(
     importlib.import_module, ("experiment", "consistency_1d", "mim_mixture", "noise_tc")
 )
-Context, Experiment, Result, Row = experiment.Context, experiment.Experiment, experiment.Result, experiment.Row
-run_name, table, write_result = experiment.run_name, experiment.table, experiment.write_result
 
 NAMES = sorted(path.stem for path in PAPERS.glob("*.py") if path.stem not in ("experiment", "figures"))
 
 
-@pytest.fixture
-def context(tmp_path):
-    return Context(tmp_path / "out", (0, 1), epochs=1, limit=128, progress=False)
+def run(tried, out, **options):
+    options = {"seeds": (0, 1), "epochs": 1, "limit": 128, "show_progress": False, **options}
+    return experiment.run(tried, out, **options)
+
+
+def comparison(measure, **settings):
+    """An experiment with a VAE and MIM."""
+
+    def cases():
+        for objective in ("vae", "mim"):
+            chosen = {"hidden": [3], "objective": objective, **settings}
+            yield {"model": objective}, Configuration.of("mim", "gmm2d", latent_dim=2, model_settings=chosen)
+
+    return experiment.Experiment("comparison", "None.\n\nNobody 2020", cases, measure, lambda *_: {})
 
 
 @pytest.fixture
@@ -38,7 +49,7 @@ def small(monkeypatch):
     monkeypatch.setattr(mim_mixture, "WIDTHS", (3,))
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_ROWS", 20)
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_SAMPLES", 5)
-    return Experiment("small", "none", lambda context: mim_mixture.compare(context, ("VAE", "MIM")), seeds=2)
+    return mim_mixture.comparison("small", "None.\n\nNobody 2020", ("VAE", "MIM"))
 
 
 def files(folder):
@@ -52,6 +63,7 @@ def test_every_experiment_has_a_summary_and_a_source():
     assert len(NAMES) == 7
     for name in NAMES:
         found = importlib.import_module(name).EXPERIMENT
+        assert found.name == name.replace("_", "-")
         assert "\n" not in found.summary
         assert any(character.isdigit() for character in found.source)  # the paper's year
         assert found.seeds >= 3
@@ -93,27 +105,29 @@ def test_script_writes_its_result_and_prints_its_table(tmp_path):
 # ---- Runs and results ------------------------------------------------------------------------------------------------
 
 
-def test_result_contains_every_value_and_its_mean(small, context):
-    returned = write_result("small", small, context)
-    result = json.loads((context.out / "result.json").read_text())
+def test_result_contains_every_value_and_its_mean(small, tmp_path):
+    runs = run(small, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
     assert result["experiment"] == "small"
     assert result["seeds"] == [0, 1]
     assert result["settings"]["epochs"] == 1
     assert result["settings"]["limit"] == 128
+    assert result["settings"]["model_settings"]["3 MIM"]["objective"] == "mim"  # not the same for all cases
     assert [(row["hidden units"], row["model"]) for row in result["rows"]] == [(3, "VAE"), (3, "MIM")]
-    for row, returned_row in zip(result["rows"], returned.rows, strict=True):
+    for row in result["rows"]:
+        returned = runs[runs["model"] == row["model"]]
         for quantity in (mim_mixture.INFORMATION, mim_mixture.ERROR, mim_mixture.ACCURACY, mim_mixture.NLL):
             first, second = row[quantity]["values"]
             assert first != second  # seeds differ
             assert row[quantity]["mean"] == pytest.approx((first + second) / 2)
             assert row[quantity]["standard_error"] == pytest.approx(abs(first - second) / 2)
-            assert returned_row.mean(quantity) == row[quantity]["mean"]
-    assert (context.out / "table.md").read_text().count("\n") == 4
+            assert returned[quantity].tolist() == [first, second]
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
     for name in ("measures.png", "codes.png"):
-        assert (context.out / name).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_interrupted_experiment_resumes(small, context, monkeypatch):
+def test_interrupted_experiment_resumes(tmp_path):
     measured = []
 
     def interrupted(model, parts):
@@ -122,56 +136,56 @@ def test_interrupted_experiment_resumes(small, context, monkeypatch):
         measured.append({"one": float(len(measured))})
         return measured[-1]
 
-    cases = [
-        (
-            {"model": name},
-            context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [3], "objective": name}),
-        )
-        for name in ("vae", "mim")
-    ]
     with pytest.raises(KeyboardInterrupt):
-        context.rows(cases, interrupted)
-    before = files(context.out)
-    rows = context.rows(cases, lambda model, parts: {"one": 7.0})
-    assert [list(row.values["one"]) for row in rows] == [[0.0, 7.0], [1.0, 7.0]]
-    after = files(context.out)
+        run(comparison(interrupted), tmp_path)
+    before = files(tmp_path)
+    runs = run(comparison(lambda model, parts: {"one": 7.0}), tmp_path)
+    assert [group["one"].tolist() for _, group in runs.groupby("model", sort=False)] == [[0.0, 7.0], [1.0, 7.0]]
+    after = files(tmp_path)
     # Neither the measured runs nor the run that was trained but not measured have changed.
     assert {path: after[path] for path in before} == before
 
 
-def test_folder_refuses_another_experiment(small, context, tmp_path):
-    nothing = Experiment("nothing", "none", lambda context: Result([], {}, {}))
-    write_result("nothing", nothing, context)
-    with pytest.raises(FileExistsError, match="contains the result of 'nothing', not of 'small'"):
-        write_result("small", small, context)
+def test_folder_refuses_another_experiment(small, tmp_path):
+    nothing = comparison(lambda model, parts: {"one": 1.0})
+    run(nothing, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="contains the result of 'comparison', not of 'small'"):
+        run(small, tmp_path / "out")
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="must be a folder, but it is a file"):
-        write_result("nothing", nothing, Context(tmp_path / "file"))
+        run(nothing, tmp_path / "file")
 
 
-def test_run_refuses_another_configuration(context):
-    configuration = context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [3]})
-    context.measure("run", configuration, lambda model, parts: {"one": 1.0})
-    other = context.configuration("mim", "gmm2d", latent_dim=2, model_settings={"hidden": [4]})
+def test_run_refuses_another_configuration(tmp_path):
+    run(comparison(lambda model, parts: {"one": 1.0}), tmp_path)
     with pytest.raises(FileExistsError, match="contains another run"):
-        context.measure("run", other, lambda model, parts: {"one": 1.0})
+        run(comparison(lambda model, parts: {"one": 1.0}, hidden=[4]), tmp_path)
+
+
+def test_damaged_measures_are_named(tmp_path):
+    tried = comparison(lambda model, parts: {"one": 1.0})
+    run(tried, tmp_path)
+    file = tmp_path / "runs" / "mim-seed1" / "measures.json"
+    file.write_text('{"one": 1')
+    with pytest.raises(ValueError, match=r"mim-seed1/measures\.json is damaged: .*; remove it"):
+        run(tried, tmp_path)
 
 
 def test_table_has_two_digits_of_the_standard_error():
-    rows = [
-        Row({"width": 5, "model": "A"}, {"nats": [1.0, 2.0, 3.0], "share": [0.91, 0.93, 0.92]}),
-        Row({"width": 20, "model": "B"}, {"nats": [120.0, 140.0, 160.0]}),
-    ]
-    assert rows[0].mean("nats") == 2
-    assert rows[0].error("nats") == pytest.approx(1 / math.sqrt(3))
-    assert math.isnan(Row({}, {"nats": [1.0]}).error("nats"))
-    assert table(rows).splitlines() == [
+    first = [{"width": 5, "model": "A", "nats": nats, "share": share} for nats, share in
+             ((1.0, 0.91), (2.0, 0.93), (3.0, 0.92))]  # fmt: skip
+    second = [{"width": 20, "model": "B", "nats": nats} for nats in (120.0, 140.0, 160.0)]
+    table = experiment.statistics(pd.DataFrame([*first, *second]).assign(seed=0), ["width", "model"])
+    assert table["nats", "mean"][5, "A"] == 2
+    assert table["nats", "sem"][5, "A"] == pytest.approx(1 / math.sqrt(3))
+    assert math.isnan(experiment.statistics(pd.DataFrame(second[:1]).assign(seed=0), ["model"])["nats", "sem"]["B"])
+    assert experiment.markdown(table).splitlines() == [
         "| width | model | nats | share |",
         "| --- | --- | --- | --- |",
         "| 5 | A | 2.00 ± 0.58 | 0.9200 ± 0.0058 |",
         "| 20 | B | 140 ± 12 |  |",
     ]
-    assert run_name({"width": 5, "model": "VAE+H x"}, 3) == "5-vae+h-x-seed3"
+    assert experiment.run_name({"width": 5, "model": "VAE+H x"}, 3) == "5-vae+h-x-seed3"
 
 
 # ---- Measurements ----------------------------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ def test_reference_samples_come_from_its_components():
         build("mim", (1,), latent_dim=1, reference_means=[[0.0]], reference_std=0)
 
 
-def test_consistent_joints_have_zero_divergence(context):
+def test_consistent_joints_have_zero_divergence():
     """Both marginals are N(0, 1), and the conditionals are such that q(x) q(z|x) = p(z) p(x|z)."""
     model = build(
         "mim", (1,), latent_dim=1, prior="mixture", data_marginal="mixture", components=1, hidden=[],
@@ -241,16 +255,15 @@ def test_consistent_joints_have_zero_divergence(context):
         assert consistency_1d.measure(model, parts)["L_MIM - CE, nats"] > 0.1
 
 
-def test_consistency_and_noise_experiments_write_their_files(context, monkeypatch, tmp_path):
-    write_result("consistency-1d", consistency_1d.EXPERIMENT, context)
-    assert (context.out / "joints.png").is_file()
+def test_consistency_and_noise_experiments_write_their_files(monkeypatch, tmp_path):
+    run(consistency_1d.EXPERIMENT, tmp_path / "consistency")
+    assert (tmp_path / "consistency" / "joints.png").is_file()
     monkeypatch.setattr(noise_tc, "PUBLISHED", {"digits": 1.5})
     monkeypatch.setattr(noise_tc, "EPOCHS", {"digits": 2})
     monkeypatch.setattr(noise_tc, "HIDDEN", (16,))
     monkeypatch.setattr(noise_tc, "SAMPLES", 2000)
-    out = Context(tmp_path / "noise", (0,), epochs=1, limit=200, progress=False)
-    (row,) = write_result("noise-tc", noise_tc.EXPERIMENT, out).rows
-    assert row.labels == {"data": "digits", "published TC": 1.5}
-    assert row.mean(noise_tc.CORRELATION) > 0
-    assert row.mean("-ELBO") == pytest.approx(row.mean("rate") + row.mean("distortion"))
-    assert (out.out / "correlations.png").is_file()
+    (row,) = run(noise_tc.EXPERIMENT, tmp_path / "noise", seeds=(0,), limit=200).to_dict("records")
+    assert list(row.items())[:2] == [("data", "digits"), ("published TC", 1.5)]
+    assert row[noise_tc.CORRELATION] > 0
+    assert row["-ELBO"] == pytest.approx(row["rate"] + row["distortion"])
+    assert (tmp_path / "noise" / "correlations.png").is_file()

@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
 import anchor_vae
 import mutual_toys
 import stacked_corex
-from experiment import Context, write_result
+from experiment import run
 
-from echo_ext.models import CategoricalLayer, CategoricalLikelihood, GaussianChannel, StackedCorEx, build
+from echo_ext.models import CategoricalLayer, GaussianChannel, StackedCorEx, build
 
 
 class Fixed(torch.nn.Module):
@@ -36,8 +36,7 @@ class Fixed(torch.nn.Module):
 def toy_measures(model, function):
     model.decoder = Fixed(function)
     z = mutual_toys.quantiles(mutual_toys.PLACES)[:, None].float()
-    is_discrete = isinstance(model.likelihood, CategoricalLikelihood)
-    return (mutual_toys._measure_states if is_discrete else mutual_toys._measure_density)(model, z)
+    return mutual_toys.measure_exactly(model, z)
 
 
 def test_information_of_a_linear_decoder_is_gaussian():
@@ -123,7 +122,7 @@ def test_each_experiment_writes_its_results(name, tmp_path, monkeypatch):
         monkeypatch.setattr(anchor_vae if name == "anchor-vae" else stacked_corex, "DATA", "digits")
     monkeypatch.setattr(mutual_toys, "TARGETS", {mutual_toys.STATES: (0.0, 1.0), mutual_toys.NORMAL: (1.0,)})
     experiment = importlib.import_module(name.replace("-", "_")).EXPERIMENT
-    write_result(name, experiment, Context(tmp_path, [0], epochs=1, limit=300, progress=False))
+    run(experiment, tmp_path, seeds=[0], epochs=1, limit=300, show_progress=False)
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["experiment"] == name
     assert all(

@@ -2,17 +2,12 @@
 
 import io
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
 
-sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
-
-import figures
 import numpy as np
 from matplotlib.image import imread
 
@@ -123,17 +118,6 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     assert len(plots.rate_distortion_curves({"VAE": vae}).axes) == 1
 
 
-def test_bars_highlight_the_first_latents():
-    values = torch.rand(12)
-    figure = figures.bars(values, highlighted=5)
-    drawn(figure)
-    patches = figure.axes[0].patches
-    np.testing.assert_allclose([bar.get_height() for bar in patches], values, rtol=1e-6)
-    colors = [bar.get_facecolor() for bar in patches]
-    assert len(set(colors[:5])) == len(set(colors[5:])) == 1
-    assert colors[4] != colors[5]
-
-
 def test_embedding_has_a_color_for_each_label():
     points, labels = torch.randn(50, 2), torch.arange(50) % 12
     figure = plots.embedding(points, labels)
@@ -172,35 +156,3 @@ def test_rates_are_plotted_against_activations():
     (axes,) = figure.axes
     assert axes.get_title() == "correlation -1.00"
     np.testing.assert_allclose(axes.collections[0].get_offsets(), torch.stack([norms, 3 - norms], 1), rtol=1e-6)
-
-
-def test_trends_contain_means_and_errors_at_every_tick():
-    measured = {
-        "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
-        "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
-    }
-    figure = figures.trends(measured, ticks=(5, 500), xlabel="hidden units")
-    assert [axes.get_title() for axes in figure.axes] == list(measured)
-    for axes, lines in zip(figure.axes, measured.values(), strict=True):
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "500"]
-        drawn = [container.lines[0].get_ydata().tolist() for container in axes.containers]
-        assert drawn == [[mean for mean, _ in points] for points in lines.values()]
-
-
-def test_scatters_color_every_point_by_its_label():
-    points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
-    figure = figures.scatters(points, labels=labels, columns=2)
-    shown = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in shown] == list(points)
-    for axes, each in zip(shown, points.values(), strict=True):
-        for label, cloud in enumerate(axes.collections):
-            torch.testing.assert_close(torch.tensor(cloud.get_offsets().tolist()), each[labels == label])
-
-
-def test_correlations_are_those_of_the_codes():
-    z = torch.randn(500, 2)
-    codes = torch.stack([z[:, 0], -2 * z[:, 0], z[:, 1]], 1)
-    (image,) = figures.correlations({"codes": codes}).axes[0].images
-    matrix = torch.as_tensor(image.get_array().data)
-    torch.testing.assert_close(matrix, torch.corrcoef(codes.double().T))
-    assert matrix[0, 1] == pytest.approx(-1)

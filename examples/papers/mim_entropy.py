@@ -1,17 +1,12 @@
-"""The effect of the entropy of the encoder: added to the loss of the VAE, and subtracted from that of MIM."""
+"""The entropy of the encoder, added to the loss of the VAE and subtracted from that of MIM, on the same mixture.
 
-from __future__ import annotations
+Livne, Swersky & Fleet 2019, section 4 and supplement (VAE+H, MIM-H)
+"""
 
-import sys
+from experiment import main
+from mim_mixture import comparison
 
-from experiment import Experiment, main
-from mim_mixture import compare
-
-EXPERIMENT = Experiment(
-    summary="the entropy of the encoder, added to the loss of the VAE and subtracted from that of MIM, same mixture",
-    source="Livne, Swersky & Fleet 2019, section 4 and supplement (VAE+H, MIM-H)",
-    run=lambda context: compare(context, ("VAE", "VAE+H", "MIM-H", "MIM")),
-)
+EXPERIMENT = comparison("mim-entropy", __doc__, ("VAE", "VAE+H", "MIM-H", "MIM"))
 
 if __name__ == "__main__":
-    sys.exit(main(EXPERIMENT))
+    raise SystemExit(main(EXPERIMENT))
