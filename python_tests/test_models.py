@@ -529,7 +529,9 @@ def test_defaults_of_the_papers():
         ("vae", SHAPE, {"hidden": 512}, "hidden must be a list or tuple of positive integers, got 512"),
         ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be a list or tuple .*, got \(8, 0\)"),
         ("echo", SHAPE, {"decoder_gain": 0.0}, r"decoder_gain must be a finite number above 0, got 0\.0"),
-        ("infovae", SHAPE, {"mmd_weight": -1.0}, r"weight must be a finite number of at least 0, got -1\.0"),
+        ("infovae", SHAPE, {"mmd_weight": -1.0}, r"^mmd_weight must be a finite number of at least 0, got -1\.0"),
+        ("echo-tc", SHAPE, {"tc_weight": -1.0}, r"^tc_weight must be a finite number of at least 0, got -1\.0"),
+        ("corex", SHAPE, {"aggregate_rows": 0}, "^aggregate_rows must be at least 1, got 0"),
         ("echo", SHAPE, {"bank_size": 3}, "bank_size must be at least 99, got 3"),
     ],
 )

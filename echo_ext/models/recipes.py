@@ -44,8 +44,8 @@ NETWORKS: dict[str, Any] = {
     "architecture": None,  # one of networks.ARCHITECTURES; None means the convolutions for this image size, or "mlp"
     "hidden": None,  # widths of the hidden layers of an MLP encoder; the decoder has them in reverse order
     "activation": "relu",  # one of networks.ACTIVATIONS
-    "beta": 1.0,  # weight of the rate
 }
+AUTOENCODER: dict[str, Any] = {**NETWORKS, "beta": 1.0}  # beta is the weight of the rate
 FLOW: dict[str, Any] = {"flow_steps": 4, "flow_hidden": (640, 640, 640)}
 ECHO: dict[str, Any] = {
     **{"num_terms": None, "sampling": "permutation", "activation_scale": 16.0, "bank_size": None},
@@ -211,13 +211,13 @@ def echo_parts(s: Any) -> dict[str, Any]:
     return {**parts, "decoder": Scaled(parts["decoder"], s.decoder_gain), "channel": channel, "beta": s.beta}
 
 
-@recipe("echo", "Echo noise, whose rate is exact and needs no prior", **NETWORKS, **ECHO)
+@recipe("echo", "Echo noise, whose rate is exact and needs no prior", **AUTOENCODER, **ECHO)
 def echo(s: Any) -> Model:
     """Echo (Brekelmans et al. 2019): the rate is ``-E log|s|``, and the noise has the distribution of the codes."""
     return Autoencoder(**echo_parts(s))
 
 
-@recipe("echo-tc", "Echo with a penalty on the total correlation of z", **NETWORKS, **ECHO, **DISCRIMINATOR)
+@recipe("echo-tc", "Echo with a penalty on the total correlation of z", **AUTOENCODER, **ECHO, **DISCRIMINATOR)
 def echo_tc(s: Any) -> Model:
     """Echo with the penalty of FactorVAE (Kim & Mnih 2018)."""
     return Autoencoder(**echo_parts(s), regularizers=[tc_penalty(s)])
@@ -225,13 +225,19 @@ def echo_tc(s: Any) -> Model:
 
 def tc_penalty(s: Any) -> TotalCorrelationRegularizer:
     """The penalty on the total correlation of z."""
-    return TotalCorrelationRegularizer(s.latent_dim, s.tc_weight, s.discriminator_width)
+    weight = _checks.number("tc_weight", s.tc_weight, minimum=0)
+    return TotalCorrelationRegularizer(s.latent_dim, weight, s.discriminator_width)
+
+
+def mmd_penalty(s: Any) -> MMDRegularizer:
+    """The penalty on the MMD between z and N(0, I)."""
+    return MMDRegularizer(_checks.number("mmd_weight", s.mmd_weight, minimum=0))
 
 
 # ---- Gaussian and IAF channels, with a prior -------------------------------------------------------------------------
 
 
-@recipe("vae", "variational autoencoder with a Gaussian channel and an N(0, I) prior", **NETWORKS)
+@recipe("vae", "variational autoencoder with a Gaussian channel and an N(0, I) prior", **AUTOENCODER)
 def vae(s: Any) -> Model:
     """VAE (Kingma & Welling 2014): the rate bound is KL(q(z|x) | N(0, I))."""
     return Autoencoder(**networks(s), channel=GaussianChannel(), prior=StandardNormal(s.latent_dim), beta=s.beta)
@@ -240,49 +246,49 @@ def vae(s: Any) -> Model:
 variant("beta-vae", "VAE with a rate weight of beta = 4", of="vae", beta=4.0)
 
 
-@recipe("infovae", "VAE with a penalty on the MMD between z and N(0, I)", **NETWORKS, mmd_weight=999.0)
+@recipe("infovae", "VAE with a penalty on the MMD between z and N(0, I)", **AUTOENCODER, mmd_weight=999.0)
 def infovae(s: Any) -> Model:
     """InfoVAE (Zhao et al. 2019): the VAE, with the distribution of all z kept close to N(0, I)."""
-    parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), MMDRegularizer(s.mmd_weight)
+    parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), mmd_penalty(s)
     return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, regularizers=[penalty])
 
 
-@recipe("vae-maf", "VAE with an autoregressive flow as prior", **NETWORKS, **FLOW)
+@recipe("vae-maf", "VAE with an autoregressive flow as prior", **AUTOENCODER, **FLOW)
 def vae_maf(s: Any) -> Model:
     """VAE-MAF: the prior is a masked autoregressive flow (Papamakarios et al. 2017)."""
     parts, prior = networks(s), MAF(s.latent_dim, s.flow_steps, s.flow_hidden)
     return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta)
 
 
-@recipe("vae-vamp", "VAE with a VampPrior, a mixture of encoded pseudo-inputs", **NETWORKS, pseudo_inputs=750)
+@recipe("vae-vamp", "VAE with a VampPrior, a mixture of encoded pseudo-inputs", **AUTOENCODER, pseudo_inputs=750)
 def vae_vamp(s: Any) -> Model:
     """VAE-Vamp: the prior is the mean of q(z|u_k) over pseudo-inputs (Tomczak & Welling 2018)."""
     parts, channel = networks(s), GaussianChannel()
     return Autoencoder(**parts, channel=channel, prior=vamp_prior(s, parts["encoder"], channel), beta=s.beta)
 
 
-@recipe("iaf-prior", "inverse autoregressive channel and N(0, I) prior", **NETWORKS, **FLOW)
+@recipe("iaf-prior", "inverse autoregressive channel and N(0, I) prior", **AUTOENCODER, **FLOW)
 def iaf_prior(s: Any) -> Model:
     """IAF-Prior: z is a Gaussian sample moved by an inverse autoregressive flow (Kingma et al. 2016)."""
     return Autoencoder(**networks(s), channel=iaf_channel(s), prior=StandardNormal(s.latent_dim), beta=s.beta)
 
 
-@recipe("iaf-mmd", "iaf-prior with a penalty on the MMD between z and N(0, I)", **NETWORKS, **FLOW, mmd_weight=999.0)
+@recipe("iaf-mmd", "iaf-prior with a penalty on the MMD between z and N(0, I)", **AUTOENCODER, **FLOW, mmd_weight=999.0)
 def iaf_mmd(s: Any) -> Model:
     """IAF+MMD: IAF-Prior with the penalty of InfoVAE."""
     parts, channel, prior = networks(s), iaf_channel(s), StandardNormal(s.latent_dim)
-    penalty = MMDRegularizer(s.mmd_weight)
+    penalty = mmd_penalty(s)
     return Autoencoder(**parts, channel=channel, prior=prior, beta=s.beta, regularizers=[penalty])
 
 
-@recipe("iaf-maf", "inverse autoregressive channel and flow prior", **NETWORKS, **FLOW)
+@recipe("iaf-maf", "inverse autoregressive channel and flow prior", **AUTOENCODER, **FLOW)
 def iaf_maf(s: Any) -> Model:
     """IAF-MAF: one flow in the channel, and one in the prior."""
     parts, channel, prior = networks(s), iaf_channel(s), MAF(s.latent_dim, s.flow_steps, s.flow_hidden)
     return Autoencoder(**parts, channel=channel, prior=prior, beta=s.beta)
 
 
-@recipe("iaf-vamp", "inverse autoregressive channel and VampPrior", **NETWORKS, **FLOW, pseudo_inputs=750)
+@recipe("iaf-vamp", "inverse autoregressive channel and VampPrior", **AUTOENCODER, **FLOW, pseudo_inputs=750)
 def iaf_vamp(s: Any) -> Model:
     """IAF-Vamp: the components of the prior are moved by the flow of the channel."""
     parts, channel = networks(s), iaf_channel(s)
@@ -300,7 +306,7 @@ def vamp_prior(s: Any, encoder: nn.Module, channel: nn.Module) -> VampPrior:
     return VampPrior(encoder, channel, s.shape, s.pseudo_inputs, limits=limits)
 
 
-@recipe("factor-vae", "VAE with a penalty on the total correlation of z", **NETWORKS, **DISCRIMINATOR)
+@recipe("factor-vae", "VAE with a penalty on the total correlation of z", **AUTOENCODER, **DISCRIMINATOR)
 def factor_vae(s: Any) -> Model:
     """FactorVAE (Kim & Mnih 2018): the VAE, with a discriminator that estimates TC(z)."""
     parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), tc_penalty(s)
@@ -310,15 +316,16 @@ def factor_vae(s: Any) -> Model:
 COREX: dict[str, Any] = {"cheap_latents": 0, "cheap_weight": 0.5, "aggregate_rows": 1024}
 
 
-@recipe("corex", "VAE sampled from the product of the marginals q(z_j) of its codes", **NETWORKS, **COREX)
+@recipe("corex", "VAE sampled from the product of the marginals q(z_j) of its codes", **AUTOENCODER, **COREX)
 def corex(s: Any) -> Model:
     """CorEx and AnchorVAE (Gao et al. 2019), where the first ``cheap_latents`` have a smaller weight of their rate."""
     cheap = _checks.whole("cheap_latents", s.cheap_latents, minimum=0, maximum=s.latent_dim)
     weight = _checks.number("cheap_weight", s.cheap_weight, minimum=0, maximum=1)
-    beta = [weight * s.beta] * cheap + [s.beta] * (s.latent_dim - cheap)
+    beta = _checks.number("beta", s.beta, minimum=0)
+    betas = [weight * beta] * cheap + [beta] * (s.latent_dim - cheap)
     parts, prior = networks(s), StandardNormal(s.latent_dim)
-    aggregate = AggregatePosterior(s.latent_dim, s.aggregate_rows)
-    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=beta, aggregate=aggregate)
+    aggregate = AggregatePosterior(s.latent_dim, _checks.row_count("aggregate_rows", s.aggregate_rows, minimum=1))
+    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=betas, aggregate=aggregate)
 
 
 variant("anchor-vae", "corex with half the rate weight on five latents", of="corex", cheap_latents=5)
@@ -335,7 +342,7 @@ variant("anchor-vae", "corex with half the rate weight on five latents", of="cor
     states=10,
     initial_lower_weight=10.0,
     upper_hidden=(32, 32, 16, 16),
-    **{**NETWORKS, "architecture": "mlp"},
+    **{**AUTOENCODER, "architecture": "mlp"},
 )
 def stacked_corex(s: Any) -> Model:
     """Stacked CorEx (Gao et al. 2019): 784-512-512-64 layers, and 64-32-32-16-16-10 above them."""
@@ -344,9 +351,6 @@ def stacked_corex(s: Any) -> Model:
     down = mlp(states, *reversed(s.upper_hidden), 2 * s.latent_dim, activation=s.activation)
     upper, weight = CategoricalLayer(up, down, states), s.initial_lower_weight
     return StackedCorEx(**parts, channel=GaussianChannel(), prior=upper, beta=s.beta, initial_lower_weight=weight)
-
-
-PLAIN = {name: value for name, value in NETWORKS.items() if name != "beta"}
 
 
 @recipe(
@@ -359,7 +363,7 @@ PLAIN = {name: value for name, value in NETWORKS.items() if name != "beta"}
     inverse="tied",
     draws=None,
     min_log_variance=-10.0,
-    **{**PLAIN, "architecture": "mlp", "hidden": (100, 100)},
+    **{**NETWORKS, "architecture": "mlp", "hidden": (100, 100)},
 )
 def mutual_ae(s: Any) -> Model:
     """Mutual Autoencoder (Phuong et al. 2018), whose r(z|x) is "tied" to the encoder or a "separate" network."""
@@ -390,7 +394,7 @@ def mutual_ae(s: Any) -> Model:
     reference_means=None,
     reference_std=0.25,
     min_log_variance=-27.6,  # a standard deviation of 1e-6
-    **{**PLAIN, "architecture": "mlp", "hidden": (500, 500), "activation": "tanh"},
+    **{**NETWORKS, "architecture": "mlp", "hidden": (500, 500), "activation": "tanh"},
 )
 def mim(s: Any) -> Model:
     """MIM (Livne et al. 2019), by default as in the experiment in two dimensions.
