@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import echo_ext
-from echo_ext.estimators import discrete, ksg, matrix, samples
+from echo_ext.estimators import discrete, ksg, pairs, samples
 from echo_ext.estimators._backend import BACKENDS, constants
 from echo_ext.estimators._backend_cuda import Cuda
 from echo_ext.estimators.neighbors import PointSet
@@ -281,7 +281,7 @@ def test_which_matrices_one_kernel_estimates(native):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_blocks_of_a_matrix_share_the_trees_of_its_columns(native, monkeypatch, method):
-    monkeypatch.setattr(matrix, "BLOCK", 1)  # a block for each column of x
+    monkeypatch.setattr(pairs, "BLOCK", 1)  # a block for each column of x
     x, y = draw(40, 3, 2, kind="ties", batch=(2,))
     for columns in ((x,), (x, y), (x[0], y[0])):
         recorder = Recorder(native)
