@@ -95,7 +95,7 @@ def test_folder_has_one_owner_until_it_is_killed(tmp_path, other_owner, capsys):
         pass
     with pytest.raises(FileExistsError, match=held):
         training.train(CONFIGURATION, path)
-    assert [file.name for file in path.iterdir()] == ["run.lock"]
+    assert {file.name for file in path.iterdir()} == {"run.lock", "run.owner"}
     line = fail(capsys, "train", "--recipe", "vae", "--data", "digits", "--out", path)
     assert f"is in use by process {other_owner.pid} on" in line
     other_owner.kill()
@@ -103,6 +103,7 @@ def test_folder_has_one_owner_until_it_is_killed(tmp_path, other_owner, capsys):
     assert (path / "run.lock").exists()
     training.train(CONFIGURATION, path)
     assert not (path / "run.lock").exists()
+    assert not (path / "run.owner").exists()
 
 
 def test_run_in_use_is_not_changed_by_a_resume(run, other_owner):
@@ -121,20 +122,24 @@ def test_second_owner_in_one_process_is_refused(tmp_path):
         with pytest.raises(FileExistsError, match=f"is in use by process {os.getpid()} on"), directory.owned():
             pass
         with RunDirectory(tmp_path / "run", task="evaluation").owned():
-            assert {file.name for file in directory.path.iterdir()} == {"run.lock", "evaluation.lock"}
+            assert {file.name for file in directory.path.iterdir()} == {
+                f"{task}.{kind}" for task in ("run", "evaluation") for kind in ("lock", "owner")
+            }
     assert not directory.path.exists()
 
 
 def test_owner_is_named_once_its_record_is_written(tmp_path):
     with ownership.owned(tmp_path, "run.lock"):
-        record = (tmp_path / "run.lock").read_text()
-        (tmp_path / "run.lock").write_text("")
-        writer = threading.Timer(0.1, (tmp_path / "run.lock").write_text, [record])
+        record = (tmp_path / "run.owner").read_text()
+        (tmp_path / "run.owner").write_text("")
+        writer = threading.Timer(1.0, (tmp_path / "run.owner").write_text, [record])
         writer.start()
-        assert ownership.describe_owner(tmp_path, "run.lock").startswith(f"process {os.getpid()} on ")
+        with pytest.raises(FileExistsError, match=f"in use by process {os.getpid()} on "):
+            RunDirectory(tmp_path).refuse_owned()
         writer.join()
-        (tmp_path / "run.lock").write_text("damaged")
-        assert ownership.describe_owner(tmp_path, "run.lock") == "another process"
+        (tmp_path / "run.owner").write_text("damaged")
+        with pytest.raises(FileExistsError, match="in use by another process;"):
+            RunDirectory(tmp_path).refuse_owned()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -156,6 +161,10 @@ def test_forked_process_does_not_keep_the_lock(tmp_path):
 def test_lock_is_not_written_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.owner").symlink_to(tmp_path / "mine")
+    with RunDirectory(tmp_path / "run").owned():
+        pass
+    (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "mine")
     with pytest.raises(ValueError, match="run is not writable: "), RunDirectory(tmp_path / "run").owned():
         pass
@@ -163,10 +172,10 @@ def test_lock_is_not_written_through_a_link(tmp_path):
 
 
 def test_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def refuse(descriptor):
+    def refuse(descriptor, operation):
         raise OSError(ownership.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(ownership, "_lock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(ValueError, match="is on a file system without locks: No locks available"):
         training.train(CONFIGURATION, tmp_path / "run")
 

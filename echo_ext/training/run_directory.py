@@ -164,9 +164,10 @@ class RunDirectory:
             raise NotADirectoryError(f"{self} must be a folder, but it is a file")
 
     def refuse_owned(self) -> None:
-        """Raise FileExistsError if another process owns the folder."""
-        if (owner := ownership.describe_owner(self.path, self._lock)) is not None:
-            raise FileExistsError(f"{self} is in use by {owner}; wait until it has ended")
+        """Raise FileExistsError if another process owns the folder, or an error of :meth:`owned`."""
+        if (self.path / self._lock).exists():
+            with self.owned():
+                pass
 
     def refuse_other_run(self, configuration: Configuration) -> None:
         """Raise FileExistsError if the folder contains a run with another configuration."""
