@@ -21,7 +21,7 @@ NO_HEAVY_IMPORTS = """
 import sys
 import echo_ext, echo_ext.cli
 code = echo_ext.cli.main(["info"])
-loaded = {"matplotlib", "sklearn", "rich", "scipy"} & set(sys.modules)
+loaded = {"matplotlib", "pandas", "sklearn", "rich", "scipy"} & set(sys.modules)
 sys.exit(f"imported {loaded}" if loaded else code)
 """
 
@@ -181,7 +181,7 @@ def test_missing_packages_are_named_with_their_extra(capsys, tmp_path, monkeypat
     monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
     code, line = fail(capsys, "demo", "--out", str(tmp_path))
     assert code == 1
-    assert "the demo needs lightning and matplotlib and rich: pip install 'echo-ext[demo]'" in line
+    assert "the demo needs lightning and matplotlib and tqdm: pip install 'echo-ext[demo]'" in line
 
 
 def test_unexpected_error_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):

@@ -51,6 +51,13 @@ def _report(command: str, message: str, code: int) -> int:
     return code
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that ends with the default, unless that is None or what a switch does when it is not given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if isinstance(action.default, bool | None) else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -64,10 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     for name in COMMANDS:
         module = importlib.import_module(f"echo_ext.cli.{name}")
         command = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        command.formatter_class = _Help
         # Suppressed, so that this default does not override a --debug before the command.
-        command.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-        )
+        add = command.add_argument
+        add("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
         module.add_arguments(command)
         flags = {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
         command.set_defaults(run=module.run, flags=flags)

@@ -37,20 +37,13 @@ FILES = ("reconstructions.png", "samples.png", "curves.png", RESULT_FILE)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument(
-        "--out", type=Path, default=Path("echo-demo"), metavar="DIR", help="folder for the results (default: echo-demo)"
-    )
-    parser.add_argument(
-        "--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SIZES)} (default: digits)"
-    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("echo-demo"), metavar="DIR", help="folder for the results")
+    add("--data", default="digits", metavar="NAME", help=f"data set: {', '.join(SIZES)}")
     add_data_dir(parser)
-    parser.add_argument(
-        "--epochs", type=int, metavar="N", help="number of training epochs (default: depends on the data set)"
-    )
-    parser.add_argument("--beta", type=float, default=1.0, help="weight of the rate in the loss (default: 1)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the weights, the order of rows and the noise (default: 0)"
-    )
+    add("--epochs", type=int, metavar="N", help="number of training epochs (default: depends on the data set)")
+    add("--beta", type=float, default=1.0, help="weight of the rate in the loss")
+    add("--seed", type=int, default=0, help="seed of the weights, the order of rows and the noise")
     add_device(parser)
 
 
@@ -60,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {"beta": arguments.beta, "seed": arguments.seed, "epochs": arguments.epochs}
     configurations = {recipe: configure(recipe, arguments.data, **given) for recipe in MODELS}
     device = find_device(arguments.device)
-    check_installed("lightning", "matplotlib", "rich", command="the demo", extra="demo")
+    check_installed("lightning", "matplotlib", "tqdm", command="the demo", extra="demo")
     _check_writable(arguments.out)
     parts = configurations["echo"].load_data(arguments.data_dir)
     # More threads do not speed up models this small, and sums must not depend on the number of cores.
@@ -102,41 +95,35 @@ def _check_writable(out: Path) -> None:
     """Refuse a folder that the results could not be written to, without creating anything."""
     try:
         nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-        if not nearest.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got {out}, but {nearest} is a file")
-        if taken := [name for name in FILES if (out / name).is_dir()]:
-            raise FileExistsError(f"out must have no folder {taken[0]}, which is the name of a result, got {out}")
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except PermissionError as refused:
-        raise PermissionError(f"out must be writable, got {out}: {refused.strerror}") from refused
+        if nearest.is_dir():
+            tempfile.TemporaryFile(dir=nearest).close()
     except OSError as refused:
-        if refused.errno is None:  # raised above
-            raise
         raise ValueError(f"out must be writable, got {out}: {refused.strerror}") from refused
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"out must be a folder, got {out}, but {nearest} is a file")
+    if taken := [name for name in FILES if (out / name).is_dir()]:
+        raise FileExistsError(f"out must have no folder {taken[0]}, which is the name of a result, got {out}")
 
 
 def _train(
     configurations: Mapping[str, Configuration], parts: Mapping[str, LabeledDataset], device: torch.device
 ) -> dict[str, Run]:
     """Train the models with a progress bar for each; both have the same initial weights and batches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from tqdm.auto import tqdm
 
     fabric = make_fabric(device, configurations["echo"].precision)
     runs = {}
-    bars = (BarColumn(), MofNCompleteColumn(), "epochs", TimeRemainingColumn(elapsed_when_finished=True))
-    with Progress("{task.description:<5}", *bars, "{task.fields[now]}") as progress:
-        for recipe, configuration in configurations.items():
-            task = progress.add_task(MODELS[recipe], total=configuration.epochs, now="")
+    for recipe, configuration in configurations.items():
+        model = initial_model(configuration, parts["train"].data_shape)
+        with tqdm(desc=MODELS[recipe], total=configuration.epochs, unit="epoch", disable=None) as bar:
 
-            def show(row: Mapping[str, float], task: Any = task) -> None:
+            def show(row: Mapping[str, float], bar: Any = bar) -> None:
                 rate = row["valid_rate"] if "valid_rate" in row else row["valid_rate_bound"]
-                now = f"-ELBO {rate + row['valid_distortion']:.2f} nats (validation)"
-                progress.update(task, advance=1, now=now)
+                bar.set_postfix_str(f"-ELBO {rate + row['valid_distortion']:.2f} nats (validation)", refresh=False)
+                bar.update()
 
-            model = initial_model(configuration, parts["train"].data_shape)
             runs[MODELS[recipe]] = fit(model, parts, configuration, fabric, on_epoch=show)
-            refresh(model, parts["train"], configuration)
+        refresh(model, parts["train"], configuration)
     return runs
 
 

@@ -29,20 +29,16 @@ LABELS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument("directory", type=Path, metavar="RUN_DIR", help="run directory that train has written")
-    for flag, default, help in (
-        ("--draws", 4, "number of noise samples for each row (default: 4)"),
-        ("--importance-draws", None, "number of samples of z for an importance-sampled -log p(x) (default: none)"),
-        ("--importance-rows", 1000, "maximum number of rows for the importance-sampled -log p(x) (default: 1000)"),
-    ):
-        parser.add_argument(flag, type=int, default=default, metavar="N", help=help)
-    parser.add_argument("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
-    parser.add_argument(
-        "--information-method",
-        default="formula",
-        metavar="|".join(METHODS),
-        help="estimator of the information I(z_j; x) of each latent (default: formula)",
-    )
+    add = parser.add_argument
+    add("directory", type=Path, metavar="RUN_DIR", help="run directory that train has written")
+    add("--draws", type=int, default=4, metavar="N", help="number of noise samples for each row")
+    what = "number of samples of z for an importance-sampled -log p(x) (default: none)"
+    add("--importance-draws", type=int, metavar="N", help=what)
+    what = "maximum number of rows for the importance-sampled -log p(x)"
+    add("--importance-rows", type=int, default=1000, metavar="N", help=what)
+    add("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
+    what = "estimator of the information I(z_j; x) of each latent"
+    add("--information-method", default="formula", metavar="|".join(METHODS), help=what)
     add_data_dir(parser)
     add_device(parser)
 

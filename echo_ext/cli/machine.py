@@ -22,14 +22,13 @@ def check_installed(*packages: str, command: str, extra: str) -> None:
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Add the argument ``--data-dir``."""
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="folder with the files of the data sets (default: ECHO_EXT_DATA)"
-    )
+    what = "folder with the files of the data sets (default: ECHO_EXT_DATA)"
+    parser.add_argument("--data-dir", metavar="DIR", help=what)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the argument ``--device``, whose value :func:`find_device` checks."""
-    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1 (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="device such as cpu, cuda or cuda:1")
 
 
 def find_device(name: str) -> torch.device:

@@ -23,25 +23,15 @@ Value = TypeVar("Value")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument(
-        "--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them"
-    )
-    parser.add_argument("--data", required=True, metavar="NAME", help="data set; echo-ext data lists them")
-    parser.add_argument(
-        "--beta", required=True, metavar="LIST", help="weights of the rate, separated by commas, such as 0.1,0.5,1,2"
-    )
-    parser.add_argument(
-        "--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2 (default: 0)"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device (default: 1)"
-    )
-    parser.add_argument(
-        "--time-limit",
-        metavar="TIME",
-        help="save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them",
-    )
+    add, text = parser.add_argument, "weights of the rate, separated by commas, such as 0.1,0.5,1,2"
+    add("--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them")
+    add("--data", required=True, metavar="NAME", help="data set; echo-ext data lists them")
+    add("--beta", required=True, metavar="LIST", help=text)
+    add("--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")
+    add("--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device")
+    text = "save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them"
+    add("--time-limit", metavar="TIME", help=text)
     add_settings(parser, without=("recipe", "data", "beta", "seed"))
 
 

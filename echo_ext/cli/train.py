@@ -23,11 +23,10 @@ _METAVARS: dict[type, str] = {str: "NAME", int: "N", float: "X"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-DATA-betaBETA-seedSEED)"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out after its last finished epoch")
-    parser.add_argument("--tensorboard", action="store_true", help="log to DIR/tensorboard as well")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-DATA-betaBETA-seedSEED)")
+    add("--resume", action="store_true", help="continue the run in --out after its last finished epoch")
+    add("--tensorboard", action="store_true", help="log to DIR/tensorboard as well")
     add_settings(parser)
 
 
@@ -49,12 +48,8 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
     add_data_dir(parser)
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
-    parser.add_argument(
-        "--no-cuda-graph",
-        dest="cuda_graph",
-        action="store_false",
-        help="on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph",
-    )
+    what = "on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph"
+    parser.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help=what)
 
 
 def run(arguments: argparse.Namespace) -> None:
