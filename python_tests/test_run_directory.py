@@ -204,12 +204,15 @@ def test_leftovers_are_removed_by_the_next_owner(run):
 
 def broken_results(result):
     yield "", "Expecting value"
-    yield "{}", "it has no 'recipe'"
-    yield "[]", "it is not a mapping"
+    yield "{}", "'recipe' is missing in it"
+    yield "[]", "it must be of type dict, got type list"
     yield json.dumps({**result, "beta": 7.0}), "it belongs to another run, with beta 7.0, not 1.0"
-    yield json.dumps({**result, "rate": "much"}), "its 'rate' must be a number, got 'much'"
-    yield json.dumps({name: value for name, value in result.items() if name != "neg_elbo"}), "'neg_elbo' must be"
-    yield json.dumps({**result, "rows": 5}), "its 'rows' must contain the number of 'test' rows"
+    yield json.dumps({**result, "rate": "much"}), "rate must be of type int or float, got type str"
+    yield (
+        json.dumps({name: value for name, value in result.items() if name != "neg_elbo"}),
+        "'neg_elbo' is missing in it",
+    )
+    yield json.dumps({**result, "rows": 5}), "rows must be of type dict, got type int"
     yield "[" * 200_000, "it is nested too deeply"
     yield json.dumps({**result, "note": "x" * 2**21}), "it has more than 1048576 bytes"
 

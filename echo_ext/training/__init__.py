@@ -7,17 +7,7 @@ from echo_ext.training.run_directory import Run, RunDirectory, load
 from echo_ext.training.running import train
 from echo_ext.training.sweeping import sweep
 
-__all__ = [
-    "Configuration",
-    "Deadline",
-    "Run",
-    "RunDirectory",
-    "TimeLimitReached",
-    "evaluate",
-    "load",
-    "sweep",
-    "train",
-]
+__all__ = ["Configuration", "Deadline", "Run", "RunDirectory", "TimeLimitReached", "evaluate", "load", "sweep", "train"]
 
 
 def __dir__() -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from echo_ext import __version__, _checks
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.parsing import NUMBER, check_structure
 
 __all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read"]
 
@@ -32,10 +33,11 @@ _END_BYTES = 22
 _CHUNK = 2**20
 _MAX_DEPTH = _MAX_DIMENSIONS = 8
 
-# What training, evaluation and loading need of a checkpoint: a type, [the schema of each entry], or {name: schema},
-# where the name ``str`` stands for all names.
-_NUMBER = (int, float)
-_ROW = dict.fromkeys((str, "epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss"), _NUMBER)
+# The settings that, with the shape of the data, determine the model.
+MODEL_SETTINGS = ("recipe", "beta", "latent_dim", "model_settings")
+
+# What training, evaluation and loading need of a checkpoint, as a schema of :func:`check_structure`.
+_ROW = dict.fromkeys((str, "epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss"), NUMBER)
 _SCHEMA: dict[Any, Any] = {
     **{"epoch": int, "finished": bool, "data_shape": [int], "state_dict": {str: Tensor}, "precision": dict},
     "history": [_ROW],
@@ -46,8 +48,8 @@ _UNFINISHED = {"unfinished_epoch": {"costs": _COSTS, "seconds": float, "cpu_rand
 
 
 def model_identity(configuration: Configuration) -> dict[str, Any]:
-    """The settings that, with the shape of the data, determine the model; a checkpoint contains them."""
-    return {name: getattr(configuration, name) for name in ("recipe", "beta", "latent_dim", "model_settings")}
+    """The settings of the model, which a checkpoint contains."""
+    return {name: getattr(configuration, name) for name in MODEL_SETTINGS}
 
 
 def dump(checkpoint: Mapping[str, Any]) -> memoryview:
@@ -91,23 +93,14 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
             f"{file} is a checkpoint of format {checkpoint['format']}, which echo-ext {written_by} has written, "
             f"not of format {FORMAT} of echo-ext {__version__!r}"
         )
-    for name, wanted in model_identity(configuration).items():
-        if _differs(found := checkpoint.get(name), wanted):
-            values = f"{_checks.brief(found)}, not {_checks.brief(wanted)}"
-            raise ValueError(f"{file} is the checkpoint of a model with {name} {values}")
+    if difference := configuration.first_difference(checkpoint, MODEL_SETTINGS):
+        raise ValueError(f"{file} is the checkpoint of a model with {difference}")
     try:
         _check_structure(checkpoint)
         _check_tensors(checkpoint, size)
     except ValueError as wrong:
         raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
     return checkpoint
-
-
-def _differs(found: object, wanted: object) -> bool:
-    try:
-        return bool(found != wanted)
-    except Exception:  # tensors, which have no single truth value
-        return True
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
@@ -156,38 +149,18 @@ def _refuse_compression(file: BinaryIO) -> None:
 
 def _check_structure(content: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
-    _check("it", content, _SCHEMA)
+    check_structure("it", content, _SCHEMA)
     if len(content["history"]) != content["epoch"]:
         raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")
     if len(content["data_shape"]) > _MAX_DIMENSIONS:
         raise ValueError(f"data_shape must be a few integers, got {_checks.brief(content['data_shape'])}")
     if not content["finished"]:  # a finished run may be archived without the state of the optimizer
-        _check("it", content, _OPTIMIZER)
+        check_structure("it", content, _OPTIMIZER)
     if content.get("unfinished_epoch") is not None:
-        _check("it", content, _UNFINISHED)
+        check_structure("it", content, _UNFINISHED)
         costs = content["unfinished_epoch"]["costs"]
         if costs["values"].ndim != 2 or costs["values"].shape[1] != len(costs["names"]):
             raise ValueError("the costs of unfinished_epoch must have a column for each name")
-
-
-def _check(name: str, value: Any, schema: Any) -> None:
-    """Raise a ValueError that names the first part of the value which is not as the schema says."""
-    kind: Any = schema if isinstance(schema, (type, tuple)) else type(schema)
-    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
-        wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{name} must be of type {wanted}, got type {type(value).__name__}")
-    if isinstance(schema, list):
-        for each in value:
-            _check(f"an entry of {name}", each, schema[0])
-    for key in schema if isinstance(schema, dict) else ():
-        if key is str:
-            for other, each in value.items():
-                _check(f"a name in {name}", other, str)
-                _check(f"{_checks.brief(other)} in {name}", each, schema[str])
-        elif key not in value:
-            raise ValueError(f"{key!r} is missing in {name}")
-        else:
-            _check(key, value[key], schema[key])
 
 
 def _check_tensors(checkpoint: Mapping[str, Any], size: int) -> None:
@@ -209,9 +182,6 @@ def _tensors(content: object, depth: int) -> Iterator[Tensor]:
         raise ValueError("it is nested too deeply")
     if isinstance(content, Tensor):
         yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from _tensors(value, depth + 1)
-    elif isinstance(content, (list, tuple)):
-        for value in content:
+    elif isinstance(content, (Mapping, list, tuple)):
+        for value in content.values() if isinstance(content, Mapping) else content:
             yield from _tensors(value, depth + 1)

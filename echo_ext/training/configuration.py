@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -113,11 +113,15 @@ class Configuration:
         """The settings as plain values, in the form of ``config.yaml``."""
         return dataclasses.asdict(self)
 
-    def first_difference(self, other: Configuration) -> str | None:
-        """A description of the first setting that differs in ``other``, or None if there is none."""
-        for name in SETTINGS:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+    def first_difference(self, found: Mapping[str, Any], names: Iterable[str]) -> str | None:
+        """A description of the first of these settings that differs in ``found``, or None if there is none."""
+        for name in names:
+            mine, theirs = getattr(self, name), found.get(name)
+            try:
+                differs = bool(mine != theirs)
+            except Exception:  # tensors, which have no single truth value
+                differs = True
+            if differs:
                 return f"{name} {_checks.brief(theirs)}, not {_checks.brief(mine)}"
         return None
 

@@ -199,7 +199,6 @@ def evaluate(
     codes = _codes(model, test)
     x = test.values(slice(CODE_ROWS))
     posterior = _posterior(model, x)
-    has_own_rate, has_echo = isinstance(posterior, ChannelOutput), _echo_channel(model) is not None
     found = {
         **{"recipe": configuration.recipe, "data": configuration.data, "epochs": len(run.history)},
         "unit": "nats per sample",
@@ -210,22 +209,20 @@ def evaluate(
     }
     if importance_draws is not None:
         rows = x[:importance_rows]
-        found["importance_nll"] = metrics.importance_nll(
-            model, rows, draws=importance_draws, max_batch_size=2 * batch_size
-        )
+        options = {"draws": importance_draws, "max_batch_size": 2 * batch_size}
+        found["importance_nll"] = metrics.importance_nll(model, rows, **options)
         found["importance_draws"], found["importance_rows"] = importance_draws, len(rows)
-    if has_own_rate or gaussian_factors(posterior) is not None:
+    if isinstance(posterior, ChannelOutput) or gaussian_factors(posterior) is not None:
         found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
-    if has_echo:
-        found["noise_total_correlation"] = noise_total_correlation(model)
+    if (noise := noise_total_correlation(model)) is not None:
+        found["noise_total_correlation"] = noise
     if int(test.labels.min()) >= 0:
         train = parts["train"].select(slice(CODE_ROWS))
-        found["knn_accuracy"] = metrics.knn_accuracy(
-            _codes(model, train), train.labels, codes, test.labels, k=min(NEIGHBORS, len(train))
-        )
+        known, k = _codes(model, train), min(NEIGHBORS, len(train))
+        found["knn_accuracy"] = metrics.knn_accuracy(known, train.labels, codes, test.labels, k=k)
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
-    drawn = _code_figures(model, x, codes[: len(x)], test.labels, has_echo=has_echo, tsne=tsne)
+    drawn = _code_figures(model, x, codes[: len(x)], test.labels, tsne=tsne)
     with directory.owned(timeout=LOCK_TIMEOUT):
         directory.write_figures(drawn)
         directory.write_json(EVALUATION_FILE, found)
@@ -274,15 +271,13 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     }
 
 
-def _code_figures(
-    model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, has_echo: bool, tsne: bool
-) -> dict[str, Figure]:
+def _code_figures(model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, tsne: bool) -> dict[str, Figure]:
     from echo_ext import plots
 
     # A latent that the model does not use is constant, so it has no density to plot.
     varied = codes[:, codes.amax(0) > codes.amin(0)].cpu()
     drawn = {"marginal_activations.png": plots.marginal_activations(varied)} if varied.shape[1] else {}
-    if has_echo:
+    if _echo_channel(model) is not None:
         rates, norms = metrics.rates_and_activations(model, x)
         drawn["rate_against_activation.png"] = plots.rate_against_activation(rates.cpu(), norms.cpu())
     if tsne:

@@ -272,23 +272,19 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
 def _validate(model: Model, data: LabeledDataset, fabric: Fabric) -> dict[str, float]:
     """The means of the loss and its terms over the rows of this process."""
     model.eval()
-    own_rows = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)[
-        fabric.global_rank :: fabric.world_size
-    ]
-    totals: dict[str, Tensor] = {}  # on the device, so that batches do not wait for them
-    for rows in own_rows.split(evaluation_batch_size(fabric.device)):
+    shared = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)
+    batches = shared[fabric.global_rank :: fabric.world_size].split(evaluation_batch_size(fabric.device))
+    costs = EpochCosts()
+    for rows in batches:
         with fabric.autocast():
             terms = model.loss(data.values(rows))
-        for name, value in terms.items():
-            total = value.double() * len(rows)
-            totals[name] = totals[name] + total if name in totals else total
-    return {name: total.item() / len(own_rows) for name, total in totals.items()}
+        costs.names = list(terms)
+        costs.values.append(torch.stack([value.double() for value in terms.values()]))
+    return costs.means(batches)
 
 
 def _reduced(means: Mapping[str, float], fabric: Fabric) -> dict[str, float]:
     """The mean over all processes, which have equally many rows."""
-    if fabric.world_size == 1:
-        return dict(means)
     values = torch.tensor(list(means.values()), dtype=torch.float64, device=fabric.device)
     reduced = fabric.all_reduce(values, reduce_op="mean")
     assert isinstance(reduced, Tensor)

@@ -1,15 +1,19 @@
-"""Reading of YAML and JSON with limits, so that a damaged or hostile file costs little and raises a ValueError."""
+"""Reading of YAML and JSON with limits and checks, so that a damaged or hostile file raises a ValueError."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-__all__ = ["parse_yaml", "read_json", "read_yaml"]
+from echo_ext import _checks
+
+__all__ = ["NUMBER", "check_structure", "parse_yaml", "read_json", "read_yaml"]
 
 # A configuration is about one page of text, a result a few pages.
 YAML_BYTES, JSON_BYTES = 2**16, 2**20
 YAML_DEPTH = 16
+NUMBER = (int, float)
 
 
 def parse_yaml(text: str) -> object:
@@ -50,6 +54,30 @@ def read_json(file: Path) -> object:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return content
+
+
+def check_structure(name: str, value: Any, schema: Any) -> None:
+    """Raise a ValueError that names the first part of the value which is not as the schema says.
+
+    A schema is a type, a tuple of types, [the schema of each entry], or {name: schema}, where the name ``str`` stands
+    for all names.
+    """
+    kind: Any = schema if isinstance(schema, (type, tuple)) else type(schema)
+    if not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool):
+        wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{name} must be of type {wanted}, got type {type(value).__name__}")
+    if isinstance(schema, list):
+        for each in value:
+            check_structure(f"an entry of {name}", each, schema[0])
+    for key in schema if isinstance(schema, dict) else ():
+        if key is str:
+            for other, each in value.items():
+                check_structure(f"a name in {name}", other, str)
+                check_structure(f"{_checks.brief(other)} in {name}", each, schema[str])
+        elif key not in value:
+            raise ValueError(f"{key!r} is missing in {name}")
+        else:
+            check_structure(key, value[key], schema[key])
 
 
 def _read(file: Path, limit: int) -> str:

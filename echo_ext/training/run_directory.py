@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from echo_ext import _checks, _files
+from echo_ext import _files
 from echo_ext._files import PART
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
 from echo_ext.training import checkpoints, ownership, parsing
-from echo_ext.training.configuration import Configuration
+from echo_ext.training.configuration import SETTINGS, Configuration
+from echo_ext.training.parsing import NUMBER, check_structure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,12 @@ CHECKPOINT_FILE = "last.ckpt"
 METRICS_FILE = "metrics.csv"
 RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
+
+# What readers need of a result, besides its rate or rate bound.
+_RESULT = {
+    **{"recipe": str, "data": str, "beta": NUMBER, "seed": int, "rows": {"test": int}},
+    **dict.fromkeys(("distortion", "neg_elbo", "epochs", "seconds"), NUMBER),
+}
 
 
 class Run(NamedTuple):
@@ -171,7 +178,9 @@ class RunDirectory:
 
     def refuse_other_run(self, configuration: Configuration) -> None:
         """Raise FileExistsError if the folder contains a run with another configuration."""
-        if self.holds_run and (difference := configuration.first_difference(self.configuration())):
+        if not self.holds_run:
+            return
+        if difference := configuration.first_difference(self.configuration().as_mapping(), SETTINGS):
             raise FileExistsError(f"{self} contains another run, with {difference}; choose another folder")
 
     # ---- Reading -----------------------------------------------------------------------------------------------------
@@ -253,22 +262,9 @@ class RunDirectory:
 
 def _checked_result(content: object, configuration: Configuration) -> dict[str, Any]:
     """The content, or a ValueError if it is not the complete result of a run with this configuration."""
-    if not isinstance(content, dict):
-        raise ValueError("it is not a mapping")
-    for name in ("recipe", "data", "beta", "seed"):
-        if name not in content:
-            raise ValueError(f"it has no {name!r}")
-        if content[name] != getattr(configuration, name):
-            found, wanted = _checks.brief(content[name]), _checks.brief(getattr(configuration, name))
-            raise ValueError(f"it belongs to another run, with {name} {found}, not {wanted}")
-    for name in (rate_name_in(content), "distortion", "neg_elbo", "epochs", "seconds"):
-        if not _is_number(content.get(name)):
-            raise ValueError(f"its {name!r} must be a number, got {_checks.brief(content.get(name))}")
-    rows = content.get("rows")
-    if not isinstance(rows, dict) or not _is_number(rows.get("test")):
-        raise ValueError("its 'rows' must contain the number of 'test' rows")
+    check_structure("it", content, _RESULT)
+    assert isinstance(content, dict)
+    check_structure("it", content, {rate_name_in(content): NUMBER})
+    if difference := configuration.first_difference(content, ("recipe", "data", "beta", "seed")):
+        raise ValueError(f"it belongs to another run, with {difference}")
     return content
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

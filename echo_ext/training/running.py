@@ -75,7 +75,11 @@ def train(
     directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
     if deadline is not None and processes > 1:
         raise ValueError("deadline must be None for several processes, which might stop after different steps")
-    loggers = _loggers(directory, tensorboard)
+    loggers = []
+    if tensorboard:
+        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version=""))
     # Several processes need Fabric first, because only one of them checks the folder and tells the others.
     fabric = make_fabric(torch.device(device), configuration.precision, loggers) if processes > 1 else None
     try:
@@ -216,14 +220,3 @@ def _interruptible(directory: RunDirectory) -> Iterator[None]:
         raise KeyboardInterrupt(
             f"interrupted; {kept}; continue by: echo-ext train --resume --out {directory}"
         ) from None
-
-
-def _loggers(directory: RunDirectory, tensorboard: bool) -> list[Any]:
-    if not tensorboard:
-        return []
-    try:
-        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-
-        return [TensorBoardLogger(directory.path, name="tensorboard", version="")]
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("logging to TensorBoard needs it: pip install tensorboard") from missing

@@ -108,7 +108,7 @@ class EpochCosts:
     """The loss and its terms in all steps of an epoch so far."""
 
     names: list[str] = dataclasses.field(default_factory=list)
-    # A float32 tensor (terms,) for each step, on the device, so that steps do not wait for it.
+    # A tensor (terms,) for each step, on the device, so that steps do not wait for it.
     values: list[Tensor] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:

@@ -158,11 +158,11 @@ def _table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         [{**result, "rate_name": name, "rate": result[name]} for name, result in zip(names, results, strict=True)],
         columns=[*keys, "seed", *quantities],
     )
-    means = {each: (each, "mean") for each in quantities} | {f"{each}_error": (each, "sem") for each in quantities}
-    table = runs.groupby(keys, sort=False).agg(seeds=("seed", "size"), **means).reset_index()
-    return table[
-        ["recipe", "beta", "seeds", "rate_name", *(f"{each}{end}" for each in quantities for end in ("", "_error"))]
-    ]
+    kinds = (("", "mean"), ("_error", "sem"))
+    measures = {f"{each}{end}": (each, kind) for each in quantities for end, kind in kinds}
+    table = runs.groupby(keys, sort=False).agg(seeds=("seed", "size"), **measures).reset_index()
+    table.insert(keys.index("rate_name"), "seeds", table.pop("seeds"))
+    return table
 
 
 @torch.no_grad()
