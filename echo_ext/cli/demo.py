@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Train and evaluate both models, write the results and print the table."""
     _checks.choice("data", arguments.data, SIZES)
-    given = {"beta": arguments.beta, "seed": arguments.seed, "epochs": arguments.epochs}
-    configurations = {recipe: configure(recipe, arguments.data, **given) for recipe in MODELS}
+    given = {name: getattr(arguments, name) for name in ("data", "beta", "seed", "epochs")}
+    configurations = {recipe: configure(recipe, **given) for recipe in MODELS}
     device = find_device(arguments.device)
     check_installed("lightning", "matplotlib", "tqdm", command="the demo", extra="demo")
     _check_writable(arguments.out)
@@ -83,12 +83,10 @@ def run(arguments: argparse.Namespace) -> None:
 def configure(recipe: str, data: str, **given: Any) -> Configuration:
     """The configuration of a model of the demonstration, with some settings replaced unless they are None."""
     latent_dim, width, learning_rate, epochs = SIZES[data]
-    settings = {
-        **{"latent_dim": latent_dim, "learning_rate": learning_rate, "epochs": epochs},
-        "model_settings": {"architecture": "mlp", "hidden": [width, width]},
-    }
+    settings: dict[str, Any] = {"latent_dim": latent_dim, "learning_rate": learning_rate, "epochs": epochs}
+    settings["model_settings"] = {"architecture": "mlp", "hidden": [width, width]}
     replaced = {name: value for name, value in given.items() if value is not None}
-    return Configuration.of(recipe, data, **{**settings, **replaced})
+    return Configuration.of(recipe, data, **settings | replaced)
 
 
 def _check_writable(out: Path) -> None:
@@ -128,8 +126,7 @@ def _train(
 
 
 def _numbers(run: Run, measured: Mapping[str, Any]) -> dict[str, float]:
-    names = (rate_name_in(measured), "distortion", "neg_elbo")
-    numbers = {name: measured[name] for name in names}
+    numbers = {name: measured[name] for name in (rate_name_in(measured), "distortion", "neg_elbo")}
     for channel in run.model.modules():
         if isinstance(channel, EchoChannel):
             numbers["rate_floor"] = -math.log(channel.scale) * run.configuration.latent_dim

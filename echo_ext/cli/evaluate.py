@@ -49,16 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
     from echo_ext import training
     from echo_ext.training.run_directory import EVALUATION_FILE
 
-    options = ("data_dir", "draws", "importance_draws", "importance_rows", "tsne", "information_method")
-    found = training.evaluate(
-        arguments.directory,
-        device=find_device(arguments.device),
-        **{name: getattr(arguments, name) for name in options},
-    )
+    names = ("data_dir", "draws", "importance_draws", "importance_rows", "tsne", "information_method")
+    options = {name: getattr(arguments, name) for name in names}
+    found = training.evaluate(arguments.directory, device=find_device(arguments.device), **options)
     print(f"{found['recipe']} on {found['data']} after {found['epochs']} epochs, nats per sample")
-    names = [name for name in LABELS if found.get(name) is not None]
-    errors = {name: f"+- {found[f'{name}_error']:.3f}" for name in names if found.get(f"{name}_error")}
-    print_table([(LABELS[name], f"{found[name]:.3f}", errors.get(name, "")) for name in names])
+    shown = [name for name in LABELS if found.get(name) is not None]
+    errors = {name: f"+- {found[f'{name}_error']:.3f}" for name in shown if found.get(f"{name}_error")}
+    print_table([(LABELS[name], f"{found[name]:.3f}", errors.get(name, "")) for name in shown])
     if "latent_information" in found:
         values = sorted(found["latent_information"], reverse=True)
         print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))

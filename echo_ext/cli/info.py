@@ -54,8 +54,7 @@ def _cuda_built() -> str:
 def _cuda_usable() -> str:
     if (refusal := torch_refusal() or cuda_refusal()) is not None:
         return f"no; {refusal}"
-    devices = [f"cuda:{index} {_device_state(index)}" for index in range(torch.cuda.device_count())]
-    return "; ".join(devices)
+    return "; ".join(f"cuda:{index} {_device_state(index)}" for index in range(torch.cuda.device_count()))
 
 
 def _device_state(index: int) -> str:

@@ -13,17 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from echo_ext import _checks
+from echo_ext import _checks, estimators
 from echo_ext.cli.machine import check_installed
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.tables import Column, read_table
-from echo_ext.estimators import (
-    conditional_mutual_information,
-    mutual_information,
-    mutual_information_error,
-    mutual_information_matrix,
-    permutation_test,
-)
 from echo_ext.estimators.ksg import METHODS
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -104,15 +97,15 @@ def _pair(args: argparse.Namespace, names: Names, values: list[Column], options:
     x, y = values[:2]
     found: dict[str, Any] = {}
     if args.given:
-        found["estimate"] = conditional_mutual_information(x, y, values[2], **options)
+        found["estimate"] = estimators.conditional_mutual_information(x, y, values[2], **options)
     elif args.permutations:
         with _progress(args.permutations) as progress:
-            test = permutation_test(x, y, args.permutations, seed=args.seed, progress=progress, **options)
+            test = estimators.permutation_test(x, y, args.permutations, seed=args.seed, progress=progress, **options)
         found = {"estimate": test.estimate, "p_value": test.p_value, "permutations": args.permutations}
     else:
-        found["estimate"] = mutual_information(x, y, **options)
+        found["estimate"] = estimators.mutual_information(x, y, **options)
     if not args.given and len(x) // 10 > max(args.k, 2 * args.exclude_within + args.k):
-        found["standard_error"] = mutual_information_error(x, y, seed=args.seed, **options).standard_error
+        found["standard_error"] = estimators.mutual_information_error(x, y, seed=args.seed, **options).standard_error
     first, *others = (",".join(columns) for columns in names.values())
     line = f"I({first}; {' | '.join(others)}) = {found['estimate']:.6g}"
     if "standard_error" in found:
@@ -128,7 +121,7 @@ def _lags(args: argparse.Namespace, names: Names, values: list[Column], options:
     if args.lag >= len(x):
         raise ValueError(f"--lag must be less than the number of rows, {len(x)}, got {args.lag}")
     lags = range(args.lag + 1)
-    found = [float(mutual_information(x[: len(x) - lag], y[lag:], **options)) for lag in lags]
+    found = [float(estimators.mutual_information(x[: len(x) - lag], y[lag:], **options)) for lag in lags]
     best = int(np.argmax(found))
     if args.plot:
         with _figure(args.plot, (6.4, 3.6)) as axes:
@@ -142,7 +135,7 @@ def _lags(args: argparse.Namespace, names: Names, values: list[Column], options:
 
 
 def _matrix(args: argparse.Namespace, names: Names, values: list[Column], options: dict[str, Any]) -> Result:
-    matrix = np.asarray(mutual_information_matrix(values[0], values[1] if args.y else None, **options))
+    matrix = np.asarray(estimators.mutual_information_matrix(values[0], values[1] if args.y else None, **options))
     if args.plot:
         _heat_map(args.plot, matrix, names["x"], names["y"], args.unit)
     cells = zip(names["x"], matrix, strict=True)

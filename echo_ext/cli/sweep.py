@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,17 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     given = settings(arguments)
     # All runs of one seed come first, so that a sweep which stops early has a complete table of fewer seeds.
-    configurations = [
-        Configuration.of(**{**given, "recipe": recipe, "beta": beta, "seed": seed})
-        for seed in seeds
-        for recipe in dict.fromkeys(arguments.recipe)
-        for beta in betas
-    ]
+    grid = itertools.product(seeds, dict.fromkeys(arguments.recipe), betas)
+    runs = [Configuration.of(**given | {"recipe": recipe, "beta": beta, "seed": seed}) for seed, recipe, beta in grid]
     try:
-        done = training.sweep(
-            *(configurations, arguments.out),
-            **{"jobs": arguments.jobs, "time_limit": time_limit, "on_run": _report, **options(arguments)},
-        )
+        limits = {"jobs": arguments.jobs, "time_limit": time_limit}
+        done = training.sweep(runs, arguments.out, on_run=_report, **limits, **options(arguments))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to continue") from None
     if len(done.table):
@@ -64,15 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
         print_table([header, *map(_cells, done.table.to_dict("records"))])
         print(f"written to {arguments.out}")
     if done.unfinished:
-        print(
-            f"the time limit was reached: {len(done.unfinished)} of {len(configurations)} runs are not finished; "
-            "run the same command again to continue"
-        )
+        left = f"{len(done.unfinished)} of {len(runs)} runs are not finished"
+        print(f"the time limit was reached: {left}; run the same command again to continue")
     if done.failures:
         name, error = next(iter(done.failures.items()))
-        raise RuntimeError(
-            f"{len(done.failures)} of {len(configurations)} runs failed; the first error is that of {name}: {error}"
-        )
+        many = f"{len(done.failures)} of {len(runs)} runs failed"
+        raise RuntimeError(f"{many}; the first error is that of {name}: {error}")
 
 
 def _list(flag: str, text: str, kind: Callable[[str], Value]) -> Sequence[Value]:

@@ -58,12 +58,10 @@ def run(arguments: argparse.Namespace) -> None:
     from echo_ext import training
 
     configuration = _configuration(arguments)
-    out = arguments.out or Path(
-        f"runs/{configuration.recipe}-{configuration.data}-beta{configuration.beta:g}-seed{configuration.seed}"
-    )
-    result = training.train(
-        configuration, out, resume=arguments.resume, tensorboard=arguments.tensorboard, **options(arguments)
-    )
+    recipe, data, beta, seed = configuration.recipe, configuration.data, configuration.beta, configuration.seed
+    out = arguments.out or Path(f"runs/{recipe}-{data}-beta{beta:g}-seed{seed}")
+    switches = {"resume": arguments.resume, "tensorboard": arguments.tensorboard}
+    result = training.train(configuration, out, **switches, **options(arguments))
     if not result:  # not the first of several processes
         return
     rate = rate_name_in(result)

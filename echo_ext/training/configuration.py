@@ -40,21 +40,15 @@ class Configuration:
 
     recipe: str = setting(dataclasses.MISSING, "model to train; echo-ext recipes lists them")
     data: str = setting(dataclasses.MISSING, "data set; echo-ext data lists them")
-    beta: float = setting(
-        1.0, "weight of the rate; a larger one gives a smaller rate and a larger distortion", minimum=0
-    )
-    seed: int = setting(
-        0, "seed of the weights, the order of rows, the noise and the binarization", minimum=0, maximum=2**32 - 1
-    )
+    beta: float = setting(1.0, "weight of the rate; larger gives a smaller rate and a larger distortion", minimum=0)
+    seed: int = setting(0, "seed of the weights, rows, noise and binarization", minimum=0, maximum=2**32 - 1)
     latent_dim: int = setting(32, "number of dimensions of z", minimum=1)
     model_settings: Mapping[str, Any] = setting(
         dict, "another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated"
     )
     limit: int | None = setting(None, "use only the first N training rows", minimum=1)
     binarization: str = setting(
-        "none",
-        "turn pixels into zeros and ones: once (static) or again in every epoch (dynamic)",
-        choices=BINARIZATIONS,
+        "none", "turn pixels into zeros and ones: once (static) or in every epoch (dynamic)", choices=BINARIZATIONS
     )
     epochs: int = setting(200, "number of passes over the training rows", minimum=1)
     batch_size: int = setting(100, "number of rows in a step, in each process", minimum=1)

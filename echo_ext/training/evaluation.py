@@ -190,19 +190,16 @@ def evaluate(
     batch_size = evaluation_batch_size(torch.device(device))
     parts = {name: part.to(device) for name, part in configuration.load_data(data_dir).items()}
     test = parts["test"]
-    if tuple(test.data_shape) != model.data_shape:
-        raise ValueError(
-            f"data {configuration.data!r} must have shape {model.data_shape} for the model in {directory}, "
-            f"got {tuple(test.data_shape)}"
-        )
+    if (shape := tuple(test.data_shape)) != model.data_shape:
+        needed = f"shape {model.data_shape} for the model in {directory}"
+        raise ValueError(f"data {configuration.data!r} must have {needed}, got {shape}")
     measured = _measured(run, test, draws)
     codes = _codes(model, test)
     x = test.values(slice(CODE_ROWS))
     posterior = _posterior(model, x)
     found = {
         **{"recipe": configuration.recipe, "data": configuration.data, "epochs": len(run.history)},
-        "unit": "nats per sample",
-        "draws": draws,
+        **{"unit": "nats per sample", "draws": draws},
         **_bounds(measured),
         f"{measured.rate_name}_error": measured.rate_error,
         **{f"{name}_error": getattr(measured, f"{name}_error") for name in ("distortion", "neg_elbo")},

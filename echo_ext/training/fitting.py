@@ -160,21 +160,15 @@ def fit(
 
     def save(epoch: int, **more: Any) -> None:
         if directory is not None and fabric.is_global_zero:
-            directory.save_checkpoint(
-                {
-                    "format": checkpoints.FORMAT,
-                    "version": __version__,
-                    **checkpoints.model_identity(configuration),
-                    "data_shape": list(model.data_shape),
-                    "epoch": epoch,
-                    "finished": False,
-                    "state_dict": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "precision": fabric.strategy.precision.state_dict(),
-                    "history": history,
-                    **more,
-                }
-            )
+            identity = checkpoints.model_identity(configuration)
+            content = {**identity, "data_shape": list(model.data_shape), "epoch": epoch, "history": history, **more}
+            states = {
+                "state_dict": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "precision": fabric.strategy.precision.state_dict(),
+            }
+            versions = {"format": checkpoints.FORMAT, "version": __version__}
+            directory.save_checkpoint({**versions, **content, **states, "finished": False})
 
     for epoch in range(len(history), configuration.epochs):
         if schedules.should_stop_early(history, configuration.patience, warm_up):
@@ -186,10 +180,8 @@ def fit(
             set_learning_rate(group, rate * factor)
         model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
         train.set_epoch(epoch)
-        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-        batches = schedules.epoch_rows(
-            len(train), configuration.batch_size, seed=configuration.seed, epoch=epoch, **ranks
-        )
+        place = {"epoch": epoch, "rank": fabric.global_rank, "world_size": fabric.world_size}
+        batches = schedules.epoch_rows(len(train), configuration.batch_size, seed=configuration.seed, **place)
         done = None
         if unfinished is not None:
             done = EpochCosts(list(unfinished["costs"]["names"]), list(unfinished["costs"]["values"]))
@@ -203,7 +195,10 @@ def fit(
         if len(costs) < len(batches):
             saved = {"names": costs.names, "values": torch.stack(costs.values).cpu()}
             seconds = time.perf_counter() - start
-            save(epoch, unfinished_epoch={"costs": saved, "seconds": seconds, **_random_state(fabric.device)})
+            state = {"cpu_random_state": torch.get_rng_state()}
+            if fabric.device.type == "cuda":
+                state["cuda_random_state"] = torch.cuda.get_rng_state(fabric.device)
+            save(epoch, unfinished_epoch={"costs": saved, "seconds": seconds, **state})
             raise TimeLimitReached(f"the time limit was reached in step {len(costs) + 1} of epoch {epoch + 1}")
         trained = _reduced(costs.means(batches), fabric)
         model.warm_up_weight = 1.0
@@ -211,21 +206,18 @@ def fit(
         for name, value in validated.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"in the validation after epoch {epoch + 1} {name!r} is {value}")
-        history.append(
-            {
-                "epoch": epoch + 1,
-                "step": (epoch + 1) * len(batches),
-                "seconds": round(time.perf_counter() - start, 3),
-                "learning_rate": rates[0] * factor,
-                **{f"train_{name}": value for name, value in trained.items()},
-                **{f"valid_{name}": value for name, value in validated.items()},
-            }
-        )
+        row = {
+            **{"epoch": epoch + 1, "step": (epoch + 1) * len(batches)},
+            **{"seconds": round(time.perf_counter() - start, 3), "learning_rate": rates[0] * factor},
+            **{f"train_{name}": value for name, value in trained.items()},
+            **{f"valid_{name}": value for name, value in validated.items()},
+        }
+        history.append(row)
         save(epoch + 1)
         if directory is not None and fabric.is_global_zero:
             directory.write_metrics(history)
-        fabric.log_dict(history[-1], step=int(history[-1]["step"]))
-        on_epoch(history[-1])
+        fabric.log_dict(row, step=row["step"])
+        on_epoch(row)
     return Run(model, configuration, history)
 
 
@@ -260,12 +252,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str
             for name, value in state.items():
                 if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
                     raise ValueError(f"{name} does not have its parameter's shape {tuple(parameter.shape)}")
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the random generators that a step uses."""
-    cuda = {"cuda_random_state": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu_random_state": torch.get_rng_state(), **cuda}
 
 
 @torch.no_grad()

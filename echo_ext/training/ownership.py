@@ -72,8 +72,7 @@ def _owner(record: Path) -> str:
         try:
             with record.open("rb") as opened:
                 owner = json.loads(opened.read(_RECORD_BYTES))
-            pid, host, started = int(owner["pid"]), str(owner["host"]), str(owner["started"])
-            return f"process {pid} on {host:.100} since {started:.30}"
+            return f"process {owner['pid']:d} on {owner['host']:.100} since {owner['started']:.30}"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written yet, or damaged
             if time.monotonic() >= until:
                 return "another process"

@@ -20,7 +20,6 @@ from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
 from echo_ext.training import checkpoints, ownership, parsing
 from echo_ext.training.configuration import SETTINGS, Configuration
-from echo_ext.training.parsing import NUMBER, check_structure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,8 +34,8 @@ EVALUATION_FILE = "evaluation.json"
 
 # What readers need of a result, besides its rate or rate bound.
 _RESULT = {
-    **{"recipe": str, "data": str, "beta": NUMBER, "seed": int, "rows": {"test": int}},
-    **dict.fromkeys(("distortion", "neg_elbo", "epochs", "seconds"), NUMBER),
+    **{"recipe": str, "data": str, "beta": parsing.NUMBER, "seed": int, "rows": {"test": int}},
+    **dict.fromkeys(("distortion", "neg_elbo", "epochs", "seconds"), parsing.NUMBER),
 }
 
 
@@ -218,9 +217,14 @@ class RunDirectory:
         if not file.is_file():
             raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT_FILE}")
         try:
-            return _checked_result(parsing.read_json(file), self.configuration())
+            content: Any = parsing.read_json(file)
+            parsing.check_structure("it", content, _RESULT)
+            parsing.check_structure("it", content, {rate_name_in(content): parsing.NUMBER})
+            if difference := self.configuration().first_difference(content, ("recipe", "data", "beta", "seed")):
+                raise ValueError(f"it belongs to another run, with {difference}")
         except ValueError as wrong:
             raise ValueError(f"{file} is damaged: {wrong}") from wrong
+        return dict(content)
 
     # ---- Writing -----------------------------------------------------------------------------------------------------
 
@@ -258,13 +262,3 @@ class RunDirectory:
     def replacement(self, name: str) -> contextlib.AbstractContextManager[Path]:
         """A context with a temporary path; the file written there replaces the file of this name at the end."""
         return _files.replacement(self.path / name, prefix=self._part)
-
-
-def _checked_result(content: object, configuration: Configuration) -> dict[str, Any]:
-    """The content, or a ValueError if it is not the complete result of a run with this configuration."""
-    check_structure("it", content, _RESULT)
-    assert isinstance(content, dict)
-    check_structure("it", content, {rate_name_in(content): NUMBER})
-    if difference := configuration.first_difference(content, ("recipe", "data", "beta", "seed")):
-        raise ValueError(f"it belongs to another run, with {difference}")
-    return content

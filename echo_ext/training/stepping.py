@@ -122,6 +122,7 @@ class EpochCosts:
         return dict(zip(self.names, means.tolist(), strict=True))
 
 
+@dataclasses.dataclass(eq=False)
 class Stepper:
     """Runs steps of the optimizer and collects their losses.
 
@@ -132,15 +133,13 @@ class Stepper:
     # Number of steps before one is recorded, because libraries choose algorithms and allocate memory in their first.
     REHEARSALS = 3
 
-    def __init__(
-        self, objective: Any, optimizer: Any, settings: Configuration, fabric: Fabric, recorder: CudaRecorder | None
-    ) -> None:
-        self.objective = objective
-        self.optimizer = optimizer
-        self.settings = settings
-        self.fabric = fabric
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self.recorder = recorder
+    objective: Any
+    optimizer: Any
+    settings: Configuration
+    fabric: Fabric
+    recorder: CudaRecorder | None
+
+    def __post_init__(self) -> None:
         self._names: list[str] = []
         self._warm_up_weight: float | None = None  # of the rehearsed or recorded step, since a recording fixes it
         self._rehearsed = 0
@@ -207,14 +206,12 @@ class Stepper:
         self.optimizer.zero_grad()
         self.fabric.backward(terms["loss"])
         if self.settings.normalize_gradients:
-            for parameter in self.parameters:
+            for parameter in self.objective.parameters():
                 if parameter.grad is not None:
                     # The minimum keeps a gradient of 0 at 0.
                     parameter.grad.div_(parameter.grad.norm().clamp_min(torch.finfo(parameter.grad.dtype).tiny))
-        if self.settings.gradient_clip is not None:
-            self.fabric.clip_gradients(
-                self.objective, self.optimizer, max_norm=self.settings.gradient_clip, error_if_nonfinite=False
-            )
+        if (limit := self.settings.gradient_clip) is not None:
+            self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         self._names = list(terms)
         return torch.stack([value.detach().float() for value in terms.values()])

@@ -153,11 +153,9 @@ def _table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
     keys, quantities = ["recipe", "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
-    names = [rate_name_in(result) for result in results]
-    runs = pd.DataFrame(
-        [{**result, "rate_name": name, "rate": result[name]} for name, result in zip(names, results, strict=True)],
-        columns=[*keys, "seed", *quantities],
-    )
+    named = [(rate_name_in(result), result) for result in results]
+    rows = [{**result, "rate_name": name, "rate": result[name]} for name, result in named]
+    runs = pd.DataFrame(rows, columns=[*keys, "seed", *quantities])
     kinds = (("", "mean"), ("_error", "sem"))
     measures = {f"{each}{end}": (each, kind) for each in quantities for end, kind in kinds}
     table = runs.groupby(keys, sort=False).agg(seeds=("seed", "size"), **measures).reset_index()
