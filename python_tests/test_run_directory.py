@@ -242,7 +242,7 @@ def test_sweep_reports_broken_results_and_continues(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "2 of 4 runs failed; the first error is that of vae-beta1-seed0: ValueError: " in captured.err
-    assert "result.json is damaged: it has no 'recipe'" in captured.err
+    assert "result.json is damaged: 'recipe' is missing in it" in captured.err
     assert "vae-beta1-seed3: -ELBO" in captured.out
     assert (tmp_path / "table.csv").read_text().splitlines()[1].startswith("vae,1.0,2,")
 
