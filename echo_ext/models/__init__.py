@@ -22,7 +22,6 @@ from echo_ext.models.regularizers import (
 from echo_ext.models.stacked_corex import CategoricalLayer, StackedCorEx
 from echo_ext.models.two_level import (
     PixelCNN,
-    PixelMaps,
     TwoLevelChannel,
     TwoLevelDecoder,
     TwoLevelEncoder,
@@ -50,7 +49,6 @@ __all__ = [
     "Model",
     "MutualAutoencoder",
     "PixelCNN",
-    "PixelMaps",
     "Prior",
     "ShiftFlow",
     "StackedCorEx",

@@ -25,15 +25,15 @@ from echo_ext.models.regularizers import MMDRegularizer, TotalCorrelationRegular
 from echo_ext.models.stacked_corex import CategoricalLayer, StackedCorEx
 from echo_ext.models.two_level import (
     PixelCNN,
-    PixelMaps,
     TwoLevelChannel,
-    TwoLevelDecoder,
     TwoLevelEncoder,
     TwoLevelPrior,
+    convolutional_decoder,
     feature_width,
     initialize,
     level_channel,
     level_network,
+    pixel_maps,
 )
 
 __all__ = ["RECIPES", "Recipe", "build", "find", "recipes"]
@@ -334,15 +334,15 @@ variant("anchor-vae", "corex with half the rate weight on five latents", of="cor
 # ---- Two layers, and a prescribed information ------------------------------------------------------------------------
 
 
+CATEGORICAL: dict[str, Any] = {"states": 10, "initial_lower_weight": 10.0, "upper_hidden": (32, 32, 16, 16)}
+
+
 @recipe(
     "stacked-corex",
     "VAE with a second layer: a categorical variable of ten states above z",
     latent_dim=64,
     run={**CONSTANT_RATE, "warm_up_epochs": 6},
-    states=10,
-    initial_lower_weight=10.0,
-    upper_hidden=(32, 32, 16, 16),
-    **{**AUTOENCODER, "architecture": "mlp"},
+    **{**AUTOENCODER, **CATEGORICAL, "architecture": "mlp"},
 )
 def stacked_corex(s: Any) -> Model:
     """Stacked CorEx (Gao et al. 2019): 784-512-512-64 layers, and 64-32-32-16-16-10 above them."""
@@ -353,17 +353,15 @@ def stacked_corex(s: Any) -> Model:
     return StackedCorEx(**parts, channel=GaussianChannel(), prior=upper, beta=s.beta, initial_lower_weight=weight)
 
 
+PRESCRIBED: dict[str, Any] = {"information": 1.0, "penalty": 1.0, "inverse": "tied", "draws": None}
+
+
 @recipe(
     "mutual-ae",
     "Mutual Autoencoder, a VAE with a prescribed I(x; z) of information=M nats",
     latent_dim=1,
     run=CONSTANT_RATE,
-    information=1.0,
-    penalty=1.0,
-    inverse="tied",
-    draws=None,
-    min_log_variance=-10.0,
-    **{**NETWORKS, "architecture": "mlp", "hidden": (100, 100)},
+    **{**NETWORKS, **PRESCRIBED, "architecture": "mlp", "hidden": (100, 100), "min_log_variance": -10.0},
 )
 def mutual_ae(s: Any) -> Model:
     """Mutual Autoencoder (Phuong et al. 2018), whose r(z|x) is "tied" to the encoder or a "separate" network."""
@@ -382,20 +380,15 @@ def mutual_ae(s: Any) -> Model:
 # ---- MIM -------------------------------------------------------------------------------------------------------------
 
 
-@recipe(
-    "mim",
-    "Mutual Information Machine, trained on encoder and decoder samples, half of each",
-    latent_dim=2,
-    run=MIM_RUN,
-    objective="mim",
-    prior="standard-normal",
-    data_marginal="importance",
-    components=10,
-    reference_means=None,
-    reference_std=0.25,
-    min_log_variance=-27.6,  # a standard deviation of 1e-6
-    **{**NETWORKS, "architecture": "mlp", "hidden": (500, 500), "activation": "tanh"},
-)
+MIM_NETWORKS: dict[str, Any] = {**NETWORKS, "architecture": "mlp", "hidden": (500, 500), "activation": "tanh"}
+DISTRIBUTIONS: dict[str, Any] = {
+    **{"prior": "standard-normal", "data_marginal": "importance", "components": 10},
+    **{"reference_means": None, "reference_std": 0.25, "min_log_variance": -27.6},  # a standard deviation of 1e-6
+}
+MIXED_HALVES = "Mutual Information Machine, trained on encoder and decoder samples, half of each"
+
+
+@recipe("mim", MIXED_HALVES, 2, MIM_RUN, objective="mim", **DISTRIBUTIONS, **MIM_NETWORKS)
 def mim(s: Any) -> Model:
     """MIM (Livne et al. 2019), by default as in the experiment in two dimensions.
 
@@ -450,9 +443,9 @@ def two_level(s: Any) -> Model:
         upper = VampPrior(encoder.upper, level_channel(), s.shape, s.pseudo_inputs)
     parts: dict[str, Any] = {"prior": TwoLevelPrior(lower, upper), "objective": s.objective, "data_shape": s.shape}
     if s.decoder == "convolutional":
-        parts |= {"decoder": TwoLevelDecoder(s.shape, level), "likelihood": BernoulliLikelihood()}
+        parts |= {"decoder": convolutional_decoder(s.shape, level), "likelihood": BernoulliLikelihood()}
     else:
-        parts |= {"decoder": PixelMaps(s.shape, level), "likelihood": PixelCNN(2)}
+        parts |= {"decoder": pixel_maps(s.shape, level), "likelihood": PixelCNN(2)}
     initialize(encoder, channel, lower, parts["decoder"])
     return MIM(encoder=encoder, channel=channel, **parts)
 
@@ -460,14 +453,6 @@ def two_level(s: Any) -> Model:
 for _short, _decoder in {"convhvae": "convolutional", "pixelhvae": "autoregressive"}.items():
     for _letters, _prior in {"s": "standard-normal", "vp": "vamp"}.items():
         for _objective in ("vae", "a-mim", "mim"):
-            recipe(
-                f"{_short}-{_letters}-{_objective}",
-                f"two-level model, {'VampPrior' if _letters == 'vp' else 'N(0, I) prior'}, {_decoder} decoder, "
-                f"{_objective.upper()} loss",
-                latent_dim=80,
-                run=TWO_LEVEL_RUN,
-                decoder=_decoder,
-                objective=_objective,
-                prior=_prior,
-                pseudo_inputs=500,
-            )(two_level)
+            _settings = {"decoder": _decoder, "objective": _objective, "prior": _prior, "pseudo_inputs": 500}
+            _summary = f"two-level model, {_prior} prior, {_decoder} decoder, {_objective.upper()} loss"
+            recipe(f"{_short}-{_letters}-{_objective}", _summary, 80, TWO_LEVEL_RUN, **_settings)(two_level)

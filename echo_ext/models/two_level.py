@@ -26,16 +26,17 @@ __all__ = [
     "MaskedConv2d",
     "PixelCNN",
     "PixelDistribution",
-    "PixelMaps",
     "TwoLevelChannel",
     "TwoLevelDecoder",
     "TwoLevelEncoder",
     "TwoLevelPosterior",
     "TwoLevelPrior",
+    "convolutional_decoder",
     "feature_width",
     "initialize",
     "level_channel",
     "level_network",
+    "pixel_maps",
 ]
 
 HIDDEN = 300
@@ -169,58 +170,52 @@ class TwoLevelPrior(Prior):
 
 
 class TwoLevelDecoder(nn.Module):
-    """The networks from z = (z1, z2) to the logits of independent pixels.
+    """Networks of z1 and of z2, whose outputs are joined and passed to a third network.
 
     Args:
-        data_shape: Shape of one x, (channels, height, width).
-        level: Number of dimensions of z1 and of z2.
+        from_z1, from_z2: Networks from (B, level) to features, which are concatenated along dimension 1.
+        joint: Network from the joined features to the parameters of the likelihood.
 
     Example:
-        >>> echo_ext.models.TwoLevelDecoder((1, 8, 8), 3)(torch.zeros(5, 6)).shape
-        torch.Size([5, 1, 8, 8])
+        >>> z1, z2, joint = torch.nn.Linear(3, 8), torch.nn.Linear(3, 8), torch.nn.Linear(16, 64)
+        >>> echo_ext.models.TwoLevelDecoder(z1, z2, joint)(torch.zeros(5, 6)).shape
+        torch.Size([5, 64])
     """
 
-    def __init__(self, data_shape: Sequence[int], level: int) -> None:
+    def __init__(self, from_z1: nn.Module, from_z2: nn.Module, joint: nn.Module) -> None:
         super().__init__()
-        self.from_z1 = _gated_linear(level, HIDDEN)
-        self.from_z2 = _gated_linear(level, HIDDEN)
-        self.network = nn.Sequential(
+        self.from_z1 = from_z1
+        self.from_z2 = from_z2
+        self.joint = joint
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The parameters of the likelihood for z (B, 2 * level)."""
+        z1, z2 = z.chunk(2, dim=1)
+        return self.joint(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
+
+
+def convolutional_decoder(data_shape: Sequence[int], level: int) -> TwoLevelDecoder:
+    """Build the decoder from z (B, 2 * level) to the logits of independent pixels, (B, *data_shape)."""
+    from_z1, from_z2 = _gated_linear(level, HIDDEN), _gated_linear(level, HIDDEN)
+    return TwoLevelDecoder(
+        from_z1,
+        from_z2,
+        nn.Sequential(
             _gated_linear(2 * HIDDEN, math.prod(data_shape)),
             nn.Unflatten(1, tuple(data_shape)),
             *(_gated_convolution(inputs, 64, 3) for inputs in (data_shape[0], 64, 64, 64)),
             nn.Conv2d(64, data_shape[0], 1),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """The logits (B, *data_shape) of z (B, 2 * level)."""
-        z1, z2 = z.chunk(2, dim=1)
-        return self.network(torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1))
+        ),
+    )
 
 
-class PixelMaps(nn.Module):
-    """The networks from z = (z1, z2) to the two maps that a :class:`PixelCNN` is conditioned on.
-
-    Args:
-        data_shape: Shape of one x, (1, height, width).
-        level: Number of dimensions of z1 and of z2.
-
-    Example:
-        >>> echo_ext.models.PixelMaps((1, 8, 8), 3)(torch.zeros(5, 6)).shape
-        torch.Size([5, 2, 8, 8])
-    """
-
-    def __init__(self, data_shape: Sequence[int], level: int) -> None:
-        super().__init__()
-        if len(data_shape) != 3 or data_shape[0] != 1:
-            raise ValueError(f"data_shape must be (1, height, width) for a pixel decoder, got {tuple(data_shape)}")
-        pixels, shape = math.prod(data_shape), tuple(data_shape)
-        self.from_z1 = nn.Sequential(_gated_linear(level, pixels), nn.Unflatten(1, shape))
-        self.from_z2 = nn.Sequential(_gated_linear(level, pixels), nn.Unflatten(1, shape))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """The maps (B, 2, height, width) of z (B, 2 * level)."""
-        z1, z2 = z.chunk(2, dim=1)
-        return torch.cat([self.from_z1(z1), self.from_z2(z2)], dim=1)
+def pixel_maps(data_shape: Sequence[int], level: int) -> TwoLevelDecoder:
+    """Build the decoder from z (B, 2 * level) to two maps (B, 2, height, width) for a :class:`PixelCNN`."""
+    if len(data_shape) != 3 or data_shape[0] != 1:
+        raise ValueError(f"data_shape must be (1, height, width) for a pixel decoder, got {tuple(data_shape)}")
+    layers = [_gated_linear(level, math.prod(data_shape)) for _ in range(2)]
+    z1, z2 = (nn.Sequential(layer, nn.Unflatten(1, tuple(data_shape))) for layer in layers)
+    return TwoLevelDecoder(z1, z2, nn.Identity())
 
 
 class MaskedConv2d(nn.Conv2d):

@@ -123,9 +123,11 @@ def _pixel_progress(model: Model) -> Iterator[None]:
     networks = [module for module in model.modules() if isinstance(module, PixelCNN)]
     for network in networks:
         network.wrap_pixels = functools.partial(tqdm, desc="drawing", unit="pixel", leave=False, disable=None)
-    yield
-    for network in networks:
-        network.wrap_pixels = iter
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.wrap_pixels = iter
 
 
 def _series(run: Run, result: Mapping[str, Any]) -> plots.History:
