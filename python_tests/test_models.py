@@ -184,6 +184,17 @@ def test_one_backward_gives_model_and_discriminator_gradients(name):
     assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_step_reads_a_value_from_the_device(name):
+    """Values on the meta device do not exist. A step that read one on a GPU could not be part of a CUDA graph."""
+    settings = {"likelihood": "categorical"} if name == "mutual-ae" else {}
+    shape = (8,) if name in ("mim", "a-mim", "mim-h", "vae-h", "mutual-ae") else (1, 8, 8)
+    with torch.device("meta"):
+        model = build(name, shape, latent_dim=6, **settings)
+        model.loss(torch.rand(128, *shape))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_are_float32_under_autocast(name):
     model, x = small(name), blobs(64)

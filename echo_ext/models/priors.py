@@ -89,9 +89,10 @@ class StandardNormal(Prior):
         """The Gaussian log density: (B,)."""
         return self._factors().log_prob(z).sum(1)
 
+    @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         """``n`` samples: (n, latent_dim)."""
-        return self._factors().sample((n,))
+        return self._factors().rsample((n,))  # torch.distributions' sample waits for the device
 
     def rate(self, q: Distribution, z: Tensor) -> Tensor:
         """The KL divergence of each latent, (B, d), for a Gaussian q with independent dimensions."""
@@ -138,7 +139,7 @@ class GaussianMixture(Prior):
     def sample(self, n: int) -> Tensor:
         """``n`` samples: (n, latent_dim)."""
         k = self.logits.softmax(0).multinomial(n, replacement=True)  # MixtureSameFamily draws all components
-        return _gaussian(self.means[k], self.log_variances[k]).sample()
+        return _gaussian(self.means[k], self.log_variances[k]).rsample()
 
 
 class MAF(Prior):
@@ -232,7 +233,7 @@ class VampPrior(Prior):
     def sample(self, n: int) -> Tensor:
         """``n`` samples: (n, latent_dim)."""
         k = torch.randint(len(self.pseudo_inputs), (n,), device=self.pseudo_inputs.device)
-        return self._components(k).sample()
+        return self._components(k).rsample()
 
     def _components(self, rows: Tensor | slice = slice(None)) -> Any:
         """The distribution q(z|u) of these pseudo-inputs."""
@@ -290,7 +291,7 @@ class AggregatePosterior(Prior):
     def sample(self, n: int) -> Tensor:
         """``n`` samples, whose dimensions come from independently chosen rows: (n, latent_dim)."""
         rows = torch.randint(len(self.means), (n, self.means.shape[1]), device=self.means.device)
-        return Normal(self.means.gather(0, rows), self.stds.gather(0, rows), validate_args=False).sample()
+        return Normal(self.means.gather(0, rows), self.stds.gather(0, rows), validate_args=False).rsample()
 
 
 class _PriorOfMethods(Prior):

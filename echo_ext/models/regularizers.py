@@ -57,8 +57,8 @@ def mmd_to_standard_normal(z: Tensor, *, bandwidth: float | None = None) -> Tens
 
 
 def _mean_kernel(x: Tensor, y: Tensor, scale: float) -> Tensor:
-    # The matrix product avoids a tensor of n x m x d. Autocast would compute it in a half type.
-    with torch.autocast(x.device.type, enabled=False):
+    # The matrix product avoids a tensor of n x m x d. Autocast, which the meta device lacks, would use a half type.
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return (-squared / scale).exp().mean()
 

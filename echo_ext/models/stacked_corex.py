@@ -57,7 +57,7 @@ class CategoricalLayer(Prior):
         """``n`` samples of z, where y is drawn first: (n, latent_dim)."""
         levels = self.levels()
         drawn = levels[torch.randint(self.states, (n,), device=levels.device)]
-        return self.channel(*drawn.chunk(2, dim=1)).sample()
+        return self.channel(*drawn.chunk(2, dim=1)).rsample()
 
     def levels(self) -> Tensor:
         """Means and log variances of r(z|y) for each state y: (states, 2 * latent_dim)."""
