@@ -20,6 +20,7 @@ if [ -z "$help" ]; then
   rm -f "$log"
 fi
 export PYTHONPATH=$build/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export ECHO_EXT_OFFLINE=${ECHO_EXT_OFFLINE-1}  # no run waits for a download that cannot succeed
 export ECHO_EXT_COMMIT=${ECHO_EXT_COMMIT:-$(git -C "$root" rev-parse --short HEAD 2> /dev/null || true)}
 exec "$python" "$root/benchmarks/gpu_campaign.py" --work "${ECHO_EXT_CAMPAIGN_WORK:-$root/build/campaign}" \
   --out "$root/benchmarks/results/campaign" --seconds $((seconds - SECONDS)) "$@"
