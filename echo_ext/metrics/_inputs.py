@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from echo_ext import _checks
 from echo_ext._types import TensorOrArray
 from echo_ext.estimators.samples import read_array, read_samples, read_tensor
+from echo_ext.models.base import eval_mode
 
 Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
 
@@ -65,14 +66,8 @@ def refuse_constant_columns(name: str, values: Tensor) -> None:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run in eval mode without gradients; afterwards each module is back in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), eval_mode(model):
+        yield
 
 
 def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
