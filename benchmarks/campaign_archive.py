@@ -210,7 +210,8 @@ def unpack(source, root):
         data = b"".join((source / part["name"]).read_bytes() for part in manifest["parts"])
         try:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                archive.extractall(folder, filter="data")
+                # Python before 3.10.12 and 3.11.4 has no filters.
+                archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         except (tarfile.TarError, OSError, EOFError) as error:
             raise ArchiveError(f"the archive in {source} is damaged: {error}") from None
         unpacked = 0
