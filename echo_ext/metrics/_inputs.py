@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -31,7 +30,12 @@ def read_codes(name: str, values: TensorOrArray, *, minimum: int = 1) -> Tensor:
 
 def read_integers(name: str, values: TensorOrArray, *, rows: int, columns: bool = False) -> Tensor:
     """Return integers (N,), or (N, F) with ``columns``, one row for each of ``rows``."""
-    numbers = read_tensor(name, values.detach()) if isinstance(values, Tensor) else _integer_array(name, values)
+    if not isinstance(values, Tensor):
+        array = read_array(name, values)
+        if array.dtype.kind not in "biu":
+            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
+        values = torch.from_numpy(array.copy())
+    numbers = read_tensor(name, values.detach())
     if numbers.is_floating_point() or numbers.is_complex():
         raise TypeError(f"{name} must be integers, got {_checks.dtype_name(numbers.dtype)}")
     if numbers.ndim != (2 if columns else 1) or numbers.shape[-1] == 0:
@@ -44,13 +48,6 @@ def read_integers(name: str, values: TensorOrArray, *, rows: int, columns: bool 
     return integers
 
 
-def _integer_array(name: str, values: object) -> Tensor:
-    array = read_array(name, values)
-    if array.dtype.kind not in "biu":
-        raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
-    return torch.from_numpy(array.copy())
-
-
 def constant_columns(values: Tensor) -> Tensor:
     """Return which columns of (N, d) hold a single value: (d,)."""
     return values.amax(0) == values.amin(0)
@@ -61,13 +58,6 @@ def refuse_constant_columns(name: str, values: Tensor) -> None:
     constant = constant_columns(values).nonzero().flatten().tolist()
     if constant:
         raise ValueError(f"{name} must vary in every column, got constant in column {', '.join(map(str, constant))}")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in eval mode without gradients; afterwards each module is back in the mode that it was in."""
-    with torch.no_grad(), eval_mode(model):
-        yield
 
 
 def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
@@ -86,3 +76,14 @@ def batches(model: nn.Module, data: Data, batch_size: int) -> Iterator[Tensor]:
         x: Tensor = part if isinstance(part, Tensor) else part[0]
         if len(x):
             yield x if first is None else x.to(first.device)
+
+
+def measure_rows(
+    model: nn.Module, x: Data, batch_size: int, measure: Callable[[Tensor], tuple[Tensor, ...]]
+) -> list[Tensor]:
+    """Return what ``measure`` computes from each batch of x, joined; in eval mode and without gradients."""
+    with torch.no_grad(), eval_mode(model):
+        parts = [measure(batch) for batch in batches(model, x, batch_size)]
+    if not parts:
+        raise ValueError("x must have at least one row, got none")
+    return [torch.cat(each) for each in zip(*parts, strict=True)]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from echo_ext._types import TensorOrArray
-from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
+from echo_ext.metrics._inputs import Data, measure_rows, read_codes, refuse_constant_columns
 from echo_ext.metrics.information import echo_signal
 from echo_ext.models.base import Model
 
@@ -65,15 +65,8 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
         TypeError: The model has no Echo channel, or several.
         ValueError: There are no rows.
     """
-    rates, norms = [], []
-    with evaluating(model):
-        for batch in batches(model, x, batch_size):
-            signal = echo_signal(model, batch)
-            rates.append(signal.rate.sum(1))
-            norms.append(signal.f.norm(dim=1))
-    if not rates:
-        raise ValueError("x must have at least one row, got none")
-    return torch.cat(rates), torch.cat(norms)
+    _, f, _, rate = measure_rows(model, x, batch_size, lambda batch: echo_signal(model, batch))
+    return rate.sum(1), f.norm(dim=1)
 
 
 def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:

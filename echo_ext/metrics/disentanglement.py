@@ -83,15 +83,23 @@ def factor_information(
     varying = ~constant_columns(points)
     information = torch.zeros(labels.shape[1], points.shape[1], dtype=torch.float64, device=points.device)
     _checks.whole("bins", bins, minimum=2)
-    if not bool(varying.any()):
+    latents = points[:, varying].double().T
+    if len(latents) == 0:
         return information
     if method == "bins":
-        binned = _binned(points[:, varying].double(), bins)
-        values = [torch.stack([_information_of_counts(bin_, factor) for bin_ in binned.T]) for factor in labels.T]
+        low, high = latents.aminmax(dim=1, keepdim=True)
+        # The maximum belongs to the last bin.
+        binned = ((latents - low) / (high - low) * bins).floor().clamp(max=bins - 1).to(torch.int64)
+        values = [torch.stack([_information_of_counts(bin_, factor) for bin_ in binned]) for factor in labels.T]
     else:
-        _refuse_ties(points, varying, _checks.whole("k", k, minimum=1))
-        latents = points[:, varying].double().T.unsqueeze(-1)
-        values = [mutual_information_discrete(latents, factor, k=k) for factor in labels.T]
+        # Neighbors at distance 0 would be counted as information.
+        ties = (points == points.mode(0).values).sum(0) * varying
+        if int(ties.max()) > _checks.whole("k", k, minimum=1):
+            raise ValueError(
+                f"codes must be continuous for method='knn', but column {int(ties.argmax())} has {int(ties.max())} "
+                f"equal values, more than k={k}; for discrete codes there is method='bins'"
+            )
+        values = [mutual_information_discrete(latents.unsqueeze(-1), factor, k=k) for factor in labels.T]
     information[:, varying] = torch.stack(values)
     return information
 
@@ -100,12 +108,6 @@ def _read(codes: TensorOrArray, factors: TensorOrArray) -> tuple[Tensor, Tensor]
     """Return codes (N, d) and factors (N, F) on one device."""
     points = read_codes("codes", codes, minimum=2)
     return points, read_integers("factors", factors, rows=len(points), columns=True).to(points.device)
-
-
-def _binned(codes: Tensor, bins: int) -> Tensor:
-    """Return bin numbers (N, d); the maximum belongs to the last bin."""
-    low, high = codes.amin(0), codes.amax(0)
-    return ((codes - low) / (high - low) * bins).floor().clamp(max=bins - 1).to(torch.int64)
 
 
 def _information_of_counts(left: Tensor, right: Tensor) -> Tensor:
@@ -119,17 +121,6 @@ def _information_of_counts(left: Tensor, right: Tensor) -> Tensor:
 def _entropy(counts: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(counts.double() / counts.sum()).sum()
     return entropy
-
-
-def _refuse_ties(codes: Tensor, columns: Tensor, k: int) -> None:
-    """Refuse codes with neighbors at distance 0, which would be counted as information."""
-    for column in columns.nonzero().flatten().tolist():
-        most = int(torch.unique(codes[:, column], return_counts=True)[1].max())
-        if most > k:
-            raise ValueError(
-                f"codes must be continuous for method='knn', but column {column} has {most} equal values, more than "
-                f"k={k}; for discrete codes there is method='bins'"
-            )
 
 
 # ---- The FactorVAE score ---------------------------------------------------------------------------------------------
@@ -175,17 +166,12 @@ def factor_vae_score(
     _checks.whole("test_votes", test_votes, minimum=1)
     _checks.whole("rows_per_vote", rows_per_vote, minimum=2)
     min_std = _checks.number("min_std", min_std, minimum=0)
-    generator = (
-        None
-        if seed is None
-        else torch.Generator().manual_seed(
-            _checks.whole("seed", seed, minimum=_checks.INT64[0], maximum=_checks.INT64[1])
-        )
-    )
-    groups = []  # for each factor, the rows that share a value
-    for factor in labels.T:
-        _, sizes = torch.unique(factor, return_counts=True)
-        groups.append(torch.argsort(factor, stable=True).split(sizes.tolist()))
+    generator = None
+    if seed is not None:
+        low, high = _checks.INT64
+        generator = torch.Generator().manual_seed(_checks.whole("seed", seed, minimum=low, maximum=high))
+    # For each factor, the rows that share a value.
+    groups = [each.argsort(stable=True).split(each.unique(return_counts=True)[1].tolist()) for each in labels.T]
     std = points.double().std(0)
     active = ((std >= min_std) & (std > 0)).nonzero().flatten()
     if len(active) == 0:

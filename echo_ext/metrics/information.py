@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from echo_ext import _checks
 from echo_ext._types import TensorOrArray
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.estimators import mutual_information
-from echo_ext.metrics._inputs import Data, batches, evaluating, read_codes, refuse_constant_columns
+from echo_ext.metrics._inputs import Data, measure_rows, read_codes, refuse_constant_columns
 from echo_ext.models._numerics import log_mean_exp
 from echo_ext.models.base import LatentModel, Model
 from echo_ext.models.channels import gaussian_factors
 
-__all__ = ["EchoSignal", "echo_signal", "gaussian_total_correlation", "latent_information"]
+__all__ = ["echo_signal", "gaussian_total_correlation", "latent_information"]
 
 InformationMethod: TypeAlias = Literal["formula", "knn"]
 METHODS: tuple[InformationMethod, ...] = get_args(InformationMethod)
@@ -75,20 +75,14 @@ def latent_information(
         ValueError: The method is unknown, or there are no more than k rows for "knn", or none.
     """
     _checks.choice("method", method, METHODS)
-    parts: list[tuple[Tensor, ...]] = []
-    with evaluating(model):
-        for batch in batches(model, x, batch_size):
-            parts.append(_statistics(model, batch, method))
-    if not parts:
-        raise ValueError("x must have at least one row, got none")
-    if len(parts[0]) == 1:
-        return torch.cat([rate for (rate,) in parts]).double().mean(0)
-    z, mean, std = (torch.cat(each) for each in zip(*parts, strict=True))
+    statistics = measure_rows(model, x, batch_size, lambda batch: _statistics(model, batch, method))
+    if len(statistics) == 1:
+        return statistics[0].double().mean(0)
+    z, mean, std = statistics
     if method == "formula":
         return _information_from_aggregate(z, mean, std)
-    latents = z.double().T.unsqueeze(-1)
-    statistics = torch.stack([mean, std], -1).double().transpose(0, 1)
-    return mutual_information(latents, statistics, k=k)
+    parameters = torch.stack([mean, std], -1).double().transpose(0, 1)
+    return mutual_information(z.double().T.unsqueeze(-1), parameters, k=k)
 
 
 def _statistics(model: Model, x: Tensor, method: str) -> tuple[Tensor, ...]:
@@ -116,17 +110,10 @@ def _information_from_aggregate(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return information
 
 
-class EchoSignal(NamedTuple):
-    """``z = f + s * noise`` of a batch (its log for a multiplicative channel) and its rate in nats, (B, d) each."""
+def echo_signal(model: Model, x: Tensor) -> tuple[Tensor, ...]:
+    """Encode a batch (B, *data_shape) by an Echo channel; return z, f, s and the rate in nats, (B, d) each.
 
-    z: Tensor
-    f: Tensor
-    s: Tensor
-    rate: Tensor
-
-
-def echo_signal(model: Model, x: Tensor) -> EchoSignal:
-    """Encode a batch (B, *data_shape) and return what goes through the Echo channel.
+    ``z = f + s * noise`` is the code, or its log for a multiplicative channel.
 
     Raises:
         TypeError: The model has no Echo channel.
@@ -137,4 +124,4 @@ def echo_signal(model: Model, x: Tensor) -> EchoSignal:
     inputs = cast(LatentModel, model).channel_inputs(x)
     (f, log_s), output = channel.signal(*inputs), channel(*inputs)
     z = output.z.log() if channel.multiplicative else output.z
-    return EchoSignal(*(part.flatten(1) for part in (z, f, log_s.exp(), output.rate)))
+    return tuple(part.flatten(1) for part in (z, f, log_s.exp(), output.rate))

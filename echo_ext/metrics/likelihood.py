@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext.metrics._inputs import Data, batches, evaluating
-from echo_ext.models.base import Model
+from echo_ext.metrics._inputs import Data, batches, measure_rows
+from echo_ext.models.base import Model, eval_mode
 
 __all__ = [
     "RATE_WORDS",
@@ -70,24 +70,22 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
         ValueError: There are no rows, or draws or batch_size is below 1.
     """
     _checks.whole("draws", draws, minimum=1)
-    rates, distortions = (torch.zeros(draws, dtype=torch.float64, device="cpu") for _ in range(2))
+    totals = torch.zeros(2, draws, dtype=torch.float64, device="cpu")
     rows, rate_name = 0, rate_name_in(())
-    with evaluating(model):
+    with torch.no_grad(), eval_mode(model):
         for x in batches(model, data, batch_size):
             terms = [model.loss(x) for _ in range(draws)]
             rate_name = rate_name_in(terms[0])
-            for name, totals in ((rate_name, rates), ("distortion", distortions)):
+            for name, total in zip((rate_name, "distortion"), totals, strict=True):
                 if name not in terms[0]:
                     raise TypeError(f"{type(model).__name__}.loss reports no {name!r}, but only {', '.join(terms[0])}")
-                totals += len(x) * torch.stack([term[name] for term in terms]).double().cpu()
+                total += len(x) * torch.stack([term[name] for term in terms]).double().cpu()
             rows += len(x)
     if rows == 0:
         raise ValueError("data must have at least one row, got none")
-    rates, distortions = rates / rows, distortions / rows
-    errors = [
-        float(each.std()) / math.sqrt(draws) if draws > 1 else math.nan
-        for each in (rates, distortions, rates + distortions)
-    ]
+    rates, distortions = totals / rows
+    known = (each.std() / math.sqrt(draws) for each in (rates, distortions, rates + distortions))
+    errors = map(float, known) if draws > 1 else ()
     return RateDistortion(float(rates.mean()), float(distortions.mean()), rate_name, *errors)
 
 
@@ -109,12 +107,17 @@ def importance_log_likelihood(model: Model, x: Tensor, *, draws: int = 5000, max
     """
     _checks.whole("draws", draws, minimum=1)
     _checks.whole("max_batch_size", max_batch_size, minimum=1)
-    if len(x) == 0:
-        raise ValueError("x must have at least one row, got none")
-    with evaluating(model):
-        return torch.cat(
-            [_log_mean_weight(model, rows, draws, max_batch_size) for rows in batches(model, x, max_batch_size)]
-        )
+
+    def measure(rows: Tensor) -> tuple[Tensor]:
+        together = max(1, max_batch_size // len(rows))
+        total = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+        for start in range(0, draws, together):
+            copies = min(together, draws - start)
+            log_weights = model.log_weight(rows.repeat(copies, *([1] * (rows.ndim - 1)))).double()
+            total = torch.logaddexp(total, log_weights.view(copies, -1).logsumexp(0))
+        return (total - math.log(draws),)
+
+    return measure_rows(model, x, max_batch_size, measure)[0]
 
 
 def importance_nll(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size: int = 200) -> float:
@@ -123,13 +126,3 @@ def importance_nll(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size
     Arguments and errors are those of :func:`importance_log_likelihood`. In expectation the result is an upper bound.
     """
     return -float(importance_log_likelihood(model, x, draws=draws, max_batch_size=max_batch_size).mean())
-
-
-def _log_mean_weight(model: Model, x: Tensor, draws: int, max_batch_size: int) -> Tensor:
-    together = max(1, max_batch_size // len(x))
-    total = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    for start in range(0, draws, together):
-        copies = min(together, draws - start)
-        log_weights = model.log_weight(x.repeat(copies, *([1] * (x.ndim - 1)))).double().view(copies, len(x))
-        total = torch.logaddexp(total, log_weights.logsumexp(0))
-    return total - math.log(draws)
