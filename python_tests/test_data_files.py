@@ -359,7 +359,7 @@ def test_server_without_the_file_is_reported(tmp_path, server, monkeypatch, prob
         (tmp_path / "server" / f"{IDX[0]}.gz").unlink()
     else:
         address = "http://127.0.0.1:9/"  # the discard port, where no server listens
-        monkeypatch.setitem(idx.FILES, "mnist", (idx.IdxFile("a.gz", f"{address}a.gz", "md5:0", ""),))
+        monkeypatch.setitem(idx.FILES, "mnist", (RemoteFile("a.gz", f"{address}a.gz", "md5:0", ""),))
     with pytest.raises(FileNotFoundError, match=r"was not found in .* and downloading http://127.0.0.1.* failed"):
         data.load("mnist")
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 from echo_ext import _checks
 from echo_ext.data import catalog
 from echo_ext.data._files import StrPath
-from echo_ext.data.datasets import (
-    BINARIZATIONS,
-    BinaryImages,
-    ImageDataset,
-    LabeledDataset,
-    VectorDataset,
-    binarize,
-)
+from echo_ext.data.datasets import BINARIZATIONS, BinaryImages, ImageDataset, LabeledDataset, VectorDataset, binarize
 from echo_ext.data.dsprites import DSprites
 
 __all__ = [

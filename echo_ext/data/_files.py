@@ -18,31 +18,25 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
-__all__ = [
-    "Archive",
-    "FileLocator",
-    "InvalidFile",
-    "RemoteFile",
-    "StrPath",
-    "check_checksum",
-    "check_content",
-    "check_header",
-    "parsing",
-    "read_header",
-    "read_npz",
-]
-
 StrPath = str | os.PathLike[str]
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
-    """A file on the publisher's server, with a checksum ``"md5:..."`` or ``"sha256:..."``."""
+    """A file on the publisher's server.
+
+    Attributes:
+        name: Name of the file.
+        url: Its address.
+        checksum: ``"md5:..."`` or ``"sha256:..."`` of the file.
+        sha256: That of its content, if it is packed: it may have been packed again after it was downloaded.
+    """
 
     name: str
     url: str
     checksum: str
+    sha256: str = ""
 
 
 @dataclasses.dataclass
@@ -206,13 +200,14 @@ class Archive:
         return list(self._members)
 
     def read(
-        self, name: str, kind: str | None = None, *shape: int | None, max_rows: int | None = None
+        self, name: str, want: type[np.integer[Any]] | None = None, *shape: int | None, max_rows: int | None = None
     ) -> npt.NDArray[Any]:
         """Read an array.
 
         Args:
             name: Name of the array.
-            kind: Allowed values of ``dtype.kind``, such as "iu". None allows any dtype and shape.
+            want: The dtype to return, uint8 or int64; the file may have integers of another size. None returns an
+                array of any dtype and shape as it is.
             shape: Required shape, with None for dimensions of any size.
             max_rows: Maximum number of rows.
         """
@@ -226,9 +221,9 @@ class Archive:
         # Deflate compresses at most 1032 bytes to one.
         if member.file_size > 1032 * min(member.compress_size, self.path.stat().st_size):
             raise ValueError(f"{name!r} cannot unpack to the {member.file_size} bytes that the file announces")
-        if kind is not None:
-            fits = len(have) == len(shape) and all(want in (None, size) for want, size in zip(shape, have, strict=True))
-            if dtype.kind not in kind or not fits:
+        if want is not None:
+            fits = len(have) == len(shape) and all(need in (None, size) for need, size in zip(shape, have, strict=True))
+            if dtype.kind not in ("u", np.dtype(want).kind) or not fits:
                 wanted = " x ".join("rows" if size is None else str(size) for size in shape)
                 raise InvalidFile(
                     f"{self.path}: {name!r} must be numbers of shape {wanted}, got {dtype} of shape {have}"
@@ -237,7 +232,7 @@ class Archive:
                 raise InvalidFile(f"{self.path}: {name!r} must have at most {max_rows} rows, got {have[0]}")
         with self._file.open(member) as file:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-        return array
+        return array if want is None else array.astype(want, copy=False)
 
 
 def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:

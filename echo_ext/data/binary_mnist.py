@@ -57,9 +57,7 @@ def _as_text(levels: Levels) -> memoryview:
 
 def _read_packed(path: Path, part: str) -> Levels:
     with read_npz(path) as arrays:
-        bits = arrays.read(part, "u", None, 98, max_rows=_ROWS[part])
-        levels: Levels = np.unpackbits(bits.astype(np.uint8, copy=False), axis=1)
-        return levels
+        return np.unpackbits(arrays.read(part, np.uint8, None, 98, max_rows=_ROWS[part]), axis=1)
 
 
 def _read_text(path: Path) -> Levels:
@@ -79,5 +77,4 @@ def _labels(path: Path, part: str, rows: int) -> Tensor:
     if not path.is_file():
         return torch.full((rows,), -1, device="cpu")
     with read_npz(path) as arrays:
-        labels = arrays.read(f"{part}_label", "iu", rows)
-        return torch.from_numpy(labels.astype(np.int64))
+        return torch.from_numpy(arrays.read(f"{part}_label", np.int64, rows))

@@ -24,22 +24,22 @@ class Entry:
     """A data set in the catalog.
 
     Attributes:
-        data_shape: Shape of one x.
-        rows: Number of rows of the train, valid and test parts.
         source: Description of the data set and its authors.
-        license: License as stated by the source.
         load: Function that reads the data set.
+        license: License as stated by the source.
+        data_shape: Shape of one x, by default that of MNIST.
+        rows: Number of rows of the train, valid and test parts, by default those of MNIST.
         page: Web page where the files are available; empty if none are needed.
         folder: Name of the subfolder in which its files are searched.
         files: Sets of file names, each of which is a complete copy of the data; empty if none are needed.
         fallback: Where the data come from if no copy is found.
     """
 
-    data_shape: tuple[int, ...]
-    rows: tuple[int, int, int]
     source: str
-    license: str
     load: Callable[[FileLocator], Parts]
+    license: str = "none stated"
+    data_shape: tuple[int, ...] = (1, 28, 28)
+    rows: tuple[int, int, int] = (50_000, 10_000, 10_000)
     page: str = ""
     folder: str = ""
     files: tuple[tuple[str, ...], ...] = ()
@@ -65,34 +65,31 @@ def find(name: str) -> Entry:
     return CATALOG[name]
 
 
-def _generated(columns: int, source: str, load: Callable[[], Parts]) -> Entry:
+def _generated(columns: int, source: str, load: Callable[..., Parts], *arguments: str) -> Entry:
     return Entry(
-        (columns,),
-        (10_000, 2_000, 10_000),
         source,
-        "that of this project",
-        lambda _: load(),
+        lambda _: load(*arguments),
+        license="that of this project",
+        data_shape=(columns,),
+        rows=(10_000, 2_000, 10_000),
         fallback="generated when it is loaded",
     )
 
 
-_IMAGE = (1, 28, 28)
 _FASHION = Entry(
-    _IMAGE,
-    (50_000, 10_000, 10_000),
     "Fashion-MNIST, Zalando Research (Xiao et al. 2017)",
-    "MIT",
     idx.load_idx,
+    license="MIT",
     page="https://github.com/zalandoresearch/fashion-mnist",
     folder="fashion-mnist",
     files=(idx.NAMES,),
 )
 _DSPRITES = Entry(
-    (1, 64, 64),
-    (663_552, 36_864, 36_864),
     "dSprites (Matthey et al. 2017); rendered, a tenth with small differences, where its file cannot be had",
-    "Apache-2.0",
     dsprites.load_dsprites,
+    license="Apache-2.0",
+    data_shape=(1, 64, 64),
+    rows=(663_552, 36_864, 36_864),
     page="https://github.com/google-deepmind/dsprites-dataset",
     folder="dsprites",
     files=((dsprites.ORIGINAL.name,), (dsprites.REBUILT,)),
@@ -101,21 +98,18 @@ _DSPRITES = Entry(
 
 CATALOG: dict[str, Entry] = {
     "binary-mnist": Entry(
-        _IMAGE,
-        (50_000, 10_000, 10_000),
         "statically binarized MNIST (Salakhutdinov & Murray 2008)",
-        "none stated",
         binary_mnist.load_binary_mnist,
         page="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
         folder="binary-mnist",
         files=((binary_mnist.PACKED,), tuple(file.name for file in binary_mnist.FILES.values())),
     ),
     "digits": Entry(
-        (1, 8, 8),
-        (1_297, 200, 300),
         "handwritten digits (Alpaydin & Kaynak 1998), as distributed with scikit-learn",
-        "CC BY 4.0",
         lambda _: load_digits(),
+        license="CC BY 4.0",
+        data_shape=(1, 8, 8),
+        rows=(1_297, 200, 300),
         fallback="part of scikit-learn",
     ),
     "dsprites": _DSPRITES,
@@ -123,7 +117,7 @@ CATALOG: dict[str, Entry] = {
         _DSPRITES,
         rows=(99_072, 5_504, 5_504),
         source="subset of dSprites with dependent factors (Echo paper, table 2)",
-        load=dsprites.load_dependent_dsprites,
+        load=lambda locator: dsprites.load_dsprites(locator, dsprites.dependent_rows()),
     ),
     "fashion-mnist": _FASHION,
     "fashion-pca20": dataclasses.replace(
@@ -132,30 +126,22 @@ CATALOG: dict[str, Entry] = {
         source="first 20 principal components of Fashion-MNIST (MIM paper)",
         load=lambda locator: project(idx.load_idx(locator), 20),
     ),
-    "gmm1d": _generated(1, "mixture of three normal distributions in one dimension", lambda: load_mixture("gmm1d")),
-    "gmm2d": _generated(
-        2, "mixture of five normal distributions in two dimensions (MIM paper)", lambda: load_mixture("gmm2d")
-    ),
-    "gmm20d": _generated(
-        20, "mixture of ten normal distributions in twenty dimensions", lambda: load_mixture("gmm20d")
-    ),
+    "gmm1d": _generated(1, "mixture of three normal distributions in one dimension", load_mixture, "gmm1d"),
+    "gmm2d": _generated(2, "mixture of five normal distributions in two dimensions (MIM paper)", load_mixture, "gmm2d"),
+    "gmm20d": _generated(20, "mixture of ten normal distributions in twenty dimensions", load_mixture, "gmm20d"),
     "mnist": Entry(
-        _IMAGE,
-        (50_000, 10_000, 10_000),
         "MNIST (LeCun et al. 1998)",
-        "none stated",
         idx.load_idx,
         page="https://ossci-datasets.s3.amazonaws.com/mnist/",
         folder="mnist",
         files=(idx.NAMES,),
     ),
-    "normal": _generated(1, "normal distribution N(0, 1) (Mutual Autoencoder paper)", lambda: load_mixture("normal")),
+    "normal": _generated(1, "normal distribution N(0, 1) (Mutual Autoencoder paper)", load_mixture, "normal"),
     "omniglot": Entry(
-        _IMAGE,
-        (23_000, 1_345, 8_070),
         "Omniglot (Lake et al. 2015) at 28 x 28 pixels, with the split of Burda et al. (2016)",
-        "MIT",
         omniglot.load_omniglot,
+        license="MIT",
+        rows=(23_000, 1_345, 8_070),
         page="https://github.com/yburda/iwae/tree/master/datasets/OMNIGLOT",
         folder="omniglot",
         files=((omniglot.FILE.name,), (omniglot.REBUILT,)),

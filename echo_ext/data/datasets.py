@@ -166,8 +166,8 @@ class BinaryImages(ImageDataset):
         levels = self.levels[rows].to(torch.int64)
         pixels = math.prod(self.levels.shape[1:])
         counters = self._positions[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
-        uniform = _random_bits(counters, self._stream).view(levels.shape)
-        return (uniform * self.white < levels << _BITS).to(torch.float32)
+        uniform = _mix(counters * _GOLDEN + self._stream) >> (64 - _BITS) & (1 << _BITS) - 1
+        return (uniform.view(levels.shape) * self.white < levels << _BITS).to(torch.float32)
 
     def set_epoch(self, epoch: int) -> None:
         """Use the pixels of this epoch from now on. Persistent workers of a DataLoader are not affected."""
@@ -205,11 +205,6 @@ _BITS = 24  # bits of a random number, which times an 8-bit gray level stays far
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as an int64, whose arithmetic wraps around
 
 
-def _random_bits(counters: Tensor, stream: Tensor) -> Tensor:
-    """Uniform integers below ``2^_BITS``."""
-    return _mix(counters * _GOLDEN + stream) >> (64 - _BITS) & (1 << _BITS) - 1
-
-
 def _stream(seed: int, epoch: int) -> int:
     """The start of the counter for a seed and an epoch, as an int64."""
     wrapped = torch.tensor(seed % (1 << 64) - (1 << 63), device="cpu")
@@ -217,11 +212,7 @@ def _stream(seed: int, epoch: int) -> int:
 
 
 def _mix(state: Tensor) -> Tensor:
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        state = (state ^ _shift(state, shift)) * (factor - (1 << 64))
-    return state ^ _shift(state, 31)
-
-
-def _shift(state: Tensor, by: int) -> Tensor:
-    """Shift right without repeating the sign bit, as that of int64 would."""
-    return state >> by & (1 << (64 - by)) - 1
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)), (31, 1)):
+        # A shift of int64 repeats the sign bit, which the mask removes.
+        state = (state ^ state >> shift & (1 << (64 - shift)) - 1) * factor
+    return state

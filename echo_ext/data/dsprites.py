@@ -26,7 +26,6 @@ __all__ = [
     "DSprites",
     "dependent_rows",
     "factor_total_correlation",
-    "load_dependent_dsprites",
     "load_dsprites",
 ]
 
@@ -79,21 +78,13 @@ class DSprites(LabeledDataset):
         return DSprites(self.bits)
 
 
-def load_dsprites(locator: FileLocator) -> dict[str, DSprites]:
-    """Load 663552 / 36864 / 36864 rows of the grid in random order, which is the same on every call.
+def load_dsprites(locator: FileLocator, rows: Tensor | None = None) -> dict[str, DSprites]:
+    """Load the grid, or these rows of it: 90 / 5 / 5 % of them in a random order, the same on every call.
 
     If the original file is neither found nor can be downloaded, images rendered from the geometry take its place, with
     a UserWarning. Rendering takes some seconds; the images are saved in the cache.
     """
-    return _split(DSprites(torch.from_numpy(_bits(locator))))
-
-
-def load_dependent_dsprites(locator: FileLocator) -> dict[str, DSprites]:
-    """Load the rows of :func:`dependent_rows` with the same proportions of the parts."""
-    return _split(DSprites(torch.from_numpy(_bits(locator)), dependent_rows()))
-
-
-def _split(dataset: DSprites) -> dict[str, DSprites]:
+    dataset = DSprites(torch.from_numpy(_bits(locator)), rows)
     return split(dataset, valid=len(dataset) // 20, test=len(dataset) // 20)
 
 
@@ -179,8 +170,7 @@ def _progress(steps: list[tuple[int, ...]]) -> Iterable[tuple[int, ...]]:
 
 def _read_packed(path: Path) -> Bits:
     with read_npz(path) as arrays:
-        bits = arrays.read("images_packed", "u", *FACTOR_SIZES, _BYTES)
-        return bits.astype(np.uint8, copy=False).reshape(_ROWS, _BYTES)
+        return arrays.read("images_packed", np.uint8, *FACTOR_SIZES, _BYTES).reshape(_ROWS, _BYTES)
 
 
 def _read_original(path: Path) -> Bits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import math
 from pathlib import Path
@@ -20,24 +19,9 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 _MAX_ROWS = {"train": 60_000, "t10k": 10_000}
 
 
-@dataclasses.dataclass(frozen=True)
-class IdxFile(RemoteFile):
-    """A packed file on the publisher's server, with the SHA-256 of its content.
-
-    Files may have been packed again since their download, so only a download can be compared with the first checksum.
-    """
-
-    sha256: str
-
-    @property
-    def stem(self) -> str:
-        """The name of the unpacked file."""
-        return self.name.removesuffix(".gz")
-
-
-def _idx_files(base: str, *checksums: tuple[str, str]) -> tuple[IdxFile, ...]:
+def _idx_files(base: str, *checksums: tuple[str, str]) -> tuple[RemoteFile, ...]:
     pairs = zip(NAMES, checksums, strict=True)
-    return tuple(IdxFile(f"{name}.gz", f"{base}{name}.gz", f"md5:{md5}", sha256) for name, (md5, sha256) in pairs)
+    return tuple(RemoteFile(f"{name}.gz", f"{base}{name}.gz", f"md5:{md5}", sha256) for name, (md5, sha256) in pairs)
 
 
 # The MD5 of each packed file is as given by the publishers and torchvision.
@@ -62,7 +46,8 @@ FILES = {
 def load_idx(locator: FileLocator) -> dict[str, ImageDataset]:
     """Load the data set that the locator names; the last sixth of the training file is the validation part."""
     images, labels, test_images, test_labels = (
-        _read_idx(locator.obtain(file, file.stem), file, locator.name) for file in FILES[locator.name]
+        _read_idx(locator.obtain(file, file.name.removesuffix(".gz")), file, locator.name)
+        for file in FILES[locator.name]
     )
     training = ImageDataset(images.unsqueeze(1), labels.to(torch.int64))
     held_out = len(training) // 6
@@ -73,7 +58,7 @@ def load_idx(locator: FileLocator) -> dict[str, ImageDataset]:
     }
 
 
-def _read_idx(path: Path, file: IdxFile, name: str) -> Tensor:
+def _read_idx(path: Path, file: RemoteFile, name: str) -> Tensor:
     """Read the uint8 images or labels of one file, without unpacking more than its header announces."""
     image = [28, 28] if "images" in file.name else []
     max_rows = _MAX_ROWS[file.name.split("-")[0]]

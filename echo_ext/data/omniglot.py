@@ -36,10 +36,9 @@ def _read_rebuilt(path: Path) -> list[ImageDataset]:
     parts = []
     with read_npz(path) as arrays:
         for part, rows in _ROWS.items():
-            images = arrays.read(f"{part}_images", "u", None, 28, 28, max_rows=rows)
-            labels = arrays.read(f"{part}_alphabet", "iu", len(images))
-            levels = torch.from_numpy(images.astype(np.uint8)).unsqueeze(1)
-            parts.append(ImageDataset(levels, torch.from_numpy(labels.astype(np.int64))))
+            images = arrays.read(f"{part}_images", np.uint8, None, 28, 28, max_rows=rows)
+            labels = arrays.read(f"{part}_alphabet", np.int64, len(images))
+            parts.append(ImageDataset(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels)))
     return parts
 
 
