@@ -4,12 +4,7 @@ from echo_ext.metrics.activations import MarginalStatistics, marginal_statistics
 from echo_ext.metrics.classification import knn_accuracy
 from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
 from echo_ext.metrics.information import gaussian_total_correlation, latent_information
-from echo_ext.metrics.likelihood import (
-    RateDistortion,
-    importance_log_likelihood,
-    importance_nll,
-    rate_distortion,
-)
+from echo_ext.metrics.likelihood import RateDistortion, importance_log_likelihood, importance_nll, rate_distortion
 
 __all__ = [
     "MarginalStatistics",

@@ -57,8 +57,7 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
 
     Args:
         model: A model with an :class:`~echo_ext.EchoChannel`.
-        x: Rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as from a
-            DataLoader.
+        x: As ``data`` in :func:`echo_ext.metrics.rate_distortion`.
         batch_size: The number of rows that are encoded at once.
 
     Raises:

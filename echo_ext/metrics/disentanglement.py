@@ -16,16 +16,10 @@ from echo_ext.metrics._inputs import constant_columns, read_codes, read_integers
 __all__ = ["factor_information", "factor_vae_score", "mig"]
 
 FactorMethod: TypeAlias = Literal["bins", "knn"]
-METHODS: tuple[FactorMethod, ...] = get_args(FactorMethod)
 
 
 def mig(
-    codes: TensorOrArray,
-    factors: TensorOrArray,
-    *,
-    method: FactorMethod = "bins",
-    bins: int = 20,
-    k: int = 3,
+    codes: TensorOrArray, factors: TensorOrArray, *, method: FactorMethod = "bins", bins: int = 20, k: int = 3
 ) -> float:
     """Compute the mutual information gap (Chen et al. 2018, section 4.1).
 
@@ -53,12 +47,7 @@ def mig(
 
 
 def factor_information(
-    codes: TensorOrArray,
-    factors: TensorOrArray,
-    *,
-    method: FactorMethod = "bins",
-    bins: int = 20,
-    k: int = 3,
+    codes: TensorOrArray, factors: TensorOrArray, *, method: FactorMethod = "bins", bins: int = 20, k: int = 3
 ) -> Tensor:
     """Compute the information ``I(z_j; factor)`` of every factor and latent, in nats: (F, d), float64.
 
@@ -78,7 +67,7 @@ def factor_information(
         ValueError: Values are not finite; the numbers of rows differ; the method is unknown; bins is below 2; k is out
             of range; a latent has more than k equal values and the method is "knn".
     """
-    _checks.choice("method", method, METHODS)
+    _checks.choice("method", method, get_args(FactorMethod))
     points, labels = _read(codes, factors)
     varying = ~constant_columns(points)
     information = torch.zeros(labels.shape[1], points.shape[1], dtype=torch.float64, device=points.device)

@@ -64,8 +64,7 @@ def latent_information(
 
     Args:
         model: A model with an Echo or a Gaussian posterior.
-        x: Rows (N, *data_shape); a data set whose ``dataset[rows]`` is a batch (x, ...); or batches, as from a
-            DataLoader.
+        x: As ``data`` in :func:`echo_ext.metrics.rate_distortion`.
         method: "formula" or "knn".
         k: The number of neighbors for "knn". A larger k reduces the variance of the estimates and increases their bias.
         batch_size: The number of rows that are encoded at once.
