@@ -1,7 +1,6 @@
 """Metrics of models and their codes: bounds, likelihood, information per latent, disentanglement, distributions."""
 
-from echo_ext.metrics.activations import MarginalStatistics, marginal_statistics, rates_and_activations, tsne
-from echo_ext.metrics.classification import knn_accuracy
+from echo_ext.metrics.codes import MarginalStatistics, knn_accuracy, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
 from echo_ext.metrics.information import gaussian_total_correlation, latent_information
 from echo_ext.metrics.likelihood import RateDistortion, importance_log_likelihood, importance_nll, rate_distortion

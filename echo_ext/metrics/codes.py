@@ -1,4 +1,4 @@
-"""Descriptions of codes: marginal distributions, rates and activations, and an embedding in the plane."""
+"""Descriptions of codes: marginal distributions, rates and activations, labels, and an embedding in the plane."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext._types import TensorOrArray
-from echo_ext.metrics._inputs import Data, measure_rows, read_codes, refuse_constant_columns
+from echo_ext.estimators.knn import knn
+from echo_ext.metrics._inputs import Data, measure_rows, read_codes, read_integers, refuse_constant_columns
 from echo_ext.metrics.information import echo_signal
 from echo_ext.models.base import Model
 
-__all__ = ["MarginalStatistics", "marginal_statistics", "rates_and_activations", "tsne"]
+__all__ = ["MarginalStatistics", "knn_accuracy", "marginal_statistics", "rates_and_activations", "tsne"]
 
 
 class MarginalStatistics(NamedTuple):
@@ -66,6 +68,48 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
     """
     _, f, _, rate = measure_rows(model, x, batch_size, lambda batch: echo_signal(model, batch))
     return rate.sum(1), f.norm(dim=1)
+
+
+def knn_accuracy(
+    train_codes: TensorOrArray,
+    train_labels: TensorOrArray,
+    test_codes: TensorOrArray,
+    test_labels: TensorOrArray,
+    *,
+    k: int = 5,
+) -> float:
+    """Measure the accuracy of a classifier by k nearest neighbors (Euclidean) on the codes.
+
+    The predicted label of a test row is the most frequent one among its k nearest training rows. Of equally frequent
+    labels the smallest is taken, as by scikit-learn's KNeighborsClassifier; of equally near training rows, the first.
+
+    Args:
+        train_codes: (N, d), float64 or float32, tensor or array.
+        train_labels: Integers (N,).
+        test_codes: (M, d), of the same kind as train_codes.
+        test_labels: Integers (M,).
+        k: The number of neighbors, at most N. A larger k makes the decision smoother.
+
+    Returns:
+        The share of test rows whose label is predicted correctly.
+
+    Raises:
+        TypeError: Codes are not float64 or float32, or labels are not integers.
+        ValueError: Values are not finite, shapes do not match, or k is out of range.
+    """
+    train, test = read_codes("train_codes", train_codes), read_codes("test_codes", test_codes)
+    known = read_integers("train_labels", train_labels, rows=len(train)).to(train.device)
+    wanted = read_integers("test_labels", test_labels, rows=len(test)).to(train.device)
+    k = _checks.whole("k", k, minimum=1)
+    if k > len(train):
+        raise ValueError(f"k must be at most the number of training rows, {len(train)}, got {k}")
+    if test.shape[1] != train.shape[1]:
+        raise ValueError(f"test_codes must have the {train.shape[1]} columns of train_codes, got {test.shape[1]}")
+    nearest = knn(train, test, k, metric="euclidean")[1]
+    labels, codes = torch.unique(known, return_inverse=True)
+    votes = codes[nearest]
+    counts = votes.new_zeros(len(test), len(labels)).scatter_add_(1, votes, torch.ones_like(votes))
+    return float((labels[counts.argmax(1)] == wanted).double().mean())
 
 
 def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
