@@ -137,7 +137,7 @@ def test_damaged_file_is_named_with_the_reason(tmp_path, pack, complaint):
 def test_images_without_labels_are_refused(tmp_path):
     write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.zeros(4, np.uint8))))
-    with pytest.raises(ValueError, match="labels must have one label for each of 5 images, got 4"):
+    with pytest.raises(ValueError, match="labels must have one label for each of 5 rows, got 4"):
         data.load("mnist", tmp_path)
 
 

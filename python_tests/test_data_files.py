@@ -131,7 +131,7 @@ def test_content_of_the_published_size_must_be_published(tmp_path, bits):
 @needs_real_files
 def test_real_bits_have_the_published_checksum():
     # Written as text, the bits have the checksum of the published file.
-    rows = data.load("binary-mnist", REAL)["valid"].levels.flatten(1).numpy()
+    rows = data.load("binary-mnist", REAL)["valid"].stored.flatten(1).numpy()
     text = np.full((len(rows), 2 * 784), ord(" "), dtype=np.uint8)
     text[:, ::2] = rows + ord("0")
     text[:, -1] = ord("\n")
@@ -176,11 +176,11 @@ def test_omniglot_is_read_in_every_format(tmp_path, monkeypatch, name):
     found = [
         (image.numpy().tobytes(), int(label))
         for part in ("train", "valid")
-        for image, label in zip(parts[part].levels, parts[part].labels, strict=True)
+        for image, label in zip(parts[part].stored, parts[part].labels, strict=True)
     ]
     given = zip(levels["train"].astype(np.uint8), alphabets["train"], strict=True)
     assert sorted(found) == sorted((image.tobytes(), int(label)) for image, label in given)
-    assert torch.equal(parts["valid"].levels, data.load("omniglot", tmp_path)["valid"].levels)
+    assert torch.equal(parts["valid"].stored, data.load("omniglot", tmp_path)["valid"].stored)
 
 
 @pytest.mark.parametrize("how", [{"keep": -400}, {"keep": 0}, {"keep": 90}, {"flip": 1000}, {}])

@@ -37,13 +37,19 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
     both.
 
     Attributes:
+        stored: What x is made of, with one entry per row: by default x itself, float32 (rows, *data_shape).
         labels: The labels, int64 (rows,); -1 if the source has none.
         binary: Whether every x consists of zeros and ones.
     """
 
-    labels: Tensor
     binary = False
-    _row_tensors: ClassVar[tuple[str, ...]]  # the names of the attributes with one entry per row
+    _row_tensors: ClassVar[tuple[str, ...]] = ("stored", "labels")  # the attributes with one entry per row
+
+    def __init__(self, stored: Tensor, labels: Tensor) -> None:
+        if len(stored) != len(labels):
+            raise ValueError(f"labels must have one label for each of {len(stored)} rows, got {len(labels)}")
+        self.stored = stored
+        self.labels = labels
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -60,7 +66,7 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def values(self, rows: RowIndex) -> Tensor:
         """The x of these rows, without their labels: float32."""
-        raise NotImplementedError
+        return self.stored[rows]
 
     def select(self, rows: slice | Tensor) -> Self:
         """The data set of these rows."""
@@ -98,40 +104,23 @@ class ImageDataset(LabeledDataset):
         white: The level that is scaled to 1.
     """
 
-    _row_tensors: ClassVar[tuple[str, ...]] = ("levels", "labels")
-
     def __init__(self, levels: Tensor, labels: Tensor, *, white: int = 255) -> None:
-        if len(levels) != len(labels):
-            raise ValueError(f"labels must have one label for each of {len(levels)} images, got {len(labels)}")
-        self.levels = levels
-        self.labels = labels
+        super().__init__(levels, labels)
         self.white = white
         self.binary = white == 1
 
     def values(self, rows: RowIndex) -> Tensor:
         """The pixels of these rows, in [0, 1]."""
-        return self.levels[rows].to(torch.float32) / self.white
+        return self.stored[rows].to(torch.float32) / self.white
 
 
 class VectorDataset(LabeledDataset):
     """Vectors with labels.
 
     Args:
-        vectors: The vectors, float32 (rows, columns).
+        stored: The vectors, float32 (rows, columns).
         labels: Labels, int64 (rows,).
     """
-
-    _row_tensors = ("vectors", "labels")
-
-    def __init__(self, vectors: Tensor, labels: Tensor) -> None:
-        if len(vectors) != len(labels):
-            raise ValueError(f"labels must have one label for each of {len(vectors)} vectors, got {len(labels)}")
-        self.vectors = vectors
-        self.labels = labels
-
-    def values(self, rows: RowIndex) -> Tensor:
-        """The vectors of these rows."""
-        return self.vectors[rows]
 
 
 # ---- Binarization ----------------------------------------------------------------------------------------------------
@@ -150,10 +139,10 @@ class BinaryImages(ImageDataset):
     """
 
     # The position of a row in the sequence of random numbers is kept by a selection.
-    _row_tensors = ("levels", "labels", "_positions")
+    _row_tensors = ("stored", "labels", "_positions")
 
     def __init__(self, images: ImageDataset, *, seed: int, fresh: bool) -> None:
-        super().__init__(images.levels, images.labels, white=images.white)
+        super().__init__(images.stored, images.labels, white=images.white)
         self.binary = True
         self.seed = seed
         self.fresh = fresh
@@ -163,8 +152,8 @@ class BinaryImages(ImageDataset):
 
     def values(self, rows: RowIndex) -> Tensor:
         """The pixels of these rows, 0 or 1."""
-        levels = self.levels[rows].to(torch.int64)
-        pixels = math.prod(self.levels.shape[1:])
+        levels = self.stored[rows].to(torch.int64)
+        pixels = math.prod(self.stored.shape[1:])
         counters = self._positions[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
         uniform = _mix(counters * _GOLDEN + self._stream) >> (64 - _BITS) & (1 << _BITS) - 1
         return (uniform.view(levels.shape) * self.white < levels << _BITS).to(torch.float32)

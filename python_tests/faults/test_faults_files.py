@@ -163,7 +163,7 @@ def rows(name, folder):
     from echo_ext import data
 
     parts = data.load(name, folder)
-    return {part: (found.levels.numpy().tobytes(), found.labels.tolist()) for part, found in parts.items()}
+    return {part: (found.stored.numpy().tobytes(), found.labels.tolist()) for part, found in parts.items()}
 
 
 def table_reader(folder, suffix, page_checksums=True):
