@@ -5,6 +5,7 @@ Each check takes the argument's name first and returns what it has checked, in t
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import reprlib
 from collections.abc import Collection, Hashable, Sequence
@@ -151,6 +152,13 @@ def unknown(kind: str, name: str, known: Collection[str], *, owner: str | None =
     near = get_close_matches(name, known, n=3, cutoff=0.4) or known
     begin = f"there is no {kind}" if owner is None else f"{owner} has no {kind}"
     return ValueError(f"{begin} {brief(name)}; the most similar are {', '.join(near)}")
+
+
+def installed(*packages: str, purpose: str, extra: str = "train") -> None:
+    """Raise a ModuleNotFoundError that names the missing packages and the extra that installs them."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ModuleNotFoundError(f"{purpose} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
 
 
 def brief(value: object) -> str:

@@ -12,7 +12,7 @@ import torch
 
 import echo_ext
 from echo_ext import _C, cli
-from echo_ext.cli import demo, machine
+from echo_ext.cli import demo
 
 # The working directory of child processes. At the root they would import the sources instead of the installed package.
 HERE = Path(__file__).parent
@@ -178,7 +178,7 @@ def test_out_without_permission_is_refused_before_training(capsys, tmp_path, mon
 
 @pytest.mark.usefixtures("no_training")
 def test_missing_packages_are_named_with_their_extra(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     code, line = fail(capsys, "demo", "--out", str(tmp_path))
     assert code == 1
     assert "the demo needs lightning and matplotlib and tqdm: pip install 'echo-ext[demo]'" in line

@@ -106,7 +106,7 @@ def test_every_setting_has_a_flag():
 
 
 def test_missing_packages_of_train_are_named_with_their_extra(capsys, monkeypatch):
-    monkeypatch.setattr(cli.machine.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     code, line = fail(capsys, *TRAIN)
     assert code == 1
     assert "train needs lightning and matplotlib and tqdm and yaml: pip install 'echo-ext[train]'" in line

@@ -15,7 +15,7 @@ import torch
 
 from echo_ext import _checks, _files
 from echo_ext._native import num_threads
-from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.data import LabeledDataset
 from echo_ext.echo.channel import EchoChannel
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("data", "beta", "seed", "epochs")}
     configurations = {recipe: configure(recipe, **given) for recipe in MODELS}
     device = find_device(arguments.device)
-    check_installed("lightning", "matplotlib", "tqdm", command="the demo", extra="demo")
+    _checks.installed("lightning", "matplotlib", "tqdm", purpose="the demo", extra="demo")
     _check_writable(arguments.out)
     parts = configurations["echo"].load_data(arguments.data_dir)
     # More threads do not speed up models this small, and sums must not depend on the number of cores.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
+from echo_ext import _checks
+from echo_ext.cli.machine import add_data_dir, add_device, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.train import PACKAGES
 from echo_ext.metrics.information import METHODS
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the run and print the results."""
-    check_installed(*PACKAGES, "sklearn", "scipy", command="evaluate", extra="train")
+    _checks.installed(*PACKAGES, "sklearn", "scipy", purpose="evaluate")
     from echo_ext import training
     from echo_ext.training.run_directory import EVALUATION_FILE
 

@@ -1,23 +1,15 @@
-"""What commands need of a machine: packages, the folder of the data sets, and a device."""
+"""What commands need of a machine: the folder of the data sets, and a device."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import warnings
 
 import torch
 
 from echo_ext._cuda import cuda_refusal
 
-__all__ = ["add_data_dir", "add_device", "check_installed", "find_device", "torch_refusal"]
-
-
-def check_installed(*packages: str, command: str, extra: str) -> None:
-    """Raise a ModuleNotFoundError that names the missing packages and the extra that installs them."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ModuleNotFoundError(f"{command} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
+__all__ = ["add_data_dir", "add_device", "find_device", "torch_refusal"]
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:

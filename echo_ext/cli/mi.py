@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from echo_ext import _checks, estimators
-from echo_ext.cli.machine import check_installed
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.tables import Column, read_table
 from echo_ext.estimators.ksg import METHODS
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if args.given and (args.permutations or args.lag is not None):
         raise ValueError("--given cannot be combined with --permutations or --lag")
     if args.plot:
-        check_installed("matplotlib", command="--plot", extra="mi")
+        _checks.installed("matplotlib", purpose="--plot", extra="mi")
     table = read_table(args.file, args.header)
     names = {"x": table.find(args.x) if args.x else table.numeric_names()}
     names["y"] = table.find(args.y) if args.y else names["x"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from echo_ext.cli.machine import check_installed
+from echo_ext import _checks
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     betas = _list("--beta", arguments.beta, float)
     seeds = _list("--seeds", arguments.seeds, int)
     time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
-    check_installed(*PACKAGES, "pandas", command="sweep", extra="train")
+    _checks.installed(*PACKAGES, "pandas", purpose="sweep")
     from echo_ext import training
 
     given = settings(arguments)

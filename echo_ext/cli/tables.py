@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from echo_ext.cli.machine import check_installed
+from echo_ext import _checks
 from echo_ext.data._files import Archive, InvalidFile, check_header, parsing
 
 Column: TypeAlias = npt.NDArray[np.float64]
@@ -123,7 +123,7 @@ def read_table(path: Path, header: bool | None = None) -> Table:
     if header is not None and suffix != ".csv":
         raise ValueError(f"--header and --no-header need a CSV file, got {path}")
     kind, *packages = _FORMATS[suffix]
-    check_installed(*packages, command=f"reading {kind}", extra="mi")
+    _checks.installed(*packages, purpose=f"reading {kind}", extra="mi")
     with parsing(f"{path} cannot be read as {kind}"):
         if suffix == ".csv":
             return _read_csv(path, header)

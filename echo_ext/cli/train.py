@@ -7,8 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from echo_ext import _checks
 from echo_ext._checks import brief
-from echo_ext.cli.machine import add_data_dir, add_device, check_installed, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
 from echo_ext.training.configuration import SETTINGS, Configuration
@@ -54,7 +55,7 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train the model and print its result."""
-    check_installed(*PACKAGES, command="train", extra="train")
+    _checks.installed(*PACKAGES, purpose="train")
     from echo_ext import training
 
     configuration = _configuration(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from echo_ext import _checks
 from echo_ext.data.datasets import ImageDataset, split
 
 __all__ = ["load_digits"]
@@ -16,10 +17,9 @@ def load_digits() -> dict[str, ImageDataset]:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("the digits need scikit-learn: pip install 'echo-ext[demo]'") from missing
+    _checks.installed("sklearn", purpose="the data set digits", extra="demo")
+    from sklearn.datasets import load_digits as load
+
     images, labels = load(return_X_y=True)
     levels = torch.from_numpy(images.reshape(-1, 1, 8, 8).astype(np.uint8))
     # The rows are sorted by writer, so they are shuffled for parts of the same distribution.

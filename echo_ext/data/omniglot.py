@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from echo_ext import _checks
 from echo_ext.data._files import FileLocator, RemoteFile, check_checksum, read_npz
 from echo_ext.data.datasets import ImageDataset, split
 
@@ -49,10 +50,9 @@ def _read_mat(path: Path) -> list[ImageDataset]:
         FILE,
         f"save other images as {REBUILT} with arrays train_images, train_alphabet, test_images, test_alphabet",
     )
-    try:
-        from scipy.io import loadmat
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError(f"reading {path} needs SciPy: pip install 'echo-ext[train]'") from missing
+    _checks.installed("scipy", purpose=f"reading {path}")
+    from scipy.io import loadmat
+
     names = {"data": "target", "testdata": "testtarget"}
     content = loadmat(path, variable_names=[*names, *names.values()])
     parts = []

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from echo_ext import _checks
 from echo_ext.data.datasets import ImageDataset, VectorDataset
 
 __all__ = ["fit_pca", "project"]
@@ -20,10 +21,9 @@ def fit_pca(x: Tensor, count: int) -> Any:
         ModuleNotFoundError: scikit-learn is not installed.
         ValueError: There are fewer rows or columns than components.
     """
-    try:
-        from sklearn.decomposition import PCA
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("principal components need scikit-learn: pip install 'echo-ext[demo]'") from missing
+    _checks.installed("sklearn", purpose="the projection on principal components", extra="demo")
+    from sklearn.decomposition import PCA
+
     return PCA(count, svd_solver="covariance_eigh").fit(x.numpy().astype("float64"))
 
 

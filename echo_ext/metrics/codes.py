@@ -42,10 +42,9 @@ def marginal_statistics(codes: TensorOrArray) -> MarginalStatistics:
         TypeError: The codes are not float64 or float32.
         ValueError: Values are not finite, a column is constant, or there are fewer than 20 rows.
     """
-    try:
-        from scipy import stats
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("the normality test needs SciPy: pip install 'echo-ext[train]'") from missing
+    _checks.installed("scipy", purpose="the normality test")
+    from scipy import stats
+
     points = read_codes("codes", codes, minimum=20).double().cpu()
     refuse_constant_columns("codes", points)
     values = points.numpy()
@@ -126,10 +125,9 @@ def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Te
         TypeError: The codes are not float64 or float32.
         ValueError: Values are not finite, or the perplexity is not between 0 and N.
     """
-    try:
-        from sklearn.manifold import TSNE
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("t-SNE needs scikit-learn: pip install 'echo-ext[demo]'") from missing
+    _checks.installed("sklearn", purpose="t-SNE", extra="demo")
+    from sklearn.manifold import TSNE
+
     points = read_codes("codes", codes, minimum=2)
     if not 0 < perplexity < len(points):
         raise ValueError(f"perplexity must be above 0 and below the number of rows, {len(points)}, got {perplexity}")

@@ -77,10 +77,9 @@ def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = (
     """
     if precision == "16-mixed" and device.type == "cpu":
         raise ValueError("precision must be 'bf16-mixed' or '32-true' on the CPU, got '16-mixed', which needs a GPU")
-    try:
-        from lightning.fabric import Fabric
-    except ModuleNotFoundError as missing:
-        raise ModuleNotFoundError("training needs Lightning: pip install 'echo-ext[train]'") from missing
+    _checks.installed("lightning", purpose="training")
+    from lightning.fabric import Fabric
+
     # The import sets the level to INFO. Lightning's messages about itself are not for the console, its warnings are.
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     processes = int(os.environ.get("WORLD_SIZE", 1))
