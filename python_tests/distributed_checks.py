@@ -367,10 +367,21 @@ def check_channel(world):
         (z.square().sum() + rate.sum()).backward()
         assert f_raw.grad.abs().min() > 0
         assert s_raw.grad.abs().min() > 0
+        check_gain(channel, z.detach(), world)
         assert channel(f_raw[: 3 + dist.get_rank()], s_raw[: 3 + dist.get_rank()]).z.shape == (3 + dist.get_rank(), 3)
         channel.eval()
         if dist.get_rank() == 0:
             assert channel(f_raw[:1], s_raw[:1]).z.shape == (1, 3)
+
+
+def check_gain(channel, z, world):
+    """The first batches of all ranks together have a mean standard deviation of 1."""
+    gathered = [torch.empty_like(z) for _ in range(world)]
+    dist.all_gather(gathered, z)
+    assert abs(float(torch.cat(gathered).std(0, correction=0).mean()) - 1) < 1e-5
+    gains = [torch.empty(()) for _ in range(world)]
+    dist.all_gather(gains, channel.gain)
+    assert len(set(map(float, gains))) == 1
 
 
 def check_information(group, world):

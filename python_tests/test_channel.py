@@ -19,7 +19,7 @@ def trained(rows=30, shape=(4,), **options):
 
 def test_parameterization_matches_paper():
     """The channel follows the equations of the paper, with the same scale bound r in the noise and in the rate."""
-    channel = EchoChannel(num_terms=20, bound=2.0, activation_scale=4.0, bank_size=30)
+    channel = EchoChannel(num_terms=20, bound=2.0, activation_scale=4.0, bank_size=30, gain=1)
     f_raw, s_raw = torch.randn(30, 4, dtype=torch.float64) * 5, torch.randn(30, 4, dtype=torch.float64)
     torch.manual_seed(1)
     z, rate = channel(f_raw, s_raw)
@@ -59,7 +59,7 @@ def test_gradients_reach_both_inputs():
 
 
 def test_bank_holds_newest_rows_first():
-    channel = EchoChannel(num_terms=3, bank_size=7, activation_scale=1.0)
+    channel = EchoChannel(num_terms=3, bank_size=7, activation_scale=1.0, gain=1)
     batches = [torch.randn(5, 2) for _ in range(3)]
     for batch in batches:
         channel(batch, batch)
@@ -107,6 +107,124 @@ def test_sample_matches_latent_distribution():
     assert draws.shape == (20_000, 3)
     assert torch.allclose(draws.mean(0), z.mean(0), atol=0.12)
     assert torch.allclose(draws.var(0), z.var(0), rtol=0.25)
+
+
+# ---- The gain --------------------------------------------------------------------------------------------------------
+
+
+def both_channels(rows=40, dim=3, **options):
+    """Channels of both kinds with their inputs."""
+    matrix = echo_ext.EchoMatrixChannel(dim, 20, bank_size=50, **options)
+    f_raw, s_raw = torch.randn(rows, dim) * torch.tensor([1.0, 2.0, 0.1]), torch.randn(rows, dim)
+    yield EchoChannel(20, bank_size=50, **options), f_raw, s_raw
+    yield matrix, f_raw, torch.randn(rows, matrix.num_scale_features)
+
+
+def test_first_batch_sets_unit_standard_deviation():
+    for channel, f_raw, s_raw in both_channels():
+        assert channel.gain.isnan()
+        z = channel(f_raw, s_raw).z
+        assert float(z.std(0, correction=0).mean()) == pytest.approx(1, rel=1e-5)
+        gain = float(channel.gain)
+        assert gain > 1
+        channel(10 * f_raw, s_raw)
+        assert float(channel.gain) == gain  # later batches do not change it
+        assert torch.allclose(channel.mean(f_raw), gain * (f_raw / 16).tanh())
+        assert torch.allclose(channel.bank_f[:40], gain * (10 * f_raw / 16).tanh())
+
+
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_gain_is_a_change_of_units(multiplicative):
+    """With any gain z is that many times the paper's, in training, in eval mode and from the marginal."""
+    f_raw, s_raw = torch.randn(30, 3, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
+    found = []
+    for gain in (1, 7.0, "auto"):
+        channel = EchoChannel(9, bank_size=30, gain=gain, multiplicative=multiplicative).double()
+        torch.manual_seed(6)
+        outputs = [channel(f_raw, s_raw), channel(f_raw, s_raw), channel.eval()(f_raw, s_raw)]
+        z = torch.cat([*(output.z for output in outputs), channel.sample(11), channel.mean(f_raw)])
+        found.append((z.log() if multiplicative else z) / channel.gain)
+        assert torch.allclose(outputs[0].rate, -math.log(channel.scale) - torch.nn.functional.logsigmoid(s_raw))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-7)  # this gain is a float32 number
+
+
+def test_gain_of_constant_codes_is_one():
+    for channel, f_raw, s_raw in both_channels():
+        z = channel(torch.full_like(f_raw, 3.0), torch.zeros_like(s_raw)).z
+        assert channel.gain == 1
+        assert torch.isfinite(z).all()
+
+
+def test_gradients_pass_the_gain_as_a_constant():
+    f_raw, s_raw = torch.randn(9, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    seen = []
+    for gain in (1, "auto"):
+        channel = EchoChannel(8, gain=gain).double()
+        inputs = f_raw.clone().requires_grad_(), s_raw.clone().requires_grad_()
+        for _ in range(2):  # the batch that sets the gain, and one after it
+            torch.manual_seed(7)
+            seen.append(torch.stack(torch.autograd.grad(channel(*inputs).z.square().sum(), inputs)) / channel.gain**2)
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0], rtol=1e-5, atol=1e-9)
+
+
+def test_two_forward_passes_before_one_backward_pass():
+    """A buffer that is written between the passes, as DistributedDataParallel does, does not invalidate the first."""
+    channel = trained()
+    f_raw = torch.randn(30, 4, requires_grad=True)
+    first = channel(f_raw, torch.randn(30, 4)).z
+    channel.gain.copy_(channel.gain.clone())
+    (first.sum() + channel(f_raw, torch.randn(30, 4)).z.sum()).backward()
+    assert f_raw.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("gain", ["auto", 5.0])
+def test_eval_before_training_draws_from_batch(gain):
+    """Validation may come first; it changes no buffer."""
+    for channel, f_raw, s_raw in both_channels(gain=gain):
+        untouched = channel.state_dict()
+        z, rate = channel.eval()(f_raw, s_raw)
+        assert z.shape == rate.shape == f_raw.shape
+        if gain == "auto":
+            assert float(z.std(0, correction=0).mean()) == pytest.approx(1, rel=1e-5)
+        else:
+            assert torch.equal(channel.gain, torch.tensor(5.0))
+        assert not channel.has_bank
+        torch.testing.assert_close(channel.state_dict(), untouched, equal_nan=True)
+        with pytest.raises(ValueError, match=r"at least 21 rows for .*=20 while .* got 20: train a batch first"):
+            channel(f_raw[:20], s_raw[:20])
+        assert channel.train()(f_raw, s_raw).z.shape == f_raw.shape
+
+
+def test_state_dict_of_other_channel_raises():
+    saved = trained(gain=3.0).state_dict()
+    assert {"num_terms", "bound", "activation_scale", "gain", "bank_f", "bank_s"} == set(saved)
+    for options, message in (
+        ({"num_terms": 19}, r"num_terms must be 19, as in this channel, got 20"),
+        ({"bound": 2.0}, r"bound must be 2.0, as in this channel, got 1.0"),
+        ({"activation_scale": 1.0}, r"activation_scale must be 1\.0, as in this channel, got 16.0"),
+        ({"gain": 1}, r"gain must be 1, as in this channel, got 3.0"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            EchoChannel(**{"num_terms": 20, "bank_size": 50, **options}).load_state_dict(saved)
+    automatic = EchoChannel(20, bank_size=50)
+    automatic.load_state_dict(saved)
+    assert automatic.gain == 3
+    with pytest.raises(RuntimeError, match=r"Missing key.*num_terms"):
+        automatic.load_state_dict({name: value for name, value in saved.items() if name != "num_terms"})
+    matrix, other = (echo_ext.EchoMatrixChannel(3, other_rows, bank_size=50) for other_rows in (20, 21))
+    with pytest.raises(RuntimeError, match="min_other_rows must be 21, as in this channel, got 20"):
+        other.load_state_dict(matrix.state_dict())
+
+
+def test_model_with_channel_keeps_its_other_keys():
+    model = torch.nn.ModuleDict({"channel": trained(), "layer": torch.nn.Linear(2, 2)})
+    other = torch.nn.ModuleDict({"channel": EchoChannel(20, bank_size=50), "layer": torch.nn.Linear(2, 2)})
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other.state_dict(), model.state_dict())
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*channel.other"):
+        other.load_state_dict({**model.state_dict(), "channel.other": torch.zeros(1)})
 
 
 def test_image_shaped_latents():
@@ -171,12 +289,13 @@ def test_replaces_gaussian_channel_in_training():
 
 
 def test_too_small_first_batch_raises():
-    with pytest.raises(ValueError, match=r"at least 21 rows for num_terms=20 while the bank is still empty, got 10"):
+    message = r"at least 21 rows for num_terms=20 while the bank is still empty, got 10: .* or set num_terms to 9"
+    with pytest.raises(ValueError, match=message):
         EchoChannel(num_terms=20)(torch.randn(10, 2), torch.randn(10, 2))
 
 
 def test_eval_and_sample_before_training_raise():
-    with pytest.raises(ValueError, match="train a batch first"):
+    with pytest.raises(ValueError, match=r"at least 100 rows for num_terms=99 .* got 1: train a batch first"):
         EchoChannel().eval()(torch.randn(1, 2), torch.randn(1, 2))
     with pytest.raises(ValueError, match="train a batch first"):
         EchoChannel().sample(3)
@@ -197,6 +316,8 @@ def test_row_shape_differing_from_training_raises():
         ({"activation_scale": 0.0}, "activation_scale must be a finite number above 0, got 0.0"),
         ({"sampling": "shuffle"}, "sampling must be one of 'permutation', 'replacement', 'ring', got 'shuffle'"),
         ({"num_terms": 99, "bank_size": 50}, "bank_size must be at least 99, got 50"),
+        ({"gain": 0.0}, "gain must be a finite number above 0, got 0.0"),
+        ({"gain": math.nan}, "gain must be a finite number above 0, got nan"),
     ],
 )
 def test_invalid_settings_raise(options, message):

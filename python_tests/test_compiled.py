@@ -72,6 +72,20 @@ def test_compiles_at_most_twice_and_matches_eager(model):
     assert torch.allclose(model.channel.bank_f, eager_model.channel.bank_f, atol=1e-5)
 
 
+def test_first_batch_sets_the_gain_when_compiled(model):
+    """The first step is compiled with the bank still empty, the second with the gain known."""
+    eager_model = Autoencoder(CHANNELS["matrix" if hasattr(model.channel, "dim") else "ring"]())
+    eager_model.load_state_dict(model.state_dict())
+    for each in (model, eager_model):
+        each.channel = type(each.channel)(*([4] if hasattr(each.channel, "dim") else []), 20, bank_size=40)
+    step = torch.compile(model, fullgraph=True, backend="aot_eager")
+    batches = [torch.randn(64, 8) for _ in range(3)]
+    compiled, eager = train(model, step, batches), train(eager_model, eager_model, batches)
+    assert all(relative_error(ours, theirs) < 1e-4 for ours, theirs in zip(compiled, eager, strict=True))
+    assert torch.allclose(model.channel.gain, eager_model.channel.gain)
+    assert float(model.channel.gain) > 1
+
+
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "trace_autograd_ops"), reason="this torch cannot compile a backward pass"
 )

@@ -251,4 +251,4 @@ def test_channel_rejects_invalid_inputs():
     with pytest.raises(ValueError, match="at least 21 rows for min_other_rows=20 while the bank is still empty, got 5"):
         channel(f_raw[:5], s_raw[:5])
     with pytest.raises(ValueError, match="train a batch first"):
-        channel.eval()(f_raw, s_raw)
+        channel.eval()(f_raw[:5], s_raw[:5])

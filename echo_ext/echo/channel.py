@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # several ranks are rare, and their module imports the estima
 
 __all__ = ["ChannelOutput", "EchoChannel", "EchoMatrixChannel"]
 
+Gain: TypeAlias = float | Literal["auto"]
 Sync: TypeAlias = bool | Literal["gather"]
 
 
@@ -42,25 +43,50 @@ class ChannelOutput(NamedTuple):
 
 
 class _BankedChannel(nn.Module):
-    """A channel that keeps recent training rows in the buffers ``bank_f`` and ``bank_s``."""
+    """A channel that keeps recent training rows in the buffers ``bank_f`` and ``bank_s``, and the gain in ``gain``.
+
+    f, and with it the bank, the noise and z, is multiplied by the gain.
+    """
 
     bank_f: Tensor
     bank_s: Tensor
+    gain: Tensor
+    # The attributes without which the buffers of a state_dict have another meaning.
+    _saved_settings: tuple[str, ...] = ("bound", "activation_scale")
 
-    def __init__(self, name: str, other_rows: int, bank_size: int | None) -> None:
+    def __init__(
+        self, name: str, other_rows: int, bank_size: int | None, bound: float, activation_scale: float, gain: Gain
+    ) -> None:
         super().__init__()
         _checks.row_count(name, other_rows, minimum=1)
-        self._requirement = f"{name}={other_rows}"
+        self._saved_settings = (name, *_BankedChannel._saved_settings)
         self.bank_size = max(1024, other_rows) if bank_size is None else bank_size
         _checks.row_count("bank_size", self.bank_size, minimum=other_rows)
-        # Their width is that of the first training batch.
+        self.bound = _checks.number("bound", bound, above=0)
+        self.activation_scale = _checks.number("activation_scale", activation_scale, above=0)
+        if gain != "auto":
+            _checks.number("gain", gain, above=0)
+        self.gain_setting = gain
+        # Their width is that of the first training batch, which also determines an automatic gain.
         self.register_buffer("bank_f", torch.empty(0))
         self.register_buffer("bank_s", torch.empty(0))
+        self.register_buffer("gain", torch.tensor(math.nan if gain == "auto" else float(gain)))
 
     @property
     def has_bank(self) -> bool:
         """Whether a training batch has filled the bank."""
         return self.bank_f.numel() > 0
+
+    @property
+    def _needs_gain(self) -> bool:
+        """Whether f is not multiplied by the gain yet, because it is not known."""
+        return self.gain_setting == "auto" and not self.has_bank
+
+    def mean(self, f_raw: Tensor) -> Tensor:
+        """Return the code without noise, ``gain * f``, in the units of z: (B, *)."""
+        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        # A copy, because DistributedDataParallel writes to buffers between two forward passes.
+        return f if self._needs_gain else f * self.gain.to(f.dtype, copy=True)
 
     def _check_width(self, f: Tensor) -> None:
         if self.bank_f.shape[1:] != f.shape[1:]:
@@ -73,17 +99,37 @@ class _BankedChannel(nn.Module):
         self._check_width(f)
         return self.bank_f.to(f.dtype), self.bank_s.to(f.dtype)
 
+    def _refuse_small(self, rows: int, needed: int, way_out: str) -> None:
+        """Raise an error if a batch is too small to draw its noise from itself."""
+        if rows < needed:
+            name = self._saved_settings[0]
+            fits = f", or set {name} to {rows - 1}" if rows > 1 and needed > 2 else ""
+            raise ValueError(
+                f"f_raw must have at least {needed} rows for {name}={getattr(self, name)} while the bank is still "
+                f"empty, got {rows}: {way_out}{fits}"
+            )
+
     def _filled_up(self, f: Tensor, s: Tensor, missing: int) -> tuple[Tensor, Tensor]:
         """A training batch with the missing rows appended, the newest of the bank."""
         if missing <= 0:
             return f, s
         if not self.has_bank:
-            raise ValueError(
-                f"f_raw must have at least {len(f) + missing} rows for {self._requirement} while the bank is "
-                f"still empty, got {len(f)}: give a larger first training batch, or lower that number"
-            )
+            self._refuse_small(len(f), len(f) + missing, "give a larger first training batch")
         bank_f, bank_s = self._bank_like(f)
         return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
+
+    def _in_units(self, z: Tensor, f: Tensor, ranks: Ranks | None = None, *, keep: bool) -> tuple[Tensor, Tensor]:
+        """Multiply z and f, which have no gain yet, by one that gives z a mean standard deviation of 1.
+
+        Args:
+            ranks: The ranks whose rows count, too.
+            keep: Whether this is the gain from now on.
+        """
+        gain = unit_gain(z.detach(), ranks)
+        if keep:
+            self.gain.copy_(gain)
+            gain = self.gain.clone()  # rounded as it is from now on
+        return z * gain.to(z.dtype), f * gain.to(f.dtype)
 
     @torch.no_grad()
     def _remember(self, f: Tensor, s: Tensor) -> None:
@@ -97,40 +143,91 @@ class _BankedChannel(nn.Module):
         self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
         self.bank_s.copy_(torch.cat([s.to(self.bank_s.dtype), self.bank_s])[: self.bank_size])
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in self._saved_settings:
+            destination[prefix + name] = torch.tensor(getattr(self, name), device="cpu")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self._saved_settings:
+            saved, mine = state_dict.get(prefix + name), getattr(self, name)
+            if saved is None:
+                missing_keys.append(prefix + name)
+            elif saved.device.type != "meta" and saved != mine:
+                error_msgs.append(f"{prefix}{name} must be {mine}, as in this channel, got {saved.item()}.")
+        gain = state_dict.get(prefix + "gain")
+        if gain is not None and self.gain_setting != "auto" and gain.device.type != "meta":
+            mine = self.gain.new_tensor(self.gain_setting)
+            if gain.to(mine) != mine:
+                error_msgs.append(f"{prefix}gain must be {self.gain_setting}, as in this channel, got {gain.item()}.")
         # The saved bank decides the width; load it into buffers of its shape.
         for name in ("bank_f", "bank_s"):
             saved = state_dict.get(prefix + name)
             if saved is not None and saved.shape != getattr(self, name).shape:
                 setattr(self, name, getattr(self, name).new_empty(saved.shape))
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        settings = {prefix + name for name in self._saved_settings}
+        buffers = {key: value for key, value in state_dict.items() if key not in settings}
+        super()._load_from_state_dict(
+            buffers, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def unit_gain(z: Tensor, ranks: Ranks | None = None) -> Tensor:
+    """One over the mean standard deviation of the dimensions of z (B, *), or 1 if z does not vary beyond rounding; 0-d.
+
+    Args:
+        ranks: The ranks whose rows count, too.
+    """
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    total = (lambda each: each) if ranks is None else ranks.all_reduce
+    count = total(wide.new_tensor(float(len(z))))
+    mean = total(wide.sum(0)) / count
+    std = (total((wide - mean).square().sum(0)) / count).sqrt().mean()
+    largest = total(wide.abs().sum(0)).max() / count
+    varies = std > 100 * torch.finfo(z.dtype).eps * largest
+    return torch.where(varies, 1 / std, torch.ones_like(std))
 
 
 class EchoChannel(_BankedChannel):
-    """Echo noise with the paper's parameterization (Brekelmans et al. 2019, section 3 and appendix C).
+    """Echo noise with the paper's parameterization (Brekelmans et al. 2019, section 2 and appendix B).
 
-    ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r + logsigmoid(s_raw)`` with
-    ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the rate, which is therefore
-    exact.
+    ``z = gain * (f + s * eps)`` with ``f = bound * tanh(f_raw / activation_scale)`` and ``log s = log r +
+    logsigmoid(s_raw)``, where ``r = max_scale(num_terms, bound=bound)``; the same r bounds the noise and enters the
+    rate, which is therefore exact. The gain is a change of units, which leaves the rate and the information unchanged.
 
     In training, the noise of a row is made of the other rows of its batch, and gradients flow through it. The module
     keeps a bank of recent training rows (the buffers ``bank_f`` and ``bank_s``, saved in the state_dict), as BatchNorm
     keeps its statistics. In eval mode the noise is made of the bank, so that a single sample can be encoded,
     independently of the rest of its batch. The first training batch fills the whole bank, by repetition if necessary. A
-    training batch with too few rows for num_terms is completed with rows of the bank.
+    training batch with too few rows for num_terms is completed with rows of the bank. Before the first training batch,
+    eval mode makes the noise of the other rows of the batch, if they are enough.
 
     Activation checkpointing recomputes a batch with the same noise, but puts it into the bank twice, as BatchNorm
     counts it twice. Do not checkpoint batches that are completed with rows of the bank.
 
     Args:
-        num_terms: The number of terms of each noise. More terms allow lower rates and need larger batches. The minimum
-            rate is ``-log r`` nats per dimension, 0.179 with 99 terms.
+        num_terms: The number of terms of each noise, in the paper one less than the batch has rows. More terms allow
+            lower rates and need larger batches. The minimum rate is ``-log r`` nats per dimension, 0.179 with 99 terms.
         bound: The largest ``|f|``. A larger bound gives the code a wider range and reduces the largest scale r.
         activation_scale: The width of the tanh. With a larger value f_raw can go further before tanh saturates.
         sampling: ``"permutation"``, ``"replacement"`` or ``"ring"``, see :func:`echo_ext.echo_sample`.
         bank_size: The number of rows of the bank; None for 1024, or num_terms if that is larger. A larger bank makes
             codes in eval mode vary less with the rows that happen to be in it, and takes more memory.
-        multiplicative: Whether to return ``z = exp(f + s * eps)`` instead; the information is the same.
+        multiplicative: Whether to return ``z = exp(gain * (f + s * eps))`` instead; the information is the same.
+        gain: What f and the noise are multiplied by. "auto" makes it one over the mean standard deviation of the
+            dimensions of z in the first training batch (with ``sync``, of the rows of all ranks), so that a decoder
+            starts with numbers of unit size, whatever the network before the channel, as with a Gaussian channel. The
+            buffer ``gain`` keeps it. 1 is the paper's, with which the z of an untrained network are small and a decoder
+            learns slowly.
         sync: Whether the noise is made of the rows of all ranks of torch.distributed in training, as SyncBatchNorm uses
             all ranks for its statistics, so that num_terms may exceed the batch of one rank. True uses one ring around
             all ranks, whatever ``sampling`` is, see :func:`echo_ext.distributed.echo_sample`. "gather" has every rank
@@ -140,8 +237,9 @@ class EchoChannel(_BankedChannel):
 
     Raises:
         TypeError: An argument has the wrong type.
-        ValueError: An argument is out of range; a batch is too small while the bank is still empty; eval mode or
-            :meth:`sample` before the first training batch.
+        RuntimeError: The state_dict of a channel with other settings is loaded.
+        ValueError: An argument is out of range; a batch is too small while the bank is still empty; :meth:`sample`
+            before the first training batch.
 
     Example:
         >>> channel = echo_ext.EchoChannel(num_terms=31)
@@ -164,15 +262,13 @@ class EchoChannel(_BankedChannel):
         bank_size: int | None = None,
         multiplicative: bool = False,
         sync: Sync = False,
+        gain: Gain = "auto",
     ) -> None:
-        super().__init__("num_terms", num_terms, bank_size)
+        super().__init__("num_terms", num_terms, bank_size, bound, activation_scale, gain)
         self.num_terms = num_terms
         self._sampling_code = sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
-        _checks.number("activation_scale", activation_scale, above=0)
         _checks.choice("sync", sync, (False, True, "gather"))
-        self.bound = bound
-        self.activation_scale = activation_scale
         self.sampling = sampling
         self.sync = sync
         self.multiplicative = multiplicative
@@ -202,15 +298,27 @@ class EchoChannel(_BankedChannel):
         matching_pair("f_raw", f_raw, "s_raw", s_raw)
         f, log_s = self.signal(f_raw, s_raw)
         s = log_s.exp().to(f.dtype)
-        z = self._sample_in_training(f, s, ranks) if self.training else self._sample_in_eval(f, s)
+        if self.training:
+            z = self._sample_in_training(f, s, ranks)
+        elif self.has_bank:
+            z = self._make_noise(f, s, *self._bank_like(f), exclude_self=False)
+        else:
+            self._refuse_small(len(f), self.num_terms + 1, "train a batch first, give a larger batch")
+            z = self._make_noise(f, s, f, s, exclude_self=True)
+            if self._needs_gain:
+                z, _ = self._in_units(z, f, keep=False)
         return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
 
     def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``f`` and ``log s`` of pre-activations; both (B, *)."""
-        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        """Return ``gain * f`` and ``log s`` of pre-activations; both (B, *)."""
         # In at least float32: a rate must not be rounded to a half type's three digits.
         wide = torch.promote_types(s_raw.dtype, torch.float32)
-        return f, math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+        return super().mean(f_raw), math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+
+    def mean(self, f_raw: Tensor) -> Tensor:
+        """Return the code without noise in the units of z, ``gain * f``, or its exp if it is multiplicative: (B, *)."""
+        f = super().mean(f_raw)
+        return f.exp() if self.multiplicative else f
 
     def sample(self, n: int) -> Tensor:
         """Draw from the marginal q(z), the optimal prior: (n, *), of the dtype and on the device of the bank."""
@@ -228,6 +336,8 @@ class EchoChannel(_BankedChannel):
         # Each rank brings its share of the terms, so that none has to know how many the others have.
         missing = -(-(self.num_terms + 1) // (1 if ranks is None else ranks.size)) - rows
         z = self._noisy(*self._filled_up(f, s, missing), ranks)[:rows]
+        if self._needs_gain:
+            z, f = self._in_units(z, f, ranks, keep=True)
         self._remember(f.detach(), s.detach())
         return z
 
@@ -237,7 +347,7 @@ class EchoChannel(_BankedChannel):
         from echo_ext.distributed._collectives import CALL
         from echo_ext.distributed.echo import sample_across
 
-        settings = ("num_terms", "bound", "activation_scale", "multiplicative", "sync")
+        settings = ("num_terms", "bound", "activation_scale", "multiplicative", "sync", "gain_setting", "has_bank")
         agreed = {CALL: "EchoChannel", **{f"the channel's {name}": getattr(self, name) for name in settings}}
         if self.sync == "gather":
             return sample_across(f, s, ranks, agreed, num_terms=self.num_terms, sampling=self.sampling)
@@ -246,11 +356,6 @@ class EchoChannel(_BankedChannel):
     def _num_ranks(self) -> int:
         joined = self.sync and torch.distributed.is_available() and torch.distributed.is_initialized()
         return torch.distributed.get_world_size() if joined else 1
-
-    def _sample_in_eval(self, f: Tensor, s: Tensor) -> Tensor:
-        if not self.has_bank:
-            raise ValueError("eval mode draws from rows seen in training, and there are none yet: train a batch first")
-        return self._make_noise(f, s, *self._bank_like(f), exclude_self=False)
 
     def _make_noise(self, f: Tensor, s: Tensor, bank_f: Tensor, bank_s: Tensor, *, exclude_self: bool) -> Tensor:
         """z of a batch that has been checked."""
@@ -263,30 +368,32 @@ class EchoChannel(_BankedChannel):
         return (
             f"num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
             f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}, "
-            f"sync={self.sync!r}"
+            f"sync={self.sync!r}, gain={self.gain_setting!r}"
         )
 
 
 class EchoMatrixChannel(_BankedChannel):
     """Echo noise with a matrix for each row, ``z = f + S eps`` (:func:`echo_ext.echo_sample_matrix`).
 
-    The noises of the dimensions of the latent may depend on each other, given the input. ``f = bound * tanh(f_raw /
-    activation_scale)``; ``S = r L^{-1} A``, where A is lower triangular with positive diagonal (its logarithm is given)
-    and ``L L^T = I + A A^T``. If a are the singular values of A, those of S are ``r a / sqrt(1 + a^2) < r``, whatever A
-    is; S is lower triangular too, so that ``-log|det S|`` is the sum over the dimensions of ``-log S_jj = log L_jj -
-    log A_jj - log r``. A diagonal A is :class:`EchoChannel` with ``s = r sqrt(sigmoid(2 log A_jj))``.
+    The noises of the dimensions of the latent may depend on each other, given the input. ``z = gain * (f + S eps)``
+    with ``f = bound * tanh(f_raw / activation_scale)`` and ``S = r L^{-1} A``, where A is lower triangular with a
+    positive diagonal (its logarithm is given) and ``L L^T = I + A A^T``. If a are the singular values of A, those of S
+    are ``r a / sqrt(1 + a^2) < r``, whatever A is; S is lower triangular too, so that ``-log|det S|`` is the sum over
+    the dimensions of ``-log S_jj = log L_jj - log A_jj - log r``. A diagonal A is :class:`EchoChannel` with
+    ``s = r sqrt(sigmoid(2 log A_jj))``.
 
     Args:
         dim: The number d of dimensions of the latent, at most 64.
         min_other_rows: The minimum number of other rows in a batch; ``r = max_scale(min_other_rows, bound=bound *
             sqrt(d))``. A larger number allows lower rates and needs larger batches.
-        bound, activation_scale: As in :class:`EchoChannel`.
+        bound, activation_scale, gain: As in :class:`EchoChannel`.
         bank_size: The number of rows of the bank, as in :class:`EchoChannel`.
 
     Raises:
         TypeError: An argument has the wrong type.
+        RuntimeError: The state_dict of a channel with other settings is loaded.
         ValueError: An argument is out of range; a batch has fewer than min_other_rows + 1 rows while the bank is still
-            empty; eval mode or :meth:`sample` before the first training batch.
+            empty; :meth:`sample` before the first training batch.
 
     Example:
         >>> channel = echo_ext.EchoMatrixChannel(dim=3, min_other_rows=31)
@@ -304,15 +411,12 @@ class EchoMatrixChannel(_BankedChannel):
         bound: float = 1.0,
         activation_scale: float = 16.0,
         bank_size: int | None = None,
+        gain: Gain = "auto",
     ) -> None:
-        super().__init__("min_other_rows", min_other_rows, bank_size)
+        super().__init__("min_other_rows", min_other_rows, bank_size, bound, activation_scale, gain)
         self.min_other_rows = min_other_rows
-        _checks.whole("dim", dim, minimum=1, maximum=MAX_DIM)
-        self.scale = max_scale(min_other_rows, bound=_checks.number("bound", bound, above=0) * math.sqrt(dim))
-        _checks.number("activation_scale", activation_scale, above=0)
-        self.dim = dim
-        self.bound = bound
-        self.activation_scale = activation_scale
+        self.dim = _checks.whole("dim", dim, minimum=1, maximum=MAX_DIM)
+        self.scale = max_scale(min_other_rows, bound=bound * math.sqrt(dim))
 
     @property
     def num_scale_features(self) -> int:
@@ -333,10 +437,18 @@ class EchoMatrixChannel(_BankedChannel):
         for name, raw, width in (("f_raw", f_raw, self.dim), ("s_raw", s_raw, self.num_scale_features)):
             if _checks.floating_tensor(name, raw).shape != (f_raw.shape[0], width):
                 raise ValueError(f"{name} must have shape (B, {width}), got {tuple(raw.shape)}")
-        f = self.bound * torch.tanh(f_raw / self.activation_scale)
+        f = self.mean(f_raw)
         scale, rate = self.scale_and_rate(s_raw)
         scale = scale.to(f.dtype)
-        z = self._sample_in_training(f, scale) if self.training else f + _multiply(scale, self._draw(len(f), f))
+        if self.training:
+            z = self._sample_in_training(f, scale)
+        elif self.has_bank:
+            z = f + _multiply(scale, self._draw(len(f), f))
+        else:
+            self._refuse_small(len(f), self.min_other_rows + 1, "train a batch first, give a larger batch")
+            z = echo_sample_matrix(f, scale)
+            if self._needs_gain:
+                z, _ = self._in_units(z, f, keep=False)
         return ChannelOutput(z, rate)
 
     def scale_and_rate(self, s_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,6 +470,8 @@ class EchoMatrixChannel(_BankedChannel):
     def _sample_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
         rows = f.shape[0]
         z = echo_sample_matrix(*self._filled_up(f, scale, self.min_other_rows + 1 - rows))[:rows]
+        if self._needs_gain:
+            z, f = self._in_units(z, f, keep=True)
         self._remember(f.detach(), scale.detach())
         return z
 
@@ -374,7 +488,7 @@ class EchoMatrixChannel(_BankedChannel):
         """Return the settings, for ``repr``."""
         return (
             f"{self.dim}, min_other_rows={self.min_other_rows}, bound={self.bound}, "
-            f"activation_scale={self.activation_scale}, bank_size={self.bank_size}"
+            f"activation_scale={self.activation_scale}, bank_size={self.bank_size}, gain={self.gain_setting!r}"
         )
 
 
