@@ -28,7 +28,7 @@ def configure(recipe, **more):
 def train(recipe, digits, **more):
     """Train a model; return it with its history."""
     configuration = configure(recipe, **more)
-    model = initial_model(configuration, digits["train"].data_shape)
+    model = initial_model(configuration, digits["train"])
     return fit(model, digits, configuration, make_fabric(torch.device("cpu"), "32-true"))
 
 
@@ -125,7 +125,7 @@ def test_training_lowers_the_loss_of_unseen_rows(digits, kind):
 
 
 def test_both_models_have_the_same_initial_weights(digits):
-    echo, vae = (initial_model(configure(kind, seed=5), digits["train"].data_shape) for kind in ("echo", "vae"))
+    echo, vae = (initial_model(configure(kind, seed=5), digits["train"]) for kind in ("echo", "vae"))
     pairs = list(zip(echo.parameters(), vae.parameters(), strict=True))
     assert len(pairs) == 12
     assert all(torch.equal(*pair) for pair in pairs)

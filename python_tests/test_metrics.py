@@ -335,7 +335,7 @@ def test_rates_and_activations():
     rates, norms = metrics.rates_and_activations(model, x, batch_size=999)
     log_s = math.log(model.channel.scale) + nn.functional.logsigmoid(model.s_raw + x)
     torch.testing.assert_close(rates, -log_s.sum(1).detach())
-    torch.testing.assert_close(norms, x.tanh().norm(dim=1))
+    torch.testing.assert_close(norms, (model.channel.gain * x.tanh()).norm(dim=1))
     with pytest.raises(ValueError, match="x must have at least one row"):
         metrics.rates_and_activations(model, x[:0])
 

@@ -19,7 +19,7 @@ from echo_ext.models.recipes import RECIPES, find
 
 NAMES = (
     *("echo", "vae", "beta-vae", "infovae", "vae-maf", "vae-vamp", "iaf-prior", "iaf-mmd", "iaf-maf", "iaf-vamp"),
-    *("factor-vae", "echo-tc", "corex", "anchor-vae"),
+    *("factor-vae", "echo-matrix", "echo-tc", "corex", "anchor-vae"),
 )
 SHAPE = (1, 6, 6)
 
@@ -35,6 +35,7 @@ def small(name, shape=SHAPE, **overrides):
         "aggregate_rows": 64,
         "discriminator_width": 24,
         "num_terms": 31,
+        "min_other_rows": 31,
     }
     known = find(name).model_settings
     return build(name, shape, latent_dim=6, **{key: value for key, value in quick.items() if key in known}, **overrides)
@@ -257,10 +258,12 @@ def test_refresh_fills_the_echo_bank_with_current_codes():
     model.refresh(x)
     assert not model.training
     assert not model.channel.training
-    f = torch.tanh(model.channel_inputs(x)[0] / 16)
+    f = model.channel.gain * torch.tanh(model.channel_inputs(x)[0] / 16)
     torch.testing.assert_close(model.channel.bank_f.sort(0).values, f.sort(0).values)
     model.refresh(x[:5])  # fewer rows than the bank holds, so they are repeated
-    assert torch.cdist(model.channel.bank_f, f[:5]).min(1).values.max() < 1e-4
+    assert (
+        torch.cdist(model.channel.bank_f, f[:5], compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max() < 1e-4
+    )
 
 
 def test_refresh_fills_the_aggregate():
@@ -289,7 +292,7 @@ def test_defaults_of_the_papers():
     assert build("echo", (1, 64, 64), latent_dim=10).channel.num_terms == 63
     echo = find("echo")
     assert echo.settings_for((1, 28, 28)) == {}
-    assert echo.settings_for((1, 64, 64)) == {"learning_rate": 1e-4, "batch_size": 64}
+    assert echo.settings_for((1, 64, 64)) == {"learning_rate": 1e-4, "schedule": "constant", "batch_size": 64}
     assert build("echo", SHAPE, sampling="ring", activation_scale=4.0, bank_size=200).channel.bank_size == 200
 
 
@@ -319,7 +322,7 @@ def test_defaults_of_the_papers():
         ("corex", SHAPE, {"cheap_weight": 1.5}, r"cheap_weight must be .* of at least 0 and at most 1, got 1\.5"),
         ("vae", SHAPE, {"hidden": 512}, "hidden must be a list or tuple of positive integers, got 512"),
         ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be a list or tuple .*, got \(8, 0\)"),
-        ("echo", SHAPE, {"decoder_gain": 0.0}, r"decoder_gain must be a finite number above 0, got 0\.0"),
+        ("echo", SHAPE, {"gain": 0.0}, r"gain must be a finite number above 0, got 0\.0"),
         ("infovae", SHAPE, {"mmd_weight": -1.0}, r"^mmd_weight must be a finite number of at least 0, got -1\.0"),
         ("echo-tc", SHAPE, {"tc_weight": -1.0}, r"^tc_weight must be a finite number of at least 0, got -1\.0"),
         ("corex", SHAPE, {"aggregate_rows": 0}, "^aggregate_rows must be at least 1, got 0"),

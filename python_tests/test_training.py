@@ -45,7 +45,7 @@ def models(monkeypatch):
     """The models that are built for training, in order."""
     built = []
     build = Configuration.build
-    monkeypatch.setattr(Configuration, "build", lambda self, shape: built.append(build(self, shape)) or built[-1])
+    monkeypatch.setattr(Configuration, "build", lambda *of: built.append(build(*of)) or built[-1])
     return built
 
 
@@ -118,15 +118,15 @@ def test_run_resumes_bit_equal_after_an_error(tmp_path, monkeypatch, recipe):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_model_is_refreshed_once_despite_a_resume(tmp_path, monkeypatch, models):
-    configuration = Configuration.of("pixelwise", "digits", limit=100)
+def test_model_is_refreshed_before_validation_and_the_test(tmp_path, monkeypatch, models):
+    configuration = Configuration.of("pixelwise", "digits", limit=100, epochs=3)
     measure = running.evaluation.measure
     monkeypatch.setattr(running.evaluation, "measure", None)
     with pytest.raises(TypeError):
         training.train(configuration, tmp_path)
     monkeypatch.setattr(running.evaluation, "measure", measure)
     training.train(configuration, tmp_path, resume=True)
-    assert [(model.prepared, model.refreshed) for model in models] == [(1, 1), (0, 0)]
+    assert [(model.prepared, model.refreshed) for model in models] == [(1, 4), (0, 0)]
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -193,8 +193,12 @@ def test_nan_loss_stops_the_run_and_keeps_the_last_epoch(tmp_path):
 
 @pytest.mark.usefixtures("no_figures")
 def test_run_that_cannot_begin_leaves_no_files(tmp_path):
-    with pytest.raises(ValueError, match="f_raw must have at least 100 rows for num_terms=99"):
-        training.train(Configuration.of("echo", "digits", limit=50), tmp_path / "echo")
+    with pytest.raises(
+        ValueError, match=r"f_raw must have at least 100 rows for num_terms=99 .* or set num_terms to 49"
+    ):
+        training.train(
+            Configuration.of("echo", "digits", limit=50, model_settings={"num_terms": 99}), tmp_path / "echo"
+        )
     with pytest.raises(FloatingPointError, match=r"in step 1 \(epoch 1\).*; no epoch was finished"):
         training.train(Configuration.of("breaks-down", "digits", model_settings={"at": 1}), tmp_path / "broken")
     with pytest.raises(ValueError, match=r"data_shape must be \(channels, 28, 28\)"):

@@ -40,7 +40,7 @@ def models(monkeypatch):
     """The models that are built for training, in order."""
     built = []
     build = Configuration.build
-    monkeypatch.setattr(Configuration, "build", lambda self, shape: built.append(build(self, shape)) or built[-1])
+    monkeypatch.setattr(Configuration, "build", lambda *of: built.append(build(*of)) or built[-1])
     return built
 
 
@@ -210,7 +210,7 @@ def test_damaged_and_foreign_checkpoints_are_named(tmp_path):
         ({"recipe": "vae"}, "is the checkpoint of a model with recipe 'vae', not 'echo'"),
         ({"latent_dim": 5}, "is the checkpoint of a model with latent_dim 5, not 32"),
         ({"model_settings": {"hidden": torch.ones(2)}}, "is the checkpoint of a model with model_settings .*, not {}"),
-        ({"format": 7}, "is a checkpoint of format 7, which echo-ext '0.1' has written, not of format 1 of"),
+        ({"format": 7}, "is a checkpoint of format 7, which echo-ext '0.1' has written, not of format 2 of"),
     ):
         directory.save_checkpoint({**echo, **change, "epoch": 1, "state_dict": {"w": torch.zeros(1000)}})
         with pytest.raises(ValueError, match=f"last.ckpt {complaint}"):

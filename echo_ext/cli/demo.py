@@ -112,7 +112,7 @@ def _train(
     fabric = make_fabric(device, configurations["echo"].precision)
     runs = {}
     for recipe, configuration in configurations.items():
-        model = initial_model(configuration, parts["train"].data_shape)
+        model = initial_model(configuration, parts["train"])
         with tqdm(desc=MODELS[recipe], total=configuration.epochs, unit="epoch", disable=None) as bar:
 
             def show(row: Mapping[str, float], bar: Any = bar) -> None:

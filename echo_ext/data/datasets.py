@@ -40,9 +40,11 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
         stored: What x is made of, with one entry per row: by default x itself, float32 (rows, *data_shape).
         labels: The labels, int64 (rows,); -1 if the source has none.
         binary: Whether every x consists of zeros and ones.
+        has_test_part: Whether the source has test rows, on which nothing is ever trained.
     """
 
     binary = False
+    has_test_part = True
     _row_tensors: ClassVar[tuple[str, ...]] = ("stored", "labels")  # the attributes with one entry per row
 
     def __init__(self, stored: Tensor, labels: Tensor) -> None:
@@ -71,6 +73,12 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
     def select(self, rows: slice | Tensor) -> Self:
         """The data set of these rows."""
         return self._replace({name: getattr(self, name)[rows] for name in self._row_tensors})
+
+    def joined(self, other: Self) -> Self:
+        """The data set of these rows and then those of another part of the same source."""
+        return self._replace(
+            {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in self._row_tensors}
+        )
 
     def to(self, device: torch.device | str) -> Self:
         """The data set with its tensors on a device, where batches are then made."""
@@ -157,6 +165,12 @@ class BinaryImages(ImageDataset):
         counters = self._positions[rows].unsqueeze(-1) * pixels + torch.arange(pixels, device=levels.device)
         uniform = _mix(counters * _GOLDEN + self._stream) >> (64 - _BITS) & (1 << _BITS) - 1
         return (uniform.view(levels.shape) * self.white < levels << _BITS).to(torch.float32)
+
+    def joined(self, other: Self) -> Self:
+        """The data set of these images and then others, with pixels of their own."""
+        both = super().joined(other)
+        both._positions = torch.cat([self._positions, other._positions + 1 + int(self._positions.max())])
+        return both
 
     def set_epoch(self, epoch: int) -> None:
         """Use the pixels of this epoch from now on. Persistent workers of a DataLoader are not affected."""

@@ -54,6 +54,7 @@ class DSprites(LabeledDataset):
     """
 
     binary = True
+    has_test_part = False
     _row_tensors = ("rows", "labels")
 
     def __init__(self, bits: Tensor, rows: Tensor | None = None) -> None:

@@ -164,11 +164,9 @@ class _BankedChannel(nn.Module):
                 missing_keys.append(prefix + name)
             elif saved.device.type != "meta" and saved != mine:
                 error_msgs.append(f"{prefix}{name} must be {mine}, as in this channel, got {saved.item()}.")
-        gain = state_dict.get(prefix + "gain")
-        if gain is not None and self.gain_setting != "auto" and gain.device.type != "meta":
-            mine = self.gain.new_tensor(self.gain_setting)
-            if gain.to(mine) != mine:
-                error_msgs.append(f"{prefix}gain must be {self.gain_setting}, as in this channel, got {gain.item()}.")
+        gain, mine = state_dict.get(prefix + "gain"), self.gain_setting
+        if gain is not None and mine != "auto" and gain.device.type != "meta" and gain != gain.new_tensor(mine):
+            error_msgs.append(f"{prefix}gain must be {mine}, as in this channel, got {gain.item()}.")
         # The saved bank decides the width; load it into buffers of its shape.
         for name in ("bank_f", "bank_s"):
             saved = state_dict.get(prefix + name)

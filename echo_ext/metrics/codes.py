@@ -54,7 +54,7 @@ def marginal_statistics(codes: TensorOrArray) -> MarginalStatistics:
 
 
 def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tuple[Tensor, Tensor]:
-    """Compute the exact rate of each row under an Echo model, in nats, and the Euclidean norm of f(x): (N,) each.
+    """Compute the exact rate of each row under an Echo model, in nats, and the Euclidean norm of ``gain * f(x)``.
 
     Args:
         model: A model with an :class:`~echo_ext.EchoChannel`.

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from echo_ext import _checks
 from echo_ext.echo.channel import ChannelOutput
 from echo_ext.models._numerics import widened
+from echo_ext.models.channels import noiseless
 from echo_ext.models.priors import Prior, as_prior, channel_inputs
 
 __all__ = ["LatentModel", "Model", "eval_mode"]
@@ -62,9 +63,16 @@ class Model(nn.Module, abc.ABC):
     def sample(self, n: int) -> Tensor:
         """The means of ``n`` x whose z are samples of the model's own distribution: (n, *data_shape)."""
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The decoded mean of one sample of z for each x: (B, *data_shape)."""
-        return self.decode(self.encode(x))
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The code without noise for each x, in the units that the decoder sees: (B, latent_dim)."""
+        raise TypeError(f"{type(self).__name__} must define encode_mean to encode without noise")
+
+    def reconstruct(self, x: Tensor, draws: int = 1) -> Tensor:
+        """The mean of ``draws`` decoded samples of z for each x: (B, *data_shape)."""
+        total = self.decode(self.encode(x))
+        for _ in range(_checks.whole("draws", draws, minimum=1) - 1):
+            total = total + self.decode(self.encode(x))
+        return total / draws
 
     def posterior(self, x: Tensor) -> Distribution | ChannelOutput:
         """The distribution q(z|x), or a sample of z and its rate for a channel with a rate of its own (Echo)."""
@@ -144,6 +152,18 @@ class LatentModel(Model):
     def encode(self, x: Tensor) -> Tensor:
         """One sample of z for each x: (B, latent_dim)."""
         return self.posterior(x).rsample()
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The code without noise for each x, in the units that the decoder sees: (B, latent_dim)."""
+        inputs = self.channel_inputs(x)
+        if self.prior is not None:
+            return noiseless(self.channel(*inputs))
+        mean = getattr(self.channel, "mean", None)
+        if not callable(mean):
+            raise TypeError(
+                f"channel must have a method mean to encode without noise, got {type(self.channel).__name__}"
+            )
+        return cast(Tensor, mean(inputs[0]))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of x given each z: (B, *data_shape)."""

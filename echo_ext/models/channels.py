@@ -5,7 +5,8 @@ A channel is a module that takes the output of the encoder. There are two kinds:
 * It returns the distribution q(z|x), a :class:`torch.distributions.Distribution` with ``rsample`` and ``log_prob``,
   whose batch is (B,) and whose event is (latent_dim,). A model combines it with a prior.
 * It returns a pair ``(z, rate)`` of a sample and its own rate in nats, such as :class:`echo_ext.ChannelOutput`, and has
-  a method ``sample(n)`` for its marginal q(z). It needs no prior. :class:`echo_ext.EchoChannel` is of this kind.
+  a method ``sample(n)`` for its marginal q(z). It needs no prior. For ``Model.encode_mean`` it has a method ``mean`` of
+  the first output of the encoder, which returns the code without noise. :class:`echo_ext.EchoChannel` is of this kind.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.distributions import Distribution, Independent, Normal, TransformedDi
 
 from echo_ext.models.flows import FlowTransform, ShiftFlow
 
-__all__ = ["GaussianChannel", "IAFChannel", "gaussian_factors"]
+__all__ = ["GaussianChannel", "IAFChannel", "gaussian_factors", "noiseless"]
 
 
 class GaussianChannel(nn.Module):
@@ -70,6 +71,16 @@ class IAFChannel(nn.Module):
         """Return the distribution of flow(z) for z ~ N(mean, exp(log_variance)); the arguments are (B, d) each."""
         transform = FlowTransform(self.flow)
         return TransformedDistribution(self.gaussian(mean, log_variance), [transform], validate_args=False)
+
+
+def noiseless(q: Distribution) -> Tensor:
+    """The code without noise, (B, d): the mean of q(z|x), or, after a flow, what becomes of the mean before it."""
+    if not isinstance(q, TransformedDistribution):
+        return q.mean
+    z = noiseless(q.base_dist)
+    for transform in q.transforms:
+        z = transform(z)
+    return z
 
 
 def gaussian_factors(q: object) -> Normal | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from echo_ext import _checks
-from echo_ext.echo.channel import EchoChannel
+from echo_ext.echo.channel import EchoChannel, EchoMatrixChannel
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import Model
 from echo_ext.models.channels import GaussianChannel, IAFChannel
@@ -36,7 +36,7 @@ from echo_ext.models.two_level import (
     pixel_maps,
 )
 
-__all__ = ["RECIPES", "Recipe", "build", "find", "recipes"]
+__all__ = ["FOLLOW_BATCH", "RECIPES", "Recipe", "build", "find", "recipes"]
 
 # Groups of settings that recipes share, with their defaults.
 NETWORKS: dict[str, Any] = {
@@ -48,9 +48,16 @@ NETWORKS: dict[str, Any] = {
 AUTOENCODER: dict[str, Any] = {**NETWORKS, "beta": 1.0}  # beta is the weight of the rate
 FLOW: dict[str, Any] = {"flow_steps": 4, "flow_hidden": (640, 640, 640)}
 ECHO: dict[str, Any] = {
-    **{"num_terms": None, "sampling": "permutation", "activation_scale": 16.0, "bank_size": None},
-    "decoder_gain": 64.0,
+    "num_terms": None,  # one less than the rows of a batch
+    **{"bound": 1.0, "activation_scale": 16.0, "gain": "auto", "bank_size": None},
+    **{"sampling": "permutation", "multiplicative": False, "sync": False},
 }
+MATRIX: dict[str, Any] = {
+    "min_other_rows": None,  # one less than the rows of a batch
+    **{"bound": 1.0, "activation_scale": 16.0, "gain": "auto", "bank_size": None},
+}
+# Settings whose value, if they are None, is the number of rows with which a row shares its batch.
+FOLLOW_BATCH = ("num_terms", "min_other_rows")
 DISCRIMINATOR: dict[str, Any] = {"tc_weight": 20.0, "discriminator_width": 1000}
 
 # Groups of settings of a training run.
@@ -85,7 +92,7 @@ class Recipe:
         """The training settings for data of this shape; images of 64 x 64 have those of the Echo paper."""
         if architecture_for(data_shape) != "conv64":
             return dict(self.train_settings)
-        return {**self.train_settings, "learning_rate": 1e-4, "batch_size": 64}
+        return {**self.train_settings, "learning_rate": 1e-4, "schedule": "constant", "batch_size": 64}
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -175,9 +182,10 @@ def networks(s: Any, min_log_variance: float = -math.inf) -> dict[str, Any]:
     return {"encoder": encoder, "decoder": decoder, "likelihood": likelihood, "data_shape": s.shape}
 
 
-def encoder_network(s: Any) -> nn.Module:
-    """An encoder with two outputs for each latent."""
-    return make_encoder(architecture(s), s.shape, 2 * s.latent_dim, hidden=s.hidden, activation=s.activation)
+def encoder_network(s: Any, outputs: int | None = None) -> nn.Module:
+    """An encoder with this many outputs, or two for each latent."""
+    width = 2 * s.latent_dim if outputs is None else outputs
+    return make_encoder(architecture(s), s.shape, width, hidden=s.hidden, activation=s.activation)
 
 
 def architecture(s: Any) -> str:
@@ -188,33 +196,47 @@ def architecture(s: Any) -> str:
 # ---- Echo ------------------------------------------------------------------------------------------------------------
 
 
-class Scaled(nn.Module):
-    """A decoder of ``gain * z``. The z of an untrained Echo channel are small, and without a gain it learns slowly."""
-
-    def __init__(self, decoder: nn.Module, gain: float) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.gain = _checks.number("decoder_gain", gain, above=0)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Decode z (B, latent_dim)."""
-        return self.decoder(self.gain * z)
-
-
 def echo_parts(s: Any) -> dict[str, Any]:
-    """The networks, with the gain of the decoder, and the channel."""
-    parts = networks(s)
-    num_terms = s.num_terms
-    if num_terms is None:  # one less than the batch size of the paper's experiments
-        num_terms = 63 if architecture_for(s.shape) == "conv64" else 99
-    channel = EchoChannel(num_terms, sampling=s.sampling, activation_scale=s.activation_scale, bank_size=s.bank_size)
-    return {**parts, "decoder": Scaled(parts["decoder"], s.decoder_gain), "channel": channel, "beta": s.beta}
+    """The networks and the channel."""
+    names = ("bound", "activation_scale", "sampling", "bank_size", "multiplicative", "sync", "gain")
+    channel = EchoChannel(other_rows(s.num_terms, s.shape), **{name: getattr(s, name) for name in names})
+    return {**networks(s), "channel": channel, "beta": s.beta}
+
+
+def other_rows(given: int | None, shape: Sequence[int]) -> int:
+    """The given number of other rows, or all but one of a batch of the paper's experiments on data of this shape."""
+    if given is not None:
+        return given
+    return 63 if architecture_for(shape) == "conv64" else 99
 
 
 @recipe("echo", "Echo noise, whose rate is exact and needs no prior", **AUTOENCODER, **ECHO)
 def echo(s: Any) -> Model:
     """Echo (Brekelmans et al. 2019): the rate is ``-E log|s|``, and the noise has the distribution of the codes."""
     return Autoencoder(**echo_parts(s))
+
+
+@recipe("echo-matrix", "Echo noise whose dimensions are scaled by a matrix for each input", **AUTOENCODER, **MATRIX)
+def echo_matrix(s: Any) -> Model:
+    """Echo with a non-diagonal S(x) (Brekelmans et al. 2019, end of appendix C): the rate is ``-E log|det S|``."""
+    count, names = other_rows(s.min_other_rows, s.shape), ("bound", "activation_scale", "bank_size", "gain")
+    channel = EchoMatrixChannel(s.latent_dim, count, **{name: getattr(s, name) for name in names})
+    outputs, parts = (s.latent_dim, channel.num_scale_features), networks(s)
+    parts["encoder"] = Split(encoder_network(s, sum(outputs)), outputs)
+    return Autoencoder(**parts, channel=channel, beta=s.beta)
+
+
+class Split(nn.Module):
+    """An encoder whose output (B, sum(widths)) is divided into the inputs of the channel, of these widths."""
+
+    def __init__(self, encoder: nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.widths = tuple(widths)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Encode x (B, *data_shape)."""
+        return tuple(self.encoder(x).split(self.widths, dim=1))
 
 
 @recipe("echo-tc", "Echo with a penalty on the total correlation of z", **AUTOENCODER, **ECHO, **DISCRIMINATOR)

@@ -113,13 +113,12 @@ class TCDiscriminator(nn.Module):
     def loss(self, z: Tensor) -> Tensor:
         """The cross-entropy of the classification, 0-d, with gradients to the discriminator but not to z.
 
-        The first half of the batch represents q(z). The second half, with permuted dimensions, represents the product:
-        the two classes must not share samples.
+        The rows of z represent q(z), and the same rows with permuted dimensions the product (Locatello et al. 2019,
+        whose setup the Echo paper has; Kim & Mnih permute a second batch).
         """
         z = z.detach()
-        half = (len(z) + 1) // 2
-        logits = self(torch.cat([z[:half], permute_dimensions(z[-half:])]))
-        truth = torch.arange(2, device=z.device).repeat_interleave(half)
+        logits = self(torch.cat([z, permute_dimensions(z)]))
+        truth = torch.arange(2, device=z.device).repeat_interleave(len(z))
         return functional.cross_entropy(logits, truth)
 
 

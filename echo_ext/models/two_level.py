@@ -124,6 +124,12 @@ class TwoLevelPosterior(Distribution):
         z2 = self.upper.rsample()
         return torch.cat([self.lower(z2).rsample(), z2], dim=1)
 
+    @property
+    def mean(self) -> Tensor:
+        """The code without noise: the mean of q(z2|x), and that of q(z1|x, z2) for it, (B, 2 * level)."""
+        z2 = self.upper.mean
+        return torch.cat([self.lower(z2).mean, z2], dim=1)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """``log q(z2|x) + log q(z1|x, z2)``: (B,)."""
         z1, z2 = value.chunk(2, dim=1)

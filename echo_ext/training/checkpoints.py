@@ -24,7 +24,7 @@ from echo_ext.training.parsing import NUMBER, check_structure
 
 __all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read"]
 
-FORMAT = 1  # of the content of a checkpoint; another format cannot be read
+FORMAT = 2  # of the content of a checkpoint; another format cannot be read
 
 _MARK = b"echo-ext sha256 "
 _COMMENT = len(_MARK) + 2 * hashlib.sha256().digest_size
@@ -37,9 +37,16 @@ _MAX_DEPTH = _MAX_DIMENSIONS = 8
 MODEL_SETTINGS = ("recipe", "beta", "latent_dim", "model_settings")
 
 # What training, evaluation and loading need of a checkpoint, as a schema of :func:`check_structure`.
-_ROW = dict.fromkeys((str, "epoch", "step", "seconds", "learning_rate", "train_loss", "valid_loss"), NUMBER)
+_ROW = dict.fromkeys((str, "epoch", "step", "seconds", "learning_rate", "train_loss"), NUMBER)
 _SCHEMA: dict[Any, Any] = {
-    **{"epoch": int, "finished": bool, "data_shape": [int], "state_dict": {str: Tensor}, "precision": dict},
+    **{
+        "epoch": int,
+        "finished": bool,
+        "data_shape": [int],
+        "batch_rows": int,
+        "state_dict": {str: Tensor},
+        "precision": dict,
+    },
     "history": [_ROW],
 }
 _OPTIMIZER = {"optimizer": {"state": dict}}

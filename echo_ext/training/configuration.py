@@ -15,11 +15,12 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from echo_ext import _checks, data, models
 from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog
-from echo_ext.models.recipes import find
+from echo_ext.models.recipes import FOLLOW_BATCH, find
 from echo_ext.training.schedules import SCHEDULES
 
 __all__ = ["SETTINGS", "Configuration", "Setting"]
 
+VALIDATIONS = ("split", "none")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -47,6 +48,11 @@ class Configuration:
         dict, "another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated"
     )
     limit: int | None = setting(None, "use only the first N training rows", minimum=1)
+    valid: str = setting(
+        "split",
+        "hold out the validation rows (split), or train on them too, as the papers do (none)",
+        choices=VALIDATIONS,
+    )
     binarization: str = setting(
         "none", "turn pixels into zeros and ones: once (static) or in every epoch (dynamic)", choices=BINARIZATIONS
     )
@@ -73,6 +79,10 @@ class Configuration:
                 raise _checks.unknown("model setting", name, [each for each in known if each != "beta"])
         if self.beta != 1 and "beta" not in known:
             raise ValueError(f"beta must be 1 for recipe {self.recipe!r}, which has no such weight, got {self.beta}")
+        if self.valid == "none" and self.patience is not None:
+            raise ValueError(
+                f"patience must be None for valid='none', which leaves no loss to watch, got {self.patience}"
+            )
         if self.normalize_gradients and self.precision == "16-mixed":
             raise ValueError("normalize_gradients must be False for precision '16-mixed', which scales them too")
 
@@ -119,14 +129,31 @@ class Configuration:
                 return f"{name} {_checks.brief(theirs)}, not {_checks.brief(mine)}"
         return None
 
-    def build(self, data_shape: Sequence[int]) -> models.Model:
-        """Build the untrained model for x of this shape; raises the errors of :func:`echo_ext.models.build`."""
-        beta = {"beta": self.beta} if "beta" in find(self.recipe).model_settings else {}
-        return models.build(self.recipe, data_shape, latent_dim=self.latent_dim, **self.model_settings, **beta)
+    def build(self, data_shape: Sequence[int], batch_rows: int | None = None) -> models.Model:
+        """Build the untrained model; raises the errors of :func:`echo_ext.models.build`.
+
+        Args:
+            data_shape: Shape of one x.
+            batch_rows: The number of rows that can share their noise in a step, which determines the number of terms
+                of Echo noise unless it is set. None means ``batch_size``, or ``limit`` if that is smaller.
+        """
+        known = find(self.recipe).model_settings
+        settings = {**self.model_settings, **({"beta": self.beta} if "beta" in known else {})}
+        rows = min(self.batch_size, self.limit or self.batch_size) if batch_rows is None else batch_rows
+        for name in FOLLOW_BATCH:
+            if name in known and settings.get(name) is None:
+                if rows < 2:
+                    raise ValueError(f"batch_size must give batches of at least 2 rows for Echo noise, got {rows}")
+                settings[name] = rows - 1
+        return models.build(self.recipe, data_shape, latent_dim=self.latent_dim, **settings)
 
     def load_data(self, data_dir: str | os.PathLike[str] | None = None) -> dict[str, LabeledDataset]:
         """Load the data with their limit and binarization; raises the errors of :func:`echo_ext.data.load`."""
         parts = data.load(self.data, data_dir, binarization=self.binarization, seed=self.seed)
+        if self.valid == "none":
+            parts["train"] = parts["train"].joined(parts.pop("valid"))
+            if not parts["train"].has_test_part:
+                parts["train"] = parts["train"].joined(parts["test"])
         return {**parts, "train": parts["train"].select(slice(self.limit))}
 
 

@@ -96,10 +96,16 @@ def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = (
     return fabric
 
 
-def initial_model(configuration: Configuration, data_shape: Sequence[int]) -> Model:
-    """Build the untrained model of a configuration, whose seed determines the weights."""
+def initial_model(configuration: Configuration, train: LabeledDataset, processes: int = 1) -> Model:
+    """Build the untrained model of a configuration, whose seed determines the weights, for these training rows."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS))
-    return configuration.build(data_shape)
+    return configuration.build(train.data_shape, batch_rows(configuration, train, processes))
+
+
+def batch_rows(configuration: Configuration, train: LabeledDataset, processes: int) -> int:
+    """The number of rows of a full batch whose noise is made of each other's rows."""
+    rows = min(configuration.batch_size, len(train) // processes)
+    return rows * processes if configuration.model_settings.get("sync") else rows
 
 
 def fit(
@@ -120,7 +126,7 @@ def fit(
 
     Args:
         model: The :func:`initial_model` of the configuration.
-        parts: The data sets "train" and "valid".
+        parts: The data sets "train" and, unless nothing is held out, "valid".
         configuration: The configuration of the run.
         fabric: A Fabric that has been launched.
         directory: The folder in which the first process saves a checkpoint after each epoch; None saves nothing.
@@ -138,7 +144,8 @@ def fit(
         ValueError: The checkpoint belongs to another model.
     """
     history: list[dict[str, float]] = list(checkpoint["history"]) if checkpoint else []
-    train, valid = (parts[name].to(fabric.device) for name in ("train", "valid"))
+    train, valid = (parts[name].to(fabric.device) if name in parts else None for name in ("train", "valid"))
+    assert train is not None
     optimizer = torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
     if checkpoint is None:
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
@@ -153,14 +160,15 @@ def fit(
         _restore_optimizer(optimizer, checkpoint)
     prepare_optimizer(optimizer, fabric.device, recorded=recorder is not None)
     stepper = Stepper(wrapped, wrapped_optimizer, configuration, fabric, recorder)
-    rates = [group["lr"] for group in model.parameter_groups(configuration.learning_rate)]
+    rows = batch_rows(configuration, train, fabric.world_size)
     warm_up = configuration.warm_up_epochs
     unfinished: Mapping[str, Any] | None = checkpoint.get("unfinished_epoch") if checkpoint else None
 
     def save(epoch: int, **more: Any) -> None:
         if directory is not None and fabric.is_global_zero:
             identity = checkpoints.model_identity(configuration)
-            content = {**identity, "data_shape": list(model.data_shape), "epoch": epoch, "history": history, **more}
+            shapes = {"data_shape": list(model.data_shape), "batch_rows": rows}
+            content = {**identity, **shapes, "epoch": epoch, "history": history, **more}
             states = {
                 "state_dict": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -175,8 +183,9 @@ def fit(
         start = time.perf_counter()
         torch.manual_seed(derive_seed(configuration.seed, Stream.NOISE, epoch, fabric.global_rank))
         factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            set_learning_rate(group, rate * factor)
+        learning_rate = configuration.learning_rate * factor
+        # The first group; those of parts with settings of their own, such as a discriminator, keep their rates.
+        set_learning_rate(optimizer.param_groups[0], learning_rate)
         model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
         train.set_epoch(epoch)
         place = {"epoch": epoch, "rank": fabric.global_rank, "world_size": fabric.world_size}
@@ -201,13 +210,17 @@ def fit(
             raise TimeLimitReached(f"the time limit was reached in step {len(costs) + 1} of epoch {epoch + 1}")
         trained = _reduced(costs.means(batches), fabric)
         model.warm_up_weight = 1.0
-        validated = _reduced(_validate(model, valid, fabric), fabric)
+        model.eval()
+        validated = {}
+        if valid is not None:
+            refresh(model, train, configuration)
+            validated = _reduced(_validate(model, valid, fabric), fabric)
         for name, value in validated.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"in the validation after epoch {epoch + 1} {name!r} is {value}")
         row = {
             **{"epoch": epoch + 1, "step": (epoch + 1) * len(batches)},
-            **{"seconds": round(time.perf_counter() - start, 3), "learning_rate": rates[0] * factor},
+            **{"seconds": round(time.perf_counter() - start, 3), "learning_rate": learning_rate},
             **{f"train_{name}": value for name, value in trained.items()},
             **{f"valid_{name}": value for name, value in validated.items()},
         }
@@ -215,13 +228,13 @@ def fit(
         save(epoch + 1)
         if directory is not None and fabric.is_global_zero:
             directory.write_metrics(history)
-        fabric.log_dict(row, step=row["step"])
+        fabric.log_dict(row, step=int(row["step"]))
         on_epoch(row)
     return Run(model, configuration, history)
 
 
 def refresh(model: Model, train: LabeledDataset, configuration: Configuration) -> None:
-    """Let a trained model update its stored statistics of the training rows."""
+    """Let a model in eval mode update its stored statistics of the training rows to its current weights."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.REFRESH))
     model.refresh(_sample_rows(train, configuration).to(next(model.parameters()).device))
 
@@ -256,7 +269,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Mapping[str
 @torch.no_grad()
 def _validate(model: Model, data: LabeledDataset, fabric: Fabric) -> dict[str, float]:
     """The means of the loss and its terms over the rows of this process."""
-    model.eval()
     shared = torch.arange(len(data) - len(data) % fabric.world_size, device=fabric.device)
     batches = shared[fabric.global_rank :: fabric.world_size].split(evaluation_batch_size(fabric.device))
     costs = EpochCosts()

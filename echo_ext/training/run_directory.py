@@ -59,9 +59,10 @@ def load(path: str | os.PathLike[str]) -> Run:
     checkpoint = directory.load_checkpoint(configuration)
     if checkpoint["epoch"] == 0:
         raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
+    shapes = checkpoint["data_shape"], checkpoint["batch_rows"]
     with torch.device("meta"):  # needs no memory, even if the files are hostile
-        checkpoints.load_weights(configuration.build(checkpoint["data_shape"]), checkpoint, assign=True)
-    model = configuration.build(checkpoint["data_shape"])
+        checkpoints.load_weights(configuration.build(*shapes), checkpoint, assign=True)
+    model = configuration.build(*shapes)
     checkpoints.load_weights(model, checkpoint)
     return Run(model.eval(), configuration, checkpoint["history"])
 

@@ -89,7 +89,7 @@ def train(
                 return finished
             parts = configuration.load_data(data_dir)
             _check_rows(parts, configuration, processes)
-            model = initial_model(configuration, parts["train"].data_shape)
+            model = initial_model(configuration, parts["train"], processes)
             fabric = fabric or make_fabric(torch.device(device), configuration.precision, loggers)
             if not resume:
                 _in_first_process(fabric, lambda: ownership.enter_context(directory.begun(configuration)))
@@ -112,6 +112,8 @@ def train(
                     on_step=bar.update,
                     on_epoch=lambda row: bar.set_postfix_str(
                         f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats"
+                        if "valid_loss" in row
+                        else f"epoch {row['epoch']:.0f}, training loss {row['train_loss']:.2f} nats"
                     ),
                 )
             _leave_group()
@@ -174,7 +176,7 @@ def _leave_group() -> None:
 def _check_rows(parts: Mapping[str, LabeledDataset], configuration: Configuration, processes: int) -> None:
     """Refuse data that have too few rows for training, validation or test."""
     for name, minimum in (("train", processes), ("valid", processes), ("test", 1)):
-        if len(parts[name]) < minimum:
+        if name in parts and len(parts[name]) < minimum:
             each = ", one for each process" if minimum > 1 else ""
             raise ValueError(
                 f"data {configuration.data!r} must have at least {minimum} {name} rows{each}, got {len(parts[name])}"
