@@ -322,6 +322,13 @@ def test_defaults_of_the_papers():
         ("corex", SHAPE, {"cheap_weight": 1.5}, r"cheap_weight must be .* of at least 0 and at most 1, got 1\.5"),
         ("vae", SHAPE, {"hidden": 512}, "hidden must be a list or tuple of positive integers, got 512"),
         ("vae-maf", SHAPE, {"flow_hidden": (8, 0)}, r"flow_hidden must be a list or tuple .*, got \(8, 0\)"),
+        (
+            "echo",
+            SHAPE,
+            {"target_rate": 1.0},
+            r"target_rate must be above 5\.\d+ nats, the minimum rate of 32 dimensions",
+        ),
+        ("vae", SHAPE, {"target_rate": 9.0, "beta": 2.0}, r"beta must be 1, since a target determines .*, got 2\.0"),
         ("echo", SHAPE, {"gain": 0.0}, r"gain must be a finite number above 0, got 0\.0"),
         ("infovae", SHAPE, {"mmd_weight": -1.0}, r"^mmd_weight must be a finite number of at least 0, got -1\.0"),
         ("echo-tc", SHAPE, {"tc_weight": -1.0}, r"^tc_weight must be a finite number of at least 0, got -1\.0"),

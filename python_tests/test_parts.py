@@ -1,6 +1,7 @@
 """Autoencoders of parts, some of them the user's own, and the errors that name a part that does not fit."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from echo_ext import EchoChannel
 from echo_ext.models import (
     Autoencoder,
     GaussianChannel,
+    LearnedWeight,
     MMDRegularizer,
     StandardNormal,
     TotalCorrelationRegularizer,
@@ -236,3 +238,71 @@ def test_penalties_of_the_package_are_those_of_their_formulas():
     torch.testing.assert_close(terms["penalty"], 5 * mmd(z, torch.randn_like(z)))
     terms = TotalCorrelationRegularizer(6, 7.0, 24)(z)
     torch.testing.assert_close(terms["penalty"], 7 * terms["total_correlation"])
+
+
+# ---- A learned weight of the rate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "value"), [("target_rate", 5.0), ("target_rate", 2.0), ("target_distortion", 8.0)])
+@pytest.mark.parametrize("channel", ["echo", "gaussian"])
+def test_learned_weight_meets_its_target(target, value, channel):
+    prior = StandardNormal(6) if channel == "gaussian" else None
+    channel = GaussianChannel() if channel == "gaussian" else EchoChannel(99)
+    model = Autoencoder(*parts(), channel, prior=prior, beta=LearnedWeight(**{target: value}), data_shape=SHAPE)
+    optimizer = torch.optim.Adam(model.parameter_groups(1e-2))
+    found = []
+    for step in range(900):
+        terms = model.loss(blobs(100))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        if step >= 700:
+            found.append({"rate": terms.get("rate", terms.get("rate_bound")), **terms}[target.removeprefix("target_")])
+    assert torch.stack(found).mean().item() == pytest.approx(value, rel=0.03)
+
+
+def test_learned_weight_changes_neither_loss_nor_gradients():
+    weight = LearnedWeight(target_rate=3.0)
+    with torch.no_grad():
+        weight.log_weight.fill_(math.log(2))
+    learned = Autoencoder(*parts(), GaussianChannel(), prior=StandardNormal(6), beta=weight)
+    fixed = Autoencoder(
+        learned.encoder, learned.decoder, GaussianChannel(), prior=StandardNormal(6), beta=weight().item()
+    )
+    x, results = blobs(50), []
+    for model in (learned, fixed):
+        torch.manual_seed(3)
+        loss = model.loss(x)["loss"]
+        results.append((loss, *torch.autograd.grad(loss, [*model.encoder.parameters(), *model.decoder.parameters()])))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_unreachable_targets_are_refused_or_stay_finite():
+    floor = 6 * EchoChannel(31).min_rate
+    assert 1 < floor < 4
+    for target in (floor, floor / 2):
+        with pytest.raises(
+            ValueError, match=r"target_rate must be above [\d.]+ nats, the minimum rate of 6 dimensions"
+        ):
+            Autoencoder(*parts(), EchoChannel(31), beta=LearnedWeight(target_rate=target), data_shape=SHAPE)
+    weight = LearnedWeight(target_rate=3.0)
+    for extreme in (1e9, -1e9):
+        with torch.no_grad():
+            weight.log_weight.fill_(extreme)
+        assert 0 < weight() < math.inf
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({}, "target_rate or target_distortion must be given, and not both, got None and None"),
+        ({"target_rate": 2.0, "target_distortion": 3.0}, "and not both, got 2.0 and 3.0"),
+        ({"target_rate": 0.0}, "target_rate must be a finite number above 0, got 0.0"),
+        ({"target_distortion": math.inf}, "target_distortion must be a finite number, got inf"),
+        ({"target_rate": 2.0, "learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
+    ],
+)
+def test_bad_targets_are_named(targets, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LearnedWeight(**targets)

@@ -51,6 +51,7 @@ class _BankedChannel(nn.Module):
     bank_f: Tensor
     bank_s: Tensor
     gain: Tensor
+    scale: float  # the largest s, r
     # The attributes without which the buffers of a state_dict have another meaning.
     _saved_settings: tuple[str, ...] = ("bound", "activation_scale")
 
@@ -81,6 +82,11 @@ class _BankedChannel(nn.Module):
     def _needs_gain(self) -> bool:
         """Whether f is not multiplied by the gain yet, because it is not known."""
         return self.gain_setting == "auto" and not self.has_bank
+
+    @property
+    def min_rate(self) -> float:
+        """The minimum rate of each dimension in nats, ``-log r``."""
+        return -math.log(self.scale)
 
     def mean(self, f_raw: Tensor) -> Tensor:
         """Return the code without noise, ``gain * f``, in the units of z: (B, *)."""

@@ -9,7 +9,12 @@ from echo_ext.models.likelihoods import BernoulliLikelihood, CategoricalLikeliho
 from echo_ext.models.mim import MIM
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.networks import make_decoder, make_encoder, mlp
-from echo_ext.models.objectives import rate_distortion_loss, score_function, total_correlation_bound
+from echo_ext.models.objectives import (
+    LearnedWeight,
+    rate_distortion_loss,
+    score_function,
+    total_correlation_bound,
+)
 from echo_ext.models.priors import MAF, AggregatePosterior, GaussianMixture, Prior, StandardNormal, VampPrior
 from echo_ext.models.recipes import build, recipes
 from echo_ext.models.regularizers import (
@@ -45,6 +50,7 @@ __all__ = [
     "GaussianMixture",
     "IAFChannel",
     "LatentModel",
+    "LearnedWeight",
     "MMDRegularizer",
     "Model",
     "MutualAutoencoder",

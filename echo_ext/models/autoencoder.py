@@ -14,7 +14,7 @@ from echo_ext import _checks
 from echo_ext.echo.channel import ChannelOutput
 from echo_ext.models.base import LatentModel, tried, zeros_like_parameters
 from echo_ext.models.likelihoods import BernoulliLikelihood
-from echo_ext.models.objectives import rate_distortion_loss
+from echo_ext.models.objectives import LearnedWeight, rate_distortion_loss
 from echo_ext.models.priors import AggregatePosterior, random_rows
 
 __all__ = ["Autoencoder"]
@@ -38,7 +38,7 @@ class Autoencoder(LatentModel):
             :class:`~echo_ext.models.BernoulliLikelihood`; any callable that returns one of torch.distributions.
         beta: Weight of the rate, one number or one for each latent. A larger value gives less information about x and a
             larger distortion. One for each needs a rate for each, as Echo and a Gaussian with a standard normal prior
-            have.
+            have. With a :class:`~echo_ext.models.LearnedWeight`, the rate or the distortion meets a target instead.
         regularizers: Modules that map z (B, latent_dim) to a dict of 0-d terms, whose "penalty" is added to the loss,
             such as :class:`~echo_ext.models.MMDRegularizer`.
         aggregate: If given, samples start from this distribution, which :meth:`refresh` fills, and not from the prior.
@@ -57,7 +57,7 @@ class Autoencoder(LatentModel):
         ['distortion', 'loss', 'rate']
     """
 
-    beta: float | Tensor
+    beta: float | Tensor | LearnedWeight
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Autoencoder(LatentModel):
         *,
         prior: nn.Module | None = None,
         likelihood: Callable[[Tensor], Distribution] = BernoulliLikelihood(),  # noqa: B008  # it is immutable
-        beta: float | Sequence[float] = 1.0,
+        beta: float | Sequence[float] | LearnedWeight = 1.0,
         regularizers: Iterable[nn.Module] = (),
         aggregate: AggregatePosterior | None = None,
         data_shape: Sequence[int] | None = None,
@@ -77,7 +77,7 @@ class Autoencoder(LatentModel):
             weights = torch.tensor([_checks.number("beta", each, minimum=0) for each in beta])
             self.register_buffer("beta", weights, persistent=False)
         else:
-            self.beta = _checks.number("beta", beta, minimum=0)
+            self.beta = beta if isinstance(beta, LearnedWeight) else _checks.number("beta", beta, minimum=0)
         self.regularizers = nn.ModuleList(regularizers)
         self.aggregate = aggregate
         self.fit_parts(data_shape)
@@ -85,15 +85,18 @@ class Autoencoder(LatentModel):
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """The loss of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
 
-        The terms are "rate", or "rate_bound" if there is a prior, "distortion", and those of the regularizers.
+        The terms are "rate", or "rate_bound" if there is a prior, "distortion", "beta" if it is learned, and those of
+        the regularizers.
         """
         z, rate = self.transmit(x)
         distortion = -self.observation(z).log_prob(x)
-        loss = rate_distortion_loss(distortion, rate, beta=self.warm_up_weight * self.beta)
-        terms = {
-            "rate" if self.prior is None else "rate_bound": rate.sum() / len(x),
-            "distortion": distortion.mean(),
-        }
+        beta = self.beta() if isinstance(self.beta, LearnedWeight) else self.beta
+        loss = rate_distortion_loss(distortion, rate, beta=self.warm_up_weight * beta)
+        means = rate.sum() / len(x), distortion.mean()
+        terms = {"rate" if self.prior is None else "rate_bound": means[0], "distortion": means[1]}
+        if isinstance(self.beta, LearnedWeight):
+            terms["beta"] = self.beta()
+            loss = loss + self.beta.penalty(*means)
         for regularizer in self.regularizers:
             found = dict(regularizer(z))
             loss = loss + found.pop("penalty")
@@ -145,6 +148,13 @@ class Autoencoder(LatentModel):
     def try_parts(self, x: Tensor) -> int:
         """Encode and decode x, and name the part that fails or has the wrong shape; return the width of z."""
         latents = super().try_parts(x)
+        target = self.beta.target_rate if isinstance(self.beta, LearnedWeight) else None
+        minimum = latents * getattr(self.channel, "min_rate", 0.0)
+        if target is not None and target <= minimum:
+            raise ValueError(
+                f"target_rate must be above {minimum:.4g} nats, the minimum rate of {latents} dimensions of the "
+                f"channel, got {target}"
+            )
         if isinstance(self.beta, Tensor):
             if len(self.beta) != latents:
                 raise ValueError(f"beta must have one weight per latent, {latents}, got {len(self.beta)}")

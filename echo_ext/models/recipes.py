@@ -20,6 +20,7 @@ from echo_ext.models.likelihoods import BernoulliLikelihood, find_likelihood
 from echo_ext.models.mim import MIM, OBJECTIVES
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.networks import architecture_for, make_decoder, make_encoder, mlp
+from echo_ext.models.objectives import LearnedWeight
 from echo_ext.models.priors import MAF, AggregatePosterior, GaussianMixture, Prior, StandardNormal, VampPrior
 from echo_ext.models.regularizers import MMDRegularizer, TotalCorrelationRegularizer
 from echo_ext.models.stacked_corex import CategoricalLayer, StackedCorEx
@@ -45,7 +46,8 @@ NETWORKS: dict[str, Any] = {
     "hidden": None,  # widths of the hidden layers of an MLP encoder; the decoder has them in reverse order
     "activation": "relu",  # one of networks.ACTIVATIONS
 }
-AUTOENCODER: dict[str, Any] = {**NETWORKS, "beta": 1.0}  # beta is the weight of the rate
+WEIGHTED: dict[str, Any] = {**NETWORKS, "beta": 1.0}  # beta is the weight of the rate
+AUTOENCODER: dict[str, Any] = {**WEIGHTED, "target_rate": None, "target_distortion": None}  # in nats; beta is learned
 FLOW: dict[str, Any] = {"flow_steps": 4, "flow_hidden": (640, 640, 640)}
 ECHO: dict[str, Any] = {
     "num_terms": None,  # one less than the rows of a batch
@@ -193,6 +195,15 @@ def architecture(s: Any) -> str:
     return s.architecture or architecture_for(s.shape)
 
 
+def rate_weight(s: Any) -> float | LearnedWeight:
+    """The weight of the rate, beta, or one that is learned so that the rate or the distortion meets a target."""
+    if s.target_rate is None and s.target_distortion is None:
+        return s.beta
+    if s.beta != 1:
+        raise ValueError(f"beta must be 1, since a target determines the weight of the rate, got {s.beta}")
+    return LearnedWeight(target_rate=s.target_rate, target_distortion=s.target_distortion)
+
+
 # ---- Echo ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +211,7 @@ def echo_parts(s: Any) -> dict[str, Any]:
     """The networks and the channel."""
     names = ("bound", "activation_scale", "sampling", "bank_size", "multiplicative", "sync", "gain")
     channel = EchoChannel(other_rows(s.num_terms, s.shape), **{name: getattr(s, name) for name in names})
-    return {**networks(s), "channel": channel, "beta": s.beta}
+    return {**networks(s), "channel": channel, "beta": rate_weight(s)}
 
 
 def other_rows(given: int | None, shape: Sequence[int]) -> int:
@@ -223,7 +234,7 @@ def echo_matrix(s: Any) -> Model:
     channel = EchoMatrixChannel(s.latent_dim, count, **{name: getattr(s, name) for name in names})
     outputs, parts = (s.latent_dim, channel.num_scale_features), networks(s)
     parts["encoder"] = Split(encoder_network(s, sum(outputs)), outputs)
-    return Autoencoder(**parts, channel=channel, beta=s.beta)
+    return Autoencoder(**parts, channel=channel, beta=rate_weight(s))
 
 
 class Split(nn.Module):
@@ -262,7 +273,9 @@ def mmd_penalty(s: Any) -> MMDRegularizer:
 @recipe("vae", "variational autoencoder with a Gaussian channel and an N(0, I) prior", **AUTOENCODER)
 def vae(s: Any) -> Model:
     """VAE (Kingma & Welling 2014): the rate bound is KL(q(z|x) | N(0, I))."""
-    return Autoencoder(**networks(s), channel=GaussianChannel(), prior=StandardNormal(s.latent_dim), beta=s.beta)
+    return Autoencoder(
+        **networks(s), channel=GaussianChannel(), prior=StandardNormal(s.latent_dim), beta=rate_weight(s)
+    )
 
 
 variant("beta-vae", "VAE with a rate weight of beta = 4", of="vae", beta=4.0)
@@ -272,27 +285,27 @@ variant("beta-vae", "VAE with a rate weight of beta = 4", of="vae", beta=4.0)
 def infovae(s: Any) -> Model:
     """InfoVAE (Zhao et al. 2019): the VAE, with the distribution of all z kept close to N(0, I)."""
     parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), mmd_penalty(s)
-    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, regularizers=[penalty])
+    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=rate_weight(s), regularizers=[penalty])
 
 
 @recipe("vae-maf", "VAE with an autoregressive flow as prior", **AUTOENCODER, **FLOW)
 def vae_maf(s: Any) -> Model:
     """VAE-MAF: the prior is a masked autoregressive flow (Papamakarios et al. 2017)."""
     parts, prior = networks(s), MAF(s.latent_dim, s.flow_steps, s.flow_hidden)
-    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta)
+    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=rate_weight(s))
 
 
 @recipe("vae-vamp", "VAE with a VampPrior, a mixture of encoded pseudo-inputs", **AUTOENCODER, pseudo_inputs=750)
 def vae_vamp(s: Any) -> Model:
     """VAE-Vamp: the prior is the mean of q(z|u_k) over pseudo-inputs (Tomczak & Welling 2018)."""
     parts, channel = networks(s), GaussianChannel()
-    return Autoencoder(**parts, channel=channel, prior=vamp_prior(s, parts["encoder"], channel), beta=s.beta)
+    return Autoencoder(**parts, channel=channel, prior=vamp_prior(s, parts["encoder"], channel), beta=rate_weight(s))
 
 
 @recipe("iaf-prior", "inverse autoregressive channel and N(0, I) prior", **AUTOENCODER, **FLOW)
 def iaf_prior(s: Any) -> Model:
     """IAF-Prior: z is a Gaussian sample moved by an inverse autoregressive flow (Kingma et al. 2016)."""
-    return Autoencoder(**networks(s), channel=iaf_channel(s), prior=StandardNormal(s.latent_dim), beta=s.beta)
+    return Autoencoder(**networks(s), channel=iaf_channel(s), prior=StandardNormal(s.latent_dim), beta=rate_weight(s))
 
 
 @recipe("iaf-mmd", "iaf-prior with a penalty on the MMD between z and N(0, I)", **AUTOENCODER, **FLOW, mmd_weight=999.0)
@@ -300,21 +313,21 @@ def iaf_mmd(s: Any) -> Model:
     """IAF+MMD: IAF-Prior with the penalty of InfoVAE."""
     parts, channel, prior = networks(s), iaf_channel(s), StandardNormal(s.latent_dim)
     penalty = mmd_penalty(s)
-    return Autoencoder(**parts, channel=channel, prior=prior, beta=s.beta, regularizers=[penalty])
+    return Autoencoder(**parts, channel=channel, prior=prior, beta=rate_weight(s), regularizers=[penalty])
 
 
 @recipe("iaf-maf", "inverse autoregressive channel and flow prior", **AUTOENCODER, **FLOW)
 def iaf_maf(s: Any) -> Model:
     """IAF-MAF: one flow in the channel, and one in the prior."""
     parts, channel, prior = networks(s), iaf_channel(s), MAF(s.latent_dim, s.flow_steps, s.flow_hidden)
-    return Autoencoder(**parts, channel=channel, prior=prior, beta=s.beta)
+    return Autoencoder(**parts, channel=channel, prior=prior, beta=rate_weight(s))
 
 
 @recipe("iaf-vamp", "inverse autoregressive channel and VampPrior", **AUTOENCODER, **FLOW, pseudo_inputs=750)
 def iaf_vamp(s: Any) -> Model:
     """IAF-Vamp: the components of the prior are moved by the flow of the channel."""
     parts, channel = networks(s), iaf_channel(s)
-    return Autoencoder(**parts, channel=channel, prior=vamp_prior(s, parts["encoder"], channel), beta=s.beta)
+    return Autoencoder(**parts, channel=channel, prior=vamp_prior(s, parts["encoder"], channel), beta=rate_weight(s))
 
 
 def iaf_channel(s: Any) -> IAFChannel:
@@ -332,13 +345,13 @@ def vamp_prior(s: Any, encoder: nn.Module, channel: nn.Module) -> VampPrior:
 def factor_vae(s: Any) -> Model:
     """FactorVAE (Kim & Mnih 2018): the VAE, with a discriminator that estimates TC(z)."""
     parts, prior, penalty = networks(s), StandardNormal(s.latent_dim), tc_penalty(s)
-    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, regularizers=[penalty])
+    return Autoencoder(**parts, channel=GaussianChannel(), prior=prior, beta=rate_weight(s), regularizers=[penalty])
 
 
 COREX: dict[str, Any] = {"cheap_latents": 0, "cheap_weight": 0.5, "aggregate_rows": 1024}
 
 
-@recipe("corex", "VAE sampled from the product of the marginals q(z_j) of its codes", **AUTOENCODER, **COREX)
+@recipe("corex", "VAE sampled from the product of the marginals q(z_j) of its codes", **WEIGHTED, **COREX)
 def corex(s: Any) -> Model:
     """CorEx and AnchorVAE (Gao et al. 2019), where the first ``cheap_latents`` have a smaller weight of their rate."""
     cheap = _checks.whole("cheap_latents", s.cheap_latents, minimum=0, maximum=s.latent_dim)
@@ -364,7 +377,7 @@ CATEGORICAL: dict[str, Any] = {"states": 10, "initial_lower_weight": 10.0, "uppe
     "VAE with a second layer: a categorical variable of ten states above z",
     latent_dim=64,
     run={**CONSTANT_RATE, "warm_up_epochs": 6},
-    **{**AUTOENCODER, **CATEGORICAL, "architecture": "mlp"},
+    **{**WEIGHTED, **CATEGORICAL, "architecture": "mlp"},
 )
 def stacked_corex(s: Any) -> Model:
     """Stacked CorEx (Gao et al. 2019): 784-512-512-64 layers, and 64-32-32-16-16-10 above them."""
