@@ -307,15 +307,17 @@ def _show_rows(figure: FigureBase, rows: Mapping[str, Tensor]) -> None:
 
 
 def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
-    """Show images in a grid, dark on light, with thin gaps between them."""
+    """Show images in a grid on white, with thin gaps between them: in color, or gray levels dark on light."""
     rows = -(-len(images) // columns)
-    _, height, width = images.shape[1:]
+    channels, height, width = images.shape[1:]
     gap = max(1, width // 14)
-    grid = torch.zeros(rows * (height + gap) - gap, columns * (width + gap) - gap)
-    for index, image in enumerate(images.detach().cpu()):
+    shown = images if channels == 3 else 1 - images.mean(dim=1, keepdim=True)
+    grid = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, shown.shape[1])
+    for index, image in enumerate(shown.detach().cpu()):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image.mean(dim=0)
-    axes.imshow(1 - grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        grid[top : top + height, left : left + width] = image.clamp(0, 1).permute(1, 2, 0)
+    # The means of some likelihoods lie outside of [0, 1].
+    axes.imshow(grid.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _hide_axes(axes)
 
 

@@ -33,13 +33,24 @@ def shown(axes):
 
 
 def test_reconstructions_are_below_the_data():
-    x, mean = torch.rand(5, 1, 14, 14), torch.rand(5, 3, 14, 14)
+    x, mean = torch.rand(5, 1, 14, 14), torch.rand(5, 2, 14, 14)
     figure = plots.reconstructions(x, {"Echo": mean, "VAE": x})
     drawn(figure)
     assert [axes.get_ylabel() for axes in figure.axes] == ["test image", "Echo", "VAE"]
     for axes, row in zip(figure.axes, (x.mean(1), mean.mean(1), x.mean(1)), strict=True):
         for index, image in enumerate(row):
             torch.testing.assert_close(shown(axes)[:, index * 15 : index * 15 + 14], image)
+
+
+def test_color_images_keep_their_colors():
+    x = torch.rand(5, 3, 14, 14)
+    figure = plots.samples({"first": 2 * x - 0.5}, columns=3)
+    drawn(figure)
+    (image,) = figure.axes[0].images
+    grid = torch.as_tensor(image.get_array().data).permute(2, 0, 1)
+    assert grid.shape == (3, 2 * 15 - 1, 3 * 15 - 1)
+    torch.testing.assert_close(grid[:, 15:29, 15:29], (2 * x[4] - 0.5).clamp(0, 1))
+    assert grid[:, 14].min() == 1  # the gaps are white
 
 
 def test_samples_fill_a_grid_row_by_row():

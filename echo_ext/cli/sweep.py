@@ -13,7 +13,7 @@ from echo_ext import _checks
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
-from echo_ext.training.configuration import Configuration
+from echo_ext.training.configuration import SETTINGS, Configuration
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     add, text = parser.add_argument, "weights of the rate, separated by commas, such as 0.1,0.5,1,2"
     add("--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them")
-    add("--data", required=True, metavar="NAME", help="data set; echo-ext data lists them")
+    add("--data", required=True, metavar="NAME", help=SETTINGS["data"].help)
     add("--beta", required=True, metavar="LIST", help=text)
     add("--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     configuration = _configuration(arguments)
     recipe, data, beta, seed = configuration.recipe, configuration.data, configuration.beta, configuration.seed
-    out = arguments.out or Path(f"runs/{recipe}-{data}-beta{beta:g}-seed{seed}")
+    name = Path(data).name.removesuffix(".npz")  # of one's own data, which are given by their path
+    out = arguments.out or Path(f"runs/{recipe}-{name}-beta{beta:g}-seed{seed}")
     switches = {"resume": arguments.resume, "tensorboard": arguments.tensorboard}
     result = training.train(configuration, out, **switches, **options(arguments))
     if not result:  # not the first of several processes

@@ -1,4 +1,4 @@
-"""Data sets by name, with rows (x, label): images in [0, 1], or vectors."""
+"""Data sets by name or path, with rows (x, label): images in [0, 1], or vectors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def load(
-    name: str, root: StrPath | None = None, *, binarization: str = "none", seed: int = 0
+    name: StrPath, root: StrPath | None = None, *, binarization: str = "none", seed: int = 0
 ) -> dict[str, LabeledDataset]:
     """Load the disjoint parts "train", "valid" and "test" of a data set, which are the same on every call.
 
@@ -43,8 +43,14 @@ def load(
     with their announced shape, and content with the length of the published file also with its checksum. A file may
     have fewer rows than the published one, but not more. The file chardata.mat must be the published one.
 
+    Own data are an .npz file or a folder. The file has an array ``x``: images (N, H, W), (N, C, H, W) or (N, H, W, C)
+    of uint8 levels from 0 to 255, of bool or of floats in [0, 1], where C is 1 or 3; or float vectors (N, d). It may
+    have integer ``labels`` (N,). The folder has .png and .jpg images of one size, gray or RGB, in itself, or in one
+    subfolder for each label. A random 80 / 10 / 10 % of the rows, the same on every call, are the three parts. They
+    depend on the number of rows, so files are not to be added while models are compared.
+
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`, or the path of own data. A name is looked up first: write ``./mnist`` for a folder.
         root: The folder with the files. None means the environment variable ECHO_EXT_DATA.
         binarization: How gray levels are turned into zeros and ones. "none" keeps them, as the Echo paper does for
             Omniglot and Fashion-MNIST. "static" draws every pixel once. "dynamic" draws the training pixels again in
@@ -56,8 +62,8 @@ def load(
         ValueError: The name or the binarization is unknown, or a file has the wrong content.
         TypeError: The data to binarize are vectors.
         FileNotFoundError: The folder does not exist, or a file is missing and cannot be downloaded.
-        ModuleNotFoundError: scikit-learn is missing, which "digits" and "fashion-pca20" need, or SciPy, which
-            chardata.mat needs.
+        ModuleNotFoundError: scikit-learn is missing, which "digits" and "fashion-pca20" need, SciPy, which chardata.mat
+            needs, or Pillow, which images need.
 
     Warns:
         UserWarning: The images of dSprites are rendered, because the original file cannot be had.

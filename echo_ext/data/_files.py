@@ -10,9 +10,9 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from typing_extensions import Buffer
 
 StrPath = str | os.PathLike[str]
 Shape = tuple[int, ...]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +98,15 @@ class FileLocator:
         try:
             return self.find(remote.name, *names) or _download(remote, self.cache)
         except ConnectionError as problem:
-            wanted = " or ".join((remote.name, *names))
-            places = ", ".join(str(folder) for folder in self.folders if folder.is_dir()) or str(self.cache)
-            raise FileNotFoundError(
-                f"{wanted} of {self.name} was not found in {places}, and {problem}; it is available from {self.page}; "
-                "then pass its folder (--data-dir on the command line, root in Python) or set ECHO_EXT_DATA"
-            ) from None
+            raise self.missing(" or ".join((remote.name, *names)), str(problem)) from None
+
+    def missing(self, wanted: str, reason: str) -> FileNotFoundError:
+        """The error for files that were not found and, for this reason, cannot be downloaded."""
+        places = ", ".join(str(folder) for folder in self.folders if folder.is_dir()) or str(self.cache)
+        return FileNotFoundError(
+            f"{wanted} of {self.name} was not found in {places}, and {reason}; it is available from {self.page}; "
+            "then pass its folder (--data-dir on the command line, root in Python) or set ECHO_EXT_DATA"
+        )
 
 
 def _download(remote: RemoteFile, folder: Path) -> Path:
@@ -127,6 +131,16 @@ def _download(remote: RemoteFile, folder: Path) -> Path:
             "differs; it was not kept"
         ) from problem
     return Path(fetched)
+
+
+def progress(steps: Sequence[T], what: str) -> Iterable[T]:
+    """Show a progress bar if stderr is a terminal and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return steps
+    bar: Iterable[T] = tqdm(steps, desc=what, disable=None)
+    return bar
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -199,6 +213,11 @@ class Archive:
         """The names of the arrays."""
         return list(self._members)
 
+    def header(self, name: str) -> tuple[Shape, np.dtype[Any]]:
+        """The shape and dtype of an array, which agree with its size in the zip directory."""
+        with self._file.open(self._member(name)) as file:
+            return check_header(file, self._member(name).file_size, repr(name))
+
     def read(
         self, name: str, want: type[np.integer[Any]] | None = None, *shape: int | None, max_rows: int | None = None
     ) -> npt.NDArray[Any]:
@@ -211,13 +230,8 @@ class Archive:
             shape: Required shape, with None for dimensions of any size.
             max_rows: Maximum number of rows.
         """
-        if name not in self._members:
-            raise InvalidFile(f"{self.path} has no array {name!r}; it has {', '.join(self._members)}")
-        member = self._members[name]
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{name!r} must be compressed as NumPy does it, got method {member.compress_type}")
-        with self._file.open(member) as file:
-            have, dtype = check_header(file, member.file_size, repr(name))
+        member = self._member(name)
+        have, dtype = self.header(name)
         # Deflate compresses at most 1032 bytes to one.
         if member.file_size > 1032 * min(member.compress_size, self.path.stat().st_size):
             raise ValueError(f"{name!r} cannot unpack to the {member.file_size} bytes that the file announces")
@@ -233,6 +247,14 @@ class Archive:
         with self._file.open(member) as file:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         return array if want is None else array.astype(want, copy=False)
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if name not in self._members:
+            raise InvalidFile(f"{self.path} has no array {name!r}; it has {', '.join(self._members) or 'none'}")
+        member = self._members[name]
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name!r} must be compressed as NumPy does it, got method {member.compress_type}")
+        return member
 
 
 def read_header(file: IO[bytes]) -> tuple[Shape, bool, np.dtype[Any]]:

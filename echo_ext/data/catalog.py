@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.data import binary_mnist, dsprites, idx, omniglot
+from echo_ext.data import binary_mnist, celeba, dsprites, idx, omniglot, own
 from echo_ext.data._files import FileLocator, StrPath
 from echo_ext.data.datasets import LabeledDataset
 from echo_ext.data.digits import load_digits
 from echo_ext.data.mixtures import load_mixture, load_states
 from echo_ext.data.principal import project
 
-__all__ = ["CATALOG", "Entry", "find"]
+__all__ = ["CATALOG", "Entry", "find", "identify"]
 
 Parts = Mapping[str, LabeledDataset]
 
@@ -58,11 +58,29 @@ class Entry:
         return next((copy[0] for copy in copies if all(copy)), None)
 
 
-def find(name: str) -> Entry:
-    """Return the entry of this name, or raise a ValueError that suggests similar names."""
-    if name not in CATALOG:
-        raise _checks.unknown("data set", name, CATALOG)
-    return CATALOG[name]
+def identify(name: StrPath) -> str:
+    """Return the name of a data set as it is, and the path of one's own data as an absolute path."""
+    if isinstance(name, str) and (name in CATALOG or not own.looks_like_path(name)):
+        return name
+    return str(own.absolute(name))
+
+
+def find(name: StrPath) -> Entry:
+    """Return the entry of this name, or one for this npz file or folder of images.
+
+    Raises:
+        FileNotFoundError: The path does not exist, or is a folder without images.
+        ValueError: The name is unknown, with suggestions of similar ones, or the path has the wrong content.
+    """
+    known = identify(name)
+    if known in CATALOG:
+        return CATALOG[known]
+    if not own.looks_like_path(known):
+        near = _checks.unknown("data set", known, CATALOG)
+        raise ValueError(f"{near}; it can also be the path of an .npz file or of a folder of images")
+    path = Path(known)
+    rows, shape = own.describe(path)
+    return Entry("own data", lambda _: own.load_own(path), data_shape=shape, rows=own.part_rows(rows))
 
 
 def _generated(columns: int, source: str, load: Callable[..., Parts], *arguments: str) -> Entry:
@@ -103,6 +121,17 @@ CATALOG: dict[str, Entry] = {
         page="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
         folder="binary-mnist",
         files=((binary_mnist.PACKED,), tuple(file.name for file in binary_mnist.FILES.values())),
+    ),
+    "celeba": Entry(
+        "CelebA (Liu et al. 2015), faces cropped and resized to 64 x 64 pixels; the label is whether they smile",
+        celeba.load_celeba,
+        license="non-commercial research only",
+        data_shape=(3, 64, 64),
+        rows=(162_770, 19_867, 19_962),
+        page=celeba.PAGE,
+        folder="celeba",
+        files=((celeba.PARTITION, celeba.ARCHIVE), (celeba.PARTITION, f"{celeba.FOLDER}/000001.jpg")),
+        fallback="must be downloaded by hand",
     ),
     "digits": Entry(
         "handwritten digits (Alpaydin & Kaynak 1998), as distributed with scikit-learn",

@@ -198,7 +198,8 @@ def binarize(dataset: LabeledDataset, binarization: str, *, seed: int = 0) -> La
     if binarization == "none" or dataset.binary:
         return dataset
     if not isinstance(dataset, ImageDataset):
-        raise TypeError(f"dataset must be an ImageDataset to be binarized, got {type(dataset).__name__}")
+        remedy = "; save images of floats as uint8 levels" if dataset.stored.ndim == 4 else ""
+        raise TypeError(f"dataset must be an ImageDataset to be binarized, got {type(dataset).__name__}{remedy}")
     return BinaryImages(dataset, seed=seed, fresh=binarization == "dynamic")
 
 

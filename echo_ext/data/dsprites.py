@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from echo_ext._files import replacement
 from echo_ext.data import sprites
-from echo_ext.data._files import FileLocator, RemoteFile, parsing, read_header, read_npz
+from echo_ext.data._files import FileLocator, RemoteFile, parsing, progress, read_header, read_npz
 from echo_ext.data.datasets import LabeledDataset, RowIndex, split
 
 __all__ = [
@@ -148,7 +147,7 @@ def _bits(locator: FileLocator) -> Bits:
 def _render(path: Path) -> Bits:
     """Render all images and save them in the cache, if it is writable."""
     bits = np.empty((*FACTOR_SIZES, _BYTES), dtype=np.uint8)
-    for index in _progress(list(np.ndindex(FACTOR_SIZES[:3]))):
+    for index in progress(list(np.ndindex(FACTOR_SIZES[:3])), "rendering dSprites"):
         bits[index] = sprites.render(*index)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,16 +156,6 @@ def _render(path: Path) -> Bits:
     except OSError as problem:
         warnings.warn(f"dSprites could not be saved and will be rendered again: {problem}", stacklevel=2)
     return bits.reshape(_ROWS, _BYTES)
-
-
-def _progress(steps: list[tuple[int, ...]]) -> Iterable[tuple[int, ...]]:
-    """Show a progress bar if stderr is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return steps
-    bar: Iterable[tuple[int, ...]] = tqdm(steps, desc="rendering dSprites", disable=None)
-    return bar
 
 
 def _read_packed(path: Path) -> Bits:

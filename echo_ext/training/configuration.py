@@ -40,7 +40,10 @@ class Configuration:
     """
 
     recipe: str = setting(dataclasses.MISSING, "model to train; echo-ext recipes lists them")
-    data: str = setting(dataclasses.MISSING, "data set; echo-ext data lists them")
+    data: str = setting(
+        dataclasses.MISSING,
+        "data set that echo-ext data lists, or the path of an .npz file with an array x or of a folder of images",
+    )
     beta: float = setting(1.0, "weight of the rate; larger gives a smaller rate and a larger distortion", minimum=0)
     seed: int = setting(0, "seed of the weights, rows, noise and binarization", minimum=0, maximum=2**32 - 1)
     latent_dim: int = setting(32, "number of dimensions of z", minimum=1)
@@ -71,6 +74,7 @@ class Configuration:
     def __post_init__(self) -> None:
         for name, each in SETTINGS.items():
             object.__setattr__(self, name, each.checked(getattr(self, name)))
+        object.__setattr__(self, "data", catalog.identify(self.data))
         known = find(self.recipe).model_settings
         for name in self.model_settings:
             if name in ("beta", "latent_dim", "data_shape"):
@@ -87,18 +91,19 @@ class Configuration:
             raise ValueError("normalize_gradients must be False for precision '16-mixed', which scales them too")
 
     @classmethod
-    def of(cls, recipe: str, data: str, **given: Any) -> Configuration:
+    def of(cls, recipe: str, data: str | os.PathLike[str], **given: Any) -> Configuration:
         """The default configuration of a recipe on a data set, with some settings replaced.
 
         Args:
             recipe: One of :func:`echo_ext.models.recipes`.
-            data: One of :func:`echo_ext.data.names`.
+            data: One of :func:`echo_ext.data.names`, or the path of own data.
             given: Settings that replace the defaults, unless they are None.
         """
         chosen, shape = find(recipe), catalog.find(data).data_shape
         defaults = {"beta": chosen.model_settings.get("beta", 1.0), "latent_dim": chosen.latent_dim}
         replaced = {name: value for name, value in given.items() if value is not None}
-        return cls.from_mapping({"recipe": recipe, "data": data, **defaults, **chosen.settings_for(shape), **replaced})
+        names = {"recipe": recipe, "data": catalog.identify(data)}
+        return cls.from_mapping({**names, **defaults, **chosen.settings_for(shape), **replaced})
 
     @classmethod
     def from_mapping(cls, content: object) -> Configuration:
