@@ -14,7 +14,16 @@ from echo_ext.metrics._inputs import Data, measure_rows, read_codes, read_intege
 from echo_ext.metrics.information import echo_signal
 from echo_ext.models.base import Model
 
-__all__ = ["MarginalStatistics", "knn_accuracy", "marginal_statistics", "rates_and_activations", "tsne"]
+__all__ = [
+    "MIN_NORMALITY_ROWS",
+    "MarginalStatistics",
+    "knn_accuracy",
+    "marginal_statistics",
+    "rates_and_activations",
+    "tsne",
+]
+
+MIN_NORMALITY_ROWS = 20  # the test of normality is an approximation for large samples
 
 
 class MarginalStatistics(NamedTuple):
@@ -45,7 +54,7 @@ def marginal_statistics(codes: TensorOrArray) -> MarginalStatistics:
     _checks.installed("scipy", purpose="the normality test")
     from scipy import stats
 
-    points = read_codes("codes", codes, minimum=20).double().cpu()
+    points = read_codes("codes", codes, minimum=MIN_NORMALITY_ROWS).double().cpu()
     refuse_constant_columns("codes", points)
     values = points.numpy()
     test = stats.normaltest(values, axis=0)

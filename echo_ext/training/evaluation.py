@@ -18,6 +18,7 @@ from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.metrics import RateDistortion
+from echo_ext.metrics.codes import MIN_NORMALITY_ROWS
 from echo_ext.metrics.information import METHODS, InformationMethod
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model, PixelCNN
@@ -275,7 +276,9 @@ def _code_figures(model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, tsn
 
     # A latent that the model does not use is constant, so it has no density to plot.
     varied = codes[:, codes.amax(0) > codes.amin(0)].cpu()
-    drawn = {"marginal_activations.png": plots.marginal_activations(varied)} if varied.shape[1] else {}
+    drawn = {}
+    if varied.shape[1] and len(varied) >= MIN_NORMALITY_ROWS:
+        drawn["marginal_activations.png"] = plots.marginal_activations(varied)
     if _echo_channel(model) is not None:
         rates, norms = metrics.rates_and_activations(model, x)
         drawn["rate_against_activation.png"] = plots.rate_against_activation(rates.cpu(), norms.cpu())
