@@ -183,7 +183,9 @@ def test_folder_keeps_its_configuration(tmp_path):
     with pytest.raises(FileExistsError, match=r"contains another run, with gradient_clip 2.0, not None"):
         directory.begin(Configuration.of("echo", "digits", model_settings={"hidden": [8, 8]}))
     (directory.path / "config.yaml").write_text("recipe: echo\ndata: digits\nepoch: 3\n")
-    with pytest.raises(ValueError, match=r"not the configuration of a run: there is no setting 'epoch'; .* are epochs"):
+    with pytest.raises(
+        ValueError, match=r"not the configuration of a run of .*: there is no setting 'epoch'; .* are epochs"
+    ):
         directory.configuration()
 
 

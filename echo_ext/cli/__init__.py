@@ -13,7 +13,7 @@ import echo_ext
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep")
+COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep", "encode", "sample")
 
 # Errors that the user can fix have exit code 2, all others 1.
 _BAD_INPUT = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)

@@ -1,5 +1,6 @@
 """Training of recipes with Lightning Fabric, with run directories, exact resume, evaluation and sweeps."""
 
+from echo_ext.training.application import encode, sample
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.evaluation import evaluate
 from echo_ext.training.fitting import Deadline, TimeLimitReached
@@ -7,7 +8,19 @@ from echo_ext.training.run_directory import Run, RunDirectory, load
 from echo_ext.training.running import train
 from echo_ext.training.sweeping import sweep
 
-__all__ = ["Configuration", "Deadline", "Run", "RunDirectory", "TimeLimitReached", "evaluate", "load", "sweep", "train"]
+__all__ = [
+    "Configuration",
+    "Deadline",
+    "Run",
+    "RunDirectory",
+    "TimeLimitReached",
+    "encode",
+    "evaluate",
+    "load",
+    "sample",
+    "sweep",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

@@ -98,7 +98,7 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
         written_by = _checks.brief(checkpoint.get("version"))
         raise ValueError(
             f"{file} is a checkpoint of format {checkpoint['format']}, which echo-ext {written_by} has written, "
-            f"not of format {FORMAT} of echo-ext {__version__!r}"
+            f"not of format {FORMAT} of echo-ext {__version__!r}; use that version, or train the run again"
         )
     if difference := configuration.first_difference(checkpoint, MODEL_SETTINGS):
         raise ValueError(f"{file} is the checkpoint of a model with {difference}")

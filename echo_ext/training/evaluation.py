@@ -99,7 +99,7 @@ def figures(
     for name, (model, configuration, _) in runs.items():
         torch.manual_seed(derive_seed(configuration.seed, Stream.FIGURES))
         model.eval()
-        with _pixel_progress(model):
+        with pixel_progress(model):
             reconstructed[name] = model.reconstruct(x.to(next(model.parameters()).device)).cpu()
             drawn[name] = model.sample(samples).cpu()
     series = {name: _series(run, results[name]) for name, run in runs.items()}
@@ -117,7 +117,7 @@ def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _pixel_progress(model: Model) -> Iterator[None]:
+def pixel_progress(model: Model) -> Iterator[None]:
     """Show a progress bar over the pixels while a model draws them one by one."""
     from tqdm.auto import tqdm
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from echo_ext import _files
+from echo_ext import __version__, _files
 from echo_ext._files import PART
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
@@ -193,7 +193,7 @@ class RunDirectory:
         try:
             return Configuration.from_mapping(parsing.read_yaml(file))
         except (ValueError, TypeError) as wrong:
-            raise ValueError(f"{file} is not the configuration of a run: {wrong}") from wrong
+            raise ValueError(f"{file} is not the configuration of a run of echo-ext {__version__}: {wrong}") from wrong
 
     def load_checkpoint(self, configuration: Configuration) -> dict[str, Any]:
         """The content of ``last.ckpt``, on the CPU.
