@@ -169,7 +169,8 @@ def _listed(folder: Path) -> tuple[list[Path], Tensor]:
 def _read_folder(folder: Path) -> ImageDataset:
     files, labels = _listed(folder)
     with images.opened(files[0], files[0]) as (_, first):
-        levels = np.empty((len(files), *first), np.uint8)
+        pass
+    levels = np.empty((len(files), *first), np.uint8)
     for row, file in enumerate(files):
         with images.opened(file, file) as (image, shape):
             if shape != first:

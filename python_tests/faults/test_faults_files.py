@@ -248,6 +248,20 @@ def dsprites_reader(folder, form):
     return Reader(path, lambda: dsprites._read_packed(path).tobytes(), damaged_zip)
 
 
+def own_reader(folder, form):
+    levels = np.random.default_rng(1).integers(0, 256, (12, 8, 8)).astype(np.uint8)
+    if form == "npz":
+        path = folder / "own.npz"
+        np.savez_compressed(path, x=levels, labels=np.arange(12))
+        # No checksum covers the names in a zip file, so labels whose name is damaged are not found.
+        return Reader(path, lambda: {part: x for part, (x, _) in rows(path, None).items()}, damaged_zip)
+    from PIL import Image
+
+    for index, image in enumerate(levels):
+        Image.fromarray(image).save(folder / f"{index:02}.{form}")
+    return Reader(folder / f"00.{form}", functools.partial(rows, folder, None), damaged_bytes)
+
+
 READERS = {
     **{suffix: functools.partial(table_reader, suffix=suffix) for suffix in ("csv", "npy", "npz", "parquet")},
     "parquet.unchecked": functools.partial(table_reader, suffix="parquet", page_checksums=False),
@@ -259,6 +273,9 @@ READERS = {
     "mat": functools.partial(omniglot_reader, form="mat"),
     "dsprites": functools.partial(dsprites_reader, form="original"),
     "dsprites.rebuilt": functools.partial(dsprites_reader, form="rebuilt"),
+    "own.npz": functools.partial(own_reader, form="npz"),
+    "own.png": functools.partial(own_reader, form="png"),
+    "own.jpg": functools.partial(own_reader, form="jpg"),
 }
 
 
@@ -343,6 +360,7 @@ def readers_here():
     from importlib.util import find_spec
 
     wanted = {"csv": "pandas", "npy": "pandas", "npz": "pandas", "parquet": "pyarrow", "mat": "scipy"}
+    wanted |= {"own.png": "PIL", "own.jpg": "PIL"}
     return [name for name in READERS if find_spec(wanted.get(name.split(".unchecked")[0], "numpy"))]
 
 
