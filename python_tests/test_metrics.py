@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from echo_ext import EchoChannel, metrics
 from echo_ext.metrics._inputs import measure_rows
-from echo_ext.models import Model, StandardNormal
+from echo_ext.models import Autoencoder, GaussianChannel, Model, StandardNormal
 
 
 class LinearGaussian(Model):
@@ -167,8 +167,10 @@ def test_measuring_leaves_the_model_as_it_was():
 def test_the_exact_posterior_weighs_every_draw_alike(batch_size):
     model = LinearGaussian()
     x = model.draw(20)
-    found = metrics.importance_log_likelihood(model, x, draws=5, max_batch_size=batch_size)
-    torch.testing.assert_close(found, model.log_prob(x).detach(), rtol=1e-10, atol=1e-10)
+    found = metrics.importance_estimate(model, x, draws=5, max_batch_size=batch_size)
+    torch.testing.assert_close(found.log_likelihood, model.log_prob(x).detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.effective_draws, torch.full((20,), 5.0).double())
+    assert found.nll_error < 1e-6
     nll = metrics.importance_nll(model, x, draws=3, max_batch_size=batch_size)
     assert nll == pytest.approx(-model.log_prob(x).mean().item())
 
@@ -185,12 +187,101 @@ def test_the_bound_falls_to_the_truth():
     assert abs(gaps[2]) < 0.02
 
 
+class ExactEncoder(nn.Module):
+    """The true posterior of x = W z + noise with orthogonal columns in W, with its std multiplied by ``width``."""
+
+    def __init__(self, weight, noise, width):
+        super().__init__()
+        snr = weight.square().sum(0) / noise**2
+        self.map = nn.Parameter(weight / noise**2 / (1 + snr))
+        self.log_variance = (width**2 / (1 + snr)).log()
+
+    def forward(self, x):
+        mean = x @ self.map
+        return mean, self.log_variance.expand_as(mean)
+
+
+def linear_model(width):
+    """A model whose log p(x) is known, and some x of it."""
+    truth = LinearGaussian()
+    decoder = nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    decoder.weight = nn.Parameter(truth.weight.detach())
+    model = Autoencoder(
+        ExactEncoder(truth.weight.detach(), truth.noise, width),
+        decoder,
+        GaussianChannel(),
+        prior=StandardNormal(3).double(),
+        likelihood=lambda mean: diagonal(mean, torch.full_like(mean, 2 * math.log(truth.noise))),
+    )
+    return model, truth
+
+
+@pytest.mark.parametrize("width", [0.1, 0.4, 1.0, 2.0])
+@pytest.mark.parametrize("weight", [0.1, 0.7, 1.0])
+def test_defensive_estimate_of_p_is_unbiased(width, weight):
+    model, truth = linear_model(width)
+    with torch.no_grad():
+        x = truth.draw(3)
+        rows = x.repeat_interleave(60_000, 0)
+        weights = (model.log_weight(rows, defensive_weight=weight) - truth.log_prob(rows)).exp().view(3, -1)
+    errors = weights.std(1) / math.sqrt(weights.shape[1])
+    assert ((weights.mean(1) - 1).abs() < 5 * errors).all()
+    assert (errors < 0.2).all()
+
+
+def test_too_narrow_posterior_is_found_out_and_mended():
+    """A few draws from a q that is too narrow miss most of p(x); the mixture finds it, with fewer effective draws."""
+    model, truth = linear_model(width=0.2)
+    x = truth.draw(50)
+    expected = -truth.log_prob(x).mean().item()
+    options = {"draws": 20_000, "max_batch_size": 200_000}
+    with pytest.warns(RuntimeWarning, match="too few effective draws"):
+        plain = metrics.importance_estimate(model, x, defensive_weight=0, **options)
+    mended = metrics.importance_estimate(model, x, **options)
+    assert plain.nll > expected + 0.7
+    assert mended.nll == pytest.approx(expected, abs=0.05)
+    assert mended.nll_error == pytest.approx(0.006, abs=0.004)
+    assert metrics.importance_nll(model, x, **options) == pytest.approx(expected, abs=0.05)
+
+
+def test_standard_error_of_the_nll_is_that_of_the_draws():
+    model, truth = linear_model(width=1.5)
+    x = truth.draw(10)
+    found = [metrics.importance_estimate(model, x, draws=400, max_batch_size=4000) for _ in range(150)]
+    spread = np.std([each.nll for each in found])
+    assert np.sqrt(np.mean([each.nll_error**2 for each in found])) == pytest.approx(spread, rel=0.25)
+
+
+def test_effective_draws_are_a_share_in_closed_form():
+    """For a q with c times the true variance, 1 / (E_q w^2) is (sqrt(2 c - 1) / c) per dimension."""
+    model, truth = linear_model(width=math.sqrt(2))
+    found = metrics.importance_estimate(model, truth.draw(5), draws=40_000, defensive_weight=0, max_batch_size=10**6)
+    expected = torch.full((5,), (3**0.5 / 2) ** 3).double()
+    torch.testing.assert_close(found.effective_draws / 40_000, expected, rtol=0.03, atol=0)
+    defended = metrics.importance_estimate(model, truth.draw(5), draws=4_000, max_batch_size=10**6)
+    assert (defended.effective_draws > 0.5 * 4000).all()
+
+
+def test_few_effective_draws_give_a_warning():
+    model, truth = linear_model(width=0.02)
+    model.encoder.map.data *= 0  # and at the wrong place
+    x = 3 * truth.draw(50)
+    with pytest.warns(RuntimeWarning, match=r"% of the rows have too few effective draws .*, of 500\), so that"):
+        found = metrics.importance_estimate(model, x, draws=500)
+    assert found.unreliable_share == (found.effective_draws < 10).double().mean() > 0.01
+    assert (found.effective_draws >= 1).all()
+    few = metrics.ImportanceEstimate(torch.zeros(4), torch.tensor([1.0, 1.9, 2.1, 20.0]), 20)
+    assert few.unreliable_share == 0.5
+
+
 def test_what_cannot_be_measured_is_refused():
     model, x = trained_echo()
     with pytest.raises(TypeError, match=r"the density q\(z\|x\), which Echo does not have"):
         metrics.importance_nll(model, x)
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), draws=0)
+    with pytest.raises(ValueError, match="defensive_weight must be a finite number of at least 0 and at most 1, got 2"):
+        metrics.importance_nll(LinearGaussian(), torch.zeros(2, 4), defensive_weight=2)
     with pytest.raises(ValueError, match="x must have at least one row"):
         metrics.importance_nll(LinearGaussian(), torch.zeros(0, 4))
     with pytest.raises(ValueError, match="data must have at least one row"):

@@ -132,6 +132,18 @@ def test_mean_log_weight_is_the_elbo(name):
     assert weights.mean().item() == pytest.approx(-(terms["distortion"] + terms["rate_bound"]).item(), abs=2 * error)
 
 
+@pytest.mark.parametrize("name", ["vae", "vae-vamp", "vae-maf", "iaf-prior", "iaf-vamp", "iaf-maf"])
+def test_defensive_draws_estimate_the_same_evidence(name):
+    model = small(name).double()
+    x = blobs(1).double().expand(20_000, *SHAPE)
+    with torch.no_grad():
+        plain, defensive = (model.log_weight(x, defensive_weight=weight) for weight in (0.0, 0.7))
+    weights = torch.stack([plain, defensive]).sub(plain.max()).exp()
+    error = weights.std(1).norm().item() / math.sqrt(len(x))
+    assert weights[0].mean().item() == pytest.approx(weights[1].mean().item(), abs=5 * error)
+    assert error < 0.3 * weights[1].mean()
+
+
 def test_vamp_marginal_after_the_flow_by_brute_force():
     """The marginal of iaf-vamp is m(z) = mean_k q(z|u_k), here computed by inverting the flow at z."""
     model = small("iaf-vamp").double()

@@ -247,3 +247,14 @@ def test_recipes_learn_and_restore_their_state(recipe):
 def test_bad_arguments_raise(recipe, data_shape, settings, line):
     with pytest.raises(ValueError, match=line):
         build(recipe, data_shape, **{"latent_dim": 4, **settings})
+
+
+@pytest.mark.parametrize("weight", [0.1, 1.0])
+def test_defensive_draws_of_two_levels_estimate_the_evidence(weight):
+    model = linear_gaussian()
+    x = torch.randn(1, 1, dtype=torch.float64).expand(100_000, 1)
+    evidence = log_normal(x.flatten(), 0.0, covariance()[0, 0].log())
+    with torch.no_grad():
+        weights = (model.log_weight(x, defensive_weight=weight) - evidence).exp()
+    assert weights.mean().item() == pytest.approx(1, abs=5 * weights.std().item() / math.sqrt(len(x)))
+    assert weights.std() > 0.01  # some draws are not from the exact posterior

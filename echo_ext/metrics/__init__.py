@@ -3,15 +3,22 @@
 from echo_ext.metrics.codes import MarginalStatistics, knn_accuracy, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
 from echo_ext.metrics.information import gaussian_total_correlation, latent_information
-from echo_ext.metrics.likelihood import RateDistortion, importance_log_likelihood, importance_nll, rate_distortion
+from echo_ext.metrics.likelihood import (
+    ImportanceEstimate,
+    RateDistortion,
+    importance_estimate,
+    importance_nll,
+    rate_distortion,
+)
 
 __all__ = [
+    "ImportanceEstimate",
     "MarginalStatistics",
     "RateDistortion",
     "factor_information",
     "factor_vae_score",
     "gaussian_total_correlation",
-    "importance_log_likelihood",
+    "importance_estimate",
     "importance_nll",
     "knn_accuracy",
     "latent_information",

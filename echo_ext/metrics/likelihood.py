@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from echo_ext import _checks
 from echo_ext.metrics._inputs import Data, batches, measure_rows
-from echo_ext.models.base import Model, eval_mode
+from echo_ext.models.base import LatentModel, Model, eval_mode
 
 __all__ = [
     "RATE_WORDS",
+    "ImportanceEstimate",
     "RateDistortion",
     "RateName",
-    "importance_log_likelihood",
+    "importance_estimate",
     "importance_nll",
     "rate_distortion",
     "rate_name_in",
@@ -28,6 +30,8 @@ __all__ = [
 # The name of a rate in losses and results: that of the information I(x; z) itself, or of an upper bound on it.
 RateName: TypeAlias = Literal["rate", "rate_bound"]
 RATE_WORDS: dict[str, str] = {"rate": "exact rate", "rate_bound": "rate bound"}  # for tables and figures
+# A row with fewer effective draws is unreliable, and a larger share of such rows gives a warning.
+MIN_EFFECTIVE_DRAWS, UNRELIABLE_SHARE = 10, 0.01
 
 
 def rate_name_in(names: Container[str]) -> RateName:
@@ -89,40 +93,101 @@ def rate_distortion(model: Model, data: Data, *, draws: int = 4, batch_size: int
     return RateDistortion(float(rates.mean()), float(distortions.mean()), rate_name, *errors)
 
 
-def importance_log_likelihood(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size: int = 200) -> Tensor:
-    """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8): (N,) float64, in nats.
+class ImportanceEstimate(NamedTuple):
+    """Estimates of log p(x) by importance sampling, and how far they can be trusted.
 
-    ``log 1/K sum_k p(x, z_k) / q(z_k|x)`` with K draws of z given x: in expectation a lower bound, which rises to
-    log p(x) as K grows. Memory does not grow with K.
+    Attributes:
+        log_likelihood: The estimate of ``log p(x)`` of each row in nats: (N,), float64.
+        effective_draws: The effective sample size of each row, ``(sum_k w_k)^2 / sum_k w_k^2`` for the weights w_k of
+            its draws: (N,), float64. It is K if all weights are equal, and 1 if one of them outweighs all others.
+        draws: The number of draws K of each row.
+    """
+
+    log_likelihood: Tensor
+    effective_draws: Tensor
+    draws: int
+
+    @property
+    def nll(self) -> float:
+        """The mean of ``-log p(x)`` over the rows, in nats per sample."""
+        return -float(self.log_likelihood.mean())
+
+    @property
+    def nll_error(self) -> float:
+        """The standard error of :attr:`nll` due to the draws, for the given rows; too small if draws are unreliable."""
+        variances = (1 / self.effective_draws - 1 / self.draws).clamp(min=0)
+        return float(variances.sum().sqrt()) / len(variances)
+
+    @property
+    def unreliable_share(self) -> float:
+        """The share of rows with fewer than 10 effective draws, or fewer than a tenth of the draws if these are few."""
+        return float((self.effective_draws < min(MIN_EFFECTIVE_DRAWS, self.draws / 10)).double().mean())
+
+
+def importance_estimate(
+    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = 0.1, max_batch_size: int = 200
+) -> ImportanceEstimate:
+    """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8), with its effective draws.
+
+    The estimate is ``log 1/K sum_k p(x, z_k) / m(z_k|x)`` with K draws of z from a proposal m. The mean inside the
+    logarithm is unbiased, so the estimate is in expectation a lower bound, which rises to log p(x) as K grows. Memory
+    does not grow with K.
+
+    The proposal is the mixture ``(1 - defensive_weight) q(z|x) + defensive_weight w(z|x)``, with its exact density. w
+    is a mixture of q(z|x) with larger standard deviations and of the prior, since a q(z|x) that is narrower than the
+    true posterior misses a part of p(x) without any sign of it. A model that is no
+    :class:`~echo_ext.models.LatentModel` always draws from q(z|x), by its own ``log_weight``.
 
     Args:
         model: A model with a ``log_weight``.
-        x: Rows (N, *data_shape).
+        x: As ``data`` in :func:`rate_distortion`.
         draws: K. A larger K makes the bound tighter and takes more time.
+        defensive_weight: The share of draws from w, from 0, for q(z|x) alone, to 1. A larger one finds more of what
+            q(z|x) misses, and leaves fewer effective draws where q(z|x) is right.
         max_batch_size: The maximum number of draws of z at once, over all rows.
+
+    Warns:
+        RuntimeWarning: More than 1 % of the rows have too few effective draws (:attr:`ImportanceEstimate.
+            unreliable_share`), so that their -log p(x) is overestimated.
 
     Raises:
         TypeError: The model has no density q(z|x), as with Echo.
-        ValueError: There are no rows, or draws or max_batch_size is below 1.
+        ValueError: There are no rows, or a number is out of range.
     """
     _checks.whole("draws", draws, minimum=1)
+    defensive_weight = _checks.number("defensive_weight", defensive_weight, minimum=0, maximum=1)
     _checks.whole("max_batch_size", max_batch_size, minimum=1)
+    options: dict[str, Any] = {"defensive_weight": defensive_weight} if isinstance(model, LatentModel) else {}
 
-    def measure(rows: Tensor) -> tuple[Tensor]:
+    def measure(rows: Tensor) -> tuple[Tensor, Tensor]:
         together = max(1, max_batch_size // len(rows))
-        total = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=rows.device)
+        total = torch.full((2, len(rows)), -math.inf, dtype=torch.float64, device=rows.device)
         for start in range(0, draws, together):
             copies = min(together, draws - start)
-            log_weights = model.log_weight(rows.repeat(copies, *([1] * (rows.ndim - 1)))).double()
-            total = torch.logaddexp(total, log_weights.view(copies, -1).logsumexp(0))
-        return (total - math.log(draws),)
+            log_weights = model.log_weight(rows.repeat(copies, *([1] * (rows.ndim - 1))), **options).double()
+            powers = torch.stack([log_weights, 2 * log_weights]).view(2, copies, -1)
+            total = torch.logaddexp(total, powers.logsumexp(1))
+        return total[0] - math.log(draws), (2 * total[0] - total[1]).exp().clamp(1, draws)
 
-    return measure_rows(model, x, max_batch_size, measure)[0]
+    log_likelihood, effective_draws = measure_rows(model, x, max_batch_size, measure)
+    found = ImportanceEstimate(log_likelihood, effective_draws, draws)
+    if (share := found.unreliable_share) > UNRELIABLE_SHARE:
+        warnings.warn(
+            f"{share:.0%} of the rows have too few effective draws ({float(found.effective_draws.min()):.1f} at the "
+            f"minimum, of {draws}), so that -log p(x) is overestimated; give more draws or a larger defensive_weight",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found
 
 
-def importance_nll(model: Model, x: Tensor, *, draws: int = 5000, max_batch_size: int = 200) -> float:
+def importance_nll(
+    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = 0.1, max_batch_size: int = 200
+) -> float:
     """Estimate the mean of ``-log p(x)`` over the rows by importance sampling, in nats per sample.
 
-    Arguments and errors are those of :func:`importance_log_likelihood`. In expectation the result is an upper bound.
+    Arguments, warnings and errors are those of :func:`importance_estimate`, which also returns the effective number of
+    draws of each row. In expectation the result is an upper bound.
     """
-    return -float(importance_log_likelihood(model, x, draws=draws, max_batch_size=max_batch_size).mean())
+    options: dict[str, Any] = {"draws": draws, "defensive_weight": defensive_weight, "max_batch_size": max_batch_size}
+    return importance_estimate(model, x, **options).nll

@@ -125,14 +125,14 @@ class Autoencoder(LatentModel):
         marginals: list[Any] = [self.aggregate, self.prior, self.channel]
         return next(each for each in marginals if each is not None).sample(n)
 
-    def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,)."""
+    def log_weight(self, x: Tensor, *, defensive_weight: float = 0.0) -> Tensor:
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,); see the base class."""
         if self.prior is None:
             raise TypeError(
                 f"importance sampling needs the density q(z|x), which {type(self.channel).__name__} does not have; its "
                 "own rate needs none"
             )
-        return super().log_weight(x)
+        return super().log_weight(x, defensive_weight=defensive_weight)
 
     @torch.no_grad()
     def refresh(self, x: Tensor) -> None:

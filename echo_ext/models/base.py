@@ -17,6 +17,7 @@ from echo_ext.echo.channel import ChannelOutput
 from echo_ext.models._numerics import widened
 from echo_ext.models.channels import noiseless
 from echo_ext.models.priors import Prior, as_prior, channel_inputs
+from echo_ext.models.proposals import draw_defensively
 
 __all__ = ["LatentModel", "Model", "eval_mode"]
 
@@ -174,12 +175,15 @@ class LatentModel(Model):
         assert self.prior is not None
         return self.decode(self.prior.sample(n))
 
-    def log_weight(self, x: Tensor) -> Tensor:
-        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,)."""
+    def log_weight(self, x: Tensor, *, defensive_weight: float = 0.0) -> Tensor:
+        """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,).
+
+        With a ``defensive_weight`` z has the density of a mixture of q(z|x) and, with this weight, wider distributions,
+        which takes the place of q(z|x); see :func:`echo_ext.models.proposals.draw_defensively`.
+        """
         assert self.prior is not None
-        q = self.posterior(x)
-        z = q.rsample()
-        return self.observation(z).log_prob(x) - self.prior.log_ratio(q, z)
+        z, log_ratio = draw_defensively(self.posterior(x), self.prior, defensive_weight)
+        return self.observation(z).log_prob(x) + log_ratio
 
     def prepare(self, x: Tensor) -> None:
         """Initialize a prior that depends on the data, such as a VampPrior, from training rows (B, *data_shape)."""
