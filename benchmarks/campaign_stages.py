@@ -68,7 +68,7 @@ STAGES = {
             for data in ("fashion-mnist", "mnist", "omniglot")
         },
         measured=TWO_LEVELS + PIXELS + FULL_MIM,
-        evaluation=("--importance-draws", "5000"),
+        evaluation=("--importance-draws", "5000", "--importance-rows", "1000"),
     ),
     "rehearsal": Stage(
         "no table: small models on scikit-learn's digits, to try the machinery in a minute",

@@ -13,6 +13,7 @@ import torch
 
 from echo_ext import cli, models
 from echo_ext.cli.train import settings
+from echo_ext.metrics import likelihood
 from echo_ext.training.configuration import SETTINGS
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
@@ -121,6 +122,13 @@ def test_run_is_reported_evaluated_and_protected(capsys):
     report = capsys.readouterr().out
     for measure in ("rate bound", "distortion", "-ELBO", "5-NN accuracy", "I(z_j; x)"):
         assert measure in report
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(likelihood, "UNRELIABLE_SHARE", -1)
+        assert cli.main(["evaluate", "run", "--importance-draws", "20", "--importance-rows", "50"]) == 0
+    captured = capsys.readouterr()
+    assert "-log p(x) at most" in captured.out
+    assert "effective draws of 20 on 50 test rows: median" in captured.out
+    assert captured.err.startswith("echo-ext evaluate: warning: 0% of the rows have too few effective draws")
 
     code, line = fail(capsys, *TRAIN, *QUICK, "--out", "run")
     assert (code, "contains this run already; resume it (--resume)" in line) == (2, True)

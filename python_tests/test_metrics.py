@@ -216,7 +216,7 @@ def linear_model(width):
     return model, truth
 
 
-@pytest.mark.parametrize("width", [0.1, 0.4, 1.0, 2.0])
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("weight", [0.1, 0.7, 1.0])
 def test_defensive_estimate_of_p_is_unbiased(width, weight):
     model, truth = linear_model(width)

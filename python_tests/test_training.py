@@ -15,6 +15,7 @@ import torch
 from training_cases import CASES, checkpoint, same
 
 from echo_ext import data, training
+from echo_ext.metrics import likelihood
 from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, RunDirectory, fitting, running, sweeping
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
@@ -301,6 +302,20 @@ def test_importance_sampled_nll_is_below_the_bound(tmp_path):
     found = training.evaluate(tmp_path, importance_draws=30, importance_rows=300)
     assert found["importance_nll"] < found["neg_elbo"]
     assert found["importance_rows"] == 300
+    effective = found["importance_effective_draws"]
+    assert effective == sorted(effective)
+    assert 1 <= effective[0] <= effective[-1] <= 30
+    assert found["importance_warning"] is None
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_importance_sampling_uses_all_test_rows_and_warns(tmp_path, monkeypatch):
+    training.train(Configuration.of("vae", "digits", **SMALL), tmp_path)
+    monkeypatch.setattr(likelihood, "UNRELIABLE_SHARE", -1)
+    with pytest.warns(RuntimeWarning, match="0% of the rows have too few effective draws"):
+        found = training.evaluate(tmp_path, importance_draws=20)
+    assert found["importance_rows"] == len(data.load("digits")["test"])
+    assert "-log p(x) is overestimated" in found["importance_warning"]
 
 
 # ---- Sweeps ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 from echo_ext import _checks
@@ -20,7 +22,7 @@ LABELS = {
     **RATE_WORDS,
     "distortion": "distortion",
     "neg_elbo": "-ELBO",
-    "importance_nll": "-log p(x), importance",
+    "importance_nll": "-log p(x) at most, importance",
     "noise_total_correlation": "noise TC, 2nd order",
     "knn_accuracy": "5-NN accuracy",
     "mig": "MIG, 20 bins",
@@ -35,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=4, metavar="N", help="number of noise samples for each row")
     what = "number of samples of z for an importance-sampled -log p(x) (default: none)"
     add("--importance-draws", type=int, metavar="N", help=what)
-    what = "maximum number of rows for the importance-sampled -log p(x)"
-    add("--importance-rows", type=int, default=1000, metavar="N", help=what)
+    what = "use only the first N test rows for the importance-sampled -log p(x) (default: all)"
+    add("--importance-rows", type=int, metavar="N", help=what)
     add("--tsne", action="store_true", help="plot a t-SNE embedding of the codes as embedding.png")
     what = "estimator of the information I(z_j; x) of each latent"
     add("--information-method", default="formula", metavar="|".join(METHODS), help=what)
@@ -52,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     names = ("data_dir", "draws", "importance_draws", "importance_rows", "tsne", "information_method")
     options = {name: getattr(arguments, name) for name in names}
-    found = training.evaluate(arguments.directory, device=find_device(arguments.device), **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*too few effective draws")  # it is printed below
+        found = training.evaluate(arguments.directory, device=find_device(arguments.device), **options)
     print(f"{found['recipe']} on {found['data']} after {found['epochs']} epochs, nats per sample")
     shown = [name for name in LABELS if found.get(name) is not None]
     errors = {name: f"+- {found[f'{name}_error']:.3f}" for name in shown if found.get(f"{name}_error")}
@@ -60,4 +64,12 @@ def run(arguments: argparse.Namespace) -> None:
     if "latent_information" in found:
         values = sorted(found["latent_information"], reverse=True)
         print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))
+    if found.get("importance_nll") is not None:
+        low, quarter, half, *_ = found["importance_effective_draws"]
+        print(
+            f"effective draws of {found['importance_draws']} on {found['importance_rows']} test rows: "
+            f"median {half:.0f}, lower quartile {quarter:.0f}, minimum {low:.1f}"
+        )
+        if found["importance_warning"] is not None:
+            print(f"echo-ext evaluate: warning: {found['importance_warning']}", file=sys.stderr)
     print(f"written to {arguments.directory / EVALUATION_FILE}")

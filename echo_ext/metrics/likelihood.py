@@ -123,6 +123,16 @@ class ImportanceEstimate(NamedTuple):
         """The share of rows with fewer than 10 effective draws, or fewer than a tenth of the draws if these are few."""
         return float((self.effective_draws < min(MIN_EFFECTIVE_DRAWS, self.draws / 10)).double().mean())
 
+    @property
+    def warning(self) -> str | None:
+        """What is wrong if more than 1 % of the rows are unreliable, else None."""
+        if (share := self.unreliable_share) <= UNRELIABLE_SHARE:
+            return None
+        return (
+            f"{share:.0%} of the rows have too few effective draws ({float(self.effective_draws.min()):.1f} at the "
+            f"minimum, of {self.draws}), so that -log p(x) is overestimated; more draws make it more reliable"
+        )
+
 
 def importance_estimate(
     model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = 0.1, max_batch_size: int = 200
@@ -171,13 +181,8 @@ def importance_estimate(
 
     log_likelihood, effective_draws = measure_rows(model, x, max_batch_size, measure)
     found = ImportanceEstimate(log_likelihood, effective_draws, draws)
-    if (share := found.unreliable_share) > UNRELIABLE_SHARE:
-        warnings.warn(
-            f"{share:.0%} of the rows have too few effective draws ({float(found.effective_draws.min()):.1f} at the "
-            f"minimum, of {draws}), so that -log p(x) is overestimated; give more draws or a larger defensive_weight",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    if found.warning is not None:
+        warnings.warn(found.warning, RuntimeWarning, stacklevel=2)
     return found
 
 

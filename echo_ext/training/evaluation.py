@@ -155,7 +155,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     draws: int = TEST_DRAWS,
     importance_draws: int | None = None,
-    importance_rows: int = 1000,
+    importance_rows: int | None = None,
     tsne: bool = False,
     information_method: InformationMethod = "formula",
 ) -> dict[str, Any]:
@@ -164,8 +164,10 @@ def evaluate(
     The result always contains the rate (or rate bound), the distortion and the negative ELBO, with the standard errors
     over their noise samples. If the posterior is that of Echo or a Gaussian, there are also ``latent_information`` and
     ``marginal_activations.png``; for labeled data ``knn_accuracy``; for Echo ``noise_total_correlation`` and
-    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. While a run is being trained, the
-    model is that of its last finished epoch.
+    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. With ``importance_draws`` there are
+    also the quartiles of the effective sample sizes over the rows, ``importance_effective_draws``, and, where they are
+    too small to trust the estimate, ``importance_warning``. While a run is being trained, the model is that of its last
+    finished epoch.
 
     Args:
         path: The folder of the run.
@@ -173,8 +175,8 @@ def evaluate(
         device: The device to compute on.
         draws: Number of noise samples for each row. More lower the standard errors.
         importance_draws: Number of samples of z for each row's importance-sampled likelihood, which is added as
-            ``importance_nll``. More make it tighter. None leaves it out.
-        importance_rows: Maximum number of rows for ``importance_nll``.
+            ``importance_nll``, in expectation an upper bound on -log p(x). More make it tighter. None leaves it out.
+        importance_rows: Maximum number of test rows for ``importance_nll``. None means all of them.
         tsne: Whether to plot the codes by t-SNE too, as ``embedding.png``.
         information_method: How ``latent_information`` is estimated, "formula" or "knn".
 
@@ -185,7 +187,7 @@ def evaluate(
     """
     _checks.whole("draws", draws, minimum=1)
     _checks.whole("importance_draws", 1 if importance_draws is None else importance_draws, minimum=1)
-    _checks.whole("importance_rows", importance_rows, minimum=1)
+    _checks.whole("importance_rows", 1 if importance_rows is None else importance_rows, minimum=1)
     _checks.choice("information_method", information_method, METHODS)
     directory = RunDirectory(path, task="evaluation")
     run = load(path)
@@ -208,10 +210,7 @@ def evaluate(
         **{f"{name}_error": getattr(measured, f"{name}_error") for name in ("distortion", "neg_elbo")},
     }
     if importance_draws is not None:
-        rows = x[:importance_rows]
-        options = {"draws": importance_draws, "max_batch_size": 2 * batch_size}
-        found["importance_nll"] = metrics.importance_nll(model, rows, **options)
-        found["importance_draws"], found["importance_rows"] = importance_draws, len(rows)
+        found |= _importance(model, test.select(slice(importance_rows)), importance_draws, 2 * batch_size)
     if isinstance(posterior, ChannelOutput) or gaussian_factors(posterior) is not None:
         found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
     if (noise := noise_total_correlation(model)) is not None:
@@ -227,6 +226,20 @@ def evaluate(
         directory.write_figures(drawn)
         directory.write_json(EVALUATION_FILE, found)
     return found
+
+
+def _importance(model: Model, test: LabeledDataset, draws: int, max_batch_size: int) -> dict[str, Any]:
+    """The importance-sampled -log p(x) of the test rows, and how far it can be trusted."""
+    estimate = metrics.importance_estimate(model, test, draws=draws, max_batch_size=max_batch_size)
+    quartiles = torch.quantile(estimate.effective_draws, estimate.effective_draws.new_tensor([0, 0.25, 0.5, 0.75, 1]))
+    return {
+        "importance_nll": estimate.nll,
+        "importance_nll_error": estimate.nll_error,
+        "importance_draws": draws,
+        "importance_rows": len(test),
+        "importance_effective_draws": quartiles.tolist(),
+        "importance_warning": estimate.warning,
+    }
 
 
 @torch.no_grad()
