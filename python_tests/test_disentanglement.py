@@ -112,8 +112,25 @@ def test_latents_that_are_switched_off_take_no_part():
     factors = grid(4, 5, 3)
     still = torch.cat([torch.full((60, 2), 0.1), 1e-3 * factors[:, :1], factors], 1).double()
     assert metrics.factor_vae_score(still, factors, **VOTES) == 1
-    assert metrics.factor_vae_score(still[:, :3], factors, **VOTES) == 0
-    assert metrics.factor_vae_score(still[:, 1:], factors, min_std=0.0, **VOTES) == 1
+    assert metrics.factor_vae_score(still[:, :2], factors, **VOTES) == 0
+    assert metrics.factor_vae_score((still + 1e-16 * torch.rand(60, 6))[:, :2], factors, **VOTES) == 0
+    assert metrics.factor_vae_score(still[:, 1:], factors, **VOTES) == 1
+    noisy = still + 0.1 * torch.randn(60, 6)
+    assert metrics.factor_vae_score(still[:, :3], factors, noisy_codes=noisy[:, :3], **VOTES) == 0
+    assert metrics.factor_vae_score(still[:, :3], factors, noisy_codes=noisy[:, :3], min_ratio=0, **VOTES) > 0
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 64.0, 1e6])
+def test_factor_vae_score_does_not_depend_on_units(scale):
+    """Any positive number for each latent, with and without noisy codes, of which one latent is only noise."""
+    factors = grid(4, 5, 3).repeat(20, 1)
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    codes = torch.cat([factors.double() @ (torch.eye(3) + 0.3 * turn), 0.01 * torch.randn(1200, 1)], 1)
+    noisy = codes + torch.tensor([0.1, 0.2, 0.3, 1.0]) * torch.randn(1200, 4)
+    factor = scale * torch.exp(2 * torch.randn(4, dtype=torch.float64))
+    for samples, scaled in ((None, None), (noisy, noisy * factor)):
+        plain = metrics.factor_vae_score(codes, factors, noisy_codes=samples, seed=3, **VOTES)
+        assert metrics.factor_vae_score(codes * factor, factors, noisy_codes=scaled, seed=3, **VOTES) == plain
 
 
 def test_factor_vae_score_agrees_with_its_definition():
@@ -143,7 +160,9 @@ def test_factor_vae_score_refuses_bad_numbers():
     for name, value in {"train_votes": 0, "test_votes": 0, "rows_per_vote": 1}.items():
         with pytest.raises(ValueError, match=f"{name} must be at least"):
             metrics.factor_vae_score(factors.double(), factors, **{name: value})
-    with pytest.raises(ValueError, match="min_std must be a finite number of at least 0, got -1"):
-        metrics.factor_vae_score(factors.double(), factors, min_std=-1)
+    with pytest.raises(ValueError, match="min_ratio must be a finite number of at least 0, got -1"):
+        metrics.factor_vae_score(factors.double(), factors, min_ratio=-1)
     with pytest.raises(ValueError, match="factors must have at least 2 columns, got 1"):
         metrics.factor_vae_score(factors.double(), factors[:, :1])
+    with pytest.raises(ValueError, match="noisy_codes must have the 2 columns of codes, got 1"):
+        metrics.factor_vae_score(factors.double(), factors, noisy_codes=factors[:, :1].double())

@@ -122,7 +122,8 @@ def factor_vae_score(
     train_votes: int = 10_000,
     test_votes: int = 5_000,
     rows_per_vote: int = 64,
-    min_std: float = 0.05,
+    noisy_codes: TensorOrArray | None = None,
+    min_ratio: float = 0.05,
     seed: int | None = None,
 ) -> float:
     """Compute the FactorVAE score (Kim and Mnih 2018, section 4) of codes with known factors.
@@ -132,14 +133,21 @@ def factor_vae_score(
     test votes whose factor is the most frequent factor among the training votes for the same latent: 1 if each factor
     has a latent of its own, about 1/F if the codes carry no information.
 
+    The score does not change if codes are multiplied by positive numbers, one for each latent.
+
     Args:
-        codes: (N, d), float64 or float32, tensor or array, preferably of every combination of factors.
+        codes: (N, d), float64 or float32, tensor or array, preferably of every combination of factors. The paper uses
+            means, as of ``Model.encode_mean``.
         factors: Integers (N, F) with F at least 2, each column with at least two values.
         train_votes, test_votes: The numbers of votes that decide which factor each latent represents, and that are
             scored. More votes make the score more precise.
         rows_per_vote: The number of rows of a vote. More rows make the votes more certain.
-        min_std: Latents whose standard deviation over all rows is lower are ignored. If that is all of them, the score
-            is 0.
+        noisy_codes: Samples of z in the units of the codes, (M, d), by which inactive latents are recognized: those
+            whose noise hides the code. For the z of a VAE, whose standard deviation is 1, the minimum ratio is the
+            published minimum of the standard deviation. None ignores no latents but those that are constant up to
+            rounding.
+        min_ratio: Latents are ignored if the standard deviation of their codes over all rows is a smaller share of that
+            of the noisy codes. If all of them are, the score is 0.
         seed: The seed of the draws. None draws from PyTorch's own generator.
 
     Raises:
@@ -154,7 +162,7 @@ def factor_vae_score(
     _checks.whole("train_votes", train_votes, minimum=1)
     _checks.whole("test_votes", test_votes, minimum=1)
     _checks.whole("rows_per_vote", rows_per_vote, minimum=2)
-    min_std = _checks.number("min_std", min_std, minimum=0)
+    min_ratio = _checks.number("min_ratio", min_ratio, minimum=0)
     generator = None
     if seed is not None:
         low, high = _checks.INT64
@@ -162,7 +170,13 @@ def factor_vae_score(
     # For each factor, the rows that share a value.
     groups = [each.argsort(stable=True).split(each.unique(return_counts=True)[1].tolist()) for each in labels.T]
     std = points.double().std(0)
-    active = ((std >= min_std) & (std > 0)).nonzero().flatten()
+    is_active = std > 4 * torch.finfo(points.dtype).eps * points.abs().amax(0)
+    if noisy_codes is not None:
+        noisy = read_codes("noisy_codes", noisy_codes, minimum=2).to(points.device)
+        if noisy.shape[1] != points.shape[1]:
+            raise ValueError(f"noisy_codes must have the {points.shape[1]} columns of codes, got {noisy.shape[1]}")
+        is_active &= std >= min_ratio * noisy.double().std(0)
+    active = is_active.nonzero().flatten()
     if len(active) == 0:
         return 0.0
 

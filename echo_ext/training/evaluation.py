@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,8 @@ def evaluate(
     The result always contains the rate (or rate bound), the distortion and the negative ELBO, with the standard errors
     over their noise samples. If the posterior is that of Echo or a Gaussian, there are also ``latent_information`` and
     ``marginal_activations.png``; for labeled data ``knn_accuracy``; for Echo ``noise_total_correlation`` and
-    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. With ``importance_draws`` there are
+    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. These scores, the accuracy and t-SNE
+    are those of mean codes, ``Model.encode_mean``. With ``importance_draws`` there are
     also the quartiles of the effective sample sizes over the rows, ``importance_effective_draws``, and, where they are
     too small to trust the estimate, ``importance_warning``. While a run is being trained, the model is that of its last
     finished epoch.
@@ -199,7 +200,7 @@ def evaluate(
         needed = f"shape {model.data_shape} for the model in {directory}"
         raise ValueError(f"data {configuration.data!r} must have {needed}, got {shape}")
     measured = _measured(run, test, draws)
-    codes = _codes(model, test)
+    codes = encoded(model.encode_mean, test)
     x = test.values(slice(CODE_ROWS))
     posterior = _posterior(model, x)
     found = {
@@ -217,7 +218,7 @@ def evaluate(
         found["noise_total_correlation"] = noise
     if int(test.labels.min()) >= 0:
         train = parts["train"].select(slice(CODE_ROWS))
-        known, k = _codes(model, train), min(NEIGHBORS, len(train))
+        known, k = encoded(model.encode_mean, train), min(NEIGHBORS, len(train))
         found["knn_accuracy"] = metrics.knn_accuracy(known, train.labels, codes, test.labels, k=k)
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
@@ -252,11 +253,11 @@ def _posterior(model: Model, x: Tensor) -> Distribution | ChannelOutput | None:
 
 
 @torch.no_grad()
-def _codes(model: Model, data: LabeledDataset) -> Tensor:
-    """One sample of z for each row: (N, latent_dim)."""
+def encoded(encode: Callable[[Tensor], Tensor], data: LabeledDataset) -> Tensor:
+    """What a method of a model, such as ``encode_mean``, gives for each row: (N, latent_dim)."""
     device = data.labels.device
     rows = torch.arange(len(data), device=device).split(evaluation_batch_size(device))
-    return torch.cat([model.encode(data.values(each)).float() for each in rows])
+    return torch.cat([encode(data.values(each)).float() for each in rows])
 
 
 @torch.no_grad()
@@ -272,23 +273,28 @@ def _echo_channel(model: nn.Module) -> EchoChannel | None:
 
 
 def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float]:
-    """MIG (with 20 bins) and the FactorVAE score, on random rows of the whole grid of factors."""
+    """MIG (with 20 bins) and the FactorVAE score of mean codes of random rows of the whole grid of factors."""
     generator = torch.Generator().manual_seed(derive_seed(seed, Stream.MEASURE, 1))
     grid = test.whole()
     order = torch.randperm(len(grid), generator=generator, device="cpu")
     sample = grid.select(order[:GRID_ROWS].to(test.labels.device))
-    codes = _codes(model, sample)
+    codes = encoded(model.encode_mean, sample)
+    noisy = encoded(model.encode, sample.select(slice(CODE_ROWS)))
+    seed = derive_seed(seed, Stream.MEASURE, 2)
     return {
         "mig": metrics.mig(codes[:CODE_ROWS], sample.factors[:CODE_ROWS]),
-        "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, seed=derive_seed(seed, Stream.MEASURE, 2)),
+        "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, noisy_codes=noisy, seed=seed),
     }
 
 
 def _code_figures(model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, tsne: bool) -> dict[str, Figure]:
+    """The figures of the samples of z for x, and of the mean codes."""
     from echo_ext import plots
 
-    # A latent that the model does not use is constant, so it has no density to plot.
-    varied = codes[:, codes.amax(0) > codes.amin(0)].cpu()
+    with torch.no_grad():
+        samples = model.encode(x)
+    # A latent that the model does not use may be constant, so it has no density to plot.
+    varied = samples[:, samples.amax(0) > samples.amin(0)].float().cpu()
     drawn = {}
     if varied.shape[1] and len(varied) >= MIN_NORMALITY_ROWS:
         drawn["marginal_activations.png"] = plots.marginal_activations(varied)
