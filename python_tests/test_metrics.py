@@ -386,6 +386,8 @@ def test_knn_accuracy_is_scikit_learn_s(k):
     assert metrics.knn_accuracy(train, train_labels, test, test_labels, k=k) == theirs
     tensors = [torch.from_numpy(each) for each in (train, train_labels, test, test_labels)]
     assert metrics.knn_accuracy(*tensors, k=k) == theirs
+    several = metrics.knn_accuracy(*tensors, k=[10, k, 1])
+    assert several == [metrics.knn_accuracy(*tensors, k=each) for each in (10, k, 1)]
 
 
 def test_knn_accuracy_ties_and_strangers():
@@ -395,6 +397,10 @@ def test_knn_accuracy_ties_and_strangers():
     assert metrics.knn_accuracy(train, labels, train, torch.tensor([7, 9, 9, 2]), k=1) == 0.5  # a label never seen
     with pytest.raises(ValueError, match="k must be at most the number of training rows, 4, got 5"):
         metrics.knn_accuracy(train, labels, train, labels)
+    with pytest.raises(ValueError, match="k must be at most the number of training rows, 4, got 9"):
+        metrics.knn_accuracy(train, labels, train, labels, k=(1, 9))
+    with pytest.raises(ValueError, match="k must have at least one number, got none"):
+        metrics.knn_accuracy(train, labels, train, labels, k=())
     with pytest.raises(ValueError, match="must have the 1 columns of train_codes, got 2"):
         metrics.knn_accuracy(train, labels, torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), k=1)
     with pytest.raises(ValueError, match="train_labels must have one row for each of the 4 codes, got 3"):

@@ -24,7 +24,10 @@ LABELS = {
     "neg_elbo": "-ELBO",
     "importance_nll": "-log p(x) at most, importance",
     "noise_total_correlation": "noise TC, 2nd order",
+    "knn_accuracy_k1": "1-NN accuracy",
+    "knn_accuracy_k3": "3-NN accuracy",
     "knn_accuracy": "5-NN accuracy",
+    "knn_accuracy_k10": "10-NN accuracy",
     "mig": "MIG, 20 bins",
     "factor_vae_score": "FactorVAE score",
 }

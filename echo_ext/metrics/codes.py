@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -78,6 +79,7 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
     return rate.sum(1), f.norm(dim=1)
 
 
+@overload
 def knn_accuracy(
     train_codes: TensorOrArray,
     train_labels: TensorOrArray,
@@ -85,7 +87,24 @@ def knn_accuracy(
     test_labels: TensorOrArray,
     *,
     k: int = 5,
-) -> float:
+) -> float: ...
+@overload
+def knn_accuracy(
+    train_codes: TensorOrArray,
+    train_labels: TensorOrArray,
+    test_codes: TensorOrArray,
+    test_labels: TensorOrArray,
+    *,
+    k: Sequence[int],
+) -> list[float]: ...
+def knn_accuracy(
+    train_codes: TensorOrArray,
+    train_labels: TensorOrArray,
+    test_codes: TensorOrArray,
+    test_labels: TensorOrArray,
+    *,
+    k: int | Sequence[int] = 5,
+) -> float | list[float]:
     """Measure the accuracy of a classifier by k nearest neighbors (Euclidean) on the codes.
 
     The predicted label of a test row is the most frequent one among its k nearest training rows. Of equally frequent
@@ -96,10 +115,10 @@ def knn_accuracy(
         train_labels: Integers (N,).
         test_codes: (M, d), of the same kind as train_codes.
         test_labels: Integers (M,).
-        k: The number of neighbors, at most N. A larger k makes the decision smoother.
+        k: The number of neighbors, at most N, or several numbers. A larger k makes the decision smoother.
 
     Returns:
-        The share of test rows whose label is predicted correctly.
+        The share of test rows whose label is predicted correctly, or a list with that for each k.
 
     Raises:
         TypeError: Codes are not float64 or float32, or labels are not integers.
@@ -108,16 +127,24 @@ def knn_accuracy(
     train, test = read_codes("train_codes", train_codes), read_codes("test_codes", test_codes)
     known = read_integers("train_labels", train_labels, rows=len(train)).to(train.device)
     wanted = read_integers("test_labels", test_labels, rows=len(test)).to(train.device)
-    k = _checks.whole("k", k, minimum=1)
-    if k > len(train):
-        raise ValueError(f"k must be at most the number of training rows, {len(train)}, got {k}")
+    sizes = [_checks.whole("k", each, minimum=1) for each in (k if isinstance(k, Sequence) else (k,))]
+    if not sizes:
+        raise ValueError("k must have at least one number, got none")
+    if max(sizes) > len(train):
+        raise ValueError(f"k must be at most the number of training rows, {len(train)}, got {max(sizes)}")
     if test.shape[1] != train.shape[1]:
         raise ValueError(f"test_codes must have the {train.shape[1]} columns of train_codes, got {test.shape[1]}")
-    nearest = knn(train, test, k, metric="euclidean")[1]
+    nearest = knn(train, test, max(sizes), metric="euclidean")[1]
     labels, codes = torch.unique(known, return_inverse=True)
     votes = codes[nearest]
-    counts = votes.new_zeros(len(test), len(labels)).scatter_add_(1, votes, torch.ones_like(votes))
-    return float((labels[counts.argmax(1)] == wanted).double().mean())
+
+    def accuracy(size: int) -> float:
+        ones = torch.ones_like(votes[:, :size])
+        counts = votes.new_zeros(len(test), len(labels)).scatter_add_(1, votes[:, :size], ones)
+        return float((labels[counts.argmax(1)] == wanted).double().mean())
+
+    accuracies = [accuracy(size) for size in sizes]
+    return accuracies if isinstance(k, Sequence) else accuracies[0]
 
 
 def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:

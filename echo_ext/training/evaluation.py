@@ -42,7 +42,8 @@ VECTORS = 2000
 CODE_ROWS, EMBEDDED_ROWS = 10_000, 2_000
 GRID_ROWS = 100_000
 NOISE_SAMPLES = 100_000
-NEIGHBORS = 5
+# Numbers of neighbors of the accuracies. knn_accuracy is that of NEIGHBORS, those of the others have a suffix.
+NEIGHBORS, OTHER_NEIGHBORS = 5, (1, 3, 10)
 # Seconds to wait while another evaluation of the same run writes its files.
 LOCK_TIMEOUT = 60.0
 
@@ -163,12 +164,12 @@ def evaluate(
 
     The result always contains the rate (or rate bound), the distortion and the negative ELBO, with the standard errors
     over their noise samples. If the posterior is that of Echo or a Gaussian, there are also ``latent_information`` and
-    ``marginal_activations.png``; for labeled data ``knn_accuracy``; for Echo ``noise_total_correlation`` and
+    ``marginal_activations.png``; for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows) and
+    ``knn_accuracy_k1``, ``_k3`` and ``_k10``; for Echo ``noise_total_correlation`` and
     ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. These scores, the accuracy and t-SNE
-    are those of mean codes, ``Model.encode_mean``. With ``importance_draws`` there are
-    also the quartiles of the effective sample sizes over the rows, ``importance_effective_draws``, and, where they are
-    too small to trust the estimate, ``importance_warning``. While a run is being trained, the model is that of its last
-    finished epoch.
+    are those of mean codes, ``Model.encode_mean``. With ``importance_draws`` there are also the quartiles of the
+    effective sample sizes over the rows, ``importance_effective_draws``, and, where they are too small to trust the
+    estimate, ``importance_warning``. While a run is being trained, the model is that of its last finished epoch.
 
     Args:
         path: The folder of the run.
@@ -217,9 +218,7 @@ def evaluate(
     if (noise := noise_total_correlation(model)) is not None:
         found["noise_total_correlation"] = noise
     if int(test.labels.min()) >= 0:
-        train = parts["train"].select(slice(CODE_ROWS))
-        known, k = encoded(model.encode_mean, train), min(NEIGHBORS, len(train))
-        found["knn_accuracy"] = metrics.knn_accuracy(known, train.labels, codes, test.labels, k=k)
+        found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
     drawn = _code_figures(model, x, codes[: len(x)], test.labels, tsne=tsne)
@@ -270,6 +269,16 @@ def noise_total_correlation(model: nn.Module) -> float | None:
 def _echo_channel(model: nn.Module) -> EchoChannel | None:
     channel = getattr(model, "channel", None)
     return channel if isinstance(channel, EchoChannel) else None
+
+
+def _knn_accuracies(
+    train_codes: Tensor, train: LabeledDataset, test_codes: Tensor, test: LabeledDataset
+) -> dict[str, float]:
+    """The accuracy for each number of neighbors, or for all training rows if these are fewer."""
+    names = {"knn_accuracy": NEIGHBORS, **{f"knn_accuracy_k{k}": k for k in OTHER_NEIGHBORS}}
+    k = [min(each, len(train)) for each in names.values()]
+    found = metrics.knn_accuracy(train_codes, train.labels, test_codes, test.labels, k=k)
+    return dict(zip(names, found, strict=True))
 
 
 def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float]:
