@@ -10,7 +10,7 @@ from campaign_archive import run_states
 from echo_ext.training.run_directory import EVALUATION_FILE
 
 PUBLISHED = json.loads((Path(__file__).parent / "published.json").read_text())
-QUANTITIES = ["rate", "rate_bound", "distortion", "neg_elbo", "noise_total_correlation"]
+QUANTITIES = ["rate", "rate_bound", "distortion", "neg_elbo", "noise_total_correlation", "noise_log_det"]
 QUANTITIES += ["factor_vae_score", "mig", "knn_accuracy", "importance_nll"]
 
 

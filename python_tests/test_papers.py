@@ -264,6 +264,6 @@ def test_consistency_and_noise_experiments_write_their_files(monkeypatch, tmp_pa
     monkeypatch.setattr(noise_tc, "SAMPLES", 2000)
     (row,) = run(noise_tc.EXPERIMENT, tmp_path / "noise", seeds=(0,), limit=200).to_dict("records")
     assert list(row.items())[:2] == [("data", "digits"), ("published TC", 1.5)]
-    assert row[noise_tc.CORRELATION] > 0
+    assert row[noise_tc.PRINTED] == 2 * row[noise_tc.CORRELATION] > 0
     assert row["-ELBO"] == pytest.approx(row["rate"] + row["distortion"])
     assert (tmp_path / "noise" / "correlations.png").is_file()

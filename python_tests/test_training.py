@@ -295,6 +295,10 @@ def test_evaluation_agrees_with_the_result(echo_run):
     for k, name in ((1, "knn_accuracy_k1"), (3, "knn_accuracy_k3"), (5, "knn_accuracy"), (10, "knn_accuracy_k10")):
         assert found[name] == pytest.approx(metrics.knn_accuracy(codes[0], x[1], codes[1], y[1], k=k), abs=0.01)
     assert found["noise_total_correlation"] >= 0
+    assert found["noise_log_det"] == 2 * found["noise_total_correlation"]
+    torch.manual_seed(0)
+    correlation = torch.corrcoef(model.channel.sample(100_000).double().T)
+    assert found["noise_log_det"] == pytest.approx(-float(torch.logdet(correlation)), abs=0.1)
     assert "importance_nll" not in found
     assert json.loads((path / "evaluation.json").read_text()) == found
     assert {"marginal_activations.png", "rate_against_activation.png"} <= {file.name for file in path.iterdir()}

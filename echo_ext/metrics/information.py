@@ -28,9 +28,10 @@ BLOCK = 1 << 21
 def gaussian_total_correlation(samples: TensorOrArray) -> float:
     """Compute the total correlation that samples (N, d) would have if they were Gaussian: ``-1/2 log det corr``, nats.
 
-    For other distributions this is the second-order part of the total correlation (Brekelmans et al. 2019, section 5).
-    It is 0 where nothing is correlated, and infinite where a column is a linear combination of others. It is computed
-    in float64.
+    For other distributions this is the second-order part of the total correlation. It is 0 where nothing is correlated,
+    and infinite where a column is a linear combination of others. It is computed in float64. The formula that
+    Brekelmans et al. (2019, appendix C) print, ``-log |diag(C)^-1 C|`` for the covariance C, has no factor 1/2: its
+    values are twice as large.
 
     Raises:
         TypeError: The samples are not float64 or float32.

@@ -163,13 +163,19 @@ def evaluate(
     """Evaluate the model of a run on its test rows; write ``evaluation.json`` and figures of the codes into its folder.
 
     The result always contains the rate (or rate bound), the distortion and the negative ELBO, with the standard errors
-    over their noise samples. If the posterior is that of Echo or a Gaussian, there are also ``latent_information`` and
-    ``marginal_activations.png``; for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows) and
-    ``knn_accuracy_k1``, ``_k3`` and ``_k10``; for Echo ``noise_total_correlation`` and
-    ``rate_against_activation.png``; for dSprites ``mig`` and ``factor_vae_score``. These scores, the accuracy and t-SNE
-    are those of mean codes, ``Model.encode_mean``. With ``importance_draws`` there are also the quartiles of the
-    effective sample sizes over the rows, ``importance_effective_draws``, and, where they are too small to trust the
-    estimate, ``importance_warning``. While a run is being trained, the model is that of its last finished epoch.
+    over their noise samples. Others depend on the model and the data:
+
+    * ``latent_information`` and ``marginal_activations.png``, if the posterior is that of Echo or a Gaussian;
+    * for Echo ``noise_total_correlation``, ``-1/2 log det`` of the correlation matrix of the noise, ``noise_log_det``,
+      which is ``-log det``, as the Echo paper prints it, and ``rate_against_activation.png``;
+    * for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows), ``knn_accuracy_k1``, ``_k3`` and
+      ``_k10``;
+    * for dSprites ``mig`` and ``factor_vae_score``;
+    * with ``importance_draws`` the ``importance_nll``, the quartiles of its effective sample sizes over the rows,
+      ``importance_effective_draws``, and, where they are too small to trust the estimate, ``importance_warning``.
+
+    The scores, the accuracies and t-SNE are those of mean codes, ``Model.encode_mean``. While a run is being trained,
+    the model is that of its last finished epoch.
 
     Args:
         path: The folder of the run.
@@ -217,6 +223,7 @@ def evaluate(
         found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
     if (noise := noise_total_correlation(model)) is not None:
         found["noise_total_correlation"] = noise
+        found["noise_log_det"] = 2 * noise
     if int(test.labels.min()) >= 0:
         found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)
     if isinstance(test, DSprites):
