@@ -16,8 +16,9 @@ from training_cases import CASES, checkpoint, same
 
 from echo_ext import data, metrics, training
 from echo_ext.metrics import likelihood
+from echo_ext.models import Model
 from echo_ext.models.recipes import RECIPES
-from echo_ext.training import Configuration, RunDirectory, fitting, running, sweeping
+from echo_ext.training import Configuration, RunDirectory, evaluation, fitting, running, sweeping
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
@@ -327,6 +328,44 @@ def test_importance_sampling_uses_all_test_rows_and_warns(tmp_path, monkeypatch)
         found = training.evaluate(tmp_path, importance_draws=20)
     assert found["importance_rows"] == len(data.load("digits")["test"])
     assert "-log p(x) is overestimated" in found["importance_warning"]
+
+
+class Shifted(Model):
+    """Codes that are x with Gaussian noise, so that I(x; z) and the error are known."""
+
+    NOISE = 0.5
+
+    def __init__(self):
+        super().__init__((2,))
+
+    def loss(self, x):
+        raise NotImplementedError
+
+    def encode(self, x):
+        return x + self.NOISE * torch.randn_like(x)
+
+    def decode(self, z):
+        return z + 3.0
+
+    def sample(self, n):
+        raise NotImplementedError
+
+
+def test_information_and_error_of_vectors_in_closed_form():
+    measures = evaluation._vector_measures(Shifted(), 2 * torch.randn(4000, 2))
+    assert measures["information_ksg"] == pytest.approx(math.log(1 + 4 / Shifted.NOISE**2), abs=0.1)
+    assert measures["rmse"] == pytest.approx(math.sqrt(9 + Shifted.NOISE**2), abs=0.05)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_evaluation_of_vectors_and_number_of_parameters(tmp_path):
+    settings = {"hidden": [7], "objective": "vae"}
+    configuration = Configuration.of("mim", "gmm2d", latent_dim=3, limit=200, epochs=1, model_settings=settings)
+    result = training.train(configuration, tmp_path)
+    assert result["parameters"] == (2 * 7 + 7) + (7 * 6 + 6) + (3 * 7 + 7) + (7 * 4 + 4)  # encoder, decoder
+    found = training.evaluate(tmp_path)
+    assert found["rmse"] > 0
+    assert math.isfinite(found["information_ksg"])
 
 
 # ---- Sweeps ----------------------------------------------------------------------------------------------------------

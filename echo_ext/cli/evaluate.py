@@ -29,6 +29,8 @@ LABELS = {
     "knn_accuracy_k3": "3-NN accuracy",
     "knn_accuracy": "5-NN accuracy",
     "knn_accuracy_k10": "10-NN accuracy",
+    "information_ksg": "I(x; z) by KSG",
+    "rmse": "RMSE per coordinate",
     "mig": "MIG, 20 bins",
     "factor_vae_score": "FactorVAE score",
 }

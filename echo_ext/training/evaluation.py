@@ -17,6 +17,7 @@ from echo_ext import _checks, metrics
 from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
+from echo_ext.estimators import mutual_information
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.codes import MIN_NORMALITY_ROWS
 from echo_ext.metrics.information import METHODS, InformationMethod
@@ -49,13 +50,14 @@ LOCK_TIMEOUT = 60.0
 
 
 def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[str, Any]:
-    """The content of ``result.json``: the rate or rate bound, distortion and -ELBO of the test rows, and settings."""
+    """The content of ``result.json``: rate or rate bound, distortion and -ELBO of the test rows, and settings."""
     configuration, history = run.configuration, run.history
     return {
         **{name: getattr(configuration, name) for name in ("recipe", "data", "beta", "seed")},
         **_bounds(_measured(run, test, draws)),
         "unit": "nats per sample",
         "draws": draws,
+        "parameters": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
         "rows": {"test": len(test)},
         "epochs": len(history),
         "seconds": round(sum(row["seconds"] for row in history), 2),
@@ -170,6 +172,8 @@ def evaluate(
       which is ``-log det``, as the Echo paper prints it, and ``rate_against_activation.png``;
     * for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows), ``knn_accuracy_k1``, ``_k3`` and
       ``_k10``;
+    * for vectors ``information_ksg``, the KSG estimate of I(x; z) in nats with k = 5 and at most 10,000 rows, and
+      ``rmse``, the root mean square error per coordinate of x decoded from one sample of z;
     * for dSprites ``mig`` and ``factor_vae_score``;
     * with ``importance_draws`` the ``importance_nll``, the quartiles of its effective sample sizes over the rows,
       ``importance_effective_draws``, and, where they are too small to trust the estimate, ``importance_warning``.
@@ -224,6 +228,8 @@ def evaluate(
     if (noise := noise_total_correlation(model)) is not None:
         found["noise_total_correlation"] = noise
         found["noise_log_det"] = 2 * noise
+    if len(model.data_shape) == 1:
+        found |= _vector_measures(model, x)
     if int(test.labels.min()) >= 0:
         found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)
     if isinstance(test, DSprites):
@@ -276,6 +282,17 @@ def noise_total_correlation(model: nn.Module) -> float | None:
 def _echo_channel(model: nn.Module) -> EchoChannel | None:
     channel = getattr(model, "channel", None)
     return channel if isinstance(channel, EchoChannel) else None
+
+
+@torch.no_grad()
+def _vector_measures(model: Model, x: Tensor) -> dict[str, float]:
+    """The information between x and samples of z, by KSG, and the root mean square error of x decoded from them."""
+    z = model.encode(x)
+    error = torch.cat([model.decode(part) for part in z.split(evaluation_batch_size(z.device))]) - x
+    return {
+        "information_ksg": float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
+        "rmse": float(error.double().square().mean().sqrt()),
+    }
 
 
 def _knn_accuracies(
