@@ -156,6 +156,14 @@ def test_sweep_prints_its_table(capsys):
         (recipe, beta, "2", ["rate", "bound"]) for recipe in ("vae", "beta-vae") for beta in ("0.5", "1")
     ]
     assert all(row.count("+-") == 3 for row in rows)
+    assert "means over the seeds, +- standard errors" in lines
+    words[words.index("0,1")] = "0,1,2"
+    assert cli.main([*words, "--out", "grid", *QUICK, "--evaluate", "--trim", "1"]) == 0
+    report = capsys.readouterr().out
+    assert "5-NN accuracy" in report
+    assert "means over the seeds, without the 1 best and worst by -ELBO, +- standard errors" in report
+    code, line = fail(capsys, *words, "--out", "grid", *QUICK, "--trim", "2")
+    assert (code, "--trim must be less than half the number of seeds, which is 3 for 'vae'" in line) == (2, True)
 
 
 def test_interrupted_run_prints_how_to_continue(capsys, monkeypatch):

@@ -401,6 +401,7 @@ def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatc
             values = [result[name] for result in results]
             assert mean == pytest.approx(statistics.mean(values))
             assert error == pytest.approx(statistics.stdev(values) / math.sqrt(3))
+        assert row.neg_elbo_std == pytest.approx(row.neg_elbo_error * math.sqrt(3))
     assert [float(row["distortion"]) for row in table(tmp_path / "table.csv")] == [row.distortion for row in rows]
     assert json.loads((tmp_path / "table.json").read_text())[0]["rate"] == rows[0].rate
     assert (tmp_path / "rate_distortion.png").stat().st_size > 10_000
@@ -411,6 +412,58 @@ def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatc
     assert {file: file.stat().st_mtime_ns for file in tmp_path.glob("*/last.ckpt")} == before
     with pytest.raises(FileExistsError, match="contains another run, with epochs 2, not 4"):
         training.sweep([Configuration.of("vae", "digits", beta=0.5, seed=0, **SMALL)], tmp_path)
+
+
+def test_table_averages_every_measure_without_the_extremes():
+    """Of ten runs the best and the worst by -ELBO are left out; what a run does not have is no number."""
+    losses = torch.randn(10, dtype=torch.float64).mul(3).add(90).tolist()
+    common = {"recipe": "echo", "data": "digits", "beta": 2.0, "draws": 4, "rows": {"test": 9}, "parameters": 77}
+    results = [
+        {**common, "seed": seed, "rate": 0.1 * seed, "rate_error": 9.0, "distortion": loss - 0.1 * seed}
+        | {"neg_elbo": loss, "mig": None if seed == 4 else loss / 7, "nothing": None, "latent_information": [1.0]}
+        for seed, loss in enumerate(losses)
+    ]
+    kept = sorted(results, key=lambda each: each["neg_elbo"])[2:-2]
+    (row,) = sweeping._table(results, 2).to_dict("records")
+    assert row["seeds"] == 6
+    for name in ("rate", "distortion", "neg_elbo", "mig", "parameters"):
+        values = [each[name] for each in kept if each[name] is not None]
+        assert row[name] == pytest.approx(statistics.mean(values))
+        assert row[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=1e-12)
+        assert row[f"{name}_error"] == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-12)
+    assert not {"nothing", "beta_std", "seed", "draws", "rows", "latent_information", "rate_error_std"} & row.keys()
+    (row,) = sweeping._table(results).to_dict("records")
+    assert (row["seeds"], row["neg_elbo"]) == (10, pytest.approx(statistics.mean(losses)))
+    assert sweeping._table(results[:4], 2).empty
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_evaluated_sweep_averages_scores_and_trims(tmp_path, monkeypatch):
+    evaluated = []
+    evaluate = sweeping.evaluate_run
+    monkeypatch.setattr(sweeping, "evaluate_run", lambda path, **more: evaluated.append(path) or evaluate(path, **more))
+    grid = [Configuration.of("vae", "digits", seed=seed, **{**SMALL, "epochs": 1}) for seed in (0, 1, 2)]
+    training.sweep(grid[:1], tmp_path, show_progress=False)
+    assert not evaluated
+    (row,) = training.sweep(grid, tmp_path, evaluate=True, show_progress=False).table.to_dict("records")
+    assert sorted(evaluated) == sorted(tmp_path / f"vae-beta1-seed{seed}" for seed in (0, 1, 2))
+    found = [json.loads((path / "evaluation.json").read_text()) for path in sorted(evaluated)]
+    for name in ("knn_accuracy", "knn_accuracy_k1", "rate"):
+        values = [each["rate_bound" if name == "rate" else name] for each in found]
+        assert row[name] == pytest.approx(statistics.mean(values))
+        assert row[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=1e-12)
+
+    evaluated.clear()
+    (tmp_path / "vae-beta1-seed1" / "evaluation.json").write_text("{")
+    (row,) = training.sweep(grid, tmp_path, evaluate=True, trim=1, show_progress=False).table.to_dict("records")
+    assert evaluated == [tmp_path / "vae-beta1-seed1"]
+    middle = statistics.median(each["neg_elbo"] for each in found)
+    assert (row["seeds"], row["neg_elbo"]) == (1, pytest.approx(middle))
+    assert float(table(tmp_path / "table.csv")[0]["neg_elbo"]) == row["neg_elbo"]
+    with pytest.raises(ValueError, match="trim must be less than half the number of seeds, which is 3 for 'vae'"):
+        training.sweep(grid, tmp_path, trim=2)
+    with pytest.raises(ValueError, match="trim must be at least 0, got -1"):
+        training.sweep(grid, tmp_path, trim=-1)
 
 
 # ---- Several processes -----------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join([first.ljust(widths[0]), *aligned]).rstrip())
 
 
-def with_error(mean: float, error: float) -> str:
-    """A mean with its standard error, unless that is not known."""
-    return f"{mean:.2f}" + ("" if math.isnan(error) else f" +- {error:.2f}")
+def with_error(mean: float, error: float, digits: int = 2) -> str:
+    """A mean with its standard error, unless that is not known, or nothing if the mean is not known either."""
+    if math.isnan(mean):
+        return ""
+    return f"{mean:.{digits}f}" + ("" if math.isnan(error) else f" +- {error:.{digits}f}")

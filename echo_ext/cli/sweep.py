@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from echo_ext import _checks
+from echo_ext.cli.evaluate import LABELS
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device")
     text = "save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them"
     add("--time-limit", metavar="TIME", help=text)
+    text = "leave out the N best and the N worst seeds of each recipe and beta, by -ELBO, from the averages"
+    add("--trim", type=int, default=0, metavar="N", help=text)
+    add("--evaluate", action="store_true", help="evaluate each run too, and average these measures")
     add_settings(parser, without=("recipe", "data", "beta", "seed"))
 
 
@@ -41,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     betas = _list("--beta", arguments.beta, float)
     seeds = _list("--seeds", arguments.seeds, int)
     time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
-    _checks.installed(*PACKAGES, "pandas", purpose="sweep")
+    packages = ("pandas", "sklearn", "scipy") if arguments.evaluate else ("pandas",)
+    _checks.installed(*PACKAGES, *packages, purpose="sweep")
     from echo_ext import training
 
     given = settings(arguments)
@@ -50,13 +55,23 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [Configuration.of(**given | {"recipe": recipe, "beta": beta, "seed": seed}) for seed, recipe, beta in grid]
     try:
         limits = {"jobs": arguments.jobs, "time_limit": time_limit}
+        limits |= {"trim": arguments.trim, "evaluate": arguments.evaluate}
         done = training.sweep(runs, arguments.out, on_run=_report, **limits, **options(arguments))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; run the same command again to continue") from None
     if len(done.table):
         print()
         header = ("recipe", "beta", "seeds", "", "rate", "distortion", "-ELBO")
-        print_table([header, *map(_cells, done.table.to_dict("records"))])
+        rows = done.table.to_dict("records")
+        print_table([header, *map(_cells, rows)])
+        if names := [name for name in LABELS if name in done.table and name not in ("rate", "distortion", "neg_elbo")]:
+            print()
+            measured = [[with_error(row[name], row[f"{name}_error"], 3) for name in names] for row in rows]
+            settings_of = [(row["recipe"], f"{row['beta']:g}") for row in rows]
+            labels = ("recipe", "beta", *(LABELS[name] for name in names))
+            print_table([labels, *((*each, *cells) for each, cells in zip(settings_of, measured, strict=True))])
+        left_out = f", without the {arguments.trim} best and worst by -ELBO" if arguments.trim else ""
+        print(f"means over the seeds{left_out}, +- standard errors")
         print(f"written to {arguments.out}")
     if done.unfinished:
         left = f"{len(done.unfinished)} of {len(runs)} runs are not finished"

@@ -228,7 +228,7 @@ def evaluate(
     if (noise := noise_total_correlation(model)) is not None:
         found["noise_total_correlation"] = noise
         found["noise_log_det"] = 2 * noise
-    if len(model.data_shape) == 1:
+    if len(model.data_shape) == 1 and len(x) > NEIGHBORS:
         found |= _vector_measures(model, x)
     if int(test.labels.min()) >= 0:
         found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)

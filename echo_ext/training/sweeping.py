@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,11 +15,13 @@ import torch
 from echo_ext import _checks
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.likelihood import rate_name_in
+from echo_ext.training import parsing
 from echo_ext.training.configuration import Configuration
+from echo_ext.training.evaluation import evaluate as evaluate_run
 from echo_ext.training.evaluation import evenly_spaced
 from echo_ext.training.fitting import Deadline, TimeLimitReached
 from echo_ext.training.processes import run_in_processes, sigterm_interrupts
-from echo_ext.training.run_directory import RunDirectory, load
+from echo_ext.training.run_directory import EVALUATION_FILE, RunDirectory, load
 from echo_ext.training.running import train
 
 if TYPE_CHECKING:
@@ -31,14 +35,17 @@ CURVES = "rate_distortion.png"
 RECONSTRUCTED_IMAGES = 8
 # Seconds to wait while another sweep of the same folder writes its table.
 LOCK_TIMEOUT = 60.0
+IMPORTANCE_SETTINGS = ("importance_draws", "importance_rows")
 
 
 class Sweep(NamedTuple):
     """The result of a sweep.
 
     Attributes:
-        table: One row for each recipe and beta of the finished runs: the means over the seeds in nats per sample, with
-            standard errors (NaN for one seed).
+        table: One row for each recipe and beta of the finished runs: the mean over the seeds of every numeric measure,
+            of ``evaluate`` too if the runs were evaluated, in nats per sample where it is an information or a
+            likelihood. ``NAME_std`` and ``NAME_error`` are its standard deviation over the seeds and the standard error
+            of the mean (NaN for one seed).
         failures: The folder name and the error of each run that failed.
         unfinished: The folder names of the runs that the time limit stopped or did not let start.
     """
@@ -54,6 +61,8 @@ def sweep(
     *,
     jobs: int = 1,
     time_limit: float | None = None,
+    trim: int = 0,
+    evaluate: bool = False,
     on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
     **options: Any,
 ) -> Sweep:
@@ -69,6 +78,10 @@ def sweep(
         jobs: Number of runs at a time, each in its own process. More use a GPU better and need more of its memory.
         time_limit: Seconds after which all runs are saved and the sweep returns. The same call continues them. A run
             that is being evaluated at that time is finished first. None means no limit.
+        trim: Number of the best and of the worst seeds, by -ELBO, that the averages of each recipe and beta leave out;
+            1 is that of the Echo paper. Those with no more than twice as many finished runs are not in the table.
+        evaluate: Whether to evaluate each run, as :func:`~echo_ext.training.evaluate` does, and to average these
+            measures too. A run with an ``evaluation.json`` of all its epochs is not evaluated again.
         on_run: Called after each run with the name of its folder and its result, or None if it failed.
         options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``show_progress`` of
             :func:`~echo_ext.training.train`.
@@ -76,11 +89,13 @@ def sweep(
     Raises:
         FileExistsError: A folder contains a run with another configuration.
         TypeError: A value has the wrong type.
-        ValueError: There are no configurations, two have the same folder, or a value is out of range.
+        ValueError: There are no configurations, two have the same folder, a value is out of range, or ``trim`` leaves
+            no seeds.
     """
     if not configurations:
         raise ValueError("configurations must contain at least one, got none")
     _checks.whole("jobs", jobs, minimum=1)
+    _check_trim(configurations, trim)
     deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
     runs = {f"{each.recipe}-beta{each.beta:g}-seed{each.seed}": each for each in configurations}
@@ -93,7 +108,7 @@ def sweep(
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-    for name, outcome in _outcomes(runs, out, jobs, deadline, options):
+    for name, outcome in _outcomes(runs, out, jobs, deadline, {**options, "evaluate": evaluate}):
         if isinstance(outcome, TimeLimitReached):
             continue
         if isinstance(outcome, Exception):
@@ -102,8 +117,8 @@ def sweep(
             found[name] = outcome
         on_run(name, found.get(name))
     finished = {name: run for name, run in runs.items() if name in found}
-    table = _table([found[name] for name in finished])
-    if finished:
+    table = _table([found[name] for name in finished], trim)
+    if len(table):
         folder = RunDirectory(out, task="sweep")
         with folder.owned(timeout=LOCK_TIMEOUT):
             folder.write(f"{TABLE}.csv", table.to_csv(index=False, na_rep="nan").encode())
@@ -120,7 +135,7 @@ def _outcomes(
     def may_start() -> bool:
         return deadline is None or not deadline.has_passed
 
-    unfinished = [name for name in runs if not RunDirectory(out / name).has_result]
+    unfinished = [name for name in runs if options["evaluate"] or not RunDirectory(out / name).has_result]
     if jobs > 1:
         options = {**options, "show_progress": False}
     calls = {name: (runs[name], out / name, {**options, "deadline": deadline}) for name in unfinished}
@@ -145,22 +160,66 @@ def _outcome(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[s
 
 
 def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    return train(configuration, path, resume=RunDirectory(path).holds_run, **options)
+    """Train a run, unless it is finished, and evaluate it if that is an option; return the measures of both."""
+    training = {name: value for name, value in options.items() if name != "evaluate"}
+    directory = RunDirectory(path)
+    if options["evaluate"] and directory.has_result:
+        directory.remove_leftovers()
+        result = directory.result()
+    else:
+        result = train(configuration, path, resume=directory.holds_run, **training)
+    return {**_evaluation(path, result, options), **result} if options["evaluate"] else result
 
 
-def _table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def _evaluation(path: Path, result: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``evaluation.json``, which is computed if there is none for all epochs of the run."""
+    with contextlib.suppress(FileNotFoundError, ValueError):  # one that is damaged is written again
+        found: Any = parsing.read_json(path / EVALUATION_FILE)
+        if isinstance(found, dict) and all(found.get(name) == result[name] for name in ("recipe", "data", "epochs")):
+            return found
+    deadline = options["deadline"]
+    if deadline is not None and deadline.has_passed:
+        raise TimeLimitReached(f"the time limit was reached before the evaluation of {path}")
+    return evaluate_run(path, **{name: options[name] for name in ("data_dir", "device") if name in options})
+
+
+def _check_trim(configurations: Sequence[Configuration], trim: int) -> None:
+    """Refuse a number of extreme seeds that leaves none of a recipe and beta."""
+    _checks.whole("trim", trim, minimum=0)
+    for (recipe, beta), seeds in Counter((each.recipe, each.beta) for each in configurations).items():
+        if seeds <= 2 * trim:
+            raise ValueError(
+                f"trim must be less than half the number of seeds, which is {seeds} for {recipe!r} at beta {beta:g}, "
+                f"got {trim}"
+            )
+
+
+def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
     """The table of :class:`Sweep`, in the order of the results."""
     import pandas as pd
 
     keys, quantities = ["recipe", "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
     named = [(rate_name_in(result), result) for result in results]
     rows = [{**result, "rate_name": name, "rate": result[name]} for name, result in named]
+    quantities += [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in quantities]
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in quantities}
+    quantities = [name for name, values in known.items() if values and all(_is_measure(name, each) for each in values)]
     runs = pd.DataFrame(rows, columns=[*keys, "seed", *quantities])
-    kinds = (("", "mean"), ("_error", "sem"))
+    groups = runs.groupby(keys)["neg_elbo"]
+    place = groups.rank(method="first")
+    runs = runs[(place > trim) & (place <= groups.transform("size") - trim)]
+    kinds = (("", "mean"), ("_std", "std"), ("_error", "sem"))
     measures = {f"{each}{end}": (each, kind) for each in quantities for end, kind in kinds}
     table = runs.groupby(keys, sort=False).agg(seeds=("seed", "size"), **measures).reset_index()
     table.insert(keys.index("rate_name"), "seeds", table.pop("seeds"))
     return table
+
+
+def _is_measure(name: str, value: object) -> bool:
+    """Whether a value in a result is a number that was measured."""
+    is_setting = name in ("beta", "seed", "draws", "rate_bound", *IMPORTANCE_SETTINGS)
+    is_number = isinstance(value, float | int) and not isinstance(value, bool)
+    return is_number and not is_setting and not name.endswith("_error")
 
 
 @torch.no_grad()
