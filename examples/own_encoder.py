@@ -21,7 +21,7 @@ def main():
     torch.manual_seed(0)
     parts = echo_ext.data.load("digits")  # images of 8 x 8 pixels, which are part of scikit-learn
     train, test = parts["train"].values(slice(None)), parts["test"]
-    channel = echo_ext.EchoChannel(num_terms=99, activation_scale=1.0)
+    channel = echo_ext.EchoChannel(num_terms=99)
     model = echo_ext.models.Autoencoder(*networks(8), channel, beta=0.3)  # more information than for beta=1
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     found = []
