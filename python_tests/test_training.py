@@ -417,7 +417,15 @@ def test_sweep_averages_seeds_resumes_and_survives_failures(tmp_path, monkeypatc
 def test_table_averages_every_measure_without_the_extremes():
     """Of ten runs the best and the worst by -ELBO are left out; what a run does not have is no number."""
     losses = torch.randn(10, dtype=torch.float64).mul(3).add(90).tolist()
-    common = {"recipe": "echo", "data": "digits", "beta": 2.0, "draws": 4, "rows": {"test": 9}, "parameters": 77}
+    common = {
+        "recipe": "echo",
+        "data": "digits",
+        "beta": 2.0,
+        "draws": 4,
+        "rows": {"test": 9},
+        "parameters": 77,
+        "seconds": 1.0,
+    }
     results = [
         {**common, "seed": seed, "rate": 0.1 * seed, "rate_error": 9.0, "distortion": loss - 0.1 * seed}
         | {"neg_elbo": loss, "mig": None if seed == 4 else loss / 7, "nothing": None, "latent_information": [1.0]}
@@ -431,10 +439,14 @@ def test_table_averages_every_measure_without_the_extremes():
         assert row[name] == pytest.approx(statistics.mean(values))
         assert row[f"{name}_std"] == pytest.approx(statistics.stdev(values), abs=1e-12)
         assert row[f"{name}_error"] == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), abs=1e-12)
-    assert not {"nothing", "beta_std", "seed", "draws", "rows", "latent_information", "rate_error_std"} & row.keys()
+    assert (
+        not {"nothing", "beta_std", "seed", "draws", "rows", "seconds", "latent_information", "rate_error_std"}
+        & row.keys()
+    )
     (row,) = sweeping._table(results).to_dict("records")
     assert (row["seeds"], row["neg_elbo"]) == (10, pytest.approx(statistics.mean(losses)))
     assert sweeping._table(results[:4], 2).empty
+    assert sweeping._table([]).empty
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -201,9 +201,9 @@ def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
     keys, quantities = ["recipe", "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
     named = [(rate_name_in(result), result) for result in results]
     rows = [{**result, "rate_name": name, "rate": result[name]} for name, result in named]
-    quantities += [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in quantities]
-    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in quantities}
-    quantities = [name for name, values in known.items() if values and all(_is_measure(name, each) for each in values)]
+    others = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in quantities]
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in others}
+    quantities += [name for name, values in known.items() if values and all(_is_measure(name, each) for each in values)]
     runs = pd.DataFrame(rows, columns=[*keys, "seed", *quantities])
     groups = runs.groupby(keys)["neg_elbo"]
     place = groups.rank(method="first")
@@ -217,7 +217,8 @@ def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
 
 def _is_measure(name: str, value: object) -> bool:
     """Whether a value in a result is a number that was measured."""
-    is_setting = name in ("beta", "seed", "draws", "rate_bound", *IMPORTANCE_SETTINGS)
+    # The seconds of a run would make the tables of equal runs differ.
+    is_setting = name in ("beta", "seed", "draws", "rate_bound", "seconds", *IMPORTANCE_SETTINGS)
     is_number = isinstance(value, float | int) and not isinstance(value, bool)
     return is_number and not is_setting and not name.endswith("_error")
 
