@@ -6,11 +6,12 @@ import pytest
 import torch
 from model_cases import fit, kl_to_standard_normal, refuses_other_shapes, same_after_saving, wide_under_autocast
 
+from echo_ext import metrics
 from echo_ext.models import build
 
 
 def small(**settings):
-    settings = {"states": 4, "hidden": (8,), "upper_hidden": (5,), **settings}
+    settings = {"layers": (4,), "hidden": (8,), "upper_hidden": (5,), **settings}
     return build("stacked-corex", (6,), latent_dim=3, **settings)
 
 
@@ -30,20 +31,20 @@ def test_rates_agree_with_samples_of_both_layers():
         lower = q.log_prob(z) - log_given.gather(1, y)[:, 0]
         upper = log_choice.gather(1, y)[:, 0] + math.log(4)
         losses = model.loss(x)
-    for name, draws in (("lower_rate", lower), ("upper_rate", upper)):
+    for name, draws in (("rate_1", lower), ("rate_2", upper)):
         # Both are means over equally many samples, and the variance of the model's is not larger.
         error = math.sqrt(2 / len(x)) * draws.std().item()
         assert losses[name].item() == pytest.approx(draws.mean().item(), abs=6 * error + 1e-5)
-    assert losses["rate_bound"].item() == pytest.approx((losses["lower_rate"] + losses["upper_rate"]).item(), rel=1e-6)
+    assert losses["rate_bound"].item() == pytest.approx((losses["rate_1"] + losses["rate_2"]).item(), rel=1e-6)
 
 
-def test_lower_rate_is_a_kl_if_the_upper_layer_is_constant():
+def test_rate_1_is_a_kl_if_the_upper_layer_is_constant():
     model = small()
     model.prior.decoder[-1].weight.data.zero_()  # r(z|y) = N(0, I) for every y
     x = torch.randn(1, 6)
     with torch.no_grad():
         mean, log_variance = model.encoder(x).chunk(2, dim=1)
-        rate = model.loss(x.expand(100_000, -1))["lower_rate"].item()
+        rate = model.loss(x.expand(100_000, -1))["rate_1"].item()
     assert rate == pytest.approx(kl_to_standard_normal(mean, log_variance).sum().item(), abs=0.05)
 
 
@@ -69,13 +70,13 @@ def test_beta_multiplies_both_rates():
     assert same_draws(lambda: model.loss(x))["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_warm_up_weight_multiplies_only_the_lower_rate():
+def test_warm_up_weight_multiplies_only_the_rate_1():
     x = torch.randn(20, 6)
     model = small(initial_lower_weight=4.0)
     for warm_up_weight, lower_weight in ((0.0, 4.0), (0.5, 2.5), (1.0, 1.0)):
         model.warm_up_weight = warm_up_weight
         losses = same_draws(lambda: model.loss(x))
-        expected = losses["distortion"] + lower_weight * losses["lower_rate"] + losses["upper_rate"]
+        expected = losses["distortion"] + lower_weight * losses["rate_1"] + losses["rate_2"]
         assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -90,7 +91,7 @@ def test_samples_average_over_states():
 
 
 def test_cluster_is_the_most_probable_state_of_the_mean():
-    model = small(states=3, upper_hidden=())
+    model = small(layers=(3,), upper_hidden=())
     model.prior.encoder[-1].weight.data = torch.eye(3)
     x = torch.randn(50, 6)
     assert torch.equal(model.cluster(x), model.encoder(x)[:, :3].argmax(1))
@@ -112,7 +113,7 @@ def test_layers_are_the_papers():
 def test_recipe_learns_and_restores_its_state():
     centers = 4 * torch.eye(6)[:3]
     x = centers.repeat(50, 1) + 0.3 * torch.randn(150, 6)
-    settings = {"latent_dim": 3, "states": 3, "hidden": (16,), "upper_hidden": (8,)}
+    settings = {"latent_dim": 3, "layers": (3,), "hidden": (16,), "upper_hidden": (8,)}
     model = build("stacked-corex", (6,), **settings)
     first, last = fit(model, x, steps=150)
     assert last < first - 1
@@ -123,10 +124,65 @@ def test_recipe_learns_and_restores_its_state():
     assert same_after_saving("stacked-corex", (6,), model, x, **settings)
 
 
+@pytest.mark.parametrize(("layers", "top"), [((2,), "gaussian"), ((4, 3), "categorical"), ((5, 4, 3), "gaussian")])
+def test_any_number_of_layers(layers, top):
+    x = torch.cat([torch.randn(40, 6) + 3, torch.randn(40, 6) - 3])
+    settings = {"latent_dim": 3, "layers": layers, "top": top, "hidden": (16,), "upper_hidden": (8,)}
+    model = build("stacked-corex", (6,), **settings)
+    losses = model.loss(x)
+    rates = [losses[f"rate_{level}"] for level in range(1, len(layers) + 2)]
+    assert len(losses) == 3 + len(rates)
+    assert losses["rate_bound"].item() == pytest.approx(sum(rates).item(), rel=1e-6)
+    first, last = fit(model, x, steps=150)
+    assert last < first - 1
+    assert metrics.layer_terms(model, x).shape == (len(layers) + 1,)
+    assert model.sample(7).shape == (7, 6)
+    assert same_after_saving("stacked-corex", (6,), model, x, **settings)
+
+
+def test_layers_sum_to_the_bound():
+    model = small(layers=(4, 3)).double()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 0.5  # variances and samples close to 1
+    x = torch.randn(20_000, 6, dtype=torch.float64)
+    entropies = 6 * 0.5 * math.log(2 * math.pi * math.e)
+    with torch.no_grad():
+        losses = model.loss(x)
+    bound = entropies - losses["distortion"].item() - losses["rate_bound"].item()
+    assert metrics.layer_terms(model, x).sum().item() == pytest.approx(bound, abs=0.15)
+
+
+def test_log_weights_average_to_the_density():
+    """For linear Gaussian layers with constant variances, x is Gaussian with a known covariance."""
+    model = small(layers=(2,), top="gaussian", hidden=(), upper_hidden=()).double()
+    parts = []
+    with torch.no_grad():
+        for network in (model.decoder, model.prior.decoder):
+            weight, bias = network.parameters()
+            width = len(bias) // 2
+            weight[width:] = 0
+            bias.normal_(std=0.3)
+            parts.append((weight[:width], bias[:width], torch.diag(bias[width:].exp())))
+        # The proposals are wide: N(0, 4 I) for z and N(0, I) for y.
+        list(model.encoder.parameters())[-1][3:] = math.log(4)
+        next(model.prior.encoder.parameters()).zero_()
+        (a, shift, noise), (b, upper_shift, upper_noise) = parts
+        covariance = a @ (b @ b.T + upper_noise) @ a.T + noise
+        x = torch.zeros(1, 6, dtype=torch.float64)
+        exact = torch.distributions.MultivariateNormal(shift + a @ upper_shift, covariance).log_prob(x).item()
+    assert metrics.importance_nll(model, x, draws=400_000, max_batch_size=100_000) == pytest.approx(-exact, abs=0.1)
+
+
+def test_cluster_needs_a_categorical_top():
+    with pytest.raises(TypeError, match="cluster needs a CategoricalLayer"):
+        small(top="gaussian").cluster(torch.randn(5, 6))
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"states": 0}, "states must be at least 1, got 0"),
+        ({"layers": (0,)}, "layers must be .*0"),
         ({"beta": -1.0}, "beta must be a finite number of at least 0, got -1.0"),
         ({"likelihood": "poisson"}, "likelihood must be one of .*'poisson'"),
     ],

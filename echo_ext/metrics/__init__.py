@@ -2,7 +2,7 @@
 
 from echo_ext.metrics.codes import MarginalStatistics, knn_accuracy, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
-from echo_ext.metrics.information import gaussian_total_correlation, latent_information
+from echo_ext.metrics.information import gaussian_total_correlation, latent_information, layer_terms
 from echo_ext.metrics.likelihood import (
     ImportanceEstimate,
     RateDistortion,
@@ -22,6 +22,7 @@ __all__ = [
     "importance_nll",
     "knn_accuracy",
     "latent_information",
+    "layer_terms",
     "marginal_statistics",
     "mig",
     "rate_distortion",

@@ -11,13 +11,17 @@ from torch.distributions import Normal
 from echo_ext import _checks
 from echo_ext._types import TensorOrArray
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
-from echo_ext.estimators import mutual_information
+from echo_ext.estimators import entropy, mutual_information
 from echo_ext.metrics._inputs import Data, measure_rows, read_codes, refuse_constant_columns
 from echo_ext.models._numerics import log_mean_exp
 from echo_ext.models.base import LatentModel, Model
 from echo_ext.models.channels import gaussian_factors
+from echo_ext.models.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from echo_ext.models.objectives import total_correlation_bound
+from echo_ext.models.priors import StandardNormal, channel_inputs
+from echo_ext.models.stacked_corex import GaussianLayer, Layer, rates
 
-__all__ = ["echo_signal", "gaussian_total_correlation", "latent_information"]
+__all__ = ["echo_signal", "gaussian_total_correlation", "latent_information", "layer_terms"]
 
 InformationMethod: TypeAlias = Literal["formula", "knn"]
 METHODS: tuple[InformationMethod, ...] = get_args(InformationMethod)
@@ -83,6 +87,82 @@ def latent_information(
         return _information_from_aggregate(z, mean, std)
     parameters = torch.stack([mean, std], -1).double().transpose(0, 1)
     return mutual_information(z.double().T.unsqueeze(-1), parameters, k=k)
+
+
+def layer_terms(model: Model, x: Data, *, k: int = 3, batch_size: int = 1000) -> Tensor:
+    """Compute what each layer adds to the CorEx bound on TC(x) (Gao et al. 2019, eqs. 10, 14 and 17): (L,), nats.
+
+    Their sum is the bound, ``sum_i H(x_i) - D - sum_l R_l <= TC(x)`` with the distortion D and the rates of the layers.
+    A VAE has one layer, and :class:`~echo_ext.models.StackedCorEx` any number, with the terms
+
+        sum_i H(x_i) - D - I_1,   I_(l-1) - R_(l-1) - I_l for l > 1,
+
+    where ``I_l = sum_j h(z_lj) + E log q(z_l|z_(l-1))`` is the sum of the informations of the single latents, with k-NN
+    estimates of h, and ``I_L = R_L`` for the top layer. A layer is worth keeping while its term is positive: then it
+    raises the bound (eq. 16), and its latents are less dependent than those below. TC(x) is that of the distribution of
+    the rows. The values of a Bernoulli likelihood are binary; gray levels are their probabilities. The entropies H(x_i)
+    of a Gaussian likelihood are k-NN estimates.
+
+    Args:
+        model: A model with a Bernoulli or a Gaussian likelihood, a Gaussian q(z|x), and the prior N(0, I) or layers.
+        x: As ``data`` in :func:`echo_ext.metrics.rate_distortion`.
+        k: The number of neighbors. A larger k reduces the variance of the estimates and increases their bias.
+        batch_size: The number of rows that are encoded at once.
+
+    Raises:
+        TypeError: The model has another likelihood, posterior or prior.
+
+    Example:
+        >>> model = echo_ext.models.build("stacked-corex", (1, 8, 8), latent_dim=4, layers=(3, 2), upper_hidden=(8,))
+        >>> echo_ext.metrics.layer_terms(model, torch.rand(100, 1, 8, 8)).shape
+        torch.Size([3])
+    """
+    likelihood, prior = getattr(model, "likelihood", None), getattr(model, "prior", None)
+    if not isinstance(likelihood, BernoulliLikelihood | GaussianLikelihood):
+        kind = type(likelihood).__name__
+        raise TypeError(
+            f"layer_terms needs a Bernoulli or a Gaussian likelihood, but {type(model).__name__} has {kind}"
+        )
+    if not isinstance(prior, StandardNormal | Layer):
+        given = f"{type(model).__name__} has {type(prior).__name__}"
+        raise TypeError(f"layer_terms needs the prior N(0, I) or layers, but {given}")
+
+    def measure(batch: Tensor) -> tuple[Tensor, ...]:
+        latent = cast(LatentModel, model)
+        q = latent.posterior(batch)
+        z = q.rsample()
+        distortion = -latent.observation(z).log_prob(batch)
+        return (batch, distortion, torch.stack(rates(prior, q, z), 1), *_draws_of_layers(prior, q))
+
+    rows, distortion, rate, *draws = measure_rows(model, x, batch_size, measure)
+    entropies = _column_entropies(rows.flatten(1).double(), isinstance(likelihood, BernoulliLikelihood), k)
+    rate = rate.double().mean(0)
+    information = torch.cat([rate.new_zeros(1), rate])  # that of the top layer is its rate
+    for layer, (log_q, z) in enumerate(zip(draws[::2], draws[1::2], strict=True), start=1):
+        information[layer] = log_q.double().mean() + _column_entropies(z.double(), False, k).sum()
+    terms = information[:-1] - information[1:] - torch.cat([rate.new_zeros(1), rate[:-1]])
+    terms[0] = total_correlation_bound(entropies, distortion.double().mean(), information[1])
+    return terms
+
+
+def _draws_of_layers(prior: object, q: Any) -> list[Tensor]:
+    """``log q(z_l|z_(l-1))`` (B,) and z_l (B, d), in turn, for each layer l below the top."""
+    found: list[Tensor] = []
+    while isinstance(prior, Layer):
+        z = q.rsample()
+        found += [q.log_prob(z), z]
+        if not isinstance(prior, GaussianLayer):
+            break
+        q, prior = prior.channel(*channel_inputs(prior.encoder, z)), prior.prior
+    return found
+
+
+def _column_entropies(values: Tensor, are_probabilities: bool, k: int) -> Tensor:
+    """The entropy of each column of (N, d): of binary values with these probabilities, or a k-NN estimate."""
+    if are_probabilities:
+        mean = values.mean(0)
+        return -torch.xlogy(mean, mean) - torch.xlogy(1 - mean, 1 - mean)
+    return entropy(values.T.unsqueeze(-1), k=k)
 
 
 def _statistics(model: Model, x: Tensor, method: str) -> tuple[Tensor, ...]:

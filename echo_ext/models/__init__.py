@@ -24,7 +24,7 @@ from echo_ext.models.regularizers import (
     mmd,
     permute_dimensions,
 )
-from echo_ext.models.stacked_corex import CategoricalLayer, StackedCorEx
+from echo_ext.models.stacked_corex import CategoricalLayer, GaussianLayer, Layer, StackedCorEx
 from echo_ext.models.two_level import (
     PixelCNN,
     TwoLevelChannel,
@@ -46,10 +46,12 @@ __all__ = [
     "ChannelOutput",
     "EchoChannel",
     "GaussianChannel",
+    "GaussianLayer",
     "GaussianLikelihood",
     "GaussianMixture",
     "IAFChannel",
     "LatentModel",
+    "Layer",
     "LearnedWeight",
     "MMDRegularizer",
     "Model",

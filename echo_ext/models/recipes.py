@@ -23,7 +23,7 @@ from echo_ext.models.networks import architecture_for, make_decoder, make_encode
 from echo_ext.models.objectives import LearnedWeight
 from echo_ext.models.priors import MAF, AggregatePosterior, GaussianMixture, Prior, StandardNormal, VampPrior
 from echo_ext.models.regularizers import MMDRegularizer, TotalCorrelationRegularizer
-from echo_ext.models.stacked_corex import CategoricalLayer, StackedCorEx
+from echo_ext.models.stacked_corex import CategoricalLayer, GaussianLayer, StackedCorEx
 from echo_ext.models.two_level import (
     PixelCNN,
     TwoLevelChannel,
@@ -369,23 +369,35 @@ variant("anchor-vae", "corex with half the rate weight on five latents", of="cor
 # ---- Two layers, and a prescribed information ------------------------------------------------------------------------
 
 
-CATEGORICAL: dict[str, Any] = {"states": 10, "initial_lower_weight": 10.0, "upper_hidden": (32, 32, 16, 16)}
+STACK: dict[str, Any] = {
+    "layers": (10,),  # widths of the layers above z, from the lowest to the top
+    "top": "categorical",  # or "gaussian", with an N(0, I) prior
+    "upper_hidden": (32, 32, 16, 16),  # widths of the hidden layers of each encoder above z; decoders reverse them
+    "initial_lower_weight": 10.0,
+}
 
 
 @recipe(
     "stacked-corex",
-    "VAE with a second layer: a categorical variable of ten states above z",
+    "VAE with more layers above z, by default one of ten states",
     latent_dim=64,
     run={**CONSTANT_RATE, "warm_up_epochs": 6},
-    **{**WEIGHTED, **CATEGORICAL, "architecture": "mlp"},
+    **{**WEIGHTED, **STACK, "architecture": "mlp"},
 )
 def stacked_corex(s: Any) -> Model:
     """Stacked CorEx (Gao et al. 2019): 784-512-512-64 layers, and 64-32-32-16-16-10 above them."""
-    parts, states = networks(s), _checks.whole("states", s.states, minimum=1)
-    up = mlp(s.latent_dim, *s.upper_hidden, states, activation=s.activation)
-    down = mlp(states, *reversed(s.upper_hidden), 2 * s.latent_dim, activation=s.activation)
-    upper, weight = CategoricalLayer(up, down, states), s.initial_lower_weight
-    return StackedCorEx(**parts, channel=GaussianChannel(), prior=upper, beta=s.beta, initial_lower_weight=weight)
+    _checks.choice("top", s.top, ("categorical", "gaussian"))
+    widths = [s.latent_dim, *_checks.widths("layers", s.layers)]
+    parts = networks(s)
+    prior: Prior = StandardNormal(widths[-1])
+    for level in range(len(widths) - 1, 0, -1):
+        below, width = widths[level - 1 : level + 1]
+        is_categorical = level == len(widths) - 1 and s.top == "categorical"
+        up = mlp(below, *s.upper_hidden, width if is_categorical else 2 * width, activation=s.activation)
+        down = mlp(width, *reversed(s.upper_hidden), 2 * below, activation=s.activation)
+        prior = CategoricalLayer(up, down, width) if is_categorical else GaussianLayer(up, down, prior)
+    weight = s.initial_lower_weight
+    return StackedCorEx(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, initial_lower_weight=weight)
 
 
 PRESCRIBED: dict[str, Any] = {"information": 1.0, "penalty": 1.0, "inverse": "tied", "draws": None}

@@ -1,7 +1,8 @@
-"""Stacked CorEx: two stochastic layers above the data, of which the upper one is a categorical variable."""
+"""Stacked CorEx: any number of stochastic layers above the data, of which the top one may be categorical."""
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,12 +15,22 @@ from echo_ext.models._numerics import log_mean_exp, widened
 from echo_ext.models.base import LatentModel
 from echo_ext.models.channels import GaussianChannel
 from echo_ext.models.likelihoods import BernoulliLikelihood
-from echo_ext.models.priors import Prior
+from echo_ext.models.priors import Prior, as_prior, channel_inputs
 
-__all__ = ["CategoricalLayer", "StackedCorEx"]
+__all__ = ["CategoricalLayer", "GaussianLayer", "Layer", "StackedCorEx"]
+
+LOG_VARIANCE_LIMIT = 8.0
 
 
-class CategoricalLayer(Prior):
+class Layer(Prior):
+    """A layer above z, with a variable y that explains the dependence of the z_j: q(y|z), r(z|y) and r(y)."""
+
+    @abc.abstractmethod
+    def explain(self, z: Tensor) -> list[Tensor]:
+        """``E log r(z|y)`` for y of q(y|z), and then the rate of this layer and of each layer above it: (B,) each."""
+
+
+class CategoricalLayer(Layer):
     """The prior ``p(z) = mean_y r(z|y)`` of a categorical variable y with a Gaussian r(z|y), and an encoder q(y|z).
 
     Args:
@@ -48,6 +59,12 @@ class CategoricalLayer(Prior):
         """``log r(z|y)`` for each state y: (B, states)."""
         return self.channel(*self.levels().chunk(2, dim=1)).log_prob(z[:, None])
 
+    def explain(self, z: Tensor) -> list[Tensor]:
+        """``sum_y q(y|z) log r(z|y)`` and ``KL(q(y|z) | r(y))``: (B,) each."""
+        log_choice = self.log_choice(z)
+        choice = log_choice.exp()
+        return [(choice * self.log_given(z)).sum(1), (choice * log_choice).sum(1) + math.log(self.states)]
+
     def log_prob(self, z: Tensor) -> Tensor:
         """``log mean_y r(z|y)``: (B,)."""
         return log_mean_exp(self.log_given(z), dim=1)
@@ -65,27 +82,85 @@ class CategoricalLayer(Prior):
         return widened(self.decoder(torch.eye(self.states, dtype=weight.dtype, device=weight.device)))
 
 
+class GaussianLayer(Layer):
+    """The prior ``p(z) = int r(z|y) p(y) dy`` of a Gaussian variable y with a Gaussian r(z|y) and encoder q(y|z).
+
+    Args:
+        encoder: Maps z (B, latent_dim) to the means and log variances of q(y|z), (B, 2 * width).
+        decoder: Maps y (B, width) to the means and log variances of r(z|y), (B, 2 * latent_dim).
+        prior: The distribution p(y): the next :class:`Layer`, or a prior such as
+            :class:`~echo_ext.models.StandardNormal`, which makes this layer the top one.
+
+    Example:
+        >>> from echo_ext.models import GaussianLayer, StandardNormal
+        >>> layer = GaussianLayer(torch.nn.Linear(3, 4), torch.nn.Linear(2, 6), StandardNormal(2))
+        >>> layer.sample(5).shape, [term.shape for term in layer.explain(torch.zeros(5, 3))]
+        (torch.Size([5, 3]), [torch.Size([5]), torch.Size([5])])
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.prior = as_prior("prior", prior)
+        # Log variances multiply from layer to layer, so that without limits untrained layers could overflow.
+        self.channel = GaussianChannel(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+
+    def explain(self, z: Tensor) -> list[Tensor]:
+        """``log r(z|y)`` at a sample y of q(y|z), and then the rates: (B,) each."""
+        q = self.channel(*channel_inputs(self.encoder, z))
+        y = q.rsample()
+        return [self.given(y).log_prob(z), *rates(self.prior, q, y)]
+
+    def given(self, y: Tensor) -> Distribution:
+        """The Gaussian r(z|y) for each y of (B, width)."""
+        return self.channel(*channel_inputs(self.decoder, y))
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """``log(r(z|y) p(y) / q(y|z))`` at a sample y of q(y|z), whose exponential has the mean p(z): (B,)."""
+        q = self.channel(*channel_inputs(self.encoder, z))
+        y = q.rsample()
+        return self.given(y).log_prob(z) - self.prior.log_ratio(q, y)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        """``n`` samples of z, where y is drawn first: (n, latent_dim)."""
+        return self.given(self.prior.sample(n)).rsample()
+
+
+def rates(prior: Prior, q: Distribution, z: Tensor) -> list[Tensor]:
+    """The rate of q(z|x) at its sample z (B, d) under the prior, and those of the layers above: (B,) each."""
+    if not isinstance(prior, Layer):
+        return [prior.rate(q, z).view(len(z), -1).sum(1)]
+    given, *above = prior.explain(z)
+    return [q.log_prob(z) - given, *above]
+
+
 class StackedCorEx(LatentModel):
-    """A two-layer model: z explains the correlations of x, and a categorical y those of z (Gao et al. 2019).
+    """Layers z_1, ..., z_L: z_1 explains the correlations of x, and each z_l those of z_(l-1) (Gao et al. 2019).
 
-    q(z|x) is Gaussian and q(y|z) categorical, r(z|y) is Gaussian with independent dimensions and r(y) uniform. The
-    loss is ``D + beta * (R_1 + R_2)`` with
+    The loss is ``D + beta * (R_1 + ... + R_L)`` with ``D = -E log p(x|z_1)`` and the rates of the layers,
 
-        D = -E log p(x|z),   R_1 = E log q(z|x) - sum_y q(y|z) log r(z|y),   R_2 = E KL(q(y|z) | r(y)).
+        R_l = E log q(z_l|z_(l-1)) - E log r(z_l|z_(l+1)),   R_L = E KL(q(z_L|z_(L-1)) | r(z_L)),
 
-    R_1 and R_2 are the rates of the two layers. The sum over y is exact, which is cheap for a few states and avoids the
-    bias of a relaxation. For ``beta=1`` the loss is an upper bound on -log p(x).
+    where z_0 is x. For ``beta=1`` this is eq. 19 of the paper without the entropies of the columns of x, which are
+    constants of the data, and an upper bound on -log p(x). The layers above z_1 are nested priors: a
+    :class:`GaussianLayer` has the next one as its prior, and a :class:`CategoricalLayer` is a top. The sum over the
+    states of the latter is exact, which is cheap for a few states and avoids the bias of a relaxation.
+    :func:`echo_ext.metrics.layer_terms` computes what each layer adds to the bound on TC(x).
 
-    Without a warm-up y would stay unused, because z learns to encode x before y carries information. While
-    ``warm_up_weight`` rises from 0 to 1, the weight of R_1 therefore falls from ``initial_lower_weight`` to 1, so that
-    in the beginning z can encode little more about x than y does.
+    Without a warm-up the upper layers would stay unused, because z_1 learns to encode x before they carry information.
+    While ``warm_up_weight`` rises from 0 to 1, the weight of all rates but the last therefore falls from
+    ``initial_lower_weight`` to 1, so that in the beginning the lower layers can encode little more about x than the
+    top one does.
 
     Args:
         encoder, decoder, channel, likelihood, data_shape: As for :class:`~echo_ext.models.MIM`.
-        prior: The upper layer, a :class:`CategoricalLayer`.
+        prior: The layers above z_1: a :class:`CategoricalLayer`, or a :class:`GaussianLayer` with its own prior. Any
+            other prior makes this a model of one layer, a VAE.
         beta: Weight of the rates. A larger value gives less information about x and a larger distortion.
-        initial_lower_weight: Weight of R_1 relative to R_2 at the start of the warm-up. A larger value forces more of
-            the first information about x through y.
+        initial_lower_weight: Weight of the lower rates relative to the last one at the start of the warm-up. A larger
+            value forces more of the first information about x through the top layer.
 
     Raises:
         TypeError: A part is no module, or lacks a method; the error names it.
@@ -96,10 +171,10 @@ class StackedCorEx(LatentModel):
         >>> upper = CategoricalLayer(mlp(3, 16, 4), mlp(4, 16, 6), states=4)
         >>> model = StackedCorEx(mlp(8, 16, 6), mlp(3, 16, 8), GaussianChannel(), prior=upper)
         >>> sorted(model.loss(torch.rand(50, 8)))
-        ['distortion', 'loss', 'lower_rate', 'rate_bound', 'upper_rate']
+        ['distortion', 'loss', 'rate_1', 'rate_2', 'rate_bound']
     """
 
-    prior: CategoricalLayer
+    prior: Prior
 
     def __init__(
         self,
@@ -107,7 +182,7 @@ class StackedCorEx(LatentModel):
         decoder: nn.Module,
         channel: nn.Module,
         *,
-        prior: CategoricalLayer,
+        prior: nn.Module,
         likelihood: Callable[[Tensor], Distribution] = BernoulliLikelihood(),  # noqa: B008  # it is immutable
         beta: float = 1.0,
         initial_lower_weight: float = 10.0,
@@ -119,26 +194,42 @@ class StackedCorEx(LatentModel):
         self.fit_parts(data_shape)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """The "loss", "distortion", "rate_bound" and its parts "lower_rate" (R_1) and "upper_rate" (R_2).
+        """The "loss", "distortion", "rate_bound" and its parts, the rates "rate_1" to "rate_L" of the layers.
 
         All are 0-d and in nats per sample.
         """
         q = self.posterior(x)
         z = q.rsample()
         distortion = -self.observation(z).log_prob(x).mean()
-        log_choice = self.prior.log_choice(z)
-        choice = log_choice.exp()
-        lower = (q.log_prob(z) - (choice * self.prior.log_given(z)).sum(1)).mean()
-        upper = (choice * log_choice).sum(1).mean() + math.log(self.prior.states)
+        *lower, top = (rate.mean() for rate in rates(self.prior, q, z))
         lower_weight = self.warm_up_weight + (1 - self.warm_up_weight) * self.initial_lower_weight
+        weighted = sum((lower_weight * rate for rate in lower), top)
         return {
-            "loss": distortion + self.beta * (lower_weight * lower + upper),
-            "rate_bound": lower + upper,
+            "loss": distortion + self.beta * weighted,
+            "rate_bound": sum(lower, top),
             "distortion": distortion,
-            "lower_rate": lower,
-            "upper_rate": upper,
+            **{f"rate_{layer}": rate for layer, rate in enumerate((*lower, top), start=1)},
         }
 
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers above z_1, from the lowest to the top."""
+        found: list[Layer] = []
+        prior: object = self.prior
+        while isinstance(prior, Layer):
+            found.append(prior)
+            prior = getattr(prior, "prior", None)
+        return found
+
     def cluster(self, x: Tensor) -> Tensor:
-        """The most probable state y for the mean of q(z|x), for each x: (B,), int64."""
-        return self.prior.log_choice(self.posterior(x).mean).argmax(1)
+        """The most probable state of the categorical top layer for the means of all layers below: (B,), int64.
+
+        Raises:
+            TypeError: The top layer is not categorical.
+        """
+        z = self.posterior(x).mean
+        for layer in self.layers:
+            if isinstance(layer, CategoricalLayer):
+                return layer.log_choice(z).argmax(1)
+            z = channel_inputs(layer.encoder, z)[0] if isinstance(layer, GaussianLayer) else z
+        raise TypeError("cluster needs a CategoricalLayer as the top layer")

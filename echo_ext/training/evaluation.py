@@ -22,7 +22,7 @@ from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.codes import MIN_NORMALITY_ROWS
 from echo_ext.metrics.information import METHODS, InformationMethod
 from echo_ext.metrics.likelihood import rate_name_in
-from echo_ext.models import Model, PixelCNN
+from echo_ext.models import Model, PixelCNN, StackedCorEx
 from echo_ext.models.channels import gaussian_factors
 from echo_ext.training.fitting import evaluation_batch_size
 from echo_ext.training.run_directory import EVALUATION_FILE, Run, RunDirectory, load
@@ -170,6 +170,8 @@ def evaluate(
     * ``latent_information`` and ``marginal_activations.png``, if the posterior is that of Echo or a Gaussian;
     * for Echo ``noise_total_correlation``, ``-1/2 log det`` of the correlation matrix of the noise, ``noise_log_det``,
       which is ``-log det``, as the Echo paper prints it, and ``rate_against_activation.png``;
+    * for CorEx, AnchorVAE and stacked CorEx ``total_correlation_bound``, the bound on TC(x) in nats, and what each layer
+      adds to it, ``layer_terms`` (:func:`echo_ext.metrics.layer_terms`);
     * for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows), ``knn_accuracy_k1``, ``_k3`` and
       ``_k10``;
     * for vectors ``information_ksg``, the KSG estimate of I(x; z) in nats with k = 5 and at most 10,000 rows, and
@@ -225,6 +227,8 @@ def evaluate(
         found |= _importance(model, test.select(slice(importance_rows)), importance_draws, 2 * batch_size)
     if isinstance(posterior, ChannelOutput) or gaussian_factors(posterior) is not None:
         found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
+    if isinstance(model, StackedCorEx) or getattr(model, "aggregate", None) is not None:
+        found |= _correlation_terms(model, x)
     if (noise := noise_total_correlation(model)) is not None:
         found["noise_total_correlation"] = noise
         found["noise_log_det"] = 2 * noise
@@ -270,6 +274,15 @@ def encoded(encode: Callable[[Tensor], Tensor], data: LabeledDataset) -> Tensor:
     device = data.labels.device
     rows = torch.arange(len(data), device=device).split(evaluation_batch_size(device))
     return torch.cat([encode(data.values(each)).float() for each in rows])
+
+
+def _correlation_terms(model: Model, x: Tensor) -> dict[str, Any]:
+    """The bound of CorEx on TC(x) and its terms, unless columns of x have no density or there are too few rows."""
+    with contextlib.suppress(TypeError, ValueError):
+        terms = metrics.layer_terms(model, x)
+        if terms.isfinite().all():
+            return {"total_correlation_bound": float(terms.sum()), "layer_terms": terms.tolist()}
+    return {}
 
 
 @torch.no_grad()

@@ -6,11 +6,10 @@ Gao, Brekelmans, Ver Steeg & Galstyan 2019 (stacking)
 import torch
 from experiment import Experiment, main
 
-from echo_ext import entropy, plots
+from echo_ext import metrics, plots
 from echo_ext.training import Configuration
 
 DATA = "mnist"
-NEIGHBORS = 3
 # Number of images for each state in the figure.
 IMAGES = 10
 
@@ -35,32 +34,14 @@ def measure(model, parts):
     """The agreement of states with digits and the terms of the bound, on the test rows."""
     x, labels = parts["test"][:]
     found = model.cluster(x)
-    terms = model.loss(x)
+    losses = model.loss(x)
+    lower, upper = metrics.layer_terms(model, x).tolist()
     return {
         ACCURACY: matched_accuracy(found, labels),
         MAJORITY: counts(found, labels).amax(1).sum().item() / len(x),
-        **bound_terms(model, x),
-        **{name.replace("_", " "): terms[name].item() for name in ("lower_rate", "upper_rate", "distortion")},
+        **{LOWER: lower, UPPER: upper, BOUND: lower + upper},
+        **{name.replace("_", " "): losses[name].item() for name in ("rate_1", "rate_2", "distortion")},
     }
-
-
-def bound_terms(model, x):
-    """The terms of both layers in ``sum_i H(x_i) - D - R_1 - R_2 <= TC(x)``, in nats, for pixels x in [0, 1].
-
-    The term of the lower layer is the bound for independent z_j, ``sum_i H(x_i) - D - sum_j I(z_j; x)``. That of the
-    upper layer is the reduction of the lower rate by y, minus the rate of y (Gao et al. 2019). The entropies h(z_j) are
-    k-NN estimates.
-    """
-    q = model.posterior(x)
-    z = q.sample()
-    terms = model.loss(x)
-    mean = x.flatten(1).double().mean(0)
-    pixels = -(torch.xlogy(mean, mean) + torch.xlogy(1 - mean, 1 - mean)).sum().item()
-    latents = torch.as_tensor(entropy(z.double().T.unsqueeze(-1), k=NEIGHBORS)).sum().item()
-    information = q.log_prob(z).double().mean().item() + latents
-    lower = pixels - terms["distortion"].item() - information
-    upper = information - terms["rate_bound"].item()
-    return {LOWER: lower, UPPER: upper, BOUND: lower + upper}
 
 
 def matched_accuracy(found, labels):
@@ -82,7 +63,7 @@ def draw(table, models, test):
     (model,) = models.values()
     x = test.values(slice(None))
     found = model.cluster(x)
-    by_state = {f"y = {state}": x[found == state][:IMAGES] for state in range(model.prior.states)}
+    by_state = {f"y = {state}": x[found == state][:IMAGES] for state in range(model.layers[-1].states)}
     return {"states.png": plots.rows({name: images for name, images in by_state.items() if len(images)})}
 
 
