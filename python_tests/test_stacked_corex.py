@@ -11,7 +11,7 @@ from echo_ext.models import build
 
 
 def small(**settings):
-    settings = {"layers": (4,), "hidden": (8,), "upper_hidden": (5,), **settings}
+    settings = {"layers": (4,), "hidden": (8,), "upper_hidden": (5,), "layerwise_steps": 0, **settings}
     return build("stacked-corex", (6,), latent_dim=3, **settings)
 
 
@@ -172,6 +172,17 @@ def test_log_weights_average_to_the_density():
         x = torch.zeros(1, 6, dtype=torch.float64)
         exact = torch.distributions.MultivariateNormal(shift + a @ upper_shift, covariance).log_prob(x).item()
     assert metrics.importance_nll(model, x, draws=400_000, max_batch_size=100_000) == pytest.approx(-exact, abs=0.1)
+
+
+@pytest.mark.parametrize("layers", [(3,), (4, 3)])
+def test_layerwise_start_finds_clusters(layers):
+    pytest.importorskip("sklearn")
+    labels = torch.arange(3).repeat(200)
+    x = 6 * torch.eye(6)[labels] + 0.3 * torch.randn(600, 6)
+    model = small(layers=layers, hidden=(16,), upper_hidden=(16,), layerwise_steps=400)
+    model.prepare(x)
+    pairs = torch.stack([model.cluster(x), labels], 1).unique(dim=0, return_counts=True)[1]
+    assert len(pairs) == 3 or pairs.sort().values[-3:].sum() > 570
 
 
 def test_cluster_needs_a_categorical_top():

@@ -373,7 +373,8 @@ STACK: dict[str, Any] = {
     "layers": (10,),  # widths of the layers above z, from the lowest to the top
     "top": "categorical",  # or "gaussian", with an N(0, I) prior
     "upper_hidden": (32, 32, 16, 16),  # widths of the hidden layers of each encoder above z; decoders reverse them
-    "initial_lower_weight": 10.0,
+    "initial_lower_weight": 1.0,  # of the lower rates, at the start of a warm-up
+    "layerwise_steps": 1000,  # steps of each layer on the codes of that below, before all are trained together
 }
 
 
@@ -381,7 +382,7 @@ STACK: dict[str, Any] = {
     "stacked-corex",
     "VAE with more layers above z, by default one of ten states",
     latent_dim=64,
-    run={**CONSTANT_RATE, "warm_up_epochs": 6},
+    run=CONSTANT_RATE,
     **{**WEIGHTED, **STACK, "architecture": "mlp"},
 )
 def stacked_corex(s: Any) -> Model:
@@ -396,8 +397,8 @@ def stacked_corex(s: Any) -> Model:
         up = mlp(below, *s.upper_hidden, width if is_categorical else 2 * width, activation=s.activation)
         down = mlp(width, *reversed(s.upper_hidden), 2 * below, activation=s.activation)
         prior = CategoricalLayer(up, down, width) if is_categorical else GaussianLayer(up, down, prior)
-    weight = s.initial_lower_weight
-    return StackedCorEx(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, initial_lower_weight=weight)
+    start = {"initial_lower_weight": s.initial_lower_weight, "layerwise_steps": s.layerwise_steps}
+    return StackedCorEx(**parts, channel=GaussianChannel(), prior=prior, beta=s.beta, **start)
 
 
 PRESCRIBED: dict[str, Any] = {"information": 1.0, "penalty": 1.0, "inverse": "tied", "draws": None}

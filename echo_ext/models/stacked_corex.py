@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,13 @@ from echo_ext.models._numerics import log_mean_exp, widened
 from echo_ext.models.base import LatentModel
 from echo_ext.models.channels import GaussianChannel
 from echo_ext.models.likelihoods import BernoulliLikelihood
-from echo_ext.models.priors import Prior, as_prior, channel_inputs
+from echo_ext.models.priors import Prior, StandardNormal, as_prior, channel_inputs
 
 __all__ = ["CategoricalLayer", "GaussianLayer", "Layer", "StackedCorEx"]
 
 LOG_VARIANCE_LIMIT = 8.0
+# Rows of each layerwise step.
+LAYERWISE_ROWS = 200
 
 
 class Layer(Prior):
@@ -58,6 +62,29 @@ class CategoricalLayer(Layer):
     def log_given(self, z: Tensor) -> Tensor:
         """``log r(z|y)`` for each state y: (B, states)."""
         return self.channel(*self.levels().chunk(2, dim=1)).log_prob(z[:, None])
+
+    def start(self, z: Tensor, descend: Callable[..., None]) -> None:
+        """Fit q(y|z) and r(z|y) to a Gaussian mixture of codes z (N, latent_dim), the best of three starts.
+
+        The components have full covariances, because groups of codes are rarely aligned with the axes.
+        """
+        _checks.installed("sklearn", purpose="layerwise_steps")
+        from sklearn.mixture import GaussianMixture
+
+        points = z.double().cpu().numpy()
+        seeds = torch.randint(2**31, (3,)).tolist()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a start needs no convergence
+            options = {"reg_covar": 1e-3, "max_iter": 50}
+            fitted = [GaussianMixture(self.states, random_state=seed, **options).fit(points) for seed in seeds]
+        best = max(fitted, key=lambda mixture: mixture.lower_bound_)
+        rows = torch.cat([z, torch.as_tensor(best.predict_proba(points)).to(z)], dim=1)
+
+        def loss(rows: Tensor) -> Tensor:
+            codes, shares = rows.split([z.shape[1], self.states], dim=1)
+            return -(shares * (self.log_choice(codes) + self.log_given(codes))).sum(1).mean()
+
+        descend([self], loss, rows)
 
     def explain(self, z: Tensor) -> list[Tensor]:
         """``sum_y q(y|z) log r(z|y)`` and ``KL(q(y|z) | r(y))``: (B,) each."""
@@ -149,10 +176,10 @@ class StackedCorEx(LatentModel):
     states of the latter is exact, which is cheap for a few states and avoids the bias of a relaxation.
     :func:`echo_ext.metrics.layer_terms` computes what each layer adds to the bound on TC(x).
 
-    Without a warm-up the upper layers would stay unused, because z_1 learns to encode x before they carry information.
-    While ``warm_up_weight`` rises from 0 to 1, the weight of all rates but the last therefore falls from
-    ``initial_lower_weight`` to 1, so that in the beginning the lower layers can encode little more about x than the
-    top one does.
+    If all layers start together, the upper ones stay unused or find poor states, because z_1 learns to encode x before
+    they carry information. With ``layerwise_steps``, training therefore starts layer by layer, each on the codes of the
+    layer below (eq. 13), and all layers continue together (eq. 14). Without them a warm-up helps, during which the
+    weight of all rates but the last falls from ``initial_lower_weight`` to 1 while ``warm_up_weight`` rises from 0.
 
     Args:
         encoder, decoder, channel, likelihood, data_shape: As for :class:`~echo_ext.models.MIM`.
@@ -161,6 +188,7 @@ class StackedCorEx(LatentModel):
         beta: Weight of the rates. A larger value gives less information about x and a larger distortion.
         initial_lower_weight: Weight of the lower rates relative to the last one at the start of the warm-up. A larger
             value forces more of the first information about x through the top layer.
+        layerwise_steps: Number of steps of Adam for each layer in :meth:`prepare`; 0 starts all layers together.
 
     Raises:
         TypeError: A part is no module, or lacks a method; the error names it.
@@ -185,13 +213,58 @@ class StackedCorEx(LatentModel):
         prior: nn.Module,
         likelihood: Callable[[Tensor], Distribution] = BernoulliLikelihood(),  # noqa: B008  # it is immutable
         beta: float = 1.0,
-        initial_lower_weight: float = 10.0,
+        initial_lower_weight: float = 1.0,
+        layerwise_steps: int = 0,
         data_shape: Sequence[int] | None = None,
     ) -> None:
         super().__init__(encoder, decoder, channel, prior=prior, likelihood=likelihood)
         self.beta = _checks.number("beta", beta, minimum=0)
         self.initial_lower_weight = _checks.number("initial_lower_weight", initial_lower_weight, minimum=0)
+        self.layerwise_steps = _checks.whole("layerwise_steps", layerwise_steps, minimum=0)
         self.fit_parts(data_shape)
+
+    @torch.enable_grad()
+    def prepare(self, x: Tensor) -> None:
+        """Train the layers one by one on training rows (B, *data_shape), if there are ``layerwise_steps``."""
+        if not self.layerwise_steps:
+            return super().prepare(x)
+        x = x.to(next(self.parameters()).device)
+
+        def vae_loss(
+            rows: Tensor, encoder: nn.Module, channel: nn.Module, given: Callable[[Tensor], Distribution]
+        ) -> Any:
+            q = channel(*channel_inputs(encoder, rows))
+            z = q.rsample()
+            rate = StandardNormal(z.shape[1]).to(z).rate(q, z)
+            return (rate.sum() - given(z).log_prob(rows).sum()) / len(rows)
+
+        def first(rows: Tensor) -> Tensor:
+            return vae_loss(rows, self.encoder, self.channel, self.observation)
+
+        self._descend([self.encoder, self.decoder], first, x)
+        with torch.no_grad():
+            codes = self.posterior(x).mean
+        for layer in self.layers:
+            if isinstance(layer, CategoricalLayer):
+                layer.start(codes, self._descend)
+            elif isinstance(layer, GaussianLayer):
+                own = layer
+
+                def next_loss(rows: Tensor, own: GaussianLayer = own) -> Tensor:
+                    return vae_loss(rows, own.encoder, own.channel, own.given)
+
+                self._descend([own.encoder, own.decoder], next_loss, codes)
+                with torch.no_grad():
+                    codes = own.channel(*channel_inputs(own.encoder, codes)).mean
+        return None
+
+    def _descend(self, parts: Sequence[nn.Module], loss: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+        """Minimize the loss of random batches of these rows over the parameters of parts."""
+        optimizer = torch.optim.Adam([weight for part in parts for weight in part.parameters()], lr=1e-3)
+        for _ in range(self.layerwise_steps):
+            optimizer.zero_grad()
+            loss(rows[torch.randint(len(rows), (LAYERWISE_ROWS,), device=rows.device)]).backward()
+            optimizer.step()
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
         """The "loss", "distortion", "rate_bound" and its parts, the rates "rate_1" to "rate_L" of the layers.

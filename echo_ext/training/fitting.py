@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Deadline", "TimeLimitReached", "evaluation_batch_size", "fit", "initial_model", "make_fabric", "refresh"]
 
 # Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
-PREPARED_ROWS = 8192
+PREPARED_ROWS = 16_384
 
 
 @dataclasses.dataclass(frozen=True)
