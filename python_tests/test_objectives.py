@@ -55,3 +55,35 @@ def test_total_correlation_bound_of_a_gaussian():
     assert reported == pytest.approx(explained - kept, abs=0.08)
     assert bound < total_correlation + 0.03
     assert explained - kept < total_correlation
+
+
+@pytest.mark.parametrize("std", [1.0, 0.3])
+def test_mse_likelihood_is_the_squared_error(std):
+    x = torch.rand(7, 1, 8, 8, dtype=torch.float64)
+    model = build("vae", (1, 8, 8), latent_dim=3, likelihood="mse", likelihood_std=std, hidden=(8,)).double()
+    z = torch.randn(7, 3, dtype=torch.float64)
+    mean = model.decoder(z)
+    expected = (x - mean).square().flatten(1).sum(1) / (2 * std**2) + 64 * (0.5 * math.log(2 * math.pi) + math.log(std))
+    torch.testing.assert_close(-model.observation(z).log_prob(x), expected)
+    torch.testing.assert_close(model.decode(z), mean)
+    with pytest.raises(ValueError, match=r"likelihood_std must be .* above 0, got 0"):
+        build("vae", (3,), likelihood="mse", likelihood_std=0.0)
+
+
+def test_mse_bound_is_the_total_correlation_of_a_factor():
+    """x_i = a_i z + std * noise with the exact posterior: then the bound is TC(x) itself."""
+    columns, std = 4, 0.6
+    a = torch.rand(columns, dtype=torch.float64) + 0.5
+    model = build("corex", (columns,), latent_dim=1, likelihood="mse", likelihood_std=std, hidden=()).double()
+    variance = 1 / (1 + float(a @ a) / std**2)
+    with torch.no_grad():
+        weight, bias = model.encoder.parameters()
+        weight.copy_(torch.stack([variance * a / std**2, torch.zeros_like(a)]))
+        bias.copy_(torch.tensor([0, math.log(variance)]))
+        weight, bias = model.decoder.parameters()
+        weight.copy_(a[:, None])
+        bias.zero_()
+    x = torch.randn(20_000, 1, dtype=torch.float64) * a + std * torch.randn(20_000, columns, dtype=torch.float64)
+    covariance = torch.outer(a, a) + std**2 * torch.eye(columns, dtype=torch.float64)
+    total_correlation = 0.5 * (covariance.diag().log().sum() - torch.logdet(covariance)).item()
+    assert layer_terms(model, x).sum().item() == pytest.approx(total_correlation, abs=0.08)

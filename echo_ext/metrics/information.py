@@ -16,7 +16,7 @@ from echo_ext.metrics._inputs import Data, measure_rows, read_codes, refuse_cons
 from echo_ext.models._numerics import log_mean_exp
 from echo_ext.models.base import LatentModel, Model
 from echo_ext.models.channels import gaussian_factors
-from echo_ext.models.likelihoods import BernoulliLikelihood, GaussianLikelihood
+from echo_ext.models.likelihoods import BernoulliLikelihood, FixedGaussianLikelihood, GaussianLikelihood
 from echo_ext.models.objectives import total_correlation_bound
 from echo_ext.models.priors import StandardNormal, channel_inputs
 from echo_ext.models.stacked_corex import GaussianLayer, Layer, rates
@@ -118,7 +118,7 @@ def layer_terms(model: Model, x: Data, *, k: int = 3, batch_size: int = 1000) ->
         torch.Size([3])
     """
     likelihood, prior = getattr(model, "likelihood", None), getattr(model, "prior", None)
-    if not isinstance(likelihood, BernoulliLikelihood | GaussianLikelihood):
+    if not isinstance(likelihood, BernoulliLikelihood | GaussianLikelihood | FixedGaussianLikelihood):
         kind = type(likelihood).__name__
         raise TypeError(
             f"layer_terms needs a Bernoulli or a Gaussian likelihood, but {type(model).__name__} has {kind}"

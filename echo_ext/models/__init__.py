@@ -5,7 +5,12 @@ from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import LatentModel, Model
 from echo_ext.models.channels import GaussianChannel, IAFChannel
 from echo_ext.models.flows import MADE, ShiftFlow
-from echo_ext.models.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from echo_ext.models.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    FixedGaussianLikelihood,
+    GaussianLikelihood,
+)
 from echo_ext.models.mim import MIM
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
 from echo_ext.models.networks import make_decoder, make_encoder, mlp
@@ -45,6 +50,7 @@ __all__ = [
     "CategoricalLikelihood",
     "ChannelOutput",
     "EchoChannel",
+    "FixedGaussianLikelihood",
     "GaussianChannel",
     "GaussianLayer",
     "GaussianLikelihood",

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
 
@@ -20,6 +21,7 @@ __all__ = [
     "LIKELIHOODS",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "FixedGaussianLikelihood",
     "GaussianLikelihood",
     "Likelihood",
     "find_likelihood",
@@ -101,20 +103,52 @@ class GaussianLikelihood:
         return Independent(Normal(mean, std, validate_args=False), mean.ndim - 1, validate_args=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class FixedGaussianLikelihood:
+    """Independent Gaussians of one fixed standard deviation, parameterized by means: the mean squared error.
+
+    ``-log p(x|z)`` is ``|x - mean|^2 / (2 std^2)`` plus a constant, in nats.
+
+    Args:
+        std: The standard deviation of each value. A smaller one gives the squared error more weight relative to the
+            rate: with ``std=sqrt(1/2)`` the distortion is the squared error itself, up to a constant.
+
+    Example:
+        >>> p = echo_ext.models.FixedGaussianLikelihood(std=0.5)(torch.zeros(5, 3))
+        >>> p.mean.shape, p.stddev[0]
+        (torch.Size([5, 3]), tensor([0.5000, 0.5000, 0.5000]))
+    """
+
+    parameters_per_value: ClassVar[int] = 1
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checks.number("std", self.std, above=0)
+
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution with these means (B, *data_shape)."""
+        values = Normal(parameters, torch.full_like(parameters, self.std), validate_args=False)
+        return Independent(values, parameters.ndim - 1, validate_args=False)
+
+
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": BernoulliLikelihood,
     "categorical": CategoricalLikelihood,
     "gaussian": GaussianLikelihood,
+    "mse": FixedGaussianLikelihood,
 }
 
 
-def find_likelihood(name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf) -> Likelihood:
+def find_likelihood(
+    name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf, std: float = 1.0
+) -> Likelihood:
     """Return the likelihood of this name, as recipes choose it.
 
     Args:
         name: One of :data:`LIKELIHOODS`. None means "bernoulli" for images and "gaussian" for vectors.
         data_shape: Shape of one x.
         min_log_variance: Minimum of the log variances of a :class:`GaussianLikelihood`.
+        std: Standard deviation of a :class:`FixedGaussianLikelihood`.
 
     Raises:
         ValueError: The name is unknown, or it is "categorical" and the data are not vectors.
@@ -124,4 +158,6 @@ def find_likelihood(name: str | None, data_shape: Sequence[int], *, min_log_vari
     _checks.choice("likelihood", name, LIKELIHOODS)
     if name == "categorical" and len(data_shape) != 1:
         raise ValueError(f"data_shape must be (states,) for likelihood 'categorical', got {tuple(data_shape)}")
+    if name == "mse":
+        return FixedGaussianLikelihood(_checks.number("likelihood_std", std, above=0))
     return GaussianLikelihood(min_log_variance) if name == "gaussian" else LIKELIHOODS[name]()

@@ -42,6 +42,7 @@ __all__ = ["FOLLOW_BATCH", "RECIPES", "Recipe", "build", "find", "recipes"]
 # Groups of settings that recipes share, with their defaults.
 NETWORKS: dict[str, Any] = {
     "likelihood": None,  # one of likelihoods.LIKELIHOODS; None means "bernoulli" for images and "gaussian" for vectors
+    "likelihood_std": 1.0,  # the standard deviation of likelihood "mse"
     "architecture": None,  # one of networks.ARCHITECTURES; None means the convolutions for this image size, or "mlp"
     "hidden": None,  # widths of the hidden layers of an MLP encoder; the decoder has them in reverse order
     "activation": "relu",  # one of networks.ACTIVATIONS
@@ -177,7 +178,7 @@ def variant(name: str, summary: str, *, of: str, **settings: Any) -> None:
 
 def networks(s: Any, min_log_variance: float = -math.inf) -> dict[str, Any]:
     """The encoder, with two outputs for each latent, the decoder, the likelihood and the shape of the data."""
-    likelihood = find_likelihood(s.likelihood, s.shape, min_log_variance=min_log_variance)
+    likelihood = find_likelihood(s.likelihood, s.shape, min_log_variance=min_log_variance, std=s.likelihood_std)
     encoder, settings = encoder_network(s), {"hidden": s.hidden, "activation": s.activation}
     outputs = likelihood.parameters_per_value
     decoder = make_decoder(architecture(s), s.shape, s.latent_dim, outputs=outputs, **settings)
