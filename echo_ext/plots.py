@@ -13,6 +13,7 @@ from torch import Tensor
 
 from echo_ext.metrics import RateDistortion, marginal_statistics
 from echo_ext.metrics.likelihood import RATE_WORDS
+from echo_ext.models import Model
 
 try:
     from matplotlib.axes import Axes
@@ -26,12 +27,15 @@ __all__ = [
     "History",
     "curves",
     "embedding",
+    "factors_against_latents",
     "marginal_activations",
     "rate_against_activation",
     "rate_distortion_curves",
     "reconstructions",
     "rows",
     "samples",
+    "traversals",
+    "variances_against_information",
 ]
 
 _COLORS = (
@@ -257,6 +261,86 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
     _scatter(axes, torch.stack([norms, rates], 1), _COLORS[0])
     correlation = torch.corrcoef(torch.stack([norms, rates]).double())[0, 1]
     _style_axes(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
+    return figure
+
+
+@torch.no_grad()
+def traversals(model: Model, codes: Tensor, values: Mapping[int, Tensor]) -> Figure:
+    """Plot decoded images along single latents, in one panel for each latent and one row for each code.
+
+    Args:
+        model: A model of images.
+        codes: The codes (n, latent_dim) that the other latents keep, such as ``model.encode_mean(x)``.
+        values: The values of each latent that is varied: (steps,), or (n, steps) with other values for each code.
+
+    Raises:
+        ValueError: The shapes do not fit, or there is no such latent.
+
+    Example:
+        >>> model = echo_ext.models.build("vae", (1, 8, 8), latent_dim=4)
+        >>> codes = model.encode_mean(torch.rand(3, 1, 8, 8))
+        >>> figure = echo_ext.plots.traversals(model, codes, {0: torch.linspace(-3, 3, 7), 2: torch.linspace(-3, 3, 7)})
+    """
+    if codes.ndim != 2 or not codes.numel():
+        raise ValueError(f"codes must have shape (n, latent_dim), got {tuple(codes.shape)}")
+    if not values:
+        raise ValueError("values must have at least one latent, got none")
+    steps = max(each.shape[-1] for each in values.values())
+    size = (0.4 + 0.35 * steps * len(values), 0.5 + 0.37 * len(codes))
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    for axes, (latent, wanted) in zip(figure.subplots(1, len(values), squeeze=False).flat, values.items(), strict=True):
+        if not 0 <= latent < codes.shape[1]:
+            raise ValueError(f"values must name latents from 0 to {codes.shape[1] - 1}, got {latent}")
+        if wanted.ndim == 0 or wanted.ndim > 2 or wanted.shape[:-1] not in ((), codes.shape[:1]):
+            raise ValueError(f"values must have shape (steps,) or ({len(codes)}, steps), got {tuple(wanted.shape)}")
+        varied = codes.repeat_interleave(wanted.shape[-1], 0)
+        varied[:, latent] = wanted.expand(len(codes), -1).flatten().to(codes)
+        _show_grid(axes, model.decode(varied), columns=wanted.shape[-1])
+        _title(axes, f"z_{latent}")
+    return figure
+
+
+def variances_against_information(variances: Mapping[str, Tensor], information: Mapping[str, Tensor]) -> Figure:
+    """Plot the cumulative distribution of the variances of latents, and the variances against the information.
+
+    Args:
+        variances: The variance (d,) of each latent over the data, for each model.
+        information: I(z_j; x) of each latent, as of :func:`echo_ext.metrics.latent_information`, (d,), in nats.
+    """
+    figure, (left, right) = _panels(2)
+    for color, (name, variance) in zip(_colors(variances), variances.items(), strict=True):
+        ordered = [0.0, *_numbers(variance.sort().values)]
+        shares = [index / len(variance) for index in range(len(ordered))]
+        left.step(ordered, shares, where="post", color=color, label=name)
+        right.plot(_numbers(variance), _numbers(information[name]), ".", color=color, label=name)
+    _style_axes(left, "", "var(z_j)", "share of latents below")
+    _style_axes(right, "", "var(z_j)", "I(z_j; x) (nats)")
+    left.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    return figure
+
+
+def factors_against_latents(codes: Tensor, factors: Tensor, names: Sequence[str]) -> Figure:
+    """Plot the mean of each latent for each value of a factor, in units of its standard deviation, as heat maps.
+
+    Args:
+        codes: Codes (N, d), such as those of ``model.encode_mean``.
+        factors: The factors that the data were made from, (N, F), with a few distinct values each.
+        names: The names of the factors.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if codes.ndim != 2 or factors.shape != (len(codes), len(names)):
+        wanted = f"({len(codes)}, {len(names)}), one column for each name"
+        raise ValueError(f"factors must have shape {wanted}, got {tuple(factors.shape)}")
+    standard = (codes - codes.mean(0)) / codes.std(0).clamp(min=torch.finfo(codes.dtype).tiny)
+    figure, panels = _panels(len(names))
+    for axes, name, factor in zip(panels, names, factors.T, strict=True):
+        means = [standard[factor == value].mean(0).tolist() for value in factor.unique()]
+        image = axes.imshow(torch.tensor(means).T.numpy(), cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto")
+        axes.set(xlabel="value", ylabel="latent" if axes is panels[0] else "")
+        _title(axes, name)
+    figure.colorbar(image, ax=panels[-1], label="mean, in standard deviations")
     return figure
 
 

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from echo_ext import metrics, plots
 from echo_ext.metrics import RateDistortion
+from echo_ext.models import build
 from echo_ext.plots import History
 
 
@@ -167,3 +168,39 @@ def test_rates_are_plotted_against_activations():
     (axes,) = figure.axes
     assert axes.get_title() == "correlation -1.00"
     np.testing.assert_allclose(axes.collections[0].get_offsets(), torch.stack([norms, 3 - norms], 1), rtol=1e-6)
+
+
+def test_traversals_change_one_latent():
+    model = build("vae", (1, 8, 8), latent_dim=3, hidden=(8,))
+    decoded = []
+    model.decode = lambda z: decoded.append(z) or torch.zeros(len(z), 1, 8, 8)
+    codes, steps = torch.randn(2, 3), torch.tensor([-1.0, 0.0, 2.0])
+    figure = plots.traversals(model, codes, {0: steps, 2: torch.stack([steps, 5 + steps])})
+    assert [axes.get_title() for axes in figure.axes] == ["z_0", "z_2"]
+    first, last = (z.view(2, 3, 3) for z in decoded)
+    assert torch.equal(first[..., 0], steps.expand(2, 3))
+    assert torch.equal(last[..., 2], torch.stack([steps, 5 + steps]))
+    assert torch.equal(last[..., :2], codes[:, None, :2].expand(2, 3, 2))
+    with pytest.raises(ValueError, match="values must name latents from 0 to 2, got 3"):
+        plots.traversals(model, codes, {3: steps})
+    with pytest.raises(ValueError, match=r"values must have shape \(steps,\) or \(2, steps\), got \(3, 3\)"):
+        plots.traversals(model, codes, {0: torch.zeros(3, 3)})
+
+
+def test_variances_are_cumulative():
+    variances = {"a": torch.tensor([3.0, 1.0])}
+    left, right = plots.variances_against_information(variances, {"a": torch.tensor([2.0, 0.5])}).axes
+    assert left.lines[0].get_xydata().tolist() == [[0, 0], [1, 0.5], [3, 1]]
+    assert right.lines[0].get_xydata().tolist() == [[3, 2], [1, 0.5]]
+
+
+def test_means_of_latents_by_factor():
+    factors = torch.stack([torch.arange(6) % 2, torch.arange(6) % 3], 1)
+    codes = torch.stack([factors[:, 0].float(), torch.randn(6)], 1)
+    figure = plots.factors_against_latents(codes, factors, ["shape", "scale"])
+    shape, scale = (torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes[:2])
+    assert shape.shape == (2, 2)
+    assert scale.shape == (2, 3)
+    torch.testing.assert_close(shape[0], torch.tensor([-1.0, 1.0]) * 0.5 / codes[:, 0].std())
+    with pytest.raises(ValueError, match=r"factors must have shape \(6, 1\)"):
+        plots.factors_against_latents(codes, factors, ["shape"])

@@ -170,8 +170,8 @@ def evaluate(
     * ``latent_information`` and ``marginal_activations.png``, if the posterior is that of Echo or a Gaussian;
     * for Echo ``noise_total_correlation``, ``-1/2 log det`` of the correlation matrix of the noise, ``noise_log_det``,
       which is ``-log det``, as the Echo paper prints it, and ``rate_against_activation.png``;
-    * for CorEx, AnchorVAE and stacked CorEx ``total_correlation_bound``, the bound on TC(x) in nats, and what each layer
-      adds to it, ``layer_terms`` (:func:`echo_ext.metrics.layer_terms`);
+    * for CorEx, AnchorVAE and stacked CorEx ``total_correlation_bound``, the bound on TC(x) in nats, and what each
+      layer adds to it, ``layer_terms`` (:func:`echo_ext.metrics.layer_terms`);
     * for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows), ``knn_accuracy_k1``, ``_k3`` and
       ``_k10``;
     * for vectors ``information_ksg``, the KSG estimate of I(x; z) in nats with k = 5 and at most 10,000 rows, and
