@@ -24,6 +24,8 @@ __all__ = ["CategoricalLayer", "GaussianLayer", "Layer", "StackedCorEx"]
 LOG_VARIANCE_LIMIT = 8.0
 # Rows of each layerwise step.
 LAYERWISE_ROWS = 200
+# Maximum number of codes that a mixture is fitted to.
+MIXTURE_ROWS = 20_000
 
 
 class Layer(Prior):
@@ -63,25 +65,27 @@ class CategoricalLayer(Layer):
         """``log r(z|y)`` for each state y: (B, states)."""
         return self.channel(*self.levels().chunk(2, dim=1)).log_prob(z[:, None])
 
-    def start(self, z: Tensor, descend: Callable[..., None]) -> None:
-        """Fit q(y|z) and r(z|y) to a Gaussian mixture of codes z (N, latent_dim), the best of three starts.
+    def start(self, mean: Tensor, std: Tensor, descend: Callable[..., None]) -> None:
+        """Fit q(y|z) and r(z|y) to a Gaussian mixture of the means of q(z|x), (N, latent_dim), the best of three.
 
         The components have full covariances, because groups of codes are rarely aligned with the axes.
         """
         _checks.installed("sklearn", purpose="layerwise_steps")
         from sklearn.mixture import GaussianMixture
 
-        points = z.double().cpu().numpy()
+        mean, std = mean[:MIXTURE_ROWS], std[:MIXTURE_ROWS]
+        points = mean.cpu().numpy()
         seeds = torch.randint(2**31, (3,)).tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a start needs no convergence
             options = {"reg_covar": 1e-3, "max_iter": 50}
             fitted = [GaussianMixture(self.states, random_state=seed, **options).fit(points) for seed in seeds]
         best = max(fitted, key=lambda mixture: mixture.lower_bound_)
-        rows = torch.cat([z, torch.as_tensor(best.predict_proba(points)).to(z)], dim=1)
+        rows = torch.cat([mean, std, torch.as_tensor(best.predict_proba(points)).to(mean)], dim=1)
 
         def loss(rows: Tensor) -> Tensor:
-            codes, shares = rows.split([z.shape[1], self.states], dim=1)
+            means, stds, shares = rows.split([mean.shape[1], mean.shape[1], self.states], dim=1)
+            codes = means + stds * torch.randn_like(means)
             return -(shares * (self.log_choice(codes) + self.log_given(codes))).sum(1).mean()
 
         descend([self], loss, rows)
@@ -243,19 +247,19 @@ class StackedCorEx(LatentModel):
 
         self._descend([self.encoder, self.decoder], first, x)
         with torch.no_grad():
-            codes = self.posterior(x).mean
+            q = self.posterior(x)
         for layer in self.layers:
             if isinstance(layer, CategoricalLayer):
-                layer.start(codes, self._descend)
+                layer.start(q.mean, q.stddev, self._descend)
             elif isinstance(layer, GaussianLayer):
                 own = layer
 
                 def next_loss(rows: Tensor, own: GaussianLayer = own) -> Tensor:
                     return vae_loss(rows, own.encoder, own.channel, own.given)
 
-                self._descend([own.encoder, own.decoder], next_loss, codes)
+                self._descend([own.encoder, own.decoder], next_loss, q.mean)
                 with torch.no_grad():
-                    codes = own.channel(*channel_inputs(own.encoder, codes)).mean
+                    q = own.channel(*channel_inputs(own.encoder, q.mean))
         return None
 
     def _descend(self, parts: Sequence[nn.Module], loss: Callable[[Tensor], Tensor], rows: Tensor) -> None:

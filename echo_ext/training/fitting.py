@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Deadline", "TimeLimitReached", "evaluation_batch_size", "fit", "initial_model", "make_fabric", "refresh"]
 
 # Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
-PREPARED_ROWS = 16_384
+PREPARED_VALUES = 40_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,10 +240,10 @@ def refresh(model: Model, train: LabeledDataset, configuration: Configuration) -
 
 
 def _sample_rows(data: LabeledDataset, configuration: Configuration) -> Tensor:
-    """The x of up to ``PREPARED_ROWS`` random rows, drawn without replacement."""
+    """The x of random rows, drawn without replacement, with up to ``PREPARED_VALUES`` numbers in total."""
     generator = torch.Generator().manual_seed(derive_seed(configuration.seed, Stream.ROWS))
     order = torch.randperm(len(data), generator=generator, device="cpu")
-    return data.values(order[:PREPARED_ROWS].to(data.labels.device))
+    return data.values(order[: max(1, PREPARED_VALUES // math.prod(data.data_shape))].to(data.labels.device))
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ NOTES = {
 
 def cases():
     """The two layers on MNIST."""
-    training = {"epochs": 9, "batch_size": 200, "learning_rate": 1e-3}
+    training = {"epochs": 5, "batch_size": 200, "learning_rate": 1e-3}
     yield {"model": "stacked CorEx"}, Configuration.of("stacked-corex", DATA, **training)
 
 
