@@ -181,8 +181,9 @@ def test_layerwise_start_finds_clusters(layers):
     x = 6 * torch.eye(6)[labels] + 0.3 * torch.randn(600, 6)
     model = small(layers=layers, hidden=(16,), upper_hidden=(16,), layerwise_steps=400)
     model.prepare(x)
-    pairs = torch.stack([model.cluster(x), labels], 1).unique(dim=0, return_counts=True)[1]
-    assert len(pairs) == 3 or pairs.sort().values[-3:].sum() > 570
+    counts = torch.zeros(3, 3).index_put_((model.cluster(x), labels), torch.ones(600), accumulate=True)
+    # Three starts of a mixture may all join two clusters, which leaves 400; states that ignore x have about 220.
+    assert counts.amax(1).sum() > 350
 
 
 def test_cluster_needs_a_categorical_top():

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Deadline", "TimeLimitReached", "evaluation_batch_size", "fit", "initial_model", "make_fabric", "refresh"]
 
-# Maximum number of rows for Model.prepare and Model.refresh, which is enough for any bank or set of pseudo-inputs.
+# Maximum number of values in the rows for Model.prepare, once for each run, and of rows for Model.refresh.
 PREPARED_VALUES = 40_000_000
+REFRESHED_ROWS = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,7 @@ def fit(
     optimizer = torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
     if checkpoint is None:
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
-        model.prepare(_sample_rows(train, configuration))
+        model.prepare(_sample_rows(train, configuration, max(1, PREPARED_VALUES // math.prod(train.data_shape))))
     else:
         checkpoints.load_weights(model, checkpoint)
         with _restoring("precision"):
@@ -236,14 +237,14 @@ def fit(
 def refresh(model: Model, train: LabeledDataset, configuration: Configuration) -> None:
     """Let a model in eval mode update its stored statistics of the training rows to its current weights."""
     torch.manual_seed(derive_seed(configuration.seed, Stream.REFRESH))
-    model.refresh(_sample_rows(train, configuration).to(next(model.parameters()).device))
+    model.refresh(_sample_rows(train, configuration, REFRESHED_ROWS).to(next(model.parameters()).device))
 
 
-def _sample_rows(data: LabeledDataset, configuration: Configuration) -> Tensor:
-    """The x of random rows, drawn without replacement, with up to ``PREPARED_VALUES`` numbers in total."""
+def _sample_rows(data: LabeledDataset, configuration: Configuration, maximum: int) -> Tensor:
+    """The x of up to so many random rows, drawn without replacement."""
     generator = torch.Generator().manual_seed(derive_seed(configuration.seed, Stream.ROWS))
     order = torch.randperm(len(data), generator=generator, device="cpu")
-    return data.values(order[: max(1, PREPARED_VALUES // math.prod(data.data_shape))].to(data.labels.device))
+    return data.values(order[:maximum].to(data.labels.device))
 
 
 @contextlib.contextmanager
