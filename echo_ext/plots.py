@@ -159,7 +159,10 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
 
 
 def rate_distortion_curves(
-    measured: Mapping[str, Sequence[RateDistortion]], *, reconstructed: Mapping[str, Tensor] | None = None
+    measured: Mapping[str, Sequence[RateDistortion]],
+    *,
+    reconstructed: Mapping[str, Tensor] | None = None,
+    min_rates: Mapping[str, float] | None = None,
 ) -> Figure:
     """Plot distortion against rate, with one curve for each model and error bars of one standard error.
 
@@ -167,6 +170,8 @@ def rate_distortion_curves(
         measured: The rates and distortions of each model, one for each weight of the rate, in any order.
         reconstructed: Rows of images (n, channels, height, width) with their labels, which are shown next to the
             curves.
+        min_rates: The minimum rates in nats of models that have one, such as those with Echo noise, by the names of the
+            models; each is drawn as a dashed line.
     """
     if reconstructed:
         columns = max(map(len, reconstructed.values()))
@@ -193,6 +198,8 @@ def rate_distortion_curves(
             capsize=2,
             label=f"{name} ({RATE_WORDS[ordered[0].rate_name]})",
         )
+        if min_rates and name in min_rates:
+            axes.axvline(min_rates[name], color=color, linewidth=1, linestyle="--", label=f"minimum rate of {name}")
     _style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
     axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
     return figure

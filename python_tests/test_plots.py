@@ -130,6 +130,15 @@ def test_rate_distortion_has_bars_of_one_standard_error():
     assert len(plots.rate_distortion_curves({"VAE": vae}).axes) == 1
 
 
+def test_minimum_rates_are_dashed_lines_in_the_color_of_the_curve():
+    measured = {name: [RateDistortion(8.0, 60.0, "rate")] for name in ("VAE", "Echo")}
+    (axes,) = plots.rate_distortion_curves(measured, min_rates={"Echo": 5.74}).axes
+    (floor,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    assert set(floor.get_xdata()) == {5.74}
+    assert floor.get_color() == axes.containers[1].lines[0].get_color()
+    assert "minimum rate of Echo" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_embedding_has_a_color_for_each_label():
     points, labels = torch.randn(50, 2), torch.arange(50) % 12
     figure = plots.embedding(points, labels)

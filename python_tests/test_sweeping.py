@@ -1,6 +1,8 @@
 """Runs that stop at a deadline, and sweeps of several processes that are stopped and killed."""
 
 import contextlib
+import json
+import math
 import os
 import random
 import signal
@@ -9,14 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_cases import PassesAfter, checkpoint, same
 
-from echo_ext import cli, training
+from echo_ext import EchoChannel, cli, training
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
 from echo_ext.training.processes import run_in_processes
+from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -129,6 +133,72 @@ def test_damaged_result_does_not_stop_the_sweep(tmp_path):
     assert list(done.failures) == ["vae-beta1-seed0"]
     assert "result.json is damaged" in done.failures["vae-beta1-seed0"]
     assert list(done.table["seeds"]) == [2]
+
+
+# ---- Comparison at equal rates ---------------------------------------------------------------------------------------
+
+
+def on_a_line(recipe, seed, rates, slope, offset):
+    name = "rate" if recipe == "echo" else "rate_bound"
+    return [{"recipe": recipe, "seed": seed, name: rate, "distortion": offset - slope * rate} for rate in rates]
+
+
+def test_lines_are_compared_at_equal_rates():
+    echo = [
+        each for seed, rates in enumerate([(9, 2, 4), (1, 8)]) for each in on_a_line("echo", seed, rates, 2, 90 + seed)
+    ]
+    vae = [each for seed in range(3) for each in on_a_line("vae", seed, (3, 5, 6, 12), 1, 80 + 3 * seed)]
+    single = on_a_line("vae", 7, (100,), 1, 0)
+    found = at_equal_rate([*echo, *vae, *single])
+    rates = np.linspace(3, 8, EQUAL_RATES)  # what all curves have in common
+    assert list(found["recipe"]) == ["echo"] * EQUAL_RATES + ["vae"] * EQUAL_RATES
+    assert list(found["seeds"]) == [2] * EQUAL_RATES + [3] * EQUAL_RATES
+    np.testing.assert_allclose(found["rate"], [*rates, *rates])
+    np.testing.assert_allclose(found["distortion"], [*(90.5 - 2 * rates), *(83 - rates)])
+    np.testing.assert_allclose(found["distortion_std"], [math.sqrt(0.5)] * EQUAL_RATES + [3] * EQUAL_RATES)
+    np.testing.assert_allclose(found["distortion_error"], [0.5] * EQUAL_RATES + [math.sqrt(3)] * EQUAL_RATES)
+
+
+def test_curves_are_not_extrapolated():
+    curves = [
+        *on_a_line("echo", 0, (2, 4), 1, 9),
+        *on_a_line("echo", 1, (3, 6), 1, 11),
+        *on_a_line("vae", 0, (5, 7), 1, 9),
+    ]
+    assert at_equal_rate(curves).empty  # they have no range in common
+    assert at_equal_rate(curves[:1]).empty
+    found = at_equal_rate(curves, rates=[1, 2.5, 3.5, 5, 8])
+    assert list(found["seeds"]) == [0, 1, 2, 1, 0, 0, 0, 0, 1, 0]
+    np.testing.assert_allclose(found["distortion"][:5], [math.nan, 6.5, 6.5, 6, math.nan])
+    assert found["distortion_error"][:5].isna().tolist() == [True, True, False, True, True]
+
+
+def test_sweep_compares_at_equal_rates_above_the_minimum(capsys, tmp_path):
+    words = [
+        "sweep",
+        "--recipe",
+        "echo",
+        "vae",
+        "--data",
+        "digits",
+        "--beta",
+        "0.01,50",
+        "--limit",
+        "100",
+        "--epochs",
+        "9",
+    ]
+    words += ["--set", "architecture=mlp", "--set", "hidden=[16]", "--latent-dim", "3", "--batch-size", "20"]
+    assert cli.main([*words, "--learning-rate", "0.01", "--out", str(tmp_path)]) == 0
+    floor = 3 * EchoChannel(19).min_rate
+    result = json.loads((tmp_path / "echo-beta50-seed0" / "result.json").read_text())
+    assert result["min_rate"] == pytest.approx(floor)
+    assert result["rate"] >= floor - 1e-5
+    assert "min_rate" not in json.loads((tmp_path / "vae-beta50-seed0" / "result.json").read_text())
+    lines = (tmp_path / "equal_rate.csv").read_text().splitlines()
+    assert lines[0] == "recipe,rate,seeds,distortion,distortion_std,distortion_error"
+    assert len(lines) == 1 + 2 * EQUAL_RATES
+    assert "distortion at equal rates, interpolated between betas\nrate" in capsys.readouterr().out
 
 
 # ---- Calls in processes ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_ext import _checks
 from echo_ext.cli.evaluate import LABELS
@@ -15,6 +15,9 @@ from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
 from echo_ext.training.configuration import SETTINGS, Configuration
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -70,6 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
             settings_of = [(row["recipe"], f"{row['beta']:g}") for row in rows]
             labels = ("recipe", "beta", *(LABELS[name] for name in names))
             print_table([labels, *((*each, *cells) for each, cells in zip(settings_of, measured, strict=True))])
+        if done.equal_rate["recipe"].nunique() > 1:
+            print("\ndistortion at equal rates, interpolated between betas")
+            _print_equal_rate(done.equal_rate)
         left_out = f", without the {arguments.trim} best and worst by -ELBO" if arguments.trim else ""
         print(f"means over the seeds{left_out}, +- standard errors")
         print(f"written to {arguments.out}")
@@ -107,3 +113,13 @@ def _report(name: str, result: dict[str, Any] | None) -> None:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     measured = [with_error(row[name], row[f"{name}_error"]) for name in ("rate", "distortion", "neg_elbo")]
     return row["recipe"], f"{row['beta']:g}", str(row["seeds"]), RATE_WORDS[row["rate_name"]], *measured
+
+
+def _print_equal_rate(table: pd.DataFrame) -> None:
+    """Print a row for each rate and a column for each recipe."""
+    cells = [with_error(*each) for each in table[["distortion", "distortion_error"]].to_numpy().tolist()]
+    recipes = list(dict.fromkeys(table["recipe"]))
+    grid = table.assign(cell=cells).pivot(index="rate", columns="recipe", values="cell")[recipes]
+    print_table(
+        [("rate", *recipes), *((f"{rate:.2f}", *row) for rate, row in zip(grid.index, grid.to_numpy(), strict=True))]
+    )

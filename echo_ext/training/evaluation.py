@@ -55,6 +55,7 @@ def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[
     return {
         **{name: getattr(configuration, name) for name in ("recipe", "data", "beta", "seed")},
         **_bounds(_measured(run, test, draws)),
+        **_minimum(run),
         "unit": "nats per sample",
         "draws": draws,
         "parameters": sum(each.numel() for each in run.model.parameters() if each.requires_grad),
@@ -69,6 +70,12 @@ def _measured(run: Run, test: LabeledDataset, draws: int) -> RateDistortion:
     torch.manual_seed(derive_seed(run.configuration.seed, Stream.MEASURE))
     batch_size = evaluation_batch_size(next(run.model.parameters()).device)
     return metrics.rate_distortion(run.model, test, draws=draws, batch_size=batch_size)
+
+
+def _minimum(run: Run) -> dict[str, float]:
+    """The minimum rate of all latents together, if the channel has one, as those of Echo do."""
+    each = getattr(getattr(run.model, "channel", None), "min_rate", None)
+    return {} if each is None else {"min_rate": each * run.configuration.latent_dim}
 
 
 def _bounds(measured: RateDistortion) -> dict[str, float]:

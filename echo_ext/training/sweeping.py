@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Sweep", "sweep"]
+__all__ = ["Sweep", "at_equal_rate", "sweep"]
 
-TABLE = "table"
+TABLE, EQUAL_RATE = "table", "equal_rate"
+# Number of rates at which the recipes are compared.
+EQUAL_RATES = 7
 CURVES = "rate_distortion.png"
 RECONSTRUCTED_IMAGES = 8
 # Seconds to wait while another sweep of the same folder writes its table.
@@ -48,11 +51,13 @@ class Sweep(NamedTuple):
             of the mean (NaN for one seed).
         failures: The folder name and the error of each run that failed.
         unfinished: The folder names of the runs that the time limit stopped or did not let start.
+        equal_rate: The distortion of each recipe at rates that all of them reach, as :func:`at_equal_rate` returns it.
     """
 
     table: pd.DataFrame
     failures: dict[str, str]
     unfinished: list[str]
+    equal_rate: pd.DataFrame
 
 
 def sweep(
@@ -66,7 +71,9 @@ def sweep(
     on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
     **options: Any,
 ) -> Sweep:
-    """Train every configuration in a folder of its own; write table.csv, table.json and rate_distortion.png.
+    """Train every configuration in a folder of its own; write its tables and ``rate_distortion.png``.
+
+    The tables are ``table.csv`` and ``table.json``, and ``equal_rate.csv`` if the curves of the recipes overlap.
 
     Finished runs are not trained again, and interrupted runs are resumed. A run that fails does not stop the others,
     nor does a run whose files are damaged or that another process is training. On a CPU the weights do not depend on
@@ -117,14 +124,18 @@ def sweep(
             found[name] = outcome
         on_run(name, found.get(name))
     finished = {name: run for name, run in runs.items() if name in found}
-    table = _table([found[name] for name in finished], trim)
+    results = [found[name] for name in finished]
+    table, equal_rate = _table(results, trim), at_equal_rate(results)
     if len(table):
         folder = RunDirectory(out, task="sweep")
         with folder.owned(timeout=LOCK_TIMEOUT):
             folder.write(f"{TABLE}.csv", table.to_csv(index=False, na_rep="nan").encode())
+            if len(equal_rate):
+                folder.write(f"{EQUAL_RATE}.csv", equal_rate.to_csv(index=False, na_rep="nan").encode())
             folder.write_json(f"{TABLE}.json", table.astype(object).where(table.notna(), None).to_dict("records"))
             folder.write_figures({CURVES: _curves(table, finished, out, options.get("data_dir"))})
-    return Sweep(table, failures, [name for name in runs if name not in found and name not in failures])
+    unfinished = [name for name in runs if name not in found and name not in failures]
+    return Sweep(table, failures, unfinished, equal_rate)
 
 
 def _outcomes(
@@ -215,6 +226,49 @@ def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
     return table
 
 
+def at_equal_rate(results: Sequence[Mapping[str, Any]], rates: Sequence[float] | None = None) -> pd.DataFrame:
+    """Compare the distortions of recipes at equal rates.
+
+    The curve of each recipe and seed, over its betas, is interpolated linearly between the measured rates, and never
+    extrapolated.
+
+    Args:
+        results: The contents of ``result.json`` of all runs, with at least two betas for each recipe and seed; a seed
+            with only one is left out.
+        rates: Rates in nats; None for evenly spaced ones over the range that all curves have in common.
+
+    Returns:
+        For each recipe and rate the number of seeds whose curves reach it and, in nats per sample, the mean of their
+        distortions (NaN if there are none), the standard deviation, and the standard error of the mean (NaN for one
+        seed). There are no rows if the curves have no range of rates in common.
+    """
+    import numpy as np
+    import pandas as pd
+
+    columns = ["recipe", "seed", "rate", "distortion"]
+    runs = pd.DataFrame([{**each, "rate": each[rate_name_in(each)]} for each in results], columns=columns)
+    points = runs.groupby(columns[:3], sort=False, as_index=False).mean()
+    curves = [(key, each.sort_values("rate")) for key, each in points.groupby(columns[:2], sort=False) if len(each) > 1]
+    if rates is None:
+        low = max((each["rate"].iloc[0] for _, each in curves), default=0.0)
+        high = min((each["rate"].iloc[-1] for _, each in curves), default=0.0)
+        rates = np.linspace(low, high, EQUAL_RATES).tolist() if low < high else []
+    nan = math.nan
+    interpolated = [
+        pd.DataFrame(
+            {
+                "recipe": recipe,
+                "rate": rates,
+                "distortion": np.interp(rates, each["rate"], each["distortion"], nan, nan),
+            }
+        )
+        for (recipe, _), each in curves
+    ]
+    found = pd.concat([pd.DataFrame({"recipe": [], "rate": [], "distortion": []}), *interpolated])
+    kinds = {"seeds": "count", "distortion": "mean", "distortion_std": "std", "distortion_error": "sem"}
+    return found.groupby(["recipe", "rate"], sort=False)["distortion"].agg(**kinds).reset_index()
+
+
 def _is_measure(name: str, value: object) -> bool:
     """Whether a value in a result is a number that was measured."""
     # The seconds of a run would make the tables of equal runs differ.
@@ -235,6 +289,7 @@ def _curves(
         recipe: [RateDistortion(*row) for row in rows[["rate", "distortion", "rate_name", *errors]].to_numpy()]
         for recipe, rows in table.groupby("recipe", sort=False)
     }
+    floors = table.groupby("recipe")["min_rate"].max().dropna().to_dict() if "min_rate" in table else None
     test = next(iter(runs.values())).load_data(data_dir)["test"]
     images = None
     if len(test.data_shape) == 3:
@@ -246,4 +301,4 @@ def _curves(
             if label not in images and RunDirectory(out / name).has_checkpoint:
                 torch.manual_seed(0)
                 images[label] = load(out / name).model.reconstruct(x)
-    return plots.rate_distortion_curves(measured, reconstructed=images)
+    return plots.rate_distortion_curves(measured, reconstructed=images, min_rates=floors)
