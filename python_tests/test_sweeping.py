@@ -83,6 +83,16 @@ def test_short_time_limit_makes_progress(tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_sweep_without_finished_runs_has_empty_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "MINIMUM_SECONDS", -1.0)
+    configuration = Configuration.of("vae", "digits", epochs=10_000, latent_dim=2, model_settings={"hidden": [8]})
+    done = training.sweep([configuration], tmp_path, time_limit=1e-3)
+    assert done.unfinished == ["vae-beta1-seed0"]
+    assert done.table.empty
+    assert done.equal_rate.empty
+    assert not (tmp_path / "table.csv").exists()
+
+
 def test_deadline_of_several_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="deadline must be None for several processes"):
