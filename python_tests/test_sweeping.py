@@ -20,7 +20,7 @@ from echo_ext import EchoChannel, cli, training
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
 from echo_ext.training.processes import run_in_processes
-from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate
+from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate, matched_by_rate
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -209,6 +209,43 @@ def test_sweep_compares_at_equal_rates_above_the_minimum(capsys, tmp_path):
     assert lines[0] == "recipe,rate,seeds,distortion,distortion_std,distortion_error"
     assert len(lines) == 1 + 2 * EQUAL_RATES
     assert "distortion at equal rates, interpolated between betas\nrate" in capsys.readouterr().out
+
+
+def test_figure_shows_runs_of_similar_rate():
+    rates = {"vae": (1, 4.4, 9, 30), "echo": (20, 5, 7, 6, 8, 21, 11), "vae-maf": (5.9,)}
+    results = [
+        {"recipe": recipe, "seed": seed, ("rate" if recipe == "echo" else "rate_bound"): rate + seed / 8}
+        | ({"min_rate": 4.0} if recipe == "echo" else {})
+        for recipe, each in rates.items()
+        for rate in each
+        for seed in (0, 1)
+    ]
+    chosen = [results[index] for index in matched_by_rate(results)]
+    found = [(each["recipe"], each.get("rate", each.get("rate_bound"))) for each in chosen]
+    matches = {5: (4.525, 5.9), 7: (9, 6.025), 11: (9.125, 6.025), 21: (30, 6.025)}
+    assert found == [
+        pair for rate, (vae, maf) in matches.items() for pair in [("echo", rate), ("vae", vae), ("vae-maf", maf)]
+    ]
+    assert matched_by_rate([]) == []
+
+
+def test_figure_has_mean_reconstructions_and_their_rates(tmp_path, monkeypatch):
+    from echo_ext import plots
+
+    seen = []
+    reconstruct, curves = Autoencoder.reconstruct, plots.rate_distortion_curves
+    monkeypatch.setattr(
+        Autoencoder, "reconstruct", lambda model, x, draws=1: seen.append(draws) or reconstruct(model, x, draws)
+    )
+    monkeypatch.setattr(
+        plots, "rate_distortion_curves", lambda measured, **options: seen.append(options) or curves(measured, **options)
+    )
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
+    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "batch_size": 20, "model_settings": {"hidden": [8]}}
+    row = training.sweep([Configuration.of("vae", "digits", **settings)], tmp_path).table.iloc[0]
+    assert seen[0] == 10
+    assert list(seen[1]["reconstructed"]) == ["test image", f"vae, {row['rate']:.1f} nats"]
+    assert seen[1]["min_rates"] is None
 
 
 # ---- Calls in processes ----------------------------------------------------------------------------------------------

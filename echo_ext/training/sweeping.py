@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from echo_ext import _checks
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.likelihood import rate_name_in
+from echo_ext.models import Model, PixelCNN
 from echo_ext.training import parsing
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.evaluation import evaluate as evaluate_run
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Sweep", "at_equal_rate", "sweep"]
+__all__ = ["Sweep", "at_equal_rate", "matched_by_rate", "sweep"]
 
 TABLE, EQUAL_RATE = "table", "equal_rate"
 # Number of rates at which the recipes are compared.
 EQUAL_RATES = 7
 CURVES = "rate_distortion.png"
-RECONSTRUCTED_IMAGES = 8
+# The reconstructions in the figure: images, averaged samples of z, and rates at which the recipes are shown.
+RECONSTRUCTED_IMAGES, RECONSTRUCTION_DRAWS, SHOWN_RATES = 8, 10, 4
 # Seconds to wait while another sweep of the same folder writes its table.
 LOCK_TIMEOUT = 60.0
 IMPORTANCE_SETTINGS = ("importance_draws", "importance_rows")
@@ -133,7 +136,7 @@ def sweep(
             if len(equal_rate):
                 folder.write(f"{EQUAL_RATE}.csv", equal_rate.to_csv(index=False, na_rep="nan").encode())
             folder.write_json(f"{TABLE}.json", table.astype(object).where(table.notna(), None).to_dict("records"))
-            folder.write_figures({CURVES: _curves(table, finished, out, options.get("data_dir"))})
+            folder.write_figures({CURVES: _curves(table, results, finished, out, options.get("data_dir"))})
     unfinished = [name for name in runs if name not in found and name not in failures]
     return Sweep(table, failures, unfinished, equal_rate)
 
@@ -277,11 +280,39 @@ def _is_measure(name: str, value: object) -> bool:
     return is_number and not is_setting and not name.endswith("_error")
 
 
+def matched_by_rate(results: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Choose runs of similar rate: the index of each run of a reference recipe, followed by the matches of the others.
+
+    The reference is the first recipe with Echo noise, or the first of all. Its runs are those of its first seed, in the
+    order of their rates, at most ``SHOWN_RATES`` of them. The match of another recipe is the run with the nearest rate.
+    """
+    rates = [each[rate_name_in(each)] for each in results]
+    by_recipe: dict[str, list[int]] = {}
+    for index, each in enumerate(results):
+        by_recipe.setdefault(each["recipe"], []).append(index)
+    if not by_recipe:
+        return []
+    reference = next((each["recipe"] for each in results if "min_rate" in each), next(iter(by_recipe)))
+    seed = min(results[index]["seed"] for index in by_recipe[reference])
+    known = sorted((index for index in by_recipe[reference] if results[index]["seed"] == seed), key=rates.__getitem__)
+    count = min(SHOWN_RATES, len(known))
+    chosen = [known[round(place * (len(known) - 1) / max(count - 1, 1))] for place in range(count)]
+    return [
+        index if recipe == reference else min(others, key=lambda other: abs(rates[other] - rates[index]))
+        for index in chosen
+        for recipe, others in sorted(by_recipe.items(), key=lambda each: each[0] != reference)
+    ]
+
+
 @torch.no_grad()
 def _curves(
-    table: pd.DataFrame, runs: Mapping[str, Configuration], out: Path, data_dir: str | os.PathLike[str] | None
+    table: pd.DataFrame,
+    results: Sequence[Mapping[str, Any]],
+    runs: Mapping[str, Configuration],
+    out: Path,
+    data_dir: str | os.PathLike[str] | None,
 ) -> Figure:
-    """Plot distortion against rate, with reconstructions of test images by the first seed of each recipe and beta."""
+    """Plot distortion against rate, with reconstructions of test images by runs of similar rate."""
     from echo_ext import plots
 
     errors = ["rate_error", "distortion_error", "neg_elbo_error"]
@@ -295,10 +326,20 @@ def _curves(
     if len(test.data_shape) == 3:
         x = evenly_spaced(test, RECONSTRUCTED_IMAGES)
         images = {"test image": x}
-        for name, configuration in sorted(runs.items(), key=lambda run: (run[1].recipe, -run[1].beta, run[1].seed)):
-            label = f"{configuration.recipe}, beta {configuration.beta:g}"
-            # A run that was trained on another machine may have a result but no weights here.
-            if label not in images and RunDirectory(out / name).has_checkpoint:
+        # A run that was trained on another machine may have a result but no weights here.
+        saved = [pair for pair in zip(runs, results, strict=True) if RunDirectory(out / pair[0]).has_checkpoint]
+        for name, result in [saved[index] for index in matched_by_rate([result for _, result in saved])]:
+            label = f"{result['recipe']}, {result[rate_name_in(result)]:.1f} nats"
+            if label not in images:
                 torch.manual_seed(0)
-                images[label] = load(out / name).model.reconstruct(x)
+                images[label] = _mean_reconstruction(load(out / name).model, x)
     return plots.rate_distortion_curves(measured, reconstructed=images, min_rates=floors)
+
+
+def _mean_reconstruction(model: Model, x: Tensor) -> Tensor:
+    """The mean over several samples of z, whose blur shows what differs between them, as in the Echo paper's figure 2.
+
+    An autoregressive decoder draws its pixels itself, and slowly, so that its reconstructions are single ones.
+    """
+    is_autoregressive = any(isinstance(module, PixelCNN) for module in model.modules())
+    return model.reconstruct(x, draws=1 if is_autoregressive else RECONSTRUCTION_DRAWS)
