@@ -38,6 +38,8 @@ class Experiment:
             test rows to figures by file name.
         notes: What the settings and the quantities mean.
         seeds: Default number of seeds.
+        all_tests: Whether ``figures`` gets the test rows of every case, by the index of the table, and not only those
+            of the first case.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Experiment:
     figures: Callable[..., Mapping[str, Any]]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seeds: int = 3
+    all_tests: bool = False
 
     @property
     def summary(self) -> str:
@@ -129,7 +132,9 @@ def run(
     models = [load(out / RUNS / run_name(labels, seeds[0])).model for labels, _ in cases]
     torch.manual_seed(0)
     with torch.no_grad():
-        test = cases[0][1].load_data(data_dir)["test"]
+        shown = cases if experiment.all_tests else cases[:1]
+        tests = [configuration.load_data(data_dir)["test"] for _, configuration in shown]
+        test = dict(zip(table.index, tests, strict=True)) if experiment.all_tests else tests[0]
         figures = experiment.figures(table, dict(zip(table.index, models, strict=True)), test)
     content = {
         "experiment": experiment.name,
