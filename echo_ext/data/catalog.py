@@ -145,7 +145,7 @@ CATALOG: dict[str, Entry] = {
     "dsprites-dependent": dataclasses.replace(
         _DSPRITES,
         rows=(99_072, 5_504, 5_504),
-        source="subset of dSprites with dependent factors (Echo paper, table 2)",
+        source="subset of dSprites with dependent factors (Echo paper, section 5.3)",
         load=lambda locator: dsprites.load_dsprites(locator, dsprites.dependent_rows()),
     ),
     "fashion-mnist": _FASHION,

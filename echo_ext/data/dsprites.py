@@ -95,8 +95,8 @@ def dependent_rows(*, exclude: float = 0.15, bins: int = 4, seed: int = 15666) -
     """Exclude random combinations of factors; return the indices of the remaining rows: int64, in ascending order.
 
     The values of each factor are grouped into bins. For every two factors, each pair of bins is excluded with the same
-    probability (Echo paper, table 2). The default seed gives the properties of that table: 15 % of the rows remain, and
-    the total correlation of the factors is 1.49 nats.
+    probability (Echo paper, section 5.3). The default seed gives what it states: 15 % of the rows
+    remain, and the total correlation of the factors is 1.49 nats.
 
     Args:
         exclude: Probability that a pair of bins is excluded. A larger value leaves fewer rows.

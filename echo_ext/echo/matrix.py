@@ -1,7 +1,7 @@
-"""Echo noise whose scale is a matrix, the extension that the paper names as future work.
+"""Echo noise whose scale is a matrix, which the paper leaves to future work.
 
 Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact Rate-Distortion in Autoencoders via Echo Noise", NeurIPS 2019,
-section 6.
+end of appendix C.
 """
 
 from __future__ import annotations

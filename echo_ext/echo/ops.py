@@ -40,7 +40,7 @@ def echo_sample(
 
     The noise of row i is made of other rows, ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]``. The noise and z then
     have the same distribution, and the information that z carries about the input is exactly ``-log|s|``, see
-    :func:`echo_rate` (Brekelmans et al. 2019, eqs. 5 and 7). Gradients flow through the noise.
+    :func:`echo_rate` (Brekelmans et al. 2019, eqs. 3 and 4). Gradients flow through the noise.
 
     With "permutation" and "replacement", NaN, infinity and products that overflow propagate exactly as in the formula.
     With "ring" they may reach any row of their column, or none where a weight is 0 or rounds to 0. Other columns are
@@ -182,7 +182,7 @@ def echo_rate(s: Tensor) -> Tensor:
     """Return the exact rate of the Echo channel, ``-log|s|``, in nats per dimension.
 
     Summed over the dimensions of a sample it is the pointwise information; its mean over samples is I(x; z)
-    (Brekelmans et al. 2019, eq. 7).
+    (Brekelmans et al. 2019, eq. 4).
 
     Args:
         s: The scales, of any shape.
@@ -200,9 +200,9 @@ def echo_rate(s: Tensor) -> Tensor:
 def max_scale(num_terms: int, *, bound: float = 1.0, tol: float = 2**-23) -> float:
     """Return the largest scale for which truncating the noise cannot be noticed.
 
-    It is the root r of ``bound * r**num_terms / (1 - r) = tol``. With ``|f| <= bound`` and ``|s| <= r``, dropping all
-    terms after the first ``num_terms`` changes a noise by at most ``tol``. The minimum rate of the channel is
-    ``-log r`` nats per dimension.
+    It is the root r of ``bound * r**num_terms / (1 - r) = tol`` (Brekelmans et al. 2019, appendix B). With ``|f| <=
+    bound`` and ``|s| <= r``, dropping all terms after the first ``num_terms`` changes a noise by at most ``tol``. The
+    minimum rate of the channel is ``-log r`` nats per dimension.
 
     Args:
         num_terms: The number of terms of each noise. More terms give a larger scale, and so a lower minimum rate.

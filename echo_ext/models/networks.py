@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 ARCHITECTURES = {
     "conv28": "convolutions of the Echo paper for images of 28 x 28",
-    "conv64": "convolutions of the Echo paper for images of 64 x 64 (dSprites)",
+    "conv64": "convolutions of Locatello et al. (2019), as in the Echo paper, for images of 64 x 64 (dSprites)",
     "mlp": "fully connected layers for data of any shape",
 }
 _IMAGE_SIDES = {"conv28": 28, "conv64": 64}
@@ -54,7 +54,7 @@ def make_encoder(
     """Build a network from x (B, *data_shape) to (B, outputs).
 
     Args:
-        architecture: One of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix C).
+        architecture: One of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix E).
         data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
         outputs: Width of the last layer, which is linear. The channels of this package need two outputs per latent.
         hidden: Widths of the hidden layers of an MLP. None means (512, 512).

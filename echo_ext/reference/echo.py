@@ -1,7 +1,7 @@
 """Echo noise in plain PyTorch, written as in the paper.
 
 It gathers every term of every row, O(B D d) memory. Source: Brekelmans, Moyer, Galstyan and Ver Steeg, "Exact
-Rate-Distortion in Autoencoders via Echo Noise", NeurIPS 2019.
+Rate-Distortion in Autoencoders via Echo Noise", NeurIPS 2019, eqs. 1 to 3.
 """
 
 from __future__ import annotations

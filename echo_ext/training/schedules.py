@@ -39,7 +39,7 @@ def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
     """The factor of the learning rate in ``epoch``, counted from 0.
 
     "constant" is 1. "constant-then-linear" is 1 for the first half of the epochs and then falls linearly to 0 after the
-    last one (Brekelmans et al. 2019, appendix).
+    last one (Brekelmans et al. 2019, section 5.1 and appendix E).
     """
     _checks.choice("schedule", schedule, SCHEDULES)
     return 1.0 if schedule == "constant" else min(1.0, 2 * (1 - epoch / epochs))
