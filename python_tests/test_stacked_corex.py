@@ -113,7 +113,7 @@ def test_layers_are_the_papers():
 def test_recipe_learns_and_restores_its_state():
     centers = 4 * torch.eye(6)[:3]
     x = centers.repeat(50, 1) + 0.3 * torch.randn(150, 6)
-    settings = {"latent_dim": 3, "layers": (3,), "hidden": (16,), "upper_hidden": (8,)}
+    settings = {"latent_dim": 3, "layers": (3,), "hidden": (16,), "upper_hidden": (8,), "layerwise_steps": 0}
     model = build("stacked-corex", (6,), **settings)
     first, last = fit(model, x, steps=150)
     assert last < first - 1
