@@ -175,7 +175,7 @@ def rate_distortion_curves(
     """
     if reconstructed:
         columns = max(map(len, reconstructed.values()))
-        widths = (5.4, 0.8 + 0.5 * columns)
+        widths = (5.4, 0.08 * max(map(len, reconstructed)) + 0.5 * columns)
         figure = Figure(figsize=(sum(widths), 4.0), dpi=_DPI, layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=widths)  # type: ignore[misc]  # an array of two subfigures
         axes = left.subplots()

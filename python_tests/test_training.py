@@ -148,6 +148,21 @@ def test_training_follows_the_configured_schedules(tmp_path, models):
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
 
 
+def test_training_without_validation_uses_all_rows(tmp_path):
+    settings = {**SMALL, "limit": None, "epochs": 2}
+    result = training.train(Configuration.of("vae", "digits", valid="none", **settings), tmp_path)
+    parts = data.load("digits")
+    first, rows = table(tmp_path / "metrics.csv")[0], len(parts["train"]) + len(parts["valid"])
+    assert int(first["step"]) == round(rows / 100) > round(len(parts["train"]) / 100)
+    assert not [name for name in first if name.startswith("valid")]
+    assert result["rows"] == {"test": len(parts["test"])}
+    assert (tmp_path / "curves.png").is_file()
+    with pytest.raises(
+        ValueError, match="patience must be None for valid='none', which leaves no loss to watch, got 3"
+    ):
+        Configuration.of("vae", "digits", valid="none", patience=3)
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_training_stops_when_patience_runs_out(tmp_path):
     result = training.train(Configuration.of("stands", "digits", limit=100, epochs=50, patience=3), tmp_path)

@@ -142,7 +142,7 @@ def pixel_progress(model: Model) -> Iterator[None]:
 
 
 def _series(run: Run, result: Mapping[str, Any]) -> plots.History:
-    """The rate, distortion and -ELBO after each epoch, and of the test rows."""
+    """The rate, distortion and -ELBO after each epoch, with validation if there are such rows, and of the test rows."""
     from echo_ext import plots
 
     names = (rate_name_in(result), "distortion")
@@ -152,7 +152,8 @@ def _series(run: Run, result: Mapping[str, Any]) -> plots.History:
         return {**found, "neg_elbo": [sum(pair) for pair in zip(*found.values(), strict=True)]}
 
     test = {name: result[name] for name in (*names, "neg_elbo")}
-    return plots.History(by_quantity("train"), by_quantity("valid"), test)
+    is_validated = any("valid_loss" in row for row in run.history)
+    return plots.History(by_quantity("train"), by_quantity("valid") if is_validated else {}, test)
 
 
 # ---- Evaluation of a trained run -------------------------------------------------------------------------------------

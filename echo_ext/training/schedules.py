@@ -52,8 +52,11 @@ def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:
 
 def should_stop_early(history: Sequence[Mapping[str, float]], patience: int | None, warm_up_epochs: int = 0) -> bool:
     """Whether ``valid_loss`` has not improved in the last ``patience`` epochs, of which the warm-up does not count."""
-    losses = [row["valid_loss"] for row in history[warm_up_epochs:]]
-    return patience is not None and len(losses) - 1 - losses.index(min(losses)) >= patience if losses else False
+    watched = history[warm_up_epochs:]
+    if patience is None or not watched:
+        return False
+    losses = [row["valid_loss"] for row in watched]
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def epoch_rows(
