@@ -27,13 +27,13 @@ SHOWN = 6  # latents in the figure of factors
 
 SCALE = 0.5
 NORMAL = f"latents of which {TESTED} samples pass for Gaussian"
-RATE_ORDER = "rank correlation of log p(x|z) with the rate"
-NORM_ORDER = "rank correlation of log p(x|z) with |f(x)|"
+RATE_ORDER = "rank correlation of the likelihood and the rate"
+NORM_ORDER = "rank correlation of the likelihood and the norm of f(x)"
 NOTES = {
     "shortened": "fully connected layers and few epochs; the published figures are for convolutions and 200 epochs, or "
     "300,000 steps for dSprites",
     NORMAL: "Anderson-Darling at 5 %; the paper pools 2000 samples for each test row",
-    RATE_ORDER: f"Spearman, on {ROWS} test rows; the paper: higher information where p(x|z) is high",
+    RATE_ORDER: f"Spearman, log p(x|z) on {ROWS} test rows; the paper: higher information where p(x|z) is high",
     "rate, distortion": "on the test rows, in nats per sample",
 }
 
