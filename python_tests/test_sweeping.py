@@ -229,6 +229,19 @@ def test_figure_shows_runs_of_similar_rate():
     assert matched_by_rate([]) == []
 
 
+def test_curves_of_echo_have_its_minimum_rate(tmp_path, monkeypatch):
+    from echo_ext import plots
+
+    seen, curves = [], plots.curves
+    monkeypatch.setattr(
+        plots, "curves", lambda history, rate_floor: seen.append(rate_floor) or curves(history, rate_floor=rate_floor)
+    )
+    settings = {"limit": 40, "epochs": 1, "latent_dim": 3, "batch_size": 20, "model_settings": {"hidden": [8]}}
+    for recipe in ("echo", "vae"):
+        training.train(Configuration.of(recipe, "digits", **settings), tmp_path / recipe)
+    assert seen == [pytest.approx(3 * EchoChannel(19).min_rate), None]
+
+
 def test_figure_has_mean_reconstructions_and_their_rates(tmp_path, monkeypatch):
     from echo_ext import plots
 

@@ -88,7 +88,8 @@ def _bounds(measured: RateDistortion) -> dict[str, float]:
 def write_figures(run: Run, test: LabeledDataset, result: Mapping[str, Any], directory: RunDirectory) -> None:
     """Write ``reconstructions.png``, ``samples.png`` and ``curves.png`` of a run with this result."""
     name = run.configuration.recipe
-    directory.write_figures(figures({name: run}, test, {name: result}))
+    drawn = figures({name: run}, test, {name: result}, rate_floor=result.get("min_rate"))
+    directory.write_figures(drawn)
 
 
 @torch.no_grad()
