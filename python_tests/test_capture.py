@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from echo_ext import models, training
-from echo_ext.models.recipes import RECIPES
+from echo_ext.models.recipes import FOLLOW_BATCH, RECIPES, find
 from echo_ext.training import Configuration, fitting, stepping
 from echo_ext.training.stepping import RecordedStep
 
@@ -95,9 +95,15 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["echo", "vae-vamp", "echo-tc", "mim"])
-def test_recorded_steps_equal_ordinary_steps(tmp_path, recorder, recipe):
-    model = {"num_terms": 20} if recipe.startswith("echo") else {}
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        *(("echo", {}), ("echo", {"target_rate": 9.0}), ("echo-matrix", {})),
+        *(("vae-vamp", {}), ("echo-tc", {}), ("mim", {})),
+    ],
+)
+def test_recorded_steps_equal_ordinary_steps(tmp_path, recorder, recipe, model):
+    model = {**model, **{name: 20 for name in FOLLOW_BATCH if name in find(recipe).model_settings}}
     model |= {"discriminator_width": 20} if recipe == "echo-tc" else {}
     settings = {**SETTINGS, "model_settings": model}
     configuration = Configuration.of(recipe, "digits", **settings)
@@ -189,10 +195,12 @@ def test_wait_detector_finds_waiting_operations():
         assert detector.waiting
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
-def test_no_recipe_waits_for_the_device_in_a_step(recipe):
-    few = {"num_terms": 20} if recipe.startswith("echo") else {}
-    model = models.build(recipe, (1, 8, 8), latent_dim=6, **few)
+@pytest.mark.parametrize(
+    ("recipe", "settings"), [*((name, {}) for name in sorted(RECIPES)), ("echo", {"target_rate": 9.0})]
+)
+def test_no_recipe_waits_for_the_device_in_a_step(recipe, settings):
+    few = {name: 20 for name in FOLLOW_BATCH if name in find(recipe).model_settings}
+    model = models.build(recipe, (1, 8, 8), latent_dim=6, **few, **settings)
     x = torch.rand(24, 1, 8, 8).round()
     model.prepare(x)
     model.train()

@@ -324,7 +324,7 @@ def test_defaults_of_the_papers():
             "vae",
             SHAPE,
             {"likelihood": "poisson"},
-            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', got 'poisson'",
+            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', 'mse', got 'poisson'",
         ),
         (
             "vae",

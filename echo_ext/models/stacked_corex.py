@@ -29,7 +29,15 @@ MIXTURE_ROWS = 20_000
 
 
 class Layer(Prior):
-    """A layer above z, with a variable y that explains the dependence of the z_j: q(y|z), r(z|y) and r(y)."""
+    """A layer above z, with a variable y that explains the dependence of the z_j: q(y|z), r(z|y) and r(y).
+
+    The layers of a model are the prior of z, and then the priors of each other.
+
+    Example:
+        >>> model = echo_ext.models.build("stacked-corex", (6,), latent_dim=3, layers=(4,))
+        >>> isinstance(model.prior, echo_ext.models.Layer)
+        True
+    """
 
     @abc.abstractmethod
     def explain(self, z: Tensor) -> list[Tensor]:

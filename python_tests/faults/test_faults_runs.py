@@ -201,7 +201,8 @@ def test_concurrent_sweeps_of_one_folder_share_the_runs(commands, tmp_path, race
                 assert sweep.errors.count("\n") == 1
                 assert "is in use by process" in sweep.errors or "contains this run already" in sweep.errors
         names = [f"echo-beta{beta}-seed0" for beta in ("0.5", "1", "2")]
-        assert {path.name for path in out.iterdir()} == {*names, "table.csv", "table.json", "rate_distortion.png"}
+        tables = {"table.csv", "table.json", "equal_rate.csv"}
+        assert {path.name for path in out.iterdir()} == {*names, *tables, "rate_distortion.png"}
         for name in names:
             assert {file.name for file in (out / name).iterdir()} == FILES
             training.load(out / name)
