@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from echo_ext import _checks
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "architecture_for", "glorot", "make_decoder", "make_encoder", "mlp"]
+__all__ = ["ACTIVATIONS", "ARCHITECTURES", "Split", "architecture_for", "glorot", "make_decoder", "make_encoder", "mlp"]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -143,6 +143,19 @@ def make_decoder(
             nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
         )
     return _channels_last(glorot(layers))
+
+
+class Split(nn.Module):
+    """An encoder whose output (B, sum(widths)) is divided into the inputs of the channel, of these widths."""
+
+    def __init__(self, encoder: nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.widths = tuple(widths)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Encode x (B, *data_shape)."""
+        return tuple(self.encoder(x).split(self.widths, dim=1))
 
 
 def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:

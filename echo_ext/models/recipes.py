@@ -9,7 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from echo_ext import _checks
 from echo_ext.echo.channel import EchoChannel, EchoMatrixChannel
@@ -19,7 +19,7 @@ from echo_ext.models.channels import GaussianChannel, IAFChannel
 from echo_ext.models.likelihoods import BernoulliLikelihood, find_likelihood
 from echo_ext.models.mim import MIM, OBJECTIVES
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
-from echo_ext.models.networks import architecture_for, make_decoder, make_encoder, mlp
+from echo_ext.models.networks import Split, architecture_for, make_decoder, make_encoder, mlp
 from echo_ext.models.objectives import LearnedWeight
 from echo_ext.models.priors import MAF, AggregatePosterior, GaussianMixture, Prior, StandardNormal, VampPrior
 from echo_ext.models.regularizers import MMDRegularizer, TotalCorrelationRegularizer
@@ -236,19 +236,6 @@ def echo_matrix(s: Any) -> Model:
     outputs, parts = (s.latent_dim, channel.num_scale_features), networks(s)
     parts["encoder"] = Split(encoder_network(s, sum(outputs)), outputs)
     return Autoencoder(**parts, channel=channel, beta=rate_weight(s))
-
-
-class Split(nn.Module):
-    """An encoder whose output (B, sum(widths)) is divided into the inputs of the channel, of these widths."""
-
-    def __init__(self, encoder: nn.Module, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.widths = tuple(widths)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Encode x (B, *data_shape)."""
-        return tuple(self.encoder(x).split(self.widths, dim=1))
 
 
 @recipe("echo-tc", "Echo with a penalty on the total correlation of z", **AUTOENCODER, **ECHO, **DISCRIMINATOR)
