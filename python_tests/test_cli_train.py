@@ -1,5 +1,6 @@
 """The commands recipes, train, evaluate and sweep: their output and exit codes, and runs that are killed."""
 
+import json
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from echo_ext import cli, models
+from echo_ext import cli, metrics, models
 from echo_ext.cli.train import settings
 from echo_ext.metrics import likelihood
 from echo_ext.training.configuration import SETTINGS
@@ -213,3 +214,21 @@ def test_killed_and_terminated_run_resumes_bit_equal(tmp_path, one_thread):
     assert left["epoch"] == right["epoch"] == 60
     assert left["state_dict"].keys() == right["state_dict"].keys()
     assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])
+
+
+@pytest.mark.parametrize(
+    ("terms", "verdict"), [((3.0, 2.0), "all layers help"), ((3.0, -1.0), "only the first 1 of 2")]
+)
+def test_evaluate_says_which_layers_help(terms, verdict, monkeypatch, capsys):
+    monkeypatch.setattr(metrics, "layer_terms", lambda *_: torch.tensor(terms))
+    assert (
+        cli.main(
+            ["train", "--recipe", "stacked-corex", *TRAIN[3:], *QUICK, "--set", "layerwise_steps=0", "--out", "run"]
+        )
+        == 0
+    )
+    assert cli.main(["evaluate", "run"]) == 0
+    assert f"3.00, {terms[1]:.2f}; {verdict}" in capsys.readouterr().out
+    found = json.loads(Path("run", "evaluation.json").read_text())
+    assert found["total_correlation_bound"] == sum(terms)
+    assert found["useful_layers"] == sum(term > 0 for term in terms)

@@ -23,6 +23,7 @@ LABELS = {
     "distortion": "distortion",
     "neg_elbo": "-ELBO",
     "importance_nll": "-log p(x) at most, importance",
+    "total_correlation_bound": "bound on TC(x)",
     "noise_total_correlation": "noise TC, -1/2 log det corr",
     "noise_log_det": "noise -log det corr (Echo paper)",
     "knn_accuracy_k1": "1-NN accuracy",
@@ -70,6 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
     if "latent_information" in found:
         values = sorted(found["latent_information"], reverse=True)
         print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))
+    if "layer_terms" in found:
+        terms, useful = found["layer_terms"], found["useful_layers"]
+        verdict = "all layers" if useful == len(terms) else f"only the first {useful} of {len(terms)} layers"
+        print(
+            f"what each layer adds to the bound on TC(x): {', '.join(f'{term:.2f}' for term in terms)}; {verdict} help"
+        )
     if found.get("importance_nll") is not None:
         low, quarter, half, *_ = found["importance_effective_draws"]
         print(

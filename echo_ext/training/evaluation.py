@@ -180,7 +180,8 @@ def evaluate(
     * for Echo ``noise_total_correlation``, ``-1/2 log det`` of the correlation matrix of the noise, ``noise_log_det``,
       which is ``-log det``, as the Echo paper prints it, and ``rate_against_activation.png``;
     * for CorEx, AnchorVAE and stacked CorEx ``total_correlation_bound``, the bound on TC(x) in nats, and what each
-      layer adds to it, ``layer_terms`` (:func:`echo_ext.metrics.layer_terms`);
+      layer adds to it, ``layer_terms`` (:func:`echo_ext.metrics.layer_terms`), with the number of layers below the
+      first one that adds nothing, ``useful_layers``;
     * for labeled data ``knn_accuracy`` (k = 5, with the codes of all training rows), ``knn_accuracy_k1``, ``_k3`` and
       ``_k10``;
     * for vectors ``information_ksg``, the KSG estimate of I(x; z) in nats with k = 5 and at most 10,000 rows, and
@@ -290,7 +291,11 @@ def _correlation_terms(model: Model, x: Tensor) -> dict[str, Any]:
     with contextlib.suppress(TypeError, ValueError):
         terms = metrics.layer_terms(model, x)
         if terms.isfinite().all():
-            return {"total_correlation_bound": float(terms.sum()), "layer_terms": terms.tolist()}
+            useful = int((terms > 0).long().cumprod(0).sum())
+            return {
+                **{"total_correlation_bound": float(terms.sum()), "layer_terms": terms.tolist()},
+                "useful_layers": useful,
+            }
     return {}
 
 
