@@ -73,10 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         print("I(z_j; x), sorted:", *(f"{value:.2f}" for value in values))
     if "layer_terms" in found:
         terms, useful = found["layer_terms"], found["useful_layers"]
-        verdict = "all layers" if useful == len(terms) else f"only the first {useful} of {len(terms)} layers"
-        print(
-            f"what each layer adds to the bound on TC(x): {', '.join(f'{term:.2f}' for term in terms)}; {verdict} help"
-        )
+        verdict = {0: "no layer helps", len(terms): "all layers help"}.get(useful, f"{useful} of {len(terms)} help")
+        print(f"what each layer adds to the bound on TC(x): {', '.join(f'{term:.2f}' for term in terms)}; {verdict}")
     if found.get("importance_nll") is not None:
         low, quarter, half, *_ = found["importance_effective_draws"]
         print(
