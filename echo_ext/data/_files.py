@@ -9,14 +9,17 @@ import hashlib
 import math
 import os
 import sys
+import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
+
+from echo_ext._files import replacement
 
 StrPath = str | os.PathLike[str]
 Shape = tuple[int, ...]
@@ -141,6 +144,16 @@ def progress(steps: Sequence[T], what: str) -> Iterable[T]:
         return steps
     bar: Iterable[T] = tqdm(steps, desc=what, disable=None)
     return bar
+
+
+def save_if_possible(path: Path, save: Callable[..., None], warning: str, **arrays: npt.NDArray[Any]) -> None:
+    """Save arrays in the cache by ``np.savez`` or its like; only warn if the path cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacement(path) as part:
+            save(part, **arrays)
+    except OSError as problem:
+        warnings.warn(f"{warning}: {problem}", stacklevel=3)
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext._files import replacement
 from echo_ext.data import images
-from echo_ext.data._files import FileLocator, InvalidFile, parsing, progress, read_npz
+from echo_ext.data._files import FileLocator, InvalidFile, parsing, progress, read_npz, save_if_possible
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["ARCHIVE", "ATTRIBUTES", "FOLDER", "PAGE", "PARTITION", "load_celeba"]
@@ -94,12 +92,7 @@ def _prepare(locator: FileLocator, names: list[str], cached: Path) -> Levels:
                     wanted, got = (f"RGB of {each[2]} x {each[1]} pixels" for each in (_ALIGNED, shape))
                     raise InvalidFile(f"{name} must be an aligned image of CelebA, {wanted}, got {got}")
                 levels[row] = images.channels_first(images.central_square(image, _CROP, SIDE))
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with replacement(cached) as part:
-            np.savez(part, images=levels)
-    except OSError as problem:
-        warnings.warn(f"CelebA could not be saved and will be resized again: {problem}", stacklevel=2)
+    save_if_possible(cached, np.savez, "CelebA could not be saved and will be resized again", images=levels)
     return levels
 
 

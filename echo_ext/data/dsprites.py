@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext._files import replacement
 from echo_ext.data import sprites
-from echo_ext.data._files import FileLocator, RemoteFile, parsing, progress, read_header, read_npz
+from echo_ext.data._files import FileLocator, RemoteFile, parsing, progress, read_header, read_npz, save_if_possible
 from echo_ext.data.datasets import LabeledDataset, RowIndex, split
 
 __all__ = [
@@ -149,12 +148,8 @@ def _render(path: Path) -> Bits:
     bits = np.empty((*FACTOR_SIZES, _BYTES), dtype=np.uint8)
     for index in progress(list(np.ndindex(FACTOR_SIZES[:3])), "rendering dSprites"):
         bits[index] = sprites.render(*index)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacement(path) as part:
-            np.savez_compressed(part, images_packed=bits)
-    except OSError as problem:
-        warnings.warn(f"dSprites could not be saved and will be rendered again: {problem}", stacklevel=2)
+    warning = "dSprites could not be saved and will be rendered again"
+    save_if_possible(path, np.savez_compressed, warning, images_packed=bits)
     return bits.reshape(_ROWS, _BYTES)
 
 
