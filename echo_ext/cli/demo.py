@@ -128,7 +128,7 @@ def _numbers(run: Run, measured: Mapping[str, Any]) -> dict[str, float]:
     numbers = {name: measured[name] for name in (rate_name_in(measured), "distortion", "neg_elbo")}
     for channel in run.model.modules():
         if isinstance(channel, EchoChannel):
-            numbers["rate_floor"] = channel.min_rate * run.configuration.latent_dim
+            numbers["rate_floor"] = measured["min_rate"]
             numbers["noise_total_correlation"] = evaluation.noise_total_correlation(run.model)
     return numbers
 

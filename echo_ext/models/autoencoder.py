@@ -90,13 +90,13 @@ class Autoencoder(LatentModel):
         """
         z, rate = self.transmit(x)
         distortion = -self.observation(z).log_prob(x)
-        beta = self.beta() if isinstance(self.beta, LearnedWeight) else self.beta
-        loss = rate_distortion_loss(distortion, rate, beta=self.warm_up_weight * beta)
         means = rate.sum() / len(x), distortion.mean()
         terms = {"rate" if self.prior is None else "rate_bound": means[0], "distortion": means[1]}
         if isinstance(self.beta, LearnedWeight):
-            terms["beta"] = self.beta()
-            loss = loss + self.beta.penalty(*means)
+            terms["beta"] = beta = self.beta()
+            loss = rate_distortion_loss(distortion, rate, beta=self.warm_up_weight * beta) + self.beta.penalty(*means)
+        else:
+            loss = rate_distortion_loss(distortion, rate, beta=self.warm_up_weight * self.beta)
         for regularizer in self.regularizers:
             found = dict(regularizer(z))
             loss = loss + found.pop("penalty")
