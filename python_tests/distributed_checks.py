@@ -347,6 +347,7 @@ def check_channel_disagreements(world):
         ("num_terms", ValueError, mismatch("num_terms", 9, 19), lambda: channel(num_terms=19)(f_raw, s_raw)),
         ("bound", ValueError, mismatch("bound", 1.0, 2.0), lambda: channel(bound=2.0)(f_raw, s_raw)),
         ("sync", ValueError, mismatch("sync", True, "gather"), lambda: channel(sync="gather")(f_raw, s_raw)),
+        ("std", ValueError, mismatch("initial_std", 1.0, 2.0), lambda: channel(initial_std=2.0)(f_raw, s_raw)),
         ("an empty bank", ValueError, "rows for num_terms=9 while the bank is still empty, got 1", on_a_small_batch),
         ("another bank", ValueError, "rows of the shape seen in training, (4,)", lambda: widen()(f_raw, s_raw)),
         ("no pair", ValueError, "f_raw and s_raw must have the same shape",

@@ -120,11 +120,12 @@ def both_channels(rows=40, dim=3, **options):
     yield matrix, f_raw, torch.randn(rows, matrix.num_scale_features)
 
 
-def test_first_batch_sets_unit_standard_deviation():
-    for channel, f_raw, s_raw in both_channels():
+@pytest.mark.parametrize("options", [{}, {"initial_std": 2.5}])
+def test_first_batch_sets_standard_deviation(options):
+    for channel, f_raw, s_raw in both_channels(**options):
         assert channel.gain.isnan()
         z = channel(f_raw, s_raw).z
-        assert float(z.std(0, correction=0).mean()) == pytest.approx(1, rel=1e-5)
+        assert float(z.std(0, correction=0).mean()) == pytest.approx(options.get("initial_std", 1), rel=1e-5)
         gain = float(channel.gain)
         assert gain > 1
         channel(10 * f_raw, s_raw)
@@ -150,7 +151,7 @@ def test_gain_is_a_change_of_units(multiplicative):
 
 
 def test_gain_of_constant_codes_is_one():
-    for channel, f_raw, s_raw in both_channels():
+    for channel, f_raw, s_raw in both_channels(initial_std=2.5):
         z = channel(torch.full_like(f_raw, 3.0), torch.zeros_like(s_raw)).z
         assert channel.gain == 1
         assert torch.isfinite(z).all()
@@ -182,12 +183,12 @@ def test_two_forward_passes_before_one_backward_pass():
 @pytest.mark.parametrize("gain", ["auto", 5.0])
 def test_eval_before_training_draws_from_batch(gain):
     """Validation may come first; it changes no buffer."""
-    for channel, f_raw, s_raw in both_channels(gain=gain):
+    for channel, f_raw, s_raw in both_channels(gain=gain, initial_std=2.0):
         untouched = channel.state_dict()
         z, rate = channel.eval()(f_raw, s_raw)
         assert z.shape == rate.shape == f_raw.shape
         if gain == "auto":
-            assert float(z.std(0, correction=0).mean()) == pytest.approx(1, rel=1e-5)
+            assert float(z.std(0, correction=0).mean()) == pytest.approx(2, rel=1e-5)
         else:
             assert torch.equal(channel.gain, torch.tensor(5.0))
         assert not channel.has_bank
@@ -318,6 +319,7 @@ def test_row_shape_differing_from_training_raises():
         ({"num_terms": 99, "bank_size": 50}, "bank_size must be at least 99, got 50"),
         ({"gain": 0.0}, "gain must be a finite number above 0, got 0.0"),
         ({"gain": math.nan}, "gain must be a finite number above 0, got nan"),
+        ({"initial_std": 0.0}, "initial_std must be a finite number above 0, got 0.0"),
     ],
 )
 def test_invalid_settings_raise(options, message):

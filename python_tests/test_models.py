@@ -280,6 +280,21 @@ def test_refresh_fills_the_echo_bank_with_current_codes():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "overrides", "initial_std"),
+    [
+        ("echo", (1, 6, 6), {}, 1.0),
+        ("echo", (1, 28, 28), {}, 3.0),
+        ("echo", (1, 28, 28), {"architecture": "mlp"}, 1.0),
+        ("echo", (1, 28, 28), {"initial_std": 2.0}, 2.0),
+        ("echo", (1, 28, 28), {"multiplicative": True}, 0.1),
+        ("echo-matrix", (1, 28, 28), {}, 3.0),
+    ],
+)
+def test_initial_std_follows_architecture(name, shape, overrides, initial_std):
+    assert build(name, shape, **overrides).channel.initial_std == initial_std
+
+
 def test_refresh_fills_the_aggregate():
     model, x = small("corex"), blobs(64)
     assert not model.aggregate.means.any()

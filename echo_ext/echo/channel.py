@@ -56,7 +56,14 @@ class _BankedChannel(nn.Module):
     _saved_settings: tuple[str, ...] = ("bound", "activation_scale")
 
     def __init__(
-        self, name: str, other_rows: int, bank_size: int | None, bound: float, activation_scale: float, gain: Gain
+        self,
+        name: str,
+        other_rows: int,
+        bank_size: int | None,
+        bound: float,
+        activation_scale: float,
+        gain: Gain,
+        initial_std: float,
     ) -> None:
         super().__init__()
         _checks.row_count(name, other_rows, minimum=1)
@@ -68,6 +75,7 @@ class _BankedChannel(nn.Module):
         if gain != "auto":
             _checks.number("gain", gain, above=0)
         self.gain_setting = gain
+        self.initial_std = _checks.number("initial_std", initial_std, above=0)
         # Their width is that of the first training batch, which also determines an automatic gain.
         self.register_buffer("bank_f", torch.empty(0))
         self.register_buffer("bank_s", torch.empty(0))
@@ -125,13 +133,13 @@ class _BankedChannel(nn.Module):
         return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
 
     def _in_units(self, z: Tensor, f: Tensor, ranks: Ranks | None = None, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """Multiply z and f, which have no gain yet, by one that gives z a mean standard deviation of 1.
+        """Multiply z and f, which have no gain yet, by one that gives z the initial standard deviation.
 
         Args:
             ranks: The ranks whose rows count, too.
             keep: Whether this is the gain from now on.
         """
-        gain = unit_gain(z.detach(), ranks)
+        gain = gain_for_std(self.initial_std, z.detach(), ranks)
         if keep:
             self.gain.copy_(gain)
             gain = self.gain.clone()  # rounded as it is from now on
@@ -185,8 +193,10 @@ class _BankedChannel(nn.Module):
         )
 
 
-def unit_gain(z: Tensor, ranks: Ranks | None = None) -> Tensor:
-    """One over the mean standard deviation of the dimensions of z (B, *), or 1 if z does not vary beyond rounding; 0-d.
+def gain_for_std(wanted: float, z: Tensor, ranks: Ranks | None = None) -> Tensor:
+    """The factor that gives the dimensions of z (B, *) the wanted mean standard deviation, 0-d.
+
+    It is 1 if z does not vary beyond rounding.
 
     Args:
         ranks: The ranks whose rows count, too.
@@ -198,7 +208,7 @@ def unit_gain(z: Tensor, ranks: Ranks | None = None) -> Tensor:
     std = (total((wide - mean).square().sum(0)) / count).sqrt().mean()
     largest = total(wide.abs().sum(0)).max() / count
     varies = std > 100 * torch.finfo(z.dtype).eps * largest
-    return torch.where(varies, 1 / std, torch.ones_like(std))
+    return torch.where(varies, wanted / std, torch.ones_like(std))
 
 
 class EchoChannel(_BankedChannel):
@@ -227,11 +237,13 @@ class EchoChannel(_BankedChannel):
         bank_size: The number of rows of the bank; None for 1024, or num_terms if that is larger. A larger bank makes
             codes in eval mode vary less with the rows that happen to be in it, and takes more memory.
         multiplicative: Whether to return ``z = exp(gain * (f + s * eps))`` instead; the information is the same.
-        gain: What f and the noise are multiplied by. "auto" makes it one over the mean standard deviation of the
-            dimensions of z in the first training batch (with ``sync``, of the rows of all ranks), so that a decoder
+        gain: What f and the noise are multiplied by. "auto" makes it initial_std over the mean standard deviation of
+            the dimensions of z in the first training batch (with ``sync``, of the rows of all ranks), so that a decoder
             starts with numbers of unit size, whatever the network before the channel, as with a Gaussian channel. The
             buffer ``gain`` keeps it. 1 is the paper's, with which the z of an untrained network are small and a decoder
             learns slowly.
+        initial_std: The mean standard deviation of the dimensions of z in the first training batch, if gain is "auto".
+            With 2 or 3 deep networks learn faster at first, because z changes faster with f_raw.
         sync: Whether the noise is made of the rows of all ranks of torch.distributed in training, as SyncBatchNorm uses
             all ranks for its statistics, so that num_terms may exceed the batch of one rank. True uses one ring around
             all ranks, whatever ``sampling`` is, see :func:`echo_ext.distributed.echo_sample`. "gather" has every rank
@@ -267,8 +279,9 @@ class EchoChannel(_BankedChannel):
         multiplicative: bool = False,
         sync: Sync = False,
         gain: Gain = "auto",
+        initial_std: float = 1.0,
     ) -> None:
-        super().__init__("num_terms", num_terms, bank_size, bound, activation_scale, gain)
+        super().__init__("num_terms", num_terms, bank_size, bound, activation_scale, gain, initial_std)
         self.num_terms = num_terms
         self._sampling_code = sampling_code(sampling)
         self.scale = max_scale(num_terms, bound=bound)
@@ -351,7 +364,8 @@ class EchoChannel(_BankedChannel):
         from echo_ext.distributed._collectives import CALL
         from echo_ext.distributed.echo import sample_across
 
-        settings = ("num_terms", "bound", "activation_scale", "multiplicative", "sync", "gain_setting", "has_bank")
+        settings = ["num_terms", "bound", "activation_scale", "multiplicative", "sync"]
+        settings += ["gain_setting", "initial_std", "has_bank"]
         agreed = {CALL: "EchoChannel", **{f"the channel's {name}": getattr(self, name) for name in settings}}
         if self.sync == "gather":
             return sample_across(f, s, ranks, agreed, num_terms=self.num_terms, sampling=self.sampling)
@@ -372,7 +386,7 @@ class EchoChannel(_BankedChannel):
         return (
             f"num_terms={self.num_terms}, bound={self.bound}, activation_scale={self.activation_scale}, "
             f"sampling={self.sampling!r}, bank_size={self.bank_size}, multiplicative={self.multiplicative}, "
-            f"sync={self.sync!r}, gain={self.gain_setting!r}"
+            f"sync={self.sync!r}, gain={self.gain_setting!r}, initial_std={self.initial_std}"
         )
 
 
@@ -390,7 +404,7 @@ class EchoMatrixChannel(_BankedChannel):
         dim: The number d of dimensions of the latent, at most 64.
         min_other_rows: The minimum number of other rows in a batch; ``r = max_scale(min_other_rows, bound=bound *
             sqrt(d))``. A larger number allows lower rates and needs larger batches.
-        bound, activation_scale, gain: As in :class:`EchoChannel`.
+        bound, activation_scale, gain, initial_std: As in :class:`EchoChannel`.
         bank_size: The number of rows of the bank, as in :class:`EchoChannel`.
 
     Raises:
@@ -416,8 +430,9 @@ class EchoMatrixChannel(_BankedChannel):
         activation_scale: float = 16.0,
         bank_size: int | None = None,
         gain: Gain = "auto",
+        initial_std: float = 1.0,
     ) -> None:
-        super().__init__("min_other_rows", min_other_rows, bank_size, bound, activation_scale, gain)
+        super().__init__("min_other_rows", min_other_rows, bank_size, bound, activation_scale, gain, initial_std)
         self.min_other_rows = min_other_rows
         self.dim = _checks.whole("dim", dim, minimum=1, maximum=MAX_DIM)
         self.scale = max_scale(min_other_rows, bound=bound * math.sqrt(dim))
@@ -492,7 +507,8 @@ class EchoMatrixChannel(_BankedChannel):
         """Return the settings, for ``repr``."""
         return (
             f"{self.dim}, min_other_rows={self.min_other_rows}, bound={self.bound}, "
-            f"activation_scale={self.activation_scale}, bank_size={self.bank_size}, gain={self.gain_setting!r}"
+            f"activation_scale={self.activation_scale}, bank_size={self.bank_size}, gain={self.gain_setting!r}, "
+            f"initial_std={self.initial_std}"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -50,15 +50,13 @@ NETWORKS: dict[str, Any] = {
 WEIGHTED: dict[str, Any] = {**NETWORKS, "beta": 1.0}  # beta is the weight of the rate
 AUTOENCODER: dict[str, Any] = {**WEIGHTED, "target_rate": None, "target_distortion": None}  # in nats; beta is learned
 FLOW: dict[str, Any] = {"flow_steps": 4, "flow_hidden": (640, 640, 640)}
-ECHO: dict[str, Any] = {
-    "num_terms": None,  # one less than the rows of a batch
-    **{"bound": 1.0, "activation_scale": 16.0, "gain": "auto", "bank_size": None},
-    **{"sampling": "permutation", "multiplicative": False, "sync": False},
+CHANNEL: dict[str, Any] = {
+    **{"bound": 1.0, "activation_scale": 16.0, "bank_size": None, "gain": "auto"},
+    "initial_std": None,  # None means 1 for an MLP, 3 for convolutions, and 0.1 for a multiplicative channel
 }
-MATRIX: dict[str, Any] = {
-    "min_other_rows": None,  # one less than the rows of a batch
-    **{"bound": 1.0, "activation_scale": 16.0, "gain": "auto", "bank_size": None},
-}
+SCALAR: dict[str, Any] = {**CHANNEL, "sampling": "permutation", "multiplicative": False, "sync": False}
+ECHO: dict[str, Any] = {"num_terms": None, **SCALAR}  # one less than the rows of a batch
+MATRIX: dict[str, Any] = {"min_other_rows": None, **CHANNEL}  # one less than the rows of a batch
 # Settings whose value, if they are None, is the number of rows with which a row shares its batch.
 FOLLOW_BATCH = ("num_terms", "min_other_rows")
 DISCRIMINATOR: dict[str, Any] = {"tc_weight": 20.0, "discriminator_width": 1000}
@@ -210,8 +208,7 @@ def rate_weight(s: Any) -> float | LearnedWeight:
 
 def echo_parts(s: Any) -> dict[str, Any]:
     """The networks and the channel."""
-    names = ("bound", "activation_scale", "sampling", "bank_size", "multiplicative", "sync", "gain")
-    channel = EchoChannel(other_rows(s.num_terms, s.shape), **{name: getattr(s, name) for name in names})
+    channel = EchoChannel(other_rows(s.num_terms, s.shape), **channel_options(s, SCALAR))
     return {**networks(s), "channel": channel, "beta": rate_weight(s)}
 
 
@@ -220,6 +217,16 @@ def other_rows(given: int | None, shape: Sequence[int]) -> int:
     if given is not None:
         return given
     return 63 if architecture_for(shape) == "conv64" else 99
+
+
+def channel_options(s: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The settings of a channel with these names; initial_std follows from the others if it is not given."""
+    options = {name: getattr(s, name) for name in names}
+    if s.initial_std is None:
+        options["initial_std"] = 1.0 if architecture(s) == "mlp" else 3.0  # with which -ELBO was lowest
+        if options.get("multiplicative"):
+            options["initial_std"] = 0.1  # so that exp(z) begins near 1
+    return options
 
 
 @recipe("echo", "Echo noise, whose rate is exact and needs no prior", **AUTOENCODER, **ECHO)
@@ -231,8 +238,7 @@ def echo(s: Any) -> Model:
 @recipe("echo-matrix", "Echo noise whose dimensions are scaled by a matrix for each input", **AUTOENCODER, **MATRIX)
 def echo_matrix(s: Any) -> Model:
     """Echo with a non-diagonal S(x) (Brekelmans et al. 2019, end of appendix C): the rate is ``-E log|det S|``."""
-    count, names = other_rows(s.min_other_rows, s.shape), ("bound", "activation_scale", "bank_size", "gain")
-    channel = EchoMatrixChannel(s.latent_dim, count, **{name: getattr(s, name) for name in names})
+    channel = EchoMatrixChannel(s.latent_dim, other_rows(s.min_other_rows, s.shape), **channel_options(s, CHANNEL))
     outputs, parts = (s.latent_dim, channel.num_scale_features), networks(s)
     parts["encoder"] = Split(encoder_network(s, sum(outputs)), outputs)
     return Autoencoder(**parts, channel=channel, beta=rate_weight(s))
