@@ -272,7 +272,7 @@ def test_refresh_fills_the_echo_bank_with_current_codes():
     model.refresh(x)
     assert not model.training
     assert not model.channel.training
-    f = model.channel.gain * torch.tanh(model.channel_inputs(x)[0] / 16)
+    f = torch.tanh(model.channel_inputs(x)[0] / 16)
     torch.testing.assert_close(model.channel.bank_f.sort(0).values, f.sort(0).values)
     model.refresh(x[:5])  # fewer rows than the bank holds, so they are repeated
     assert (

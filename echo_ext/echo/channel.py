@@ -45,7 +45,7 @@ class ChannelOutput(NamedTuple):
 class _BankedChannel(nn.Module):
     """A channel that keeps recent training rows in the buffers ``bank_f`` and ``bank_s``, and the gain in ``gain``.
 
-    f, and with it the bank, the noise and z, is multiplied by the gain.
+    The bank has no gain: only what leaves the channel is multiplied by it.
     """
 
     bank_f: Tensor
@@ -88,7 +88,7 @@ class _BankedChannel(nn.Module):
 
     @property
     def _needs_gain(self) -> bool:
-        """Whether f is not multiplied by the gain yet, because it is not known."""
+        """Whether the next training batch sets the gain."""
         return self.gain_setting == "auto" and not self.has_bank
 
     @property
@@ -98,9 +98,12 @@ class _BankedChannel(nn.Module):
 
     def mean(self, f_raw: Tensor) -> Tensor:
         """Return the code without noise, ``gain * f``, in the units of z: (B, *)."""
-        f = self.bound * torch.tanh(f_raw / self.activation_scale)
-        # A copy, because DistributedDataParallel writes to buffers between two forward passes.
-        return f if self._needs_gain else f * self.gain.to(f.dtype, copy=True)
+        f = self._code(f_raw)
+        return f if self._needs_gain else self._in_units(f)
+
+    def _code(self, f_raw: Tensor) -> Tensor:
+        """f, without the gain."""
+        return self.bound * torch.tanh(f_raw / self.activation_scale)
 
     def _check_width(self, f: Tensor) -> None:
         if self.bank_f.shape[1:] != f.shape[1:]:
@@ -132,18 +135,18 @@ class _BankedChannel(nn.Module):
         bank_f, bank_s = self._bank_like(f)
         return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
 
-    def _in_units(self, z: Tensor, f: Tensor, ranks: Ranks | None = None, *, keep: bool) -> tuple[Tensor, Tensor]:
-        """Multiply z and f, which have no gain yet, by one that gives z the initial standard deviation.
+    def _in_units(self, z: Tensor, ranks: Ranks | None = None) -> Tensor:
+        """Multiply z by the gain, or, if it is not known yet, by that of z, which is kept in training.
 
         Args:
-            ranks: The ranks whose rows count, too.
-            keep: Whether this is the gain from now on.
+            ranks: The ranks whose rows count for the gain, too.
         """
-        gain = gain_for_std(self.initial_std, z.detach(), ranks)
-        if keep:
-            self.gain.copy_(gain)
-            gain = self.gain.clone()  # rounded as it is from now on
-        return z * gain.to(z.dtype), f * gain.to(f.dtype)
+        gain = self.gain
+        if self._needs_gain:
+            found = gain_for_std(self.initial_std, z.detach(), ranks)
+            gain = gain.copy_(found) if self.training else found
+        # A copy, because DistributedDataParallel writes to buffers between two forward passes.
+        return z * gain.to(z.dtype, copy=True)
 
     @torch.no_grad()
     def _remember(self, f: Tensor, s: Tensor) -> None:
@@ -242,8 +245,9 @@ class EchoChannel(_BankedChannel):
             starts with numbers of unit size, whatever the network before the channel, as with a Gaussian channel. The
             buffer ``gain`` keeps it. 1 is the paper's, with which the z of an untrained network are small and a decoder
             learns slowly.
-        initial_std: The mean standard deviation of the dimensions of z in the first training batch, if gain is "auto".
-            With 2 or 3 deep networks learn faster at first, because z changes faster with f_raw.
+        initial_std: The mean standard deviation of the dimensions of z, or of log z if multiplicative, in the first
+            training batch if gain is "auto". With 3 convolutions learn faster at first, because z changes faster with
+            f_raw. Multiplicative noise needs less, such as 0.1.
         sync: Whether the noise is made of the rows of all ranks of torch.distributed in training, as SyncBatchNorm uses
             all ranks for its statistics, so that num_terms may exceed the batch of one rank. True uses one ring around
             all ranks, whatever ``sampling`` is, see :func:`echo_ext.distributed.echo_sample`. "gather" has every rank
@@ -313,24 +317,25 @@ class EchoChannel(_BankedChannel):
 
     def _encode(self, f_raw: Tensor, s_raw: Tensor, ranks: Ranks | None) -> ChannelOutput:
         matching_pair("f_raw", f_raw, "s_raw", s_raw)
-        f, log_s = self.signal(f_raw, s_raw)
+        f, log_s = self._code(f_raw), self._log_scale(s_raw)
         s = log_s.exp().to(f.dtype)
         if self.training:
             z = self._sample_in_training(f, s, ranks)
         elif self.has_bank:
-            z = self._make_noise(f, s, *self._bank_like(f), exclude_self=False)
+            z = self._in_units(self._make_noise(f, s, *self._bank_like(f), exclude_self=False))
         else:
             self._refuse_small(len(f), self.num_terms + 1, "train a batch first, give a larger batch")
-            z = self._make_noise(f, s, f, s, exclude_self=True)
-            if self._needs_gain:
-                z, _ = self._in_units(z, f, keep=False)
+            z = self._in_units(self._make_noise(f, s, f, s, exclude_self=True))
         return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
 
     def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``gain * f`` and ``log s`` of pre-activations; both (B, *)."""
+        return super().mean(f_raw), self._log_scale(s_raw)
+
+    def _log_scale(self, s_raw: Tensor) -> Tensor:
         # In at least float32: a rate must not be rounded to a half type's three digits.
         wide = torch.promote_types(s_raw.dtype, torch.float32)
-        return super().mean(f_raw), math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
+        return math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
 
     def mean(self, f_raw: Tensor) -> Tensor:
         """Return the code without noise in the units of z, ``gain * f``, or its exp if it is multiplicative: (B, *)."""
@@ -344,7 +349,8 @@ class EchoChannel(_BankedChannel):
         noise = echo_noise(
             None, None, size=n, num_terms=self.num_terms, sampling=self.sampling, bank=(self.bank_f, self.bank_s)
         )
-        return noise.exp() if self.multiplicative else noise
+        z = self._in_units(noise)
+        return z.exp() if self.multiplicative else z
 
     def _sample_in_training(self, f: Tensor, s: Tensor, ranks: Ranks | None) -> Tensor:
         rows = f.shape[0]
@@ -352,9 +358,7 @@ class EchoChannel(_BankedChannel):
             self._check_width(f)
         # Each rank brings its share of the terms, so that none has to know how many the others have.
         missing = -(-(self.num_terms + 1) // (1 if ranks is None else ranks.size)) - rows
-        z = self._noisy(*self._filled_up(f, s, missing), ranks)[:rows]
-        if self._needs_gain:
-            z, f = self._in_units(z, f, ranks, keep=True)
+        z = self._in_units(self._noisy(*self._filled_up(f, s, missing), ranks)[:rows], ranks)
         self._remember(f.detach(), s.detach())
         return z
 
@@ -456,18 +460,16 @@ class EchoMatrixChannel(_BankedChannel):
         for name, raw, width in (("f_raw", f_raw, self.dim), ("s_raw", s_raw, self.num_scale_features)):
             if _checks.floating_tensor(name, raw).shape != (f_raw.shape[0], width):
                 raise ValueError(f"{name} must have shape (B, {width}), got {tuple(raw.shape)}")
-        f = self.mean(f_raw)
+        f = self._code(f_raw)
         scale, rate = self.scale_and_rate(s_raw)
         scale = scale.to(f.dtype)
         if self.training:
             z = self._sample_in_training(f, scale)
         elif self.has_bank:
-            z = f + _multiply(scale, self._draw(len(f), f))
+            z = self._in_units(f + _multiply(scale, self._draw(len(f), f)))
         else:
             self._refuse_small(len(f), self.min_other_rows + 1, "train a batch first, give a larger batch")
-            z = echo_sample_matrix(f, scale)
-            if self._needs_gain:
-                z, _ = self._in_units(z, f, keep=False)
+            z = self._in_units(echo_sample_matrix(f, scale))
         return ChannelOutput(z, rate)
 
     def scale_and_rate(self, s_raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -484,13 +486,11 @@ class EchoMatrixChannel(_BankedChannel):
 
     def sample(self, n: int) -> Tensor:
         """Draw from the marginal q(z), the optimal prior: (n, d), of the dtype and on the device of the bank."""
-        return self._draw(_checks.row_count("n", n, minimum=1), self.bank_f)
+        return self._in_units(self._draw(_checks.row_count("n", n, minimum=1), self.bank_f))
 
     def _sample_in_training(self, f: Tensor, scale: Tensor) -> Tensor:
         rows = f.shape[0]
-        z = echo_sample_matrix(*self._filled_up(f, scale, self.min_other_rows + 1 - rows))[:rows]
-        if self._needs_gain:
-            z, f = self._in_units(z, f, keep=True)
+        z = self._in_units(echo_sample_matrix(*self._filled_up(f, scale, self.min_other_rows + 1 - rows))[:rows])
         self._remember(f.detach(), scale.detach())
         return z
 
