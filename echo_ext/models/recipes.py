@@ -223,7 +223,7 @@ def channel_options(s: Any, names: Iterable[str]) -> dict[str, Any]:
     """The settings of a channel with these names; initial_std follows from the others if it is not given."""
     options = {name: getattr(s, name) for name in names}
     if s.initial_std is None:
-        options["initial_std"] = 1.0 if architecture(s) == "mlp" else 3.0  # with which -ELBO was lowest
+        options["initial_std"] = 1.0 if architecture(s) == "mlp" else 3.0  # see docs/results/convolutions
         if options.get("multiplicative"):
             options["initial_std"] = 0.1  # so that exp(z) begins near 1
     return options
