@@ -173,6 +173,24 @@ def test_infovae_penalty_is_the_mmd():
     torch.testing.assert_close(found, mmd(z, torch.randn_like(z)))
 
 
+@pytest.mark.parametrize("multiplicative", [False, True])
+def test_total_correlation_of_echo_does_not_depend_on_the_gain(multiplicative):
+    """The discriminator sees z in the units of the paper; with those of z, up to the gain, training explodes."""
+    x, found = blobs(64), []
+    for initial_std in (0.1, 1.0):
+        torch.manual_seed(1)
+        model = small("echo-tc", initial_std=initial_std, multiplicative=multiplicative)
+        model.loss(x)
+        model = copy.deepcopy(model).double()  # its discriminator must see the gain of the copied channel
+        torch.manual_seed(2)
+        terms = model.loss(x.double())
+        found.append(torch.stack([terms["total_correlation"], terms["discriminator_loss"]]))
+        model.channel.gain.mul_(2)
+        torch.manual_seed(2)
+        assert torch.allclose(model.loss(x.double())["total_correlation"], terms["total_correlation"])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["factor-vae", "echo-tc"])
 def test_one_backward_gives_model_and_discriminator_gradients(name):
     model, x = small(name), blobs(64)

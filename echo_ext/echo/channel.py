@@ -342,6 +342,11 @@ class EchoChannel(_BankedChannel):
         f = super().mean(f_raw)
         return f.exp() if self.multiplicative else f
 
+    def without_gain(self, z: Tensor) -> Tensor:
+        """Return ``f + s * eps`` of codes z, in the units of the paper: (B, *)."""
+        plain = z.log() if self.multiplicative else z
+        return plain if self._needs_gain else plain / self.gain.to(z.dtype, copy=True)
+
     def sample(self, n: int) -> Tensor:
         """Draw from the marginal q(z), the optimal prior: (n, *), of the dtype and on the device of the bank."""
         if not self.has_bank:

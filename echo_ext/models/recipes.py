@@ -9,7 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from echo_ext import _checks
 from echo_ext.echo.channel import EchoChannel, EchoMatrixChannel
@@ -223,9 +223,8 @@ def channel_options(s: Any, names: Iterable[str]) -> dict[str, Any]:
     """The settings of a channel with these names; initial_std follows from the others if it is not given."""
     options = {name: getattr(s, name) for name in names}
     if s.initial_std is None:
-        options["initial_std"] = 1.0 if architecture(s) == "mlp" else 3.0  # see docs/results/convolutions
-        if options.get("multiplicative"):
-            options["initial_std"] = 0.1  # so that exp(z) begins near 1
+        usual = 1.0 if architecture(s) == "mlp" else 3.0  # see docs/results/convolutions
+        options["initial_std"] = 0.1 if options.get("multiplicative") else usual  # exp(z) then begins near 1
     return options
 
 
@@ -247,13 +246,14 @@ def echo_matrix(s: Any) -> Model:
 @recipe("echo-tc", "Echo with a penalty on the total correlation of z", **AUTOENCODER, **ECHO, **DISCRIMINATOR)
 def echo_tc(s: Any) -> Model:
     """Echo with the penalty of FactorVAE (Kim & Mnih 2018)."""
-    return Autoencoder(**echo_parts(s), regularizers=[tc_penalty(s)])
+    parts = echo_parts(s)
+    return Autoencoder(**parts, regularizers=[tc_penalty(s, parts["channel"].without_gain)])
 
 
-def tc_penalty(s: Any) -> TotalCorrelationRegularizer:
+def tc_penalty(s: Any, units: Callable[[Tensor], Tensor] | None = None) -> TotalCorrelationRegularizer:
     """The penalty on the total correlation of z."""
     weight = _checks.number("tc_weight", s.tc_weight, minimum=0)
-    return TotalCorrelationRegularizer(s.latent_dim, weight, s.discriminator_width)
+    return TotalCorrelationRegularizer(s.latent_dim, weight, s.discriminator_width, units)
 
 
 def mmd_penalty(s: Any) -> MMDRegularizer:

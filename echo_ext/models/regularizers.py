@@ -7,6 +7,7 @@ and the others are reported with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import MappingProxyType
 
 import torch
@@ -155,19 +156,26 @@ class TotalCorrelationRegularizer(nn.Module):
         latent_dim: Number of dimensions of z.
         weight: Weight of the total correlation. A larger value makes the latents more independent.
         width: Width of each of the six hidden layers of the discriminator.
+        units: A function that is first applied to z, such as :meth:`echo_ext.EchoChannel.without_gain`; None for none.
+            Total correlation does not depend on the units of z, but a discriminator learns only in moderate ones.
 
     Example:
         >>> sorted(echo_ext.models.TotalCorrelationRegularizer(3, 20.0, width=16)(torch.randn(50, 3)))
         ['discriminator_loss', 'penalty', 'total_correlation']
     """
 
-    def __init__(self, latent_dim: int, weight: float, width: int = 1000) -> None:
+    def __init__(
+        self, latent_dim: int, weight: float, width: int = 1000, units: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.weight = _checks.number("weight", weight, minimum=0)
         self.discriminator = TCDiscriminator(latent_dim, width)
+        self.units = units
 
     def forward(self, z: Tensor) -> dict[str, Tensor]:
         """The terms of z (B, d)."""
+        if self.units is not None:
+            z = self.units(z)
         found, loss = self.discriminator.total_correlation(z), self.discriminator.loss(z)
         penalty = self.weight * found + (loss - loss.detach())
         return {"penalty": penalty, "total_correlation": found, "discriminator_loss": loss}
