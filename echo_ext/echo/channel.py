@@ -45,7 +45,7 @@ class ChannelOutput(NamedTuple):
 class _BankedChannel(nn.Module):
     """A channel that keeps recent training rows in the buffers ``bank_f`` and ``bank_s``, and the gain in ``gain``.
 
-    The bank has no gain: only what leaves the channel is multiplied by it.
+    The bank has f and s without the gain, which multiplies only what leaves the channel.
     """
 
     bank_f: Tensor
@@ -136,7 +136,7 @@ class _BankedChannel(nn.Module):
         return torch.cat([f, bank_f[:missing]]), torch.cat([s, bank_s[:missing]])
 
     def _in_units(self, z: Tensor, ranks: Ranks | None = None) -> Tensor:
-        """Multiply z by the gain, or, if it is not known yet, by that of z, which is kept in training.
+        """Multiply z by the gain. If the gain is not known yet, it follows from z, and in training it is kept.
 
         Args:
             ranks: The ranks whose rows count for the gain, too.

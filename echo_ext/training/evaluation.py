@@ -293,7 +293,8 @@ def _correlation_terms(model: Model, x: Tensor) -> dict[str, Any]:
         if terms.isfinite().all():
             useful = int((terms > 0).long().cumprod(0).sum())
             return {
-                **{"total_correlation_bound": float(terms.sum()), "layer_terms": terms.tolist()},
+                "total_correlation_bound": float(terms.sum()),
+                "layer_terms": terms.tolist(),
                 "useful_layers": useful,
             }
     return {}
