@@ -66,10 +66,19 @@ def test_warm_up_weight_rises_from_zero_to_one():
     assert schedules.warm_up_weight(0, 0) == 1
 
 
-def test_patience_counts_from_the_best_epoch_after_the_warm_up():
-    def history(*losses):
-        return [{"valid_loss": loss} for loss in losses]
+def history(*losses):
+    return [{"valid_loss": loss} for loss in losses]
 
+
+def test_best_epoch_is_the_first_of_the_lowest_after_the_warm_up():
+    assert schedules.best_epoch(history(3, 2, 4, 2)) == 2
+    assert schedules.best_epoch(history(1, 3, 2, 4), warm_up_epochs=1) == 3
+    assert schedules.best_epoch(history(1, 3), warm_up_epochs=1) == 2
+    assert schedules.best_epoch(history(3, 1), warm_up_epochs=2) == 2
+    assert schedules.best_epoch(history(3), warm_up_epochs=2) == 1
+
+
+def test_patience_counts_from_the_best_epoch_after_the_warm_up():
     assert not schedules.should_stop_early(history(), 1)
     assert not schedules.should_stop_early(history(3, 2, 2.5), 2)
     assert schedules.should_stop_early(history(3, 2, 2.5, 2), 2)

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     labels = {rate: RATE_WORDS[rate], "distortion": "distortion", "neg_elbo": "-ELBO"}
     print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")
     print_table([(label, f"{result[name]:.3f}") for name, label in labels.items()])
-    print(f"after {result['epochs']} epochs in {result['seconds']:.0f} s; written to {out}")
+    best = f", of which epoch {result['best_epoch']} is the best," if "best_epoch" in result else ""
+    print(f"after {result['epochs']} epochs{best} in {result['seconds']:.0f} s; written to {out}")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
