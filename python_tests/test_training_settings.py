@@ -1,6 +1,7 @@
 """Settings of a run and what depends on the epoch: schedules, batches, seeds, configurations, checkpoints."""
 
 import csv
+import dataclasses
 import errno
 import math
 import os
@@ -122,7 +123,7 @@ def test_seeds_differ_between_streams_and_epochs():
 
 
 def test_configuration_defaults_are_those_of_the_recipe():
-    configuration = Configuration.of("beta-vae", "digits", epochs=7, latent_dim=None)
+    configuration = Configuration.of("beta-vae", "digits", epochs=7)
     recipe = find("beta-vae")
     assert (configuration.beta, configuration.epochs, configuration.latent_dim) == (
         recipe.model_settings["beta"],
@@ -164,6 +165,17 @@ def test_unknown_settings_are_answered_with_similar_ones():
         Configuration.of("echo", "digits", model_settings={"hiden": [3]})
     with pytest.raises(ValueError, match="no data set 'digit'"):
         Configuration.of("echo", "digit")
+
+
+def test_none_switches_off_the_optional_settings_of_a_recipe(monkeypatch):
+    optional = {"limit": 100, "patience": 3, "gradient_clip": 1.0}
+    monkeypatch.setitem(RECIPES, "stands", dataclasses.replace(RECIPES["stands"], train_settings=optional))
+    kept = Configuration.of("stands", "digits")
+    switched_off = Configuration.of("stands", "digits", **dict.fromkeys(optional))
+    for name, value in optional.items():
+        assert (getattr(kept, name), getattr(switched_off, name)) == (value, None)
+    with pytest.raises(TypeError, match="latent_dim must be an int, got None"):
+        Configuration.of("stands", "digits", latent_dim=None)
 
 
 def test_settings_are_stored_as_plain_values():
