@@ -6,6 +6,7 @@ Phuong, Welling, Kushman, Tomioka & Nowozin 2018, the toy experiments
 import math
 
 import figures
+import matplotlib
 import torch
 from experiment import Experiment, main
 from torch.distributions import Normal
@@ -20,6 +21,8 @@ LIKELIHOODS = {STATES: "categorical", NORMAL: "gaussian"}
 PLACES = 2000
 LIMIT = 6.0
 SAMPLES = 50_000
+# Number of z whose curves figure 6 shows.
+CURVES = 21
 
 TOY, TARGET = "data", "M, nats"
 EXACT, BOUND, ELBO, DIVERGENCE = "I_p(x; z), nats", "I_hat, nats", "-ELBO, nats", "KL from the data to p(x), nats"
@@ -27,10 +30,10 @@ EXACT, BOUND, ELBO, DIVERGENCE = "I_p(x; z), nats", "I_hat, nats", "-ELBO, nats"
 
 def cases():
     """Both toys for several targets M."""
-    training = {"epochs": 40, "batch_size": 250, "learning_rate": 3e-3, "schedule": "constant-then-linear"}
+    training = {"epochs": 120, "batch_size": 250, "learning_rate": 3e-3, "schedule": "constant-then-linear"}
     for toy, targets in TARGETS.items():
         for target in targets:
-            settings = {"information": target, "likelihood": LIKELIHOODS[toy], "penalty": 1.0, "hidden": [100, 100]}
+            settings = {"information": target, "likelihood": LIKELIHOODS[toy], "penalty": 1.0}
             labels = {TOY: toy, TARGET: round(target, 3)}
             yield labels, Configuration.of("mutual-ae", toy, latent_dim=1, model_settings=settings, **training)
 
@@ -99,11 +102,12 @@ def quantiles(places):
 
 
 def draw(table, models, test):
-    """The information against M, p(x|z) for both toys, and p(x) for the normal variable."""
+    """The information against M, figures 5 and 6 of the poster, and the mean, the spread and p(x) of the normal toy."""
     by_toy = {toy: {f"M = {m:g}": model for (name, m), model in models.items() if name == toy} for toy in TARGETS}
     return {
         "information.png": draw_information(table),
         "states.png": draw_states(by_toy[STATES]),
+        "curves.png": draw_curves(by_toy[NORMAL]),
         "normal.png": draw_normal(by_toy[NORMAL]),
         "density.png": draw_density(by_toy[NORMAL]),
     }
@@ -130,6 +134,19 @@ def draw_states(models):
         for state, probability in enumerate(models[title].decode(z[:, None]).T):
             axes.plot(z.tolist(), probability.tolist(), label=f"x = {state}")
     figures.legend(figure)
+    return figure
+
+
+def draw_curves(models):
+    """Figure 6: p(x|z) p(z) as a function of x, one Gaussian curve for each z of a grid."""
+    x, grid = torch.linspace(-4, 4, 401, dtype=torch.float64), torch.linspace(-2.5, 2.5, CURVES)
+    figure, panels = figures.panels(list(models), (2.5, 1.9), xlabel="x", ylabel="p(x | z) p(z)", shared=False)
+    colors = matplotlib.colormaps["viridis"]
+    for title, axes in panels.items():
+        given = observation(models[title], grid[:, None])
+        curves = Normal(given.mean, given.stddev).log_prob(x) + Normal(0, 1).log_prob(grid)[:, None]
+        for number, curve in enumerate(curves.exp()):
+            axes.plot(x.tolist(), curve.tolist(), color=colors(number / (CURVES - 1)))
     return figure
 
 
