@@ -19,6 +19,7 @@ from pathlib import Path
 import echo_ext
 from echo_ext.training import RunDirectory, checkpoints
 from echo_ext.training.run_directory import (
+    BEST_FILE,
     CHECKPOINT_FILE,
     CONFIGURATION_FILE,
     EVALUATION_FILE,
@@ -46,6 +47,7 @@ class RunState:
     epochs: int  # finished
     epochs_in_all: int
     result: dict | None  # also None if its file is damaged, which the sweep reports
+    has_patience: bool  # so that its model has the best weights, and not the last ones
 
     @property
     def finished(self):
@@ -66,7 +68,7 @@ def run_state(path):
     epochs = 0
     with contextlib.suppress(FileNotFoundError, ValueError, csv.Error), (path / METRICS_FILE).open(newline="") as file:
         epochs = sum(1 for _ in csv.DictReader(file))
-    return RunState(path, epochs, configuration.epochs, result)
+    return RunState(path, epochs, configuration.epochs, result, configuration.patience is not None)
 
 
 def whole_files(root, pattern):
@@ -86,9 +88,7 @@ def run_states(root):
 def weights_only(path):
     """Return the checkpoint of a finished run without the optimizer's state, which is no longer needed."""
     directory = RunDirectory(path.parent)
-    checkpoint = directory.load_checkpoint(directory.configuration())
-    checkpoint.pop("optimizer", None)  # a run from an archive has none
-    return bytes(checkpoints.dump(checkpoint))
+    return bytes(checkpoints.dump(checkpoints.weights_only(directory.load_checkpoint(directory.configuration()))))
 
 
 def contents(root):
@@ -100,18 +100,24 @@ def contents(root):
     def read(*files):
         return [(file, file.read_bytes) for file in files if file.is_file()]
 
+    def best(state):
+        return read(state.path / BEST_FILE) if state.has_patience else []
+
     for state in finished:
         yield read(*(state.path / name for name in (CONFIGURATION_FILE, METRICS_FILE, RESULT_FILE, EVALUATION_FILE)))
     for file in whole_files(root, "table.*"):
         yield read(file)
     for state in unfinished:
         if (state.path / CHECKPOINT_FILE).is_file():
-            yield read(*(state.path / name for name in (CONFIGURATION_FILE, CHECKPOINT_FILE, METRICS_FILE)))
+            # The last checkpoint is read first, so that the best one is not older while the run is being trained.
+            last = read(*(state.path / name for name in (CONFIGURATION_FILE, CHECKPOINT_FILE, METRICS_FILE)))
+            yield last + best(state)
     for file in whole_files(root, "*.png"):
         yield read(file)
     for state in finished:
         if (state.path / CHECKPOINT_FILE).is_file():
-            yield [(state.path / CHECKPOINT_FILE, lambda file=state.path / CHECKPOINT_FILE: weights_only(file))]
+            last = [(state.path / CHECKPOINT_FILE, lambda file=state.path / CHECKPOINT_FILE: weights_only(file))]
+            yield last + best(state)
 
 
 def pack(root, out, *, commit=None, limit=LIMIT, part_limit=PART_LIMIT):

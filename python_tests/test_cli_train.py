@@ -15,7 +15,7 @@ import torch
 from echo_ext import cli, metrics, models
 from echo_ext.cli.train import settings
 from echo_ext.metrics import likelihood
-from echo_ext.training.configuration import SETTINGS
+from echo_ext.training.configuration import SETTINGS, Configuration
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -101,10 +101,21 @@ def test_bad_input_is_one_line_and_leaves_no_files(capsys, tmp_path, argv, compl
 
 def test_every_setting_has_a_flag():
     parser = cli._parser()
-    arguments = parser.parse_args(["train", "--no-normalize-gradients", "--set", "a=1", "--warm-up-epochs", "3"])
-    assert SETTINGS.keys() <= vars(arguments).keys()
-    given = {"normalize_gradients": False, "model_settings": {"a": 1}, "warm_up_epochs": 3}
+    words = ["train", "--no-normalize-gradients", "--set", "a=1", "--warm-up-epochs", "3", "--patience", "none"]
+    arguments = parser.parse_args(words)
+    assert SETTINGS.keys() <= arguments.flags.keys()
+    given = {"normalize_gradients": False, "model_settings": {"a": 1}, "warm_up_epochs": 3, "patience": None}
     assert settings(arguments) == given
+    assert settings(parser.parse_args(["train"])) == {}
+
+
+def test_none_switches_off_early_stopping(capsys):
+    words = ["train", "--recipe", "convhvae-s-vae", "--data", "digits", "--patience"]
+    for word, patience in (("none", None), ("7", 7)):
+        given = settings(cli._parser().parse_args([*words, word]))
+        assert Configuration.of(**given).patience == patience
+    assert "invalid int or none value: 'never'" in fail(capsys, *words, "never")[1]
+    assert "invalid int value: 'none'" in fail(capsys, *TRAIN, "--epochs", "none")[1]
 
 
 def test_missing_packages_of_train_are_named_with_their_extra(capsys, monkeypatch):

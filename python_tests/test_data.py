@@ -177,6 +177,51 @@ def test_mixtures_have_their_distribution(name):
     assert torch.equal(x, data.load(name)["train"][:][0])
 
 
+def test_means_are_those_of_the_published_code():
+    plane, space = (mixtures.MIXTURES[name].means for name in ("gmm2d", "gmm20d"))
+    fifth = np.exp(2j * np.pi / 5) ** np.arange(4)
+    np.testing.assert_allclose(plane, [[0, 0], *zip(fifth.real, fifth.imag, strict=True)], atol=1e-12)
+    assert torch.equal(space[:, :2], plane)
+    expected = np.linspace(-50, 50, 100).reshape(5, 20)
+    np.testing.assert_allclose(space[:, 2:], expected[:, 2:])
+
+
+@pytest.mark.parametrize("name", sorted(mixtures.MIXTURES))
+def test_mixtures_draw_fresh_training_rows_in_each_epoch(name):
+    parts, again = data.load(name), data.load(name)
+    before = {part: rows[:] for part, rows in parts.items()}
+    for rows in parts.values():
+        rows.set_epoch(3)
+    changed = {part: not torch.equal(rows.values(slice(None)), before[part][0]) for part, rows in parts.items()}
+    assert changed == {"train": True, "valid": False, "test": False}
+    x, labels = parts["train"][:]
+    mixture = mixtures.MIXTURES[name]
+    assert ((x - mixture.means[labels]) / mixture.sigma).std() == pytest.approx(1, abs=0.05)
+    again["train"].set_epoch(3)
+    assert torch.equal(again["train"].values(slice(None)), x)
+    again["train"].set_epoch(0)
+    for found, expected in zip(again["train"][:], before["train"], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_selections_of_fresh_rows_are_those_of_the_whole():
+    parts = data.load("gmm2d")
+    train, order = parts["train"], torch.randperm(10_000)
+    chosen = train.select(order).to("cpu").select(slice(5, 50))
+    joined = train.joined(parts["valid"])
+    assert torch.equal(joined.values(slice(10_000, None)), parts["valid"].values(slice(None)))
+    for each in (chosen, joined):
+        each.set_epoch(2)
+    assert torch.equal(train.values(slice(None)), data.load("gmm2d")["train"].values(slice(None)))
+    train.set_epoch(2)
+    for found, expected in zip(chosen[:], train[order[5:50]], strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(joined.values(slice(10_000)), train.values(slice(None)))
+    assert not (joined.values(slice(10_000, None)) == parts["valid"].values(slice(None))).any()
+    joined.set_epoch(0)
+    assert torch.equal(joined.labels[10_000:], parts["valid"].labels)
+
+
 def test_ten_states_are_one_hot_and_equally_frequent():
     for part in data.load("ten-states").values():
         x, labels = part[:]

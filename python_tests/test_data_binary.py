@@ -124,5 +124,5 @@ def test_bad_binarizations_raise(images):
         data.binarize(images, "daily")
     with pytest.raises(ValueError, match="got 'daily'"):
         data.load("digits", binarization="daily")
-    with pytest.raises(TypeError, match="dataset must be an ImageDataset to be binarized, got VectorDataset"):
+    with pytest.raises(TypeError, match="dataset must be an ImageDataset to be binarized, got MixtureDataset"):
         data.load("gmm2d", binarization="static")

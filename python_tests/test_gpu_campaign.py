@@ -87,7 +87,7 @@ def runs(tmp_path, monkeypatch):
     for seed in (0, 1):
         training.train(Configuration.of("vae", "digits", seed=seed, epochs=2, **SMALL), root / "a" / f"seed{seed}")
 
-    configuration = Configuration.of("vae", "digits", epochs=4, **{**SMALL, "limit": 200})
+    configuration = Configuration.of("vae", "digits", epochs=4, patience=4, **{**SMALL, "limit": 200})
     with pytest.raises(training.TimeLimitReached):
         training.train(configuration, root / "b" / "stopped", deadline=PassesAfter(2))
     (root / "b" / "stopped" / ".part-left").mkdir()
@@ -105,7 +105,8 @@ def test_archive_restores_every_run(tmp_path, archive, runs):
     manifest = archive.pack(runs, tmp_path / "out", commit="abc")
     assert manifest["left_out"] == []
     assert archive.unpack(tmp_path / "out", tmp_path / "new") == 3
-    assert files_of(tmp_path / "new") == files_of(runs)
+    # The best weights are there only where they are those of the model.
+    assert files_of(runs) - files_of(tmp_path / "new") == {"a/seed0/best.ckpt", "a/seed1/best.ckpt"}
     configuration = RunDirectory(runs / "b" / "stopped").configuration()
     alone, resumed = (
         training.train(configuration, root / "b" / "stopped", resume=True) for root in (runs, tmp_path / "new")
@@ -117,13 +118,22 @@ def test_archive_restores_every_run(tmp_path, archive, runs):
     assert all(torch.equal(left["state_dict"][name], right["state_dict"][name]) for name in left["state_dict"])
 
 
+def test_archive_has_the_best_weights_of_a_finished_run(tmp_path, archive, runs):
+    training.train(RunDirectory(runs / "b" / "stopped").configuration(), runs / "b" / "stopped", resume=True)
+    archive.pack(runs, tmp_path / "out")
+    archive.unpack(tmp_path / "out", tmp_path / "new")
+    left, right = (training.load(root / "b" / "stopped") for root in (runs, tmp_path / "new"))
+    assert left.history == right.history
+    assert all(map(torch.equal, left.model.parameters(), right.model.parameters()))
+
+
 def test_the_least_valuable_files_are_left_out_first(tmp_path, archive, runs):
     sizes = {file: (runs / file).stat().st_size for file in files_of(runs)}
     weights = len(archive.weights_only(runs / "a" / "seed0" / "last.ckpt"))
     results = sum(size for file, size in sizes.items() if file.startswith("a/") and not file.endswith(("ckpt", "png")))
-    unfinished = sizes["b/stopped/last.ckpt"] + sizes["b/stopped/config.yaml"] + sizes["b/stopped/metrics.csv"]
-    stopped = [f"b/stopped/{name}" for name in ("config.yaml", "last.ckpt", "metrics.csv")]
-    room = results + unfinished + sizes["a/seed0/samples.png"] + 2048 * 12
+    stopped = [f"b/stopped/{name}" for name in ("config.yaml", "last.ckpt", "metrics.csv", "best.ckpt")]
+    unfinished = sum(sizes[file] for file in stopped)
+    room = results + unfinished + sizes["a/seed0/samples.png"] + 2048 * 13
     for limit, left_out in (
         ((room + weights) / 0.99, ["a/seed1/last.ckpt"]),
         (room / 0.99, ["a/seed0/last.ckpt", "a/seed1/last.ckpt"]),

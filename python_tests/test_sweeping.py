@@ -107,7 +107,8 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path, monkeypatch):
     (tmp_path / ".part-abc").mkdir()
     (tmp_path / ".part-abc" / "last.ckpt").write_bytes(b"half a checkpoint")
     training.train(configuration, tmp_path, resume=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
+    names = {"config.yaml", "last.ckpt", "best.ckpt", "metrics.csv", "result.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_device_out_of_memory_fails_only_one_run(capsys, tmp_path, monkeypatch):

@@ -229,10 +229,10 @@ def test_run_resumes_after_a_full_disk(tmp_path, monkeypatch):
     training.train(configuration, tmp_path / "alone")
     save = RunDirectory.save_checkpoint
 
-    def full(self, content):
+    def full(self, content, **options):
         if content["epoch"] == 3:
             monkeypatch.setattr(os, "fsync", refuse)
-        save(self, content)
+        save(self, content, **options)
 
     def refuse(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -243,9 +243,10 @@ def test_run_resumes_after_a_full_disk(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="epoch 3 could not be written"):
             training.train(configuration, tmp_path / "full")
         monkeypatch.setattr(os, "fsync", fsync)
-    assert checkpoint(tmp_path / "full")["epoch"] == 2
+    assert checkpoint(tmp_path / "full")["epoch"] == checkpoint(tmp_path / "full", "best.ckpt")["epoch"] == 2
     training.train(configuration, tmp_path / "full", resume=True)
-    assert same(checkpoint(tmp_path / "alone"), checkpoint(tmp_path / "full"))
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(checkpoint(tmp_path / "alone", name), checkpoint(tmp_path / "full", name))
 
 
 def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
@@ -273,7 +274,7 @@ def echo_run(tmp_path_factory):
 
 def test_run_directory_has_all_files(echo_run):
     path, result = echo_run
-    names = {"config.yaml", "metrics.csv", "result.json", "last.ckpt"}
+    names = {"config.yaml", "metrics.csv", "result.json", "last.ckpt", "best.ckpt"}
     assert {file.name for file in path.iterdir()} == names | {
         "reconstructions.png",
         "samples.png",
@@ -510,7 +511,8 @@ def spy(model, *rest, **options):
     return history
 running.fit = spy
 model = {"num_terms": 15} if recipe == "echo" else {}
-settings = {"limit": 800, "epochs": 3, "batch_size": batch_size, "learning_rate": 3e-3, "model_settings": model}
+settings = {"limit": 800, "epochs": 3, "batch_size": batch_size, "learning_rate": 3e-3, "patience": 3}
+settings["model_settings"] = model
 resume = len(sys.argv) > 4
 try:
     result = training.train(training.Configuration.of(recipe, "digits", **settings), out, resume=resume)
@@ -544,7 +546,7 @@ def in_two_processes(tmp_path, recipe):
     assert done.returncode == 0, done.stderr
     losses = [float(row["valid_loss"]) for row in table(tmp_path / "run" / "metrics.csv")]
     assert losses[-1] < losses[0]
-    assert RunDirectory(tmp_path / "run").is_finished
+    assert RunDirectory(tmp_path / "run").result()["best_epoch"] == 1 + losses.index(min(losses))
     return [torch.load(tmp_path / f"run-rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -561,7 +563,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, models):
 
 @pytest.mark.usefixtures("no_figures")
 def test_all_processes_learn_whether_the_folder_is_free(tmp_path):
-    settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "model_settings": {}}
+    settings = {"limit": 800, "epochs": 3, "learning_rate": 3e-3, "batch_size": 40, "patience": 3}
     training.train(Configuration.of("pixelwise", "digits", **settings), tmp_path / "run")
     files = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
     with RunDirectory(tmp_path / "run").owned():

@@ -1,6 +1,7 @@
 """Settings of a run and what depends on the epoch: schedules, batches, seeds, configurations, checkpoints."""
 
 import csv
+import dataclasses
 import errno
 import math
 import os
@@ -66,10 +67,19 @@ def test_warm_up_weight_rises_from_zero_to_one():
     assert schedules.warm_up_weight(0, 0) == 1
 
 
-def test_patience_counts_from_the_best_epoch_after_the_warm_up():
-    def history(*losses):
-        return [{"valid_loss": loss} for loss in losses]
+def history(*losses):
+    return [{"valid_loss": loss} for loss in losses]
 
+
+def test_best_epoch_is_the_first_of_the_lowest_after_the_warm_up():
+    assert schedules.best_epoch(history(3, 2, 4, 2)) == 2
+    assert schedules.best_epoch(history(1, 3, 2, 4), warm_up_epochs=1) == 3
+    assert schedules.best_epoch(history(1, 3), warm_up_epochs=1) == 2
+    assert schedules.best_epoch(history(3, 1), warm_up_epochs=2) == 2
+    assert schedules.best_epoch(history(3), warm_up_epochs=2) == 1
+
+
+def test_patience_counts_from_the_best_epoch_after_the_warm_up():
     assert not schedules.should_stop_early(history(), 1)
     assert not schedules.should_stop_early(history(3, 2, 2.5), 2)
     assert schedules.should_stop_early(history(3, 2, 2.5, 2), 2)
@@ -113,7 +123,7 @@ def test_seeds_differ_between_streams_and_epochs():
 
 
 def test_configuration_defaults_are_those_of_the_recipe():
-    configuration = Configuration.of("beta-vae", "digits", epochs=7, latent_dim=None)
+    configuration = Configuration.of("beta-vae", "digits", epochs=7)
     recipe = find("beta-vae")
     assert (configuration.beta, configuration.epochs, configuration.latent_dim) == (
         recipe.model_settings["beta"],
@@ -155,6 +165,17 @@ def test_unknown_settings_are_answered_with_similar_ones():
         Configuration.of("echo", "digits", model_settings={"hiden": [3]})
     with pytest.raises(ValueError, match="no data set 'digit'"):
         Configuration.of("echo", "digit")
+
+
+def test_none_switches_off_the_optional_settings_of_a_recipe(monkeypatch):
+    optional = {"limit": 100, "patience": 3, "gradient_clip": 1.0}
+    monkeypatch.setitem(RECIPES, "stands", dataclasses.replace(RECIPES["stands"], train_settings=optional))
+    kept = Configuration.of("stands", "digits")
+    switched_off = Configuration.of("stands", "digits", **dict.fromkeys(optional))
+    for name, value in optional.items():
+        assert (getattr(kept, name), getattr(switched_off, name)) == (value, None)
+    with pytest.raises(TypeError, match="latent_dim must be an int, got None"):
+        Configuration.of("stands", "digits", latent_dim=None)
 
 
 def test_settings_are_stored_as_plain_values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = ["HELP", "add_arguments", "add_settings", "options", "run", "settings"
 HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
 
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
+OFF = "none"  # the word for None, which switches an optional setting off
 _METAVARS: dict[type, str] = {str: "NAME", int: "N", float: "X"}
 
 
@@ -37,6 +38,8 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
     for name, each in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         kind: dict[str, Any] = {"type": each.kind, "metavar": _METAVARS.get(each.kind)}
+        if each.optional:
+            kind = {"type": _optional(each.kind), "metavar": f"{_METAVARS[each.kind]}|{OFF}"}
         if name == "model_settings":
             flag, kind = "--set", {"action": "append", "metavar": "NAME=VALUE"}
         elif "choices" in each.bounds:
@@ -45,12 +48,22 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
             kind = {"action": argparse.BooleanOptionalAction}
         if name not in without:
             default = "" if each.default is None else f" (default: {each.default})"
-            group.add_argument(flag, dest=name, help=each.help + default, **kind)
+            group.add_argument(flag, dest=name, help=each.help + default, default=argparse.SUPPRESS, **kind)
     add_data_dir(parser)
     add_device(parser)
     parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     what = "on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph"
     parser.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help=what)
+
+
+def _optional(kind: type) -> Callable[[str], Any]:
+    """The type of a flag whose value may be the word for None."""
+
+    def convert(text: str) -> Any:
+        return None if text == OFF else kind(text)
+
+    convert.__name__ = f"{kind.__name__} or {OFF}"  # argparse shows it
+    return convert
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -70,7 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
     labels = {rate: RATE_WORDS[rate], "distortion": "distortion", "neg_elbo": "-ELBO"}
     print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")
     print_table([(label, f"{result[name]:.3f}") for name, label in labels.items()])
-    print(f"after {result['epochs']} epochs in {result['seconds']:.0f} s; written to {out}")
+    best = f", of which epoch {result['best_epoch']} is the best," if "best_epoch" in result else ""
+    print(f"after {result['epochs']} epochs{best} in {result['seconds']:.0f} s; written to {out}")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +95,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that are given as flags."""
-    given = {name: value for name in SETTINGS if (value := getattr(arguments, name, None)) is not None}
+    given = {name: getattr(arguments, name) for name in SETTINGS if name in arguments}
     return given | ({"model_settings": _model_settings(given["model_settings"])} if "model_settings" in given else {})
 
 

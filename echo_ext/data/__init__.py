@@ -7,6 +7,7 @@ from echo_ext.data import catalog
 from echo_ext.data._files import StrPath
 from echo_ext.data.datasets import BINARIZATIONS, BinaryImages, ImageDataset, LabeledDataset, VectorDataset, binarize
 from echo_ext.data.dsprites import DSprites
+from echo_ext.data.mixtures import MixtureDataset
 
 __all__ = [
     "BINARIZATIONS",
@@ -14,6 +15,7 @@ __all__ = [
     "DSprites",
     "ImageDataset",
     "LabeledDataset",
+    "MixtureDataset",
     "VectorDataset",
     "binarize",
     "load",
@@ -48,6 +50,8 @@ def load(
     have integer ``labels`` (N,). The folder has .png and .jpg images of one size, gray or RGB, in itself, or in one
     subfolder for each label. A random 80 / 10 / 10 % of the rows, the same on every call, are the three parts. They
     depend on the number of rows, so files are not to be added while models are compared.
+
+    The training rows of a mixture ("gmm2d", "normal", ...) are drawn again in each epoch set by ``set_epoch``.
 
     Args:
         name: One of :func:`names`, or the path of own data. A name is looked up first: write ``./mnist`` for a folder.

@@ -83,15 +83,20 @@ def find(name: StrPath) -> Entry:
     return Entry("own data", lambda _: own.load_own(path), data_shape=shape, rows=own.part_rows(rows))
 
 
-def _generated(columns: int, source: str, load: Callable[..., Parts], *arguments: str) -> Entry:
+def _generated(columns: int, source: str, load: Callable[[], Parts]) -> Entry:
     return Entry(
         source,
-        lambda _: load(*arguments),
+        lambda _: load(),
         license="that of this project",
         data_shape=(columns,),
         rows=(10_000, 2_000, 10_000),
         fallback="generated when it is loaded",
     )
+
+
+def _mixture(name: str, columns: int, source: str) -> Entry:
+    entry = _generated(columns, source, lambda: load_mixture(name))
+    return dataclasses.replace(entry, fallback=f"{entry.fallback}, and the training rows again in each epoch")
 
 
 _FASHION = Entry(
@@ -155,9 +160,9 @@ CATALOG: dict[str, Entry] = {
         source="first 20 principal components of Fashion-MNIST (MIM paper)",
         load=lambda locator: project(idx.load_idx(locator), 20),
     ),
-    "gmm1d": _generated(1, "mixture of three normal distributions in one dimension", load_mixture, "gmm1d"),
-    "gmm2d": _generated(2, "mixture of five normal distributions in two dimensions (MIM paper)", load_mixture, "gmm2d"),
-    "gmm20d": _generated(20, "mixture of ten normal distributions in twenty dimensions", load_mixture, "gmm20d"),
+    "gmm1d": _mixture("gmm1d", 1, "mixture of three normal distributions in one dimension"),
+    "gmm2d": _mixture("gmm2d", 2, "mixture of five normal distributions in two dimensions (MIM paper)"),
+    "gmm20d": _mixture("gmm20d", 20, "mixture of five normal distributions in twenty dimensions (MIM paper)"),
     "mnist": Entry(
         "MNIST (LeCun et al. 1998)",
         idx.load_idx,
@@ -165,7 +170,7 @@ CATALOG: dict[str, Entry] = {
         folder="mnist",
         files=(idx.NAMES,),
     ),
-    "normal": _generated(1, "normal distribution N(0, 1) (Mutual Autoencoder paper)", load_mixture, "normal"),
+    "normal": _mixture("normal", 1, "normal distribution N(0, 1) (Mutual Autoencoder paper)"),
     "omniglot": Entry(
         "Omniglot (Lake et al. 2015) at 28 x 28 pixels, with the split of Burda et al. (2016)",
         omniglot.load_omniglot,

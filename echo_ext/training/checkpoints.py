@@ -22,7 +22,7 @@ from echo_ext import __version__, _checks
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.parsing import NUMBER, check_structure
 
-__all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read"]
+__all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read", "weights_only"]
 
 FORMAT = 2  # of the content of a checkpoint; another format cannot be read
 
@@ -57,6 +57,11 @@ _UNFINISHED = {"unfinished_epoch": {"costs": _COSTS, "seconds": float, "cpu_rand
 def model_identity(configuration: Configuration) -> dict[str, Any]:
     """The settings of the model, which a checkpoint contains."""
     return {name: getattr(configuration, name) for name in MODEL_SETTINGS}
+
+
+def weights_only(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint without the state of the optimizer: nothing is trained from it, so that it counts as finished."""
+    return {name: value for name, value in checkpoint.items() if name != "optimizer"} | {"finished": True}
 
 
 def dump(checkpoint: Mapping[str, Any]) -> memoryview:
@@ -103,7 +108,7 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
     if difference := configuration.first_difference(checkpoint, MODEL_SETTINGS):
         raise ValueError(f"{file} is the checkpoint of a model with {difference}")
     try:
-        _check_structure(checkpoint)
+        _check_structure(checkpoint, is_validated=configuration.valid != "none")
         _check_tensors(checkpoint, size)
     except ValueError as wrong:
         raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
@@ -154,14 +159,16 @@ def _refuse_compression(file: BinaryIO) -> None:
             raise ValueError("its members overlap")
 
 
-def _check_structure(content: Mapping[str, Any]) -> None:
+def _check_structure(content: Mapping[str, Any], *, is_validated: bool) -> None:
     """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
     check_structure("it", content, _SCHEMA)
+    if is_validated:
+        check_structure("it", content, {"history": [{"valid_loss": NUMBER}]})
     if len(content["history"]) != content["epoch"]:
         raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")
     if len(content["data_shape"]) > _MAX_DIMENSIONS:
         raise ValueError(f"data_shape must be a few integers, got {_checks.brief(content['data_shape'])}")
-    if not content["finished"]:  # a finished run may be archived without the state of the optimizer
+    if not content["finished"]:
         check_structure("it", content, _OPTIMIZER)
     if content.get("unfinished_epoch") is not None:
         check_structure("it", content, _UNFINISHED)

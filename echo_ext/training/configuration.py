@@ -97,13 +97,12 @@ class Configuration:
         Args:
             recipe: One of :func:`echo_ext.models.recipes`.
             data: One of :func:`echo_ext.data.names`, or the path of own data.
-            given: Settings that replace the defaults, unless they are None.
+            given: Settings that replace the defaults. None switches off an optional one, such as ``patience``.
         """
         chosen, shape = find(recipe), catalog.find(data).data_shape
         defaults = {"beta": chosen.model_settings.get("beta", 1.0), "latent_dim": chosen.latent_dim}
-        replaced = {name: value for name, value in given.items() if value is not None}
         names = {"recipe": recipe, "data": catalog.identify(data)}
-        return cls.from_mapping({**names, **defaults, **chosen.settings_for(shape), **replaced})
+        return cls.from_mapping({**names, **defaults, **chosen.settings_for(shape), **given})
 
     @classmethod
     def from_mapping(cls, content: object) -> Configuration:

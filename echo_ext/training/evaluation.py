@@ -191,7 +191,7 @@ def evaluate(
       ``importance_effective_draws``, and, where they are too small to trust the estimate, ``importance_warning``.
 
     The scores, the accuracies and t-SNE are those of mean codes, ``Model.encode_mean``. While a run is being trained,
-    the model is that of its last finished epoch.
+    the model is that of its last finished epoch, or with early stopping of the best one so far.
 
     Args:
         path: The folder of the run.

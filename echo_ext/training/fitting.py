@@ -125,12 +125,15 @@ def fit(
 ) -> Run:
     """Train until the last epoch; return the run with the losses, the learning rate and the seconds of each epoch.
 
+    The weights of the returned model are those of the last epoch, also with early stopping.
+
     Args:
         model: The :func:`initial_model` of the configuration.
         parts: The data sets "train" and, unless nothing is held out, "valid".
         configuration: The configuration of the run.
         fabric: A Fabric that has been launched.
-        directory: The folder in which the first process saves a checkpoint after each epoch; None saves nothing.
+        directory: The folder in which the first process saves a checkpoint after each epoch, and the best one so far;
+            None saves nothing.
         checkpoint: The checkpoint to resume from; None to start from the beginning.
         compile: Whether to compile the loss with ``torch.compile``.
         cuda_graph: Whether to record the step as a CUDA graph, if the device and the model allow it.
@@ -165,7 +168,7 @@ def fit(
     warm_up = configuration.warm_up_epochs
     unfinished: Mapping[str, Any] | None = checkpoint.get("unfinished_epoch") if checkpoint else None
 
-    def save(epoch: int, **more: Any) -> None:
+    def save(epoch: int, *, is_best: bool = False, **more: Any) -> None:
         if directory is not None and fabric.is_global_zero:
             identity = checkpoints.model_identity(configuration)
             shapes = {"data_shape": list(model.data_shape), "batch_rows": rows}
@@ -176,7 +179,7 @@ def fit(
                 "precision": fabric.strategy.precision.state_dict(),
             }
             versions = {"format": checkpoints.FORMAT, "version": __version__}
-            directory.save_checkpoint({**versions, **content, **states, "finished": False})
+            directory.save_checkpoint({**versions, **content, **states, "finished": False}, is_best=is_best)
 
     for epoch in range(len(history), configuration.epochs):
         if schedules.should_stop_early(history, configuration.patience, warm_up):
@@ -226,7 +229,7 @@ def fit(
             **{f"valid_{name}": value for name, value in validated.items()},
         }
         history.append(row)
-        save(epoch + 1)
+        save(epoch + 1, is_best=valid is not None and schedules.best_epoch(history, warm_up) == epoch + 1)
         if directory is not None and fabric.is_global_zero:
             directory.write_metrics(history)
         fabric.log_dict(row, step=int(row["step"]))

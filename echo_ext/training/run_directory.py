@@ -20,6 +20,7 @@ from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
 from echo_ext.training import checkpoints, ownership, parsing
 from echo_ext.training.configuration import SETTINGS, Configuration
+from echo_ext.training.schedules import best_epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,7 @@ __all__ = ["Run", "RunDirectory", "load"]
 
 CONFIGURATION_FILE = "config.yaml"
 CHECKPOINT_FILE = "last.ckpt"
+BEST_FILE = "best.ckpt"
 METRICS_FILE = "metrics.csv"
 RESULT_FILE = "result.json"
 EVALUATION_FILE = "evaluation.json"
@@ -48,7 +50,10 @@ class Run(NamedTuple):
 
 
 def load(path: str | os.PathLike[str]) -> Run:
-    """Load the model of a run, in eval mode, from its last checkpoint, which may be one from the middle of an epoch.
+    """Load the model of a run, in eval mode.
+
+    Its weights are those of the best epoch so far for a run with early stopping (``patience``), or else those of the
+    last checkpoint, which may be one from the middle of an epoch.
 
     Raises:
         FileNotFoundError: There is no run, or no finished epoch.
@@ -59,19 +64,24 @@ def load(path: str | os.PathLike[str]) -> Run:
     checkpoint = directory.load_checkpoint(configuration)
     if checkpoint["epoch"] == 0:
         raise FileNotFoundError(f"no epoch of the run in {directory} was finished")
+    history = checkpoint["history"]
+    if configuration.patience is not None:
+        checkpoint = directory.load_best(configuration, history)
     shapes = checkpoint["data_shape"], checkpoint["batch_rows"]
     with torch.device("meta"):  # needs no memory, even if the files are hostile
         checkpoints.load_weights(configuration.build(*shapes), checkpoint, assign=True)
     model = configuration.build(*shapes)
     checkpoints.load_weights(model, checkpoint)
-    return Run(model.eval(), configuration, checkpoint["history"])
+    return Run(model.eval(), configuration, history)
 
 
 class RunDirectory:
-    """A folder with one run: ``config.yaml``, ``last.ckpt``, ``metrics.csv``, ``result.json`` and figures.
+    """A folder with one run: ``config.yaml``, the checkpoints, ``metrics.csv``, ``result.json`` and figures.
 
-    ``last.ckpt`` loads with ``torch.load(weights_only=True)``. It holds the weights of the model after the last
-    finished epoch under "state_dict", the settings that determine the model, and all that training needs to continue.
+    The checkpoints load with ``torch.load(weights_only=True)``. They hold the weights of the model under "state_dict",
+    and the settings that determine it. ``last.ckpt`` is that of the last finished epoch, with all that training needs
+    to continue. ``best.ckpt``, which a run with a validation set has too, is that of the epoch with the lowest
+    validation loss (:func:`echo_ext.training.schedules.best_epoch`). With early stopping, it is the model of the run.
 
     Args:
         path: The folder.
@@ -140,7 +150,8 @@ class RunDirectory:
                 yield
             except Exception:
                 if not self.has_checkpoint:  # resuming could only fail in the same way again
-                    (self.path / CONFIGURATION_FILE).unlink(missing_ok=True)
+                    for name in (CONFIGURATION_FILE, BEST_FILE):
+                        (self.path / name).unlink(missing_ok=True)
                 raise
 
     def begin(self, configuration: Configuration) -> None:
@@ -207,6 +218,23 @@ class RunDirectory:
             raise FileNotFoundError(f"no epoch of the run in {self} was finished: it has no {CHECKPOINT_FILE}")
         return checkpoints.read(file, configuration)
 
+    def load_best(self, configuration: Configuration, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """The content of ``best.ckpt``, on the CPU, of a run with this history.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is damaged, older than the best epoch of the history, or belongs to another model.
+        """
+        file, expected = self.path / BEST_FILE, best_epoch(history, configuration.warm_up_epochs)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} with the weights of epoch {expected} is missing; train the run again")
+        checkpoint = checkpoints.read(file, configuration)
+        # Its epoch is the one after the history if the process was killed between its two checkpoints.
+        if checkpoint["epoch"] < expected:
+            found = f"epoch {checkpoint['epoch']}, but epoch {expected} is the best"
+            raise ValueError(f"{file} has the weights of {found}; train the run again")
+        return checkpoint
+
     def result(self) -> dict[str, Any]:
         """The content of ``result.json``.
 
@@ -229,10 +257,17 @@ class RunDirectory:
 
     # ---- Writing -----------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Replace ``last.ckpt``; if that fails, as on a full disk, an OSError says that the previous one is kept."""
+    def save_checkpoint(self, checkpoint: Mapping[str, Any], *, is_best: bool = False) -> None:
+        """Replace ``last.ckpt``, and before it ``best.ckpt`` if the checkpoint is that of the best epoch so far.
+
+        If that fails, as on a full disk, an OSError says that the previous one is kept.
+        """
+        contents = {BEST_FILE: checkpoints.weights_only(checkpoint)} if is_best else {}
+        contents[CHECKPOINT_FILE] = dict(checkpoint)
         try:
-            self.write(CHECKPOINT_FILE, checkpoints.dump(checkpoint))
+            with _files.replacements(self.path, *contents, prefix=self._part) as parts:
+                for part, content in zip(parts, contents.values(), strict=True):
+                    part.write_bytes(checkpoints.dump(content))
         except OSError as refused:
             kept = "the previous one is kept" if self.has_checkpoint else "there is no previous one"
             what = f"the checkpoint of epoch {checkpoint['epoch']}"

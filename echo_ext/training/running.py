@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 
 from echo_ext.data import LabeledDataset
-from echo_ext.training import evaluation
+from echo_ext.training import checkpoints, evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
 from echo_ext.training.processes import picklable, sigterm_interrupts
@@ -44,7 +44,10 @@ def train(
 ) -> dict[str, Any]:
     """Train a recipe, evaluate it on the test rows, write everything into a folder and return ``result.json``.
 
-    On the CPU, a run that was killed and resumed ends with the same weights, bit for bit, as an uninterrupted one.
+    With early stopping (``patience``), the model is that of the epoch with the lowest validation loss, which the result
+    names as ``best_epoch``. On the CPU, a run that was killed and resumed ends with the same weights, bit for bit, as
+    an uninterrupted one.
+
     Under ``torchrun`` all processes train one model. The first process evaluates and writes it, and the others return
     an empty dictionary. The folder is locked during the whole call, so that a second call for it fails and changes
     nothing.
@@ -94,6 +97,9 @@ def train(
             if not resume:
                 _in_first_process(fabric, lambda: ownership.enter_context(directory.begun(configuration)))
             checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
+            ends_with_best = configuration.patience is not None
+            if ends_with_best and checkpoint and checkpoint["history"]:
+                directory.load_best(configuration, checkpoint["history"])  # fails now rather than after training
             start = time.monotonic()
 
             def should_stop() -> bool:
@@ -125,7 +131,12 @@ def train(
             if not checkpoint["finished"]:
                 refresh(model, parts["train"], configuration)
                 directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
-            result = evaluation.measure(run, parts["test"])
+            best_epoch = {}
+            if ends_with_best:
+                checkpoint = directory.load_best(configuration, run.history)
+                checkpoints.load_weights(model, checkpoint)
+                best_epoch = {"best_epoch": checkpoint["epoch"]}
+            result = {**evaluation.measure(run, parts["test"]), **best_epoch}
             evaluation.write_figures(run, parts["test"], result, directory)
             directory.write_json(RESULT_FILE, result)  # written last, it marks the run as complete
             return result

@@ -50,13 +50,21 @@ def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:
     return min(1.0, epoch / warm_up_epochs) if warm_up_epochs else 1.0
 
 
+def best_epoch(history: Sequence[Mapping[str, float]], warm_up_epochs: int = 0) -> int:
+    """The epoch with the lowest ``valid_loss``, counted from 1, or the first of several.
+
+    Those of the warm-up count only as long as there are no others.
+    """
+    first = warm_up_epochs if len(history) > warm_up_epochs else 0
+    losses = [row["valid_loss"] for row in history[first:]]
+    return first + losses.index(min(losses)) + 1
+
+
 def should_stop_early(history: Sequence[Mapping[str, float]], patience: int | None, warm_up_epochs: int = 0) -> bool:
-    """Whether ``valid_loss`` has not improved in the last ``patience`` epochs, of which the warm-up does not count."""
-    watched = history[warm_up_epochs:]
-    if patience is None or not watched:
+    """Whether the warm-up has ended and the :func:`best_epoch` is ``patience`` epochs ago; never if that is None."""
+    if patience is None or len(history) <= warm_up_epochs:
         return False
-    losses = [row["valid_loss"] for row in watched]
-    return len(losses) - 1 - losses.index(min(losses)) >= patience
+    return len(history) - best_epoch(history, warm_up_epochs) >= patience
 
 
 def epoch_rows(
