@@ -148,6 +148,16 @@ def test_training_follows_the_configured_schedules(tmp_path, models):
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_training_follows_the_schedules_of_the_mim_code(tmp_path, models):
+    settings = {"schedule": "inverse-square-root", "warm_up_epochs": 2, "warm_up_from_zero": False}
+    configuration = Configuration.of("pixelwise", "digits", limit=100, epochs=4, learning_rate=0.5, **settings)
+    training.train(configuration, tmp_path)
+    assert [weight for weight, is_training, _ in models[0].seen if is_training] == [0.5, 1, 1, 1]
+    rates = [float(row["learning_rate"]) for row in table(tmp_path / "metrics.csv")]
+    assert rates == pytest.approx([0.25, 0.5, 0.5 * math.sqrt(2 / 3), 0.5 * math.sqrt(2 / 4)])
+
+
 def test_training_without_validation_uses_all_rows(tmp_path):
     settings = {**SMALL, "limit": None, "epochs": 2}
     result = training.train(Configuration.of("vae", "digits", valid="none", **settings), tmp_path)

@@ -58,13 +58,22 @@ def test_learning_rate_is_constant_and_then_falls_to_zero():
     assert factors[:101] == [1.0] * 101
     assert factors[100:] == pytest.approx([(200 - epoch) / 100 for epoch in range(100, 201)])
     assert schedules.learning_rate_factor("constant", 199, 200) == 1
-    with pytest.raises(ValueError, match="schedule must be one of 'constant-then-linear', 'constant', got 'cosine'"):
+    with pytest.raises(ValueError, match="schedule must be one of 'constant-then-linear', 'constant', 'inv"):
         schedules.learning_rate_factor("cosine", 0, 1)
 
 
-def test_warm_up_weight_rises_from_zero_to_one():
+def test_inverse_square_root_rises_over_the_warm_up_and_then_falls():
+    factors = [schedules.learning_rate_factor("inverse-square-root", epoch, 100, 4) for epoch in range(16)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1]
+    assert factors[4:] == pytest.approx([math.sqrt(4 / epoch) for epoch in range(5, 17)])
+    assert schedules.learning_rate_factor("inverse-square-root", 0, 100, 1) == 1
+
+
+def test_warm_up_weight_rises_to_one():
     assert [schedules.warm_up_weight(epoch, 4) for epoch in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert schedules.warm_up_weight(0, 0) == 1
+    weights = [schedules.warm_up_weight(epoch, 4, from_zero=False) for epoch in range(6)]
+    assert weights == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert schedules.warm_up_weight(0, 0) == schedules.warm_up_weight(0, 0, from_zero=False) == 1
 
 
 def history(*losses):
@@ -150,6 +159,7 @@ def test_configuration_defaults_are_those_of_the_recipe():
         ({"precision": "8"}, "precision must be one of '32-true', 'bf16-mixed', '16-mixed', got '8'"),
         ({"binarization": "odd"}, "binarization must be one of 'none', 'static', 'dynamic', got 'odd'"),
         ({"model_settings": {"beta": 2}}, "model_settings must not contain beta, which is a setting of its own"),
+        ({"schedule": "inverse-square-root"}, "warm_up_epochs must be at least 1 for schedule 'inverse-square-root'"),
         ({"precision": "16-mixed", "normalize_gradients": True}, "must be False for precision '16-mixed'"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from echo_ext import _checks, data, models
 from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog
 from echo_ext.models.recipes import FOLLOW_BATCH, find
-from echo_ext.training.schedules import SCHEDULES
+from echo_ext.training.schedules import SCHEDULES, learning_rate_factor
 
 __all__ = ["SETTINGS", "Configuration", "Setting"]
 
@@ -63,9 +63,12 @@ class Configuration:
     batch_size: int = setting(100, "number of rows in a step, in each process", minimum=1)
     learning_rate: float = setting(3e-4, "learning rate of Adam, which the schedule may lower", above=0)
     schedule: str = setting(
-        "constant-then-linear", "schedule of the learning rate; it may fall in the second half", choices=SCHEDULES
+        "constant-then-linear",
+        "schedule of the learning rate; inverse-square-root rises over the warm-up and then falls",
+        choices=SCHEDULES,
     )
-    warm_up_epochs: int = setting(0, "number of epochs over which the warm-up weight rises from 0 to 1", minimum=0)
+    warm_up_epochs: int = setting(0, "number of epochs over which the warm-up weight rises to 1", minimum=0)
+    warm_up_from_zero: bool = setting(True, "begin the warm-up weight with 0, and not with one over its epochs")
     patience: int | None = setting(None, "stop after N epochs without a better validation loss", minimum=1)
     normalize_gradients: bool = setting(False, "scale the gradient of each parameter tensor to norm 1")
     gradient_clip: float | None = setting(None, "maximum norm of all gradients together", above=0)
@@ -87,6 +90,7 @@ class Configuration:
             raise ValueError(
                 f"patience must be None for valid='none', which leaves no loss to watch, got {self.patience}"
             )
+        learning_rate_factor(self.schedule, 0, self.epochs, self.warm_up_epochs)  # refuses a schedule without warm-up
         if self.normalize_gradients and self.precision == "16-mixed":
             raise ValueError("normalize_gradients must be False for precision '16-mixed', which scales them too")
 

@@ -186,11 +186,12 @@ def fit(
             break
         start = time.perf_counter()
         torch.manual_seed(derive_seed(configuration.seed, Stream.NOISE, epoch, fabric.global_rank))
-        factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs)
+        factor = schedules.learning_rate_factor(configuration.schedule, epoch, configuration.epochs, warm_up)
         learning_rate = configuration.learning_rate * factor
         # The first group; those of parts with settings of their own, such as a discriminator, keep their rates.
         set_learning_rate(optimizer.param_groups[0], learning_rate)
-        model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up)
+        from_zero = configuration.warm_up_from_zero
+        model.warm_up_weight = schedules.warm_up_weight(epoch, warm_up, from_zero=from_zero)
         train.set_epoch(epoch)
         place = {"epoch": epoch, "rank": fabric.global_rank, "world_size": fabric.world_size}
         batches = schedules.epoch_rows(len(train), configuration.batch_size, seed=configuration.seed, **place)

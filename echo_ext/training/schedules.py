@@ -7,6 +7,7 @@ interrupted.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from echo_ext import _checks
 
-SCHEDULES = ("constant-then-linear", "constant")
+SCHEDULES = ("constant-then-linear", "constant", "inverse-square-root")
 
 
 class Stream(enum.IntEnum):
@@ -35,19 +36,32 @@ def derive_seed(seed: int, stream: Stream, *counters: int) -> int:
     return int(state[0] >> np.uint64(1))
 
 
-def learning_rate_factor(schedule: str, epoch: int, epochs: int) -> float:
+def learning_rate_factor(schedule: str, epoch: int, epochs: int, warm_up_epochs: int = 0) -> float:
     """The factor of the learning rate in ``epoch``, counted from 0.
 
     "constant" is 1. "constant-then-linear" is 1 for the first half of the epochs and then falls linearly to 0 after the
-    last one (Brekelmans et al. 2019, section 5.1 and appendix E).
+    last one (Brekelmans et al. 2019, section 5.1 and appendix E). "inverse-square-root" rises linearly to 1 in the last
+    epoch of the warm-up and then falls as the inverse square root of the epoch (Vaswani et al. 2017, section 5.3, by
+    steps; by epochs in the code of Livne et al. 2019).
+
+    Raises:
+        ValueError: The schedule is unknown, or "inverse-square-root" has no warm-up.
     """
     _checks.choice("schedule", schedule, SCHEDULES)
+    if schedule == "inverse-square-root":
+        if warm_up_epochs < 1:
+            raise ValueError(f"warm_up_epochs must be at least 1 for schedule {schedule!r}, got {warm_up_epochs}")
+        progress = (epoch + 1) / warm_up_epochs
+        return min(progress, 1 / math.sqrt(progress))
     return 1.0 if schedule == "constant" else min(1.0, 2 * (1 - epoch / epochs))
 
 
-def warm_up_weight(epoch: int, warm_up_epochs: int) -> float:
-    """The ``Model.warm_up_weight`` in ``epoch``, which rises linearly from 0 to 1 over ``warm_up_epochs`` epochs."""
-    return min(1.0, epoch / warm_up_epochs) if warm_up_epochs else 1.0
+def warm_up_weight(epoch: int, warm_up_epochs: int, *, from_zero: bool = True) -> float:
+    """The ``Model.warm_up_weight`` in ``epoch``, counted from 0, which rises linearly to 1 over ``warm_up_epochs``.
+
+    It begins with 0, or else with ``1 / warm_up_epochs``, and is then 1 one epoch earlier.
+    """
+    return min(1.0, (epoch if from_zero else epoch + 1) / warm_up_epochs) if warm_up_epochs else 1.0
 
 
 def best_epoch(history: Sequence[Mapping[str, float]], warm_up_epochs: int = 0) -> int:
