@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cases import log_normal
 
 from echo_ext.data.mixtures import MIXTURES
 from echo_ext.models import GaussianMixture, build
@@ -189,26 +188,6 @@ def test_table_has_two_digits_of_the_standard_error():
 
 
 # ---- Measurements ----------------------------------------------------------------------------------------------------
-
-
-def test_jensen_shannon_divergence_of_known_distributions():
-    x = torch.randn(1000, dtype=torch.float64)
-    equal = log_normal(x).expand(2, -1)
-    assert consistency_1d.jensen_shannon(equal, equal) == pytest.approx(0, abs=1e-12)
-
-    def densities(at, distance):
-        return torch.stack([log_normal(at), log_normal(at, distance)])
-
-    far = consistency_1d.jensen_shannon(densities(x, 100.0), densities(x + 100, 100.0))
-    assert far == pytest.approx(math.log(2))
-    n, distance = 200_000, 1.5
-    draws = torch.randn(2, n, dtype=torch.float64)
-    estimate = consistency_1d.jensen_shannon(densities(draws[0], distance), densities(draws[1] + distance, distance))
-    grid = torch.linspace(-10, 12, 20_001, dtype=torch.float64)
-    first, second = densities(grid, distance).exp()
-    middle = (first + second) / 2
-    exact = torch.trapezoid((first * (first / middle).log() + second * (second / middle).log()) / 2, grid).item()
-    assert estimate == pytest.approx(exact, abs=5 / math.sqrt(n))
 
 
 def test_fixed_mixture_has_its_density_and_no_gradients():
