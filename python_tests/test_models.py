@@ -357,7 +357,7 @@ def test_defaults_of_the_papers():
             "vae",
             SHAPE,
             {"likelihood": "poisson"},
-            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', 'mse', got 'poisson'",
+            "likelihood must be one of 'bernoulli', 'categorical', 'gaussian', 'mixture', 'mse', got 'poisson'",
         ),
         (
             "vae",

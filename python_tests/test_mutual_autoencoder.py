@@ -14,7 +14,12 @@ STATES = 4
 
 
 def toy(**settings):
-    return build("mutual-ae", (STATES,), latent_dim=1, **{"likelihood": "categorical", "hidden": (8,), **settings})
+    return build(
+        "mutual-ae",
+        (STATES,),
+        latent_dim=1,
+        **{"likelihood": "categorical", "hidden": (8,), "inverse": "tied", **settings},
+    )
 
 
 def sharpened(model, factor=4.0):

@@ -60,6 +60,18 @@ def test_glorot_bounds():
                 assert not layer.bias.any()
 
 
+def test_torch_initialization_has_biases():
+    network = make_encoder("mlp", (4,), 3000, hidden=(2500,), activation="tanh", initialization="torch")
+    for layer, inputs in zip((network[1][0], network[1][2]), (4, 2500), strict=True):
+        for values in (layer.weight, layer.bias):
+            bound = 1 / math.sqrt(inputs)
+            assert values.abs().max() <= bound
+            assert values.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    odd = make_encoder("mlp", (4,), 3, hidden=(20,), activation="tanh")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(odd(-x), -odd(x))  # what symmetric data cannot leave
+
+
 def test_mlp_layers():
     network = mlp(3, 8, 5, 2, activation="tanh")
     assert [type(layer) for layer in network] == [nn.Linear, nn.Tanh, nn.Linear, nn.Tanh, nn.Linear]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_cases import log_normal
 
 from echo_ext.data import VectorDataset
 from echo_ext.data.mixtures import MIXTURES
@@ -81,6 +80,9 @@ def test_every_experiment_has_its_command_in_the_docs():
         (["--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--limit", "-1"], "--limit must be at least 1, got -1"),
+        (["--first-seed", "-1"], "--first-seed must be at least 0, got -1"),
+        (["--widths", "5,x"], "--widths must be different whole numbers separated by commas, got '5,x'"),
+        (["--widths", "5,5"], "--widths must be different whole numbers separated by commas, got '5,5'"),
     ],
 )
 def test_bad_usage_is_named(arguments, words, capsys, tmp_path):
@@ -122,8 +124,10 @@ def test_result_contains_every_value_and_its_mean(small, tmp_path):
             assert first != second  # seeds differ
             assert row[quantity]["mean"] == pytest.approx((first + second) / 2)
             assert row[quantity]["standard_error"] == pytest.approx(abs(first - second) / 2)
+            assert row[quantity]["standard_deviation"] == pytest.approx(abs(first - second) / math.sqrt(2))
             assert returned[quantity].tolist() == [first, second]
-    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    *lines, caption = (tmp_path / "table.md").read_text().splitlines()
+    assert (len(lines), caption) == (5, "Mean ± standard error over 2 seeds.")
     for name in ("measures.png", "codes.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
@@ -145,6 +149,39 @@ def test_interrupted_experiment_resumes(tmp_path):
     after = files(tmp_path)
     # Neither the measured runs nor the run that was trained but not measured have changed.
     assert {path: after[path] for path in before} == before
+
+
+def test_options_and_seeds_of_several_calls_share_a_folder(tmp_path):
+    """Each call trains what is missing, and its result has its own cases and seeds."""
+
+    def cases(targets):
+        for target in targets:
+            settings = {"hidden": [2], "information": target}
+            yield {"M": target}, Configuration.of("mutual-ae", "normal", latent_dim=1, model_settings=settings)
+
+    measured = []
+
+    def measure(model, parts):
+        measured.append(model.information)
+        return {"one": float(len(measured))}
+
+    tried = experiment.Experiment(
+        *("shared", "None.\n\nNobody 2020", cases, measure, lambda *_: {}), options={"targets": (0.0, 1.5)}
+    )
+    common = ["--out", str(tmp_path), "--epochs", "1", "--limit", "128"]
+
+    def rows(*arguments):
+        assert experiment.main(tried, [*common, *arguments]) == 0
+        result = json.loads((tmp_path / "result.json").read_text())
+        return result["seeds"], {row["M"]: row["one"]["values"] for row in result["rows"]}
+
+    assert rows("--targets", "0.5", "--seeds", "1") == ([0], {0.5: [1.0]})
+    assert rows("--first-seed", "1", "--seeds", "1") == ([1], {0.0: [2.0], 1.5: [3.0]})
+    assert rows("--targets", "0.5,0,1.5", "--seeds", "2") == (
+        [0, 1],
+        {0.5: [1.0, 6.0], 0.0: [4.0, 2.0], 1.5: [5.0, 3.0]},
+    )
+    assert measured == [0.5, 0.0, 1.5, 0.0, 1.5, 0.5]
 
 
 def test_folder_refuses_another_experiment(small, tmp_path):
@@ -179,6 +216,8 @@ def test_table_has_two_digits_of_the_standard_error():
     table = experiment.statistics(pd.DataFrame([*first, *second]).assign(seed=0), ["width", "model"])
     assert table["nats", "mean"][5, "A"] == 2
     assert table["nats", "sem"][5, "A"] == pytest.approx(1 / math.sqrt(3))
+    assert table["nats", "std"][5, "A"] == 1
+    assert table["nats", "first"][20, "B"] == 120
     assert math.isnan(experiment.statistics(pd.DataFrame(second[:1]).assign(seed=0), ["model"])["nats", "sem"]["B"])
     assert experiment.markdown(table).splitlines() == [
         "| width | model | nats | share |",
@@ -190,26 +229,6 @@ def test_table_has_two_digits_of_the_standard_error():
 
 
 # ---- Measurements ----------------------------------------------------------------------------------------------------
-
-
-def test_jensen_shannon_divergence_of_known_distributions():
-    x = torch.randn(1000, dtype=torch.float64)
-    equal = log_normal(x).expand(2, -1)
-    assert consistency_1d.jensen_shannon(equal, equal) == pytest.approx(0, abs=1e-12)
-
-    def densities(at, distance):
-        return torch.stack([log_normal(at), log_normal(at, distance)])
-
-    far = consistency_1d.jensen_shannon(densities(x, 100.0), densities(x + 100, 100.0))
-    assert far == pytest.approx(math.log(2))
-    n, distance = 200_000, 1.5
-    draws = torch.randn(2, n, dtype=torch.float64)
-    estimate = consistency_1d.jensen_shannon(densities(draws[0], distance), densities(draws[1] + distance, distance))
-    grid = torch.linspace(-10, 12, 20_001, dtype=torch.float64)
-    first, second = densities(grid, distance).exp()
-    middle = (first + second) / 2
-    exact = torch.trapezoid((first * (first / middle).log() + second * (second / middle).log()) / 2, grid).item()
-    assert estimate == pytest.approx(exact, abs=5 / math.sqrt(n))
 
 
 def test_fixed_mixture_has_its_density_and_no_gradients():

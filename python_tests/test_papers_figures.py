@@ -29,7 +29,7 @@ def test_bars_highlight_the_first_latents():
     assert colors[4] != colors[5]
 
 
-def test_trends_contain_means_and_errors_at_every_tick():
+def test_trends_contain_means_and_deviations_at_every_tick():
     measured = {
         "I": {"VAE": [(1.0, 0.1), (2.0, math.nan)], "MIM": [(3.0, 0.2), (4.0, 0.3)]},
         "NLL": {"VAE": [(5.0, 0.1), (6.0, 0.1)], "MIM": [(7.0, 0.1), (8.0, 0.1)]},
@@ -38,7 +38,7 @@ def test_trends_contain_means_and_errors_at_every_tick():
     columns = {
         (quantity, name): [points[model][tick][place] for tick in range(2) for model in points]
         for quantity, points in measured.items()
-        for place, name in enumerate(("mean", "sem"))
+        for place, name in enumerate(("mean", "std"))
     }
     figure = figures.trends(pd.DataFrame(columns, index))
     drawn(figure)
@@ -49,7 +49,7 @@ def test_trends_contain_means_and_errors_at_every_tick():
         means = [container.lines[0].get_ydata().tolist() for container in axes.containers]
         assert means == [[mean for mean, _ in points] for points in lines.values()]
         (bars,) = axes.containers[1].lines[2]
-        segments = [[(tick, mean - error), (tick, mean + error)] for tick, (mean, error) in enumerate(lines["MIM"])]
+        segments = [[(tick, mean - std), (tick, mean + std)] for tick, (mean, std) in enumerate(lines["MIM"])]
         np.testing.assert_allclose(bars.get_segments(), segments)
 
 

@@ -1,5 +1,6 @@
 """Densities of the priors by brute force and by integration, and their samples against the densities."""
 
+import copy
 import math
 
 import pytest
@@ -95,6 +96,44 @@ def test_vamp_prior_starts_from_training_rows():
     assert nearest.values.max() < 0.01 * 6
     assert 0.005 < (prior.pseudo_inputs - rows[nearest.indices]).std() < 0.015
     VampPrior(torch.nn.Identity(), GaussianChannel(), (3,), 90).prepare(rows)  # more pseudo-inputs than rows
+
+
+def test_vamp_prior_encodes_its_pseudo_inputs_once_per_evaluation():
+    calls = []
+    encoder = torch.nn.Linear(4, 6)
+    encoder.register_forward_hook(lambda *_: calls.append(1))
+    prior, z = VampPrior(encoder, GaussianChannel(), (4,), 7), torch.randn(5, 3)
+    expected = prior.log_prob(z).detach()
+    assert len(calls) == 1
+    prior.eval()
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(prior.log_prob(z), expected)
+    assert len(calls) == 2
+    prior.log_prob(z).sum().backward()  # gradients need a pass of their own
+    assert len(calls) == 3
+    with torch.no_grad():
+        prior.pseudo_inputs.mul_(0.5)
+        moved = prior.log_prob(z)
+        encoder.bias.add_(0.5)
+        assert not torch.equal(prior.log_prob(z), moved)
+        encoder.double()
+        prior.double()
+        assert prior.log_prob(z.double()).dtype == torch.float64
+    assert len(calls) == 6
+    copied = copy.deepcopy(prior)
+    with torch.no_grad():
+        torch.testing.assert_close(copied.log_prob(z.double()), prior.log_prob(z.double()))
+
+
+def test_flow_over_a_learned_base_has_its_entropy():
+    base = GaussianMixture(2, components=1)
+    with torch.no_grad():
+        base.log_variances.fill_(2 * math.log(0.1))
+    prior = MAF(2, steps=2, hidden=(8,), base=base)
+    z = prior.sample(20_000)
+    entropy = -prior.log_prob(z).mean().item()
+    assert entropy == pytest.approx(math.log(2 * math.pi * math.e * 0.01), abs=0.05)
 
 
 def test_random_rows_repeat_only_if_there_are_too_few():

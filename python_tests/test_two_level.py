@@ -142,9 +142,10 @@ def test_masked_convolution_hides_later_pixels():
         assert torch.equal(output, torch.stack([before, own, own]))
 
 
-def test_pixel_depends_on_earlier_pixels_and_its_own_maps():
+@pytest.mark.parametrize("hides_maps", [False, True])
+def test_pixel_depends_on_earlier_pixels_and_its_own_maps(hides_maps):
     side = 5
-    network = PixelCNN(2, channels=16).double().eval()
+    network = PixelCNN(2, channels=16, hides_maps=hides_maps).double().eval()
     for layer in network.layers:  # all ReLUs are active, so only the masks make zeros in the Jacobian
         layer.norm.bias.data.fill_(50.0)
     x = torch.rand(1, 1, side, side, dtype=torch.float64)
@@ -157,7 +158,8 @@ def test_pixel_depends_on_earlier_pixels_and_its_own_maps():
     assert (by_x.tril(-1).abs().sum(1)[1:] > 0).all()
     for of_map in by_maps[:, 0].unbind(1):
         of_map = of_map.reshape(side**2, side**2)
-        assert (of_map.diagonal().abs() > 0).all()
+        assert (of_map.diagonal().abs() > 0).all() != hides_maps
+        assert (of_map.tril(-1).abs().sum(1)[1:] > 0).all()
 
 
 def test_pixel_drawing_agrees_with_teacher_forcing():

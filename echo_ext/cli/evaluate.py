@@ -32,6 +32,10 @@ LABELS = {
     "knn_accuracy_k10": "10-NN accuracy",
     "information_ksg": "I(x; z) by KSG",
     "rmse": "RMSE per coordinate",
+    "joint_mim_loss": "L_MIM",
+    "joint_regularizer": "R_MIM = L_MIM - L_CE",
+    "joint_anchored_jsd": "JSD of the anchored joints",
+    "joint_learned_jsd": "JSD of the learned joints",
     "mig": "MIG, 20 bins",
     "factor_vae_score": "FactorVAE score",
 }

@@ -27,8 +27,9 @@ class Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density of each row of (rows, columns), in nats: float64 (rows,)."""
-        components = Independent(Normal(self.means, self.sigma), 1)
-        mixture = MixtureSameFamily(Categorical(self.means.new_ones(len(self.means))), components)
+        means = self.means.to(x.device)
+        components = Independent(Normal(means, self.sigma), 1)
+        mixture = MixtureSameFamily(Categorical(means.new_ones(len(means))), components)
         log_prob: Tensor = mixture.log_prob(x.to(torch.float64))
         return log_prob
 

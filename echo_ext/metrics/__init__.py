@@ -3,6 +3,7 @@
 from echo_ext.metrics.codes import MarginalStatistics, knn_accuracy, marginal_statistics, rates_and_activations, tsne
 from echo_ext.metrics.disentanglement import factor_information, factor_vae_score, mig
 from echo_ext.metrics.information import gaussian_total_correlation, latent_information, layer_terms
+from echo_ext.metrics.joint import JointStatistics, joint_statistics
 from echo_ext.metrics.likelihood import (
     ImportanceEstimate,
     RateDistortion,
@@ -13,6 +14,7 @@ from echo_ext.metrics.likelihood import (
 
 __all__ = [
     "ImportanceEstimate",
+    "JointStatistics",
     "MarginalStatistics",
     "RateDistortion",
     "factor_information",
@@ -20,6 +22,7 @@ __all__ = [
     "gaussian_total_correlation",
     "importance_estimate",
     "importance_nll",
+    "joint_statistics",
     "knn_accuracy",
     "latent_information",
     "layer_terms",

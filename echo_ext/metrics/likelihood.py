@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Container
@@ -32,6 +33,8 @@ RateName: TypeAlias = Literal["rate", "rate_bound"]
 RATE_WORDS: dict[str, str] = {"rate": "exact rate", "rate_bound": "rate bound"}  # for tables and figures
 # A row with fewer effective draws is unreliable, and a larger share of such rows gives a warning.
 MIN_EFFECTIVE_DRAWS, UNRELIABLE_SHARE = 10, 0.01
+# The default share of draws from distributions that are wider than q(z|x).
+DEFENSIVE_WEIGHT = 0.1
 
 
 def rate_name_in(names: Container[str]) -> RateName:
@@ -135,7 +138,7 @@ class ImportanceEstimate(NamedTuple):
 
 
 def importance_estimate(
-    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = 0.1, max_batch_size: int = 200
+    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = DEFENSIVE_WEIGHT, max_batch_size: int = 200
 ) -> ImportanceEstimate:
     """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8), with its effective draws.
 
@@ -167,18 +170,8 @@ def importance_estimate(
     _checks.whole("draws", draws, minimum=1)
     defensive_weight = _checks.number("defensive_weight", defensive_weight, minimum=0, maximum=1)
     _checks.whole("max_batch_size", max_batch_size, minimum=1)
-    options: dict[str, Any] = {"defensive_weight": defensive_weight} if isinstance(model, LatentModel) else {}
-
-    def measure(rows: Tensor) -> tuple[Tensor, Tensor]:
-        together = max(1, max_batch_size // len(rows))
-        total = torch.full((2, len(rows)), -math.inf, dtype=torch.float64, device=rows.device)
-        for start in range(0, draws, together):
-            copies = min(together, draws - start)
-            log_weights = model.log_weight(rows.repeat(copies, *([1] * (rows.ndim - 1))), **options).double()
-            powers = torch.stack([log_weights, 2 * log_weights]).view(2, copies, -1)
-            total = torch.logaddexp(total, powers.logsumexp(1))
-        return total[0] - math.log(draws), (2 * total[0] - total[1]).exp().clamp(1, draws)
-
+    options: dict[str, Any] = {"draws": draws, "defensive_weight": defensive_weight, "max_batch_size": max_batch_size}
+    measure = functools.partial(importance_batch, model, **options)
     log_likelihood, effective_draws = measure_rows(model, x, max_batch_size, measure)
     found = ImportanceEstimate(log_likelihood, effective_draws, draws)
     if found.warning is not None:
@@ -186,8 +179,23 @@ def importance_estimate(
     return found
 
 
+def importance_batch(
+    model: Model, x: Tensor, *, draws: int, defensive_weight: float, max_batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """The log likelihood and the effective draws of each row of a batch; see :func:`importance_estimate`."""
+    options: dict[str, Any] = {"defensive_weight": defensive_weight} if isinstance(model, LatentModel) else {}
+    together = max(1, max_batch_size // len(x))
+    total = torch.full((2, len(x)), -math.inf, dtype=torch.float64, device=x.device)
+    for start in range(0, draws, together):
+        copies = min(together, draws - start)
+        log_weights = model.log_weight(x.repeat(copies, *([1] * (x.ndim - 1))), **options).double()
+        powers = torch.stack([log_weights, 2 * log_weights]).view(2, copies, -1)
+        total = torch.logaddexp(total, powers.logsumexp(1))
+    return total[0] - math.log(draws), (2 * total[0] - total[1]).exp().clamp(1, draws)
+
+
 def importance_nll(
-    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = 0.1, max_batch_size: int = 200
+    model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = DEFENSIVE_WEIGHT, max_batch_size: int = 200
 ) -> float:
     """Estimate the mean of ``-log p(x)`` over the rows by importance sampling, in nats per sample.
 

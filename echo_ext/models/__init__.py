@@ -3,13 +3,14 @@
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.models.autoencoder import Autoencoder
 from echo_ext.models.base import LatentModel, Model
-from echo_ext.models.channels import GaussianChannel, IAFChannel
+from echo_ext.models.channels import GaussianChannel, IAFChannel, MixtureChannel
 from echo_ext.models.flows import MADE, ShiftFlow
 from echo_ext.models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     FixedGaussianLikelihood,
     GaussianLikelihood,
+    MixtureLikelihood,
 )
 from echo_ext.models.mim import MIM
 from echo_ext.models.mutual_autoencoder import MutualAutoencoder
@@ -60,6 +61,8 @@ __all__ = [
     "Layer",
     "LearnedWeight",
     "MMDRegularizer",
+    "MixtureChannel",
+    "MixtureLikelihood",
     "Model",
     "MutualAutoencoder",
     "PixelCNN",

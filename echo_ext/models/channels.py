@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, TransformedDistribution
 
+from echo_ext import _checks
 from echo_ext.models.flows import FlowTransform, ShiftFlow
+from echo_ext.models.mixture_density import normal_mixtures
 
-__all__ = ["GaussianChannel", "IAFChannel", "gaussian_factors", "noiseless"]
+__all__ = ["GaussianChannel", "IAFChannel", "MixtureChannel", "gaussian_factors", "noiseless"]
 
 
 class GaussianChannel(nn.Module):
@@ -71,6 +73,30 @@ class IAFChannel(nn.Module):
         """Return the distribution of flow(z) for z ~ N(mean, exp(log_variance)); the arguments are (B, d) each."""
         transform = FlowTransform(self.flow)
         return TransformedDistribution(self.gaussian(mean, log_variance), [transform], validate_args=False)
+
+
+class MixtureChannel(nn.Module):
+    """A q(z|x) with independent dimensions, each a mixture of Gaussians (a mixture-density network; Bishop 1994).
+
+    Args:
+        components: Number of Gaussians for each dimension. The encoder has three outputs for each of them.
+        min_log_variance: Minimum of their log variances; lower ones are raised to it.
+
+    Example:
+        >>> q = echo_ext.models.MixtureChannel(components=3)(*torch.zeros(3, 5, 2 * 3))
+        >>> q.rsample().shape, q.log_prob(torch.zeros(5, 2)).shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(self, components: int = 10, min_log_variance: float = -math.inf) -> None:
+        super().__init__()
+        self.components = _checks.whole("components", components, minimum=1)
+        self.min_log_variance = min_log_variance
+
+    def forward(self, logits: Tensor, means: Tensor, log_variances: Tensor) -> Distribution:
+        """Return the distribution for parameters (B, d * components) each, those of one dimension side by side."""
+        parameters = (each.unflatten(1, (-1, self.components)) for each in (logits, means, log_variances))
+        return normal_mixtures(parameters, self.min_log_variance)
 
 
 def noiseless(q: Distribution) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal, OneHotCategorical
 
 from echo_ext import _checks
+from echo_ext.models.mixture_density import normal_mixtures
 
 __all__ = [
     "LIKELIHOODS",
@@ -24,6 +25,7 @@ __all__ = [
     "FixedGaussianLikelihood",
     "GaussianLikelihood",
     "Likelihood",
+    "MixtureLikelihood",
     "find_likelihood",
 ]
 
@@ -31,7 +33,9 @@ __all__ = [
 class Likelihood(Protocol):
     """A likelihood that says how wide the decoder must be."""
 
-    parameters_per_value: ClassVar[int]  # the decoder concatenates them along dimension 1
+    @property
+    def parameters_per_value(self) -> int:
+        """The number of parameters of each value of x; the decoder concatenates them along dimension 1."""
 
     def __call__(self, parameters: Tensor) -> Distribution:
         """The distribution p(x|z) for the output of the decoder."""
@@ -131,24 +135,62 @@ class FixedGaussianLikelihood:
         return Independent(values, parameters.ndim - 1, validate_args=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class MixtureLikelihood:
+    """Independent mixtures of Gaussians, parameterized by logits, means and log variances (Bishop 1994).
+
+    Args:
+        components: Number of Gaussians for each value.
+        min_log_variance: Minimum of the log variances; lower ones are raised to it.
+
+    Example:
+        >>> p = echo_ext.models.MixtureLikelihood(components=4)(torch.zeros(5, 3 * 4 * 2))
+        >>> p.mean.shape, p.log_prob(p.rsample()).shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    components: int = 10
+    min_log_variance: float = -math.inf
+
+    def __post_init__(self) -> None:
+        _checks.whole("components", self.components, minimum=1)
+
+    @property
+    def parameters_per_value(self) -> int:
+        """Three for each Gaussian."""
+        return 3 * self.components
+
+    def __call__(self, parameters: Tensor) -> Distribution:
+        """The distribution whose logits, means and log variances are the thirds of (B, 3 * components * n, ...)."""
+        thirds = (each.unflatten(1, (self.components, -1)).movedim(1, -1) for each in parameters.chunk(3, dim=1))
+        return normal_mixtures(thirds, self.min_log_variance)
+
+
 LIKELIHOODS: dict[str, Callable[[], Likelihood]] = {
     "bernoulli": BernoulliLikelihood,
     "categorical": CategoricalLikelihood,
     "gaussian": GaussianLikelihood,
+    "mixture": MixtureLikelihood,
     "mse": FixedGaussianLikelihood,
 }
 
 
 def find_likelihood(
-    name: str | None, data_shape: Sequence[int], *, min_log_variance: float = -math.inf, std: float = 1.0
+    name: str | None,
+    data_shape: Sequence[int],
+    *,
+    min_log_variance: float = -math.inf,
+    std: float = 1.0,
+    components: int = 10,
 ) -> Likelihood:
     """Return the likelihood of this name, as recipes choose it.
 
     Args:
         name: One of :data:`LIKELIHOODS`. None means "bernoulli" for images and "gaussian" for vectors.
         data_shape: Shape of one x.
-        min_log_variance: Minimum of the log variances of a :class:`GaussianLikelihood`.
+        min_log_variance: Minimum of the log variances of a :class:`GaussianLikelihood` or :class:`MixtureLikelihood`.
         std: Standard deviation of a :class:`FixedGaussianLikelihood`.
+        components: Number of Gaussians for each value of a :class:`MixtureLikelihood`.
 
     Raises:
         ValueError: The name is unknown, or it is "categorical" and the data are not vectors.
@@ -160,4 +202,6 @@ def find_likelihood(
         raise ValueError(f"data_shape must be (states,) for likelihood 'categorical', got {tuple(data_shape)}")
     if name == "mse":
         return FixedGaussianLikelihood(_checks.number("likelihood_std", std, above=0))
+    if name == "mixture":
+        return MixtureLikelihood(_checks.whole("likelihood_components", components, minimum=1), min_log_variance)
     return GaussianLikelihood(min_log_variance) if name == "gaussian" else LIKELIHOODS[name]()

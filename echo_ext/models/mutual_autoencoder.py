@@ -25,15 +25,17 @@ class MutualAutoencoder(LatentModel):
 
         I_hat = H(z) + E_{z ~ p(z), x ~ p(x|z)} log r(z|x) <= I_p(x; z)
 
-    If x is discrete, the gradient of this expectation is the score-function estimator.
+    If x is discrete, the gradient of this expectation is the score-function estimator. The poster states the constraint
+    I_p(x; z) = M, and not how to meet it: the absolute difference is a choice of this project. It is taken of the
+    estimate of each step, so it penalizes the variance of I_hat too.
 
     Args:
         encoder, decoder, channel, prior, likelihood, data_shape: As for :class:`~echo_ext.models.MIM`.
         information: The target M, in nats.
         penalty: Weight of the difference between I_hat and M. A larger value keeps the information closer to M, at the
             expense of the ELBO.
-        inverse: An encoder of its own for r(z|x), which is trained to make the bound tight; the penalty then trains the
-            decoder only. With None r(z|x) is q(z|x), and the penalty trains both the encoder and the decoder.
+        inverse: An encoder of its own for r(z|x), as on the poster, which is trained to make the bound tight; the
+            penalty then trains the decoder only. With None r(z|x) is q(z|x), and the penalty trains the encoder too.
         draws: Number of samples (z, x) for I_hat in each step. More lower its variance. None means the batch size.
 
     Raises:

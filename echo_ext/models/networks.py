@@ -1,7 +1,6 @@
 """Encoder networks, from x to the inputs of a channel, and decoder networks, from z to the parameters of a likelihood.
 
-Weights are initialized uniformly as in Glorot & Bengio (2010), biases with zero. Convolutions store their weights in
-the channels-last memory format, which is faster on CPUs.
+Convolutions store their weights in the channels-last memory format, which is faster on CPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,16 @@ from torch import Tensor, nn
 
 from echo_ext import _checks
 
-__all__ = ["ACTIVATIONS", "ARCHITECTURES", "Split", "architecture_for", "glorot", "make_decoder", "make_encoder", "mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "ARCHITECTURES",
+    "INITIALIZATIONS",
+    "Split",
+    "architecture_for",
+    "make_decoder",
+    "make_encoder",
+    "mlp",
+]
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -31,6 +39,10 @@ ARCHITECTURES = {
     "conv28": "convolutions of the Echo paper for images of 28 x 28",
     "conv64": "convolutions of Locatello et al. (2019), as in the Echo paper, for images of 64 x 64 (dSprites)",
     "mlp": "fully connected layers for data of any shape",
+}
+INITIALIZATIONS = {
+    "glorot": "weights uniform with the variance 2 / (fan_in + fan_out), biases 0 (Glorot & Bengio 2010)",
+    "torch": "weights and biases uniform up to 1 / sqrt(fan_in), as torch leaves them",
 }
 _IMAGE_SIDES = {"conv28": 28, "conv64": 64}
 
@@ -50,6 +62,7 @@ def make_encoder(
     *,
     hidden: Sequence[int] | None = None,
     activation: str = "relu",
+    initialization: str = "glorot",
 ) -> nn.Module:
     """Build a network from x (B, *data_shape) to (B, outputs).
 
@@ -59,6 +72,8 @@ def make_encoder(
         outputs: Width of the last layer, which is linear. The channels of this package need two outputs per latent.
         hidden: Widths of the hidden layers of an MLP. None means (512, 512).
         activation: One of :data:`ACTIVATIONS`, applied after every layer except the last.
+        initialization: One of :data:`INITIALIZATIONS`. With "glorot" the biases are 0, so that an MLP with tanh is an
+            odd function of its input, and training on symmetric data may not leave that state.
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
@@ -69,7 +84,8 @@ def make_encoder(
     """
     widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     if architecture == "mlp":
-        return nn.Sequential(nn.Flatten(), mlp(math.prod(data_shape), *widths, outputs, activation=activation))
+        options = {"activation": activation, "initialization": initialization}
+        return nn.Sequential(nn.Flatten(), mlp(math.prod(data_shape), *widths, outputs, **options))
     if architecture == "conv28":
         layers = [
             *(nn.Conv2d(data_shape[0], 32, 5, padding=2), act()),
@@ -88,7 +104,7 @@ def make_encoder(
             *(nn.Linear(1024, 256), act()),
             nn.Linear(256, outputs),
         ]
-    return _channels_last(glorot(nn.Sequential(*layers)))
+    return _channels_last(initialized(nn.Sequential(*layers), initialization))
 
 
 def make_decoder(
@@ -99,6 +115,7 @@ def make_decoder(
     outputs: int = 1,
     hidden: Sequence[int] | None = None,
     activation: str = "relu",
+    initialization: str = "glorot",
 ) -> nn.Module:
     """Build a network from z (B, latent_dim) to (B, outputs * data_shape[0], *data_shape[1:]).
 
@@ -109,6 +126,7 @@ def make_decoder(
         outputs: Number of parameters that the likelihood has for each element of x.
         hidden: Widths of the hidden layers of an MLP, in the order of the encoder. None means (512, 512).
         activation: One of :data:`ACTIVATIONS`, applied after every layer except the last, which is linear.
+        initialization: One of :data:`INITIALIZATIONS`.
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
@@ -120,7 +138,8 @@ def make_decoder(
     widths, act = _widths_and_activation(architecture, data_shape, hidden, activation)
     shape = (outputs * data_shape[0], *data_shape[1:])
     if architecture == "mlp":
-        layers = mlp(latent_dim, *reversed(widths), math.prod(shape), activation=activation)
+        options = {"activation": activation, "initialization": initialization}
+        layers = mlp(latent_dim, *reversed(widths), math.prod(shape), **options)
         return nn.Sequential(layers, nn.Unflatten(1, shape))
     if architecture == "conv28":
         # A transposed convolution of stride 1 is the same as a convolution, which is faster.
@@ -142,7 +161,7 @@ def make_decoder(
             *(nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1), act()),
             nn.ConvTranspose2d(32, shape[0], 4, stride=2, padding=1),
         )
-    return _channels_last(glorot(layers))
+    return _channels_last(initialized(layers, initialization))
 
 
 class Split(nn.Module):
@@ -158,7 +177,7 @@ class Split(nn.Module):
         return tuple(self.encoder(x).split(self.widths, dim=1))
 
 
-def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
+def mlp(*widths: int, activation: str = "relu", initialization: str = "glorot") -> nn.Sequential:
     """Build an MLP from the widths of its input, hidden layers and output; its last layer has no activation.
 
     Example:
@@ -168,12 +187,13 @@ def mlp(*widths: int, activation: str = "relu") -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
-    return glorot(nn.Sequential(*layers[:-1]))
+    return initialized(nn.Sequential(*layers[:-1]), initialization)
 
 
-def glorot(network: nn.Sequential) -> nn.Sequential:
-    """Initialize weights uniformly with the variance 2 / (fan_in + fan_out), and biases with zero."""
-    for layer in network.modules():
+def initialized(network: nn.Sequential, initialization: str) -> nn.Sequential:
+    """Initialize a network in place, by one of :data:`INITIALIZATIONS`, and return it."""
+    _checks.choice("initialization", initialization, INITIALIZATIONS)
+    for layer in network.modules() if initialization == "glorot" else ():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -145,25 +146,34 @@ class GaussianMixture(Prior):
 class MAF(Prior):
     """A masked autoregressive flow without scales over N(0, I) (Papamakarios et al. 2017).
 
-    The density ``log p(z) = log N(flow(z); 0, I)`` is computed in parallel, samples one dimension at a time.
+    The density ``log p(z) = log base(flow(z))`` is computed in parallel, samples one dimension at a time.
 
     Args:
         latent_dim: Number of dimensions of z.
         steps: Number of steps of the flow. More make the prior more flexible.
         hidden: Widths of the hidden layers of each step.
+        base: The distribution that the flow maps to. None means N(0, I). The flow preserves volume, so the prior has
+            the entropy of its base; one that is learned, such as a :class:`GaussianMixture`, lets it have another.
 
     Example:
         >>> echo_ext.models.MAF(2, steps=2, hidden=(8,)).sample(5).shape
         torch.Size([5, 2])
     """
 
-    def __init__(self, latent_dim: int, steps: int = 4, hidden: Sequence[int] = (640, 640, 640)) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        steps: int = 4,
+        hidden: Sequence[int] = (640, 640, 640),
+        *,
+        base: Prior | None = None,
+    ) -> None:
         super().__init__()
-        self.base = StandardNormal(latent_dim)
+        self.base = StandardNormal(latent_dim) if base is None else base
         self.flow = ShiftFlow(latent_dim, steps, hidden)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """The Gaussian log density of ``flow(z)``: (B,)."""
+        """The log density of the base at ``flow(z)``: (B,)."""
         return self.base.log_prob(self.flow(z))
 
     @torch.no_grad()
@@ -204,6 +214,7 @@ class VampPrior(Prior):
         self._posterior = (encoder, channel)  # a tuple, so that the parts do not become submodules of the prior
         self.limits = limits
         self.pseudo_inputs = nn.Parameter(torch.rand(pseudo_inputs, *data_shape))
+        self._encoded: tuple[Any, Distribution] | None = None  # all components in eval mode, with what they depend on
 
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
@@ -237,6 +248,17 @@ class VampPrior(Prior):
 
     def _components(self, rows: Tensor | slice = slice(None)) -> Any:
         """The distribution q(z|u) of these pseudo-inputs."""
+        if rows != slice(None) or self.training or torch.is_grad_enabled():
+            return self._encode(rows)
+        # An evaluation calls this once for each batch, and nothing changes in between.
+        parts = [part for part in self._posterior if isinstance(part, nn.Module)]
+        tensors = itertools.chain([self.pseudo_inputs], *((*part.parameters(), *part.buffers()) for part in parts))
+        state = [(each.data_ptr(), each._version) for each in tensors]
+        if self._encoded is None or self._encoded[0] != state:
+            self._encoded = (state, self._encode(rows))
+        return self._encoded[1]
+
+    def _encode(self, rows: Tensor | slice) -> Any:
         u = self.pseudo_inputs if self.limits is None else self.pseudo_inputs.clamp(*self.limits)
         encoder, channel = self._posterior
         return channel(*channel_inputs(encoder, u[rows]))

@@ -1,8 +1,9 @@
 """Parts of two-level Gaussian models of images, z2 -> z1 -> x, with a convolutional or an autoregressive decoder.
 
-The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. The
-latent z is the concatenation of z1 and z2, of ``level`` dimensions each. :class:`~echo_ext.models.MIM` makes a model of
-these parts, with the objective "vae" the one of Tomczak & Welling.
+The networks are those of Tomczak & Welling (2018, "VAE with a VampPrior"), which Livne et al. (2019) train by MIM. Only
+the first mask of :class:`PixelCNN` differs, unless ``hides_maps`` chooses theirs. The latent z is the concatenation of
+z1 and z2, of ``level`` dimensions each. :class:`~echo_ext.models.MIM` makes a model of these parts, with the objective
+"vae" the one of Tomczak & Welling.
 """
 
 from __future__ import annotations
@@ -274,12 +275,12 @@ class MaskedLayer(nn.Module):
 class PixelCNN(nn.Module):
     """An autoregressive likelihood of binary images: a pixel depends on maps and on the pixels before it, row by row.
 
-    The first mask hides a pixel from itself, but does not hide the maps at that pixel.
-
     Args:
         maps: Number of conditioning channels.
         channels: Number of channels of the hidden layers.
         layers: Number of masked convolutions. Each extends the context of a pixel by one row and one column.
+        hides_maps: Whether the first mask hides the maps at the pixel too, as in the code of Tomczak & Welling (2018).
+            A pixel then depends on the maps only at the pixels before it, though nothing requires that.
 
     Attributes:
         wrap_pixels: A function that wraps the iteration over the pixels when images are drawn, such as ``tqdm.tqdm``.
@@ -290,9 +291,9 @@ class PixelCNN(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, maps: int, channels: int = 64, layers: int = 8) -> None:
+    def __init__(self, maps: int, channels: int = 64, layers: int = 8, *, hides_maps: bool = False) -> None:
         super().__init__()
-        first = MaskedLayer(1 + maps, channels, blind=1)
+        first = MaskedLayer(1 + maps, channels, blind=1 + maps if hides_maps else 1)
         self.layers = nn.Sequential(first, *(MaskedLayer(channels, channels) for _ in range(layers - 1)))
         self.head = nn.Conv2d(channels, 1, 1)
         self.wrap_pixels: Callable[[Iterable[int]], Iterable[int]] = iter

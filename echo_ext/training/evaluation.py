@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -16,13 +18,14 @@ from torch.distributions import Distribution
 from echo_ext import _checks, metrics
 from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
+from echo_ext.data.mixtures import MIXTURES, Mixture
 from echo_ext.echo.channel import ChannelOutput, EchoChannel
 from echo_ext.estimators import mutual_information
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.codes import MIN_NORMALITY_ROWS
 from echo_ext.metrics.information import METHODS, InformationMethod
 from echo_ext.metrics.likelihood import rate_name_in
-from echo_ext.models import Model, PixelCNN, StackedCorEx
+from echo_ext.models import MIM, Model, PixelCNN, StackedCorEx
 from echo_ext.models.channels import gaussian_factors
 from echo_ext.training.fitting import evaluation_batch_size
 from echo_ext.training.run_directory import EVALUATION_FILE, Run, RunDirectory, load
@@ -42,6 +45,7 @@ VECTORS = 2000
 # Maximum numbers of rows for the slower metrics.
 CODE_ROWS, EMBEDDED_ROWS = 10_000, 2_000
 GRID_ROWS = 100_000
+JOINT_ROWS, JOINT_DRAWS = 2_000, 500
 NOISE_SAMPLES = 100_000
 # Numbers of neighbors of the accuracies. knn_accuracy is that of NEIGHBORS, those of the others have a suffix.
 NEIGHBORS, OTHER_NEIGHBORS = 5, (1, 3, 10)
@@ -186,6 +190,8 @@ def evaluate(
       ``_k10``;
     * for vectors ``information_ksg``, the KSG estimate of I(x; z) in nats with k = 5 and at most 10,000 rows, and
       ``rmse``, the root mean square error per coordinate of x decoded from one sample of z;
+    * for MIM on a mixture with a known density the values of :func:`echo_ext.metrics.joint_statistics` for 2,000 rows
+      and with 500 draws, as ``joint_NAME`` and ``joint_NAME_error``, and its warning, as ``joint_warning``;
     * for dSprites ``mig`` and ``factor_vae_score``;
     * with ``importance_draws`` the ``importance_nll``, the quartiles of its effective sample sizes over the rows,
       ``importance_effective_draws``, and, where they are too small to trust the estimate, ``importance_warning``.
@@ -244,6 +250,8 @@ def evaluate(
         found["noise_log_det"] = 2 * noise
     if len(model.data_shape) == 1 and len(x) > NEIGHBORS:
         found |= _vector_measures(model, x)
+    if isinstance(model, MIM) and configuration.data in MIXTURES:
+        found |= _joint_statistics(model, x[:JOINT_ROWS], MIXTURES[configuration.data])
     if int(test.labels.min()) >= 0:
         found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)
     if isinstance(test, DSprites):
@@ -321,6 +329,16 @@ def _vector_measures(model: Model, x: Tensor) -> dict[str, float]:
         "information_ksg": float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
         "rmse": float(error.double().square().mean().sqrt()),
     }
+
+
+def _joint_statistics(model: MIM, x: Tensor, mixture: Mixture) -> dict[str, Any]:
+    """The entropies and divergences of the joint distributions of x and z, each with its standard error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = dataclasses.asdict(metrics.joint_statistics(model, x, mixture, draws=JOINT_DRAWS))
+    errors = {f"joint_{name}_error": error for name, error in found.pop("errors").items()}
+    values = {f"joint_{name}": value for name, value in found.items()}
+    return {**values, **errors, "joint_warning": str(caught[0].message) if caught else None}
 
 
 def _knn_accuracies(

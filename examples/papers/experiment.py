@@ -32,11 +32,14 @@ class Experiment:
     Args:
         name: The name in its result, and of its default folder.
         description: A one-line summary, an empty line, and the paper with the section.
-        cases: Returns the cases: their labels, which identify them in the table, and their configurations.
+        cases: Returns the cases for these options: their labels, which identify them in the table, and their
+            configurations.
         measure: Maps a trained model and the parts of its data to the value of each quantity.
         figures: Maps the table of :func:`statistics`, the models of the first seed by the index of that table, and the
             test rows to figures by file name.
         notes: What the settings and the quantities mean.
+        options: The lists of numbers that ``cases`` takes, by argument, with their default values. "widths" is
+            ``--widths 5,20`` on the command line.
         seeds: Default number of seeds.
         all_tests: Whether ``figures`` gets the test rows of every case, by the index of the table, and not only those
             of the first case.
@@ -44,10 +47,11 @@ class Experiment:
 
     name: str
     description: str
-    cases: Callable[[], Iterable[Case]]
+    cases: Callable[..., Iterable[Case]]
     measure: Callable[..., Mapping[str, float]]
     figures: Callable[..., Mapping[str, Any]]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
     all_tests: bool = False
 
@@ -68,31 +72,60 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     out = Path("papers", experiment.name)
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help="folder for the results (%(default)s)")
     parser.add_argument("--seeds", type=int, default=experiment.seeds, metavar="N", help="runs per case (%(default)s)")
+    what = "number of the first seed (%(default)s); other processes can train other seeds in the same folder"
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N", help=what)
     parser.add_argument("--epochs", type=int, metavar="N", help="number of epochs (that of the experiment)")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of the data sets (ECHO_EXT_DATA)")
     parser.add_argument("--device", default="cpu", help="device such as cpu or cuda (%(default)s)")
-    given = parser.parse_args(arguments)
-    for flag in ("seeds", "epochs", "limit"):
-        if (value := getattr(given, flag)) is not None and value < 1:
-            parser.error(f"--{flag} must be at least 1, got {value}")
+    for name, values in experiment.options.items():
+        what = f"{name.replace('_', ' ')} of the cases ({','.join(map(word, values))})"
+        parser.add_argument(flag(name), metavar="A,B,...", help=what)
+    given = vars(parser.parse_args(arguments))
+    for name, minimum in {"seeds": 1, "first_seed": 0, "epochs": 1, "limit": 1}.items():
+        if (value := given[name]) is not None and value < minimum:
+            parser.error(f"{flag(name)} must be at least {minimum}, got {value}")
+    options = {}
+    for name, default in experiment.options.items():
+        text, kind = given.pop(name), type(default[0])
+        options[name] = default if text is None else numbers(text, kind)
+        if not options[name]:
+            what = "different whole numbers" if kind is int else "different numbers"
+            parser.error(f"{flag(name)} must be {what} separated by commas, got {text!r}")
+    first = given.pop("first_seed")
+    given["seeds"] = range(first, first + given["seeds"])
     try:
-        run(experiment, **{**vars(given), "seeds": range(given.seeds)})
+        run(experiment, **given, options=options)
     except (OSError, ValueError) as error:
         print(f"{experiment.name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{experiment.name}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    print(f"{experiment.summary}\n{experiment.source}\n\n{(given.out / TABLE).read_text(encoding='utf-8')}")
-    print(f"mean ± standard error over {given.seeds} seeds; written to {given.out}")
+    out = given["out"]
+    print(f"{experiment.summary}\n{experiment.source}\n\n{(out / TABLE).read_text(encoding='utf-8')}\nwritten to {out}")
     return 0
+
+
+def flag(name: str) -> str:
+    """The option of the command line for an argument."""
+    return f"--{name.replace('_', '-')}"
+
+
+def numbers(text: str, kind: type) -> list[float]:
+    """The numbers between the commas, int or float; an empty list if one cannot be read or is there twice."""
+    try:
+        values = list(map(kind, text.split(",")))
+    except ValueError:
+        return []
+    return values if len(set(values)) == len(values) else []
 
 
 def run(
     experiment: Experiment,
     out: Path,
     *,
+    options: Mapping[str, Sequence[float]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
     limit: int | None = None,
@@ -102,7 +135,8 @@ def run(
 ) -> pd.DataFrame:
     """Run an experiment, write ``result.json``, ``table.md`` and its figures, and return the values of every run.
 
-    Runs that are done already, in the folder "runs", are not repeated; epochs and limit replace those of the cases.
+    Runs that are done already, in the folder "runs", are not repeated; epochs and limit replace those of the cases. The
+    options replace those of the experiment. The result has the cases and the seeds of this call only.
 
     Raises:
         FileExistsError: The folder contains the result of another experiment, or a run with another configuration.
@@ -116,15 +150,16 @@ def run(
             f"{out} contains the result of {other!r}, not of {experiment.name!r}; choose another folder"
         )
     given = {name: value for name, value in {"epochs": epochs, "limit": limit}.items() if value is not None}
-    cases = [(labels, dataclasses.replace(each, **given)) for labels, each in experiment.cases()]
+    chosen = experiment.cases(**{**experiment.options, **(options or {})})
+    cases = [(labels, dataclasses.replace(each, **given)) for labels, each in chosen]
     rows, result = [], {}
     # All cases of one seed come first, so that an interrupted experiment has a complete table of fewer seeds.
     work = list(itertools.product(seeds, cases))
     for seed, (labels, configuration) in tqdm(work, desc="runs", unit="run", disable=None if show_progress else True):
         configuration = dataclasses.replace(configuration, seed=seed)
         folder = RunDirectory(out / RUNS / run_name(labels, seed))
-        options = {"data_dir": data_dir, "device": device, "show_progress": show_progress}
-        result = train(configuration, folder.path, resume=folder.holds_run, **options)
+        where = {"data_dir": data_dir, "device": device, "show_progress": show_progress}
+        result = train(configuration, folder.path, resume=folder.holds_run, **where)
         measured = measure(experiment, configuration, folder, data_dir, device)
         rows.append({**labels, "seed": seed, **measured})
     runs = pd.DataFrame(rows)
@@ -146,7 +181,7 @@ def run(
     }
     with directory.owned(timeout=LOCK_TIMEOUT):
         directory.write_figures(figures)
-        directory.write(TABLE, markdown(table).encode())
+        directory.write(TABLE, f"{markdown(table)}\n{caption(len(seeds))}\n".encode())
         directory.write_json(RESULT, content)
     return runs
 
@@ -198,19 +233,25 @@ def settings(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def statistics(runs: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """The "mean" of each quantity over the seeds and its standard error "sem" (NaN for one seed), for each case."""
-    return runs.drop(columns="seed").groupby(list(labels), sort=False).agg(["mean", "sem"])
+    """Statistics of each quantity over the seeds, for each case.
+
+    They are the "mean", its standard error "sem", the standard deviation "std" (both NaN for one seed), and the value
+    for the "first" seed.
+    """
+    return runs.drop(columns="seed").groupby(list(labels), sort=False).agg(["mean", "sem", "std", "first"])
 
 
 def summarized(cases: Sequence[Case], runs: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of ``result.json``: for each quantity the value for each seed, their mean and its standard error."""
+    """The rows of ``result.json``: for each quantity the values for all seeds, and their statistics."""
+    names = {"mean": "mean", "standard_error": "sem", "standard_deviation": "std"}
     rows = []
     for case, (labels, _) in enumerate(cases):
         row = dict(labels)
         for quantity in table.columns.unique(0):
             values = runs[quantity].iloc[case :: len(cases)].tolist()
-            mean, error = map(float, table[quantity].iloc[case])
-            row[quantity] = {"values": values, "mean": mean, "standard_error": None if math.isnan(error) else error}
+            found = {name: float(table[quantity, column].iloc[case]) for name, column in names.items()}
+            known = {name: None if math.isnan(value) else value for name, value in found.items()}
+            row[quantity] = {"values": values, **known}
         rows.append(row)
     return rows
 
@@ -218,10 +259,16 @@ def summarized(cases: Sequence[Case], runs: pd.DataFrame, table: pd.DataFrame) -
 def markdown(table: pd.DataFrame) -> str:
     """A Markdown table of the mean and standard error of each quantity, with two digits of the error."""
     quantities = table.columns.unique(0)
-    cells = pd.DataFrame({name: [cell(*each) for each in table[name].to_numpy()] for name in quantities}, table.index)
+    pairs = {name: table[name][["mean", "sem"]].to_numpy() for name in quantities}
+    cells = pd.DataFrame({name: [cell(*each) for each in pair] for name, pair in pairs.items()}, table.index)
     cells = cells.reset_index()
     lines = [list(cells), ["---"] * len(cells.columns), *cells.to_numpy(object).tolist()]
     return "".join(f"| {' | '.join(map(word, line))} |\n" for line in lines)
+
+
+def caption(seeds: int) -> str:
+    """The words below the table."""
+    return f"Mean ± standard error over {seeds} seeds." if seeds > 1 else "One seed."
 
 
 def cell(mean: float, error: float) -> str:

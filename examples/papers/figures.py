@@ -78,16 +78,16 @@ def bars(
         axes.bar(latents, values[title].tolist(), color=[COLORS[each >= first] for each in latents], width=0.75)
         if title in dots:
             axes.plot(latents, dots[title].tolist(), ".", color=INK, label=name)
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+            axes.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     return figure
 
 
 def trends(table: pd.DataFrame) -> Figure:
-    """Plot means with bars of one standard error, in a panel for each quantity.
+    """Plot means with bars of one standard deviation over the seeds, in a panel for each quantity.
 
     Args:
-        table: Columns (quantity, "mean") and (quantity, "sem"), as of ``experiment.statistics``. The first level of the
+        table: Columns (quantity, "mean") and (quantity, "std"), as of ``experiment.statistics``. The first level of the
             index is the setting that is varied, with equally spaced ticks; the second has one line for each value.
     """
     figure, by_quantity = panels(list(table.columns.unique(0)), (2.9, 3.2), columns=6, shared=False)
@@ -95,7 +95,7 @@ def trends(table: pd.DataFrame) -> Figure:
     for quantity, axes in by_quantity.items():
         for name, line in table[quantity].groupby(level=1, sort=False):
             axes.errorbar(
-                range(len(ticks)), line["mean"], yerr=line["sem"].fillna(0), marker="o", capsize=2, label=name
+                range(len(ticks)), line["mean"], yerr=line["std"].fillna(0), marker="o", capsize=2, label=name
             )
         axes.set_xticks(range(len(ticks)), list(map(str, ticks)))
         axes.set_xlabel(table.index.names[0])

@@ -29,10 +29,10 @@ NOTES = {
 }
 
 
-def cases(models):
-    """Each model for each width, with one recipe for all, so that they differ only in the loss."""
+def cases(models, widths):
+    """Each model for each number of hidden units, with one recipe for all, so that they differ only in the loss."""
     training = {"epochs": 30, "warm_up_epochs": 3, "schedule": "constant-then-linear"}
-    for width in WIDTHS:
+    for width in widths:
         for model in models:
             settings = {"objective": OBJECTIVES[model], "hidden": [width]}
             configuration = Configuration.of("mim", DATA, latent_dim=2, model_settings=settings, **training)
@@ -68,7 +68,8 @@ def draw(table, models, test):
 
 def comparison(name, description, models):
     """The experiment that compares these models."""
-    return Experiment(name, description, functools.partial(cases, models), measure, draw, NOTES)
+    chosen = functools.partial(cases, models)
+    return Experiment(name, description, chosen, measure, draw, NOTES, options={"widths": WIDTHS})
 
 
 EXPERIMENT = comparison("mim-mixture", __doc__, ("VAE", "A-MIM", "MIM"))

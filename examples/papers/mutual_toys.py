@@ -6,6 +6,7 @@ Phuong, Welling, Kushman, Tomioka & Nowozin 2018, the toy experiments
 import math
 
 import figures
+import matplotlib
 import torch
 from experiment import Experiment, main
 from torch.distributions import Normal
@@ -14,23 +15,26 @@ from echo_ext.models import CategoricalLikelihood
 from echo_ext.training import Configuration
 
 STATES, NORMAL = "ten-states", "normal"
-TARGETS = {STATES: (0.0, 0.5, 1.0, 1.5, 2.0, math.log(10)), NORMAL: (0.0, 0.5, 1.0, 1.5, 2.0)}
+TARGETS = (0.0, 0.5, 1.0, 1.5, 2.0)
+MAXIMUM = math.log(10)  # another target for the ten states
 LIKELIHOODS = {STATES: "categorical", NORMAL: "gaussian"}
 # Quadrature uses the midpoints of this many equally likely intervals of p(z), and as many x from -LIMIT to LIMIT.
 PLACES = 2000
 LIMIT = 6.0
 SAMPLES = 50_000
+# Number of z whose curves figure 6 shows.
+CURVES = 21
 
 TOY, TARGET = "data", "M, nats"
 EXACT, BOUND, ELBO, DIVERGENCE = "I_p(x; z), nats", "I_hat, nats", "-ELBO, nats", "KL from the data to p(x), nats"
 
 
-def cases():
-    """Both toys for several targets M."""
-    training = {"epochs": 40, "batch_size": 250, "learning_rate": 3e-3, "schedule": "constant-then-linear"}
-    for toy, targets in TARGETS.items():
-        for target in targets:
-            settings = {"information": target, "likelihood": LIKELIHOODS[toy], "penalty": 1.0, "hidden": [100, 100]}
+def cases(targets):
+    """Both toys for several targets M, and the states for the maximum too."""
+    training = {"epochs": 120, "batch_size": 250, "learning_rate": 3e-3, "schedule": "constant-then-linear"}
+    for toy, likelihood in LIKELIHOODS.items():
+        for target in (*targets, MAXIMUM) if toy == STATES else targets:
+            settings = {"information": target, "likelihood": likelihood, "penalty": 1.0}
             labels = {TOY: toy, TARGET: round(target, 3)}
             yield labels, Configuration.of("mutual-ae", toy, latent_dim=1, model_settings=settings, **training)
 
@@ -99,11 +103,12 @@ def quantiles(places):
 
 
 def draw(table, models, test):
-    """The information against M, p(x|z) for both toys, and p(x) for the normal variable."""
+    """The information against M, figures 5 and 6 of the poster, and the mean, the spread and p(x) of the normal toy."""
     by_toy = {toy: {f"M = {m:g}": model for (name, m), model in models.items() if name == toy} for toy in TARGETS}
     return {
         "information.png": draw_information(table),
         "states.png": draw_states(by_toy[STATES]),
+        "curves.png": draw_curves(by_toy[NORMAL]),
         "normal.png": draw_normal(by_toy[NORMAL]),
         "density.png": draw_density(by_toy[NORMAL]),
     }
@@ -130,6 +135,19 @@ def draw_states(models):
         for state, probability in enumerate(models[title].decode(z[:, None]).T):
             axes.plot(z.tolist(), probability.tolist(), label=f"x = {state}")
     figures.legend(figure)
+    return figure
+
+
+def draw_curves(models):
+    """Figure 6: p(x|z) p(z) as a function of x, one Gaussian curve for each z of a grid."""
+    x, grid = torch.linspace(-4, 4, 401, dtype=torch.float64), torch.linspace(-2.5, 2.5, CURVES)
+    figure, panels = figures.panels(list(models), (2.5, 1.9), xlabel="x", ylabel="p(x | z) p(z)", shared=False)
+    colors = matplotlib.colormaps["viridis"]
+    for title, axes in panels.items():
+        given = observation(models[title], grid[:, None])
+        curves = Normal(given.mean, given.stddev).log_prob(x) + Normal(0, 1).log_prob(grid)[:, None]
+        for number, curve in enumerate(curves.exp()):
+            axes.plot(x.tolist(), curve.tolist(), color=colors(number / (CURVES - 1)))
     return figure
 
 
@@ -160,7 +178,7 @@ NOTES = {
     BOUND: f"the bound that training keeps close to M, from {SAMPLES} samples",
     "maximum of I_hat for ten equally likely intervals, nats": gaussian_ceiling(10),
 }
-EXPERIMENT = Experiment("mutual-toys", __doc__, cases, measure, draw, NOTES)
+EXPERIMENT = Experiment("mutual-toys", __doc__, cases, measure, draw, NOTES, options={"targets": TARGETS})
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))
