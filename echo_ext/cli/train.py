@@ -37,9 +37,10 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
     group = parser.add_argument_group("settings", "Defaults are in parentheses; a recipe may have its own.")
     for name, each in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
-        kind: dict[str, Any] = {"type": each.kind, "metavar": _METAVARS.get(each.kind)}
+        metavar = "DIR" if name == "initial_run" else _METAVARS.get(each.kind)
+        kind: dict[str, Any] = {"type": each.kind, "metavar": metavar}
         if each.optional:
-            kind = {"type": _optional(each.kind), "metavar": f"{_METAVARS[each.kind]}|{OFF}"}
+            kind = {"type": _optional(each.kind), "metavar": f"{metavar}|{OFF}"}
         if name == "model_settings":
             flag, kind = "--set", {"action": "append", "metavar": "NAME=VALUE"}
         elif "choices" in each.bounds:

@@ -115,17 +115,30 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], *, assign: bool = False) -> None:
-    """Load the weights of a checkpoint into a model, or raise a ValueError if it belongs to another one.
+def load_weights(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    *,
+    assign: bool = False,
+    misfit: str = "the checkpoint does not fit the model of its configuration",
+) -> None:
+    """Load the "state_dict" of a checkpoint into a model.
 
-    ``assign`` uses the tensors of the checkpoint themselves, which a model on the meta device needs.
+    Args:
+        model: The model.
+        checkpoint: The checkpoint.
+        assign: Whether to use the tensors of the checkpoint themselves, which a model on the meta device needs.
+        misfit: How the error begins.
+
+    Raises:
+        ValueError: The checkpoint belongs to another model; the message names the first difference.
     """
     try:
         model.load_state_dict(checkpoint["state_dict"], assign=assign)
     except Exception as wrong:  # the message lists every difference, one per line
         first = next((line.strip() for line in str(wrong).splitlines()[1:] if line.strip()), str(wrong))
         shown = first if len(first) <= 200 else f"{first[:200]} ..."
-        raise ValueError(f"the checkpoint does not fit the model of its configuration: {shown}") from wrong
+        raise ValueError(f"{misfit}: {shown}") from wrong
 
 
 def _has_valid_checksum(file: BinaryIO) -> bool:

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from echo_ext import _checks, data, models
-from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog
+from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog, own
 from echo_ext.models.recipes import FOLLOW_BATCH, find
 from echo_ext.training.schedules import SCHEDULES, learning_rate_factor
 
@@ -59,6 +59,9 @@ class Configuration:
     binarization: str = setting(
         "none", "turn pixels into zeros and ones: once (static) or in every epoch (dynamic)", choices=BINARIZATIONS
     )
+    initial_run: str | None = setting(
+        None, "folder of a finished run whose weights training starts from, such as one with another loss"
+    )
     epochs: int = setting(200, "number of passes over the training rows", minimum=1)
     batch_size: int = setting(100, "number of rows in a step, in each process", minimum=1)
     learning_rate: float = setting(3e-4, "learning rate of Adam, which the schedule may lower", above=0)
@@ -78,6 +81,8 @@ class Configuration:
         for name, each in SETTINGS.items():
             object.__setattr__(self, name, each.checked(getattr(self, name)))
         object.__setattr__(self, "data", catalog.identify(self.data))
+        if self.initial_run is not None:
+            object.__setattr__(self, "initial_run", str(own.absolute(self.initial_run)))
         known = find(self.recipe).model_settings
         for name in self.model_settings:
             if name in ("beta", "latent_dim", "data_shape"):
@@ -179,6 +184,8 @@ class Setting(NamedTuple):
         """The value as ``config.yaml`` stores it; raises TypeError or ValueError if it is not allowed."""
         if value is None and self.optional:
             return value
+        if isinstance(value, os.PathLike) and self.kind is str:
+            value = os.fspath(value)
         if "choices" in self.bounds:
             _checks.choice(self.name, value, self.bounds["choices"])
         elif self.kind is int:
@@ -186,7 +193,7 @@ class Setting(NamedTuple):
         elif self.kind is float:
             return _checks.number(self.name, value, **self.bounds)
         elif not isinstance(value, self.kind):
-            what = {str: "a name", bool: "a bool"}.get(self.kind, "a mapping of names to values")
+            what = {str: "a string", bool: "a bool"}.get(self.kind, "a mapping of names to values")
             raise TypeError(f"{self.name} must be {what}, got {_checks.brief(value)}")
         return _plain(self.name, value)
 

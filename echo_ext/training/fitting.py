@@ -19,7 +19,7 @@ from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
 from echo_ext.training import checkpoints, schedules
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.run_directory import Run, RunDirectory
+from echo_ext.training.run_directory import Run, RunDirectory, load_initial
 from echo_ext.training.schedules import Stream, derive_seed
 from echo_ext.training.stepping import (
     EpochCosts,
@@ -142,16 +142,19 @@ def fit(
         on_epoch: Called after each epoch with its row of the history.
 
     Raises:
+        FileNotFoundError: The ``initial_run`` of the configuration is no finished run.
         FloatingPointError: The loss or one of its terms is not finite; the message names the step and the term.
         OSError: A checkpoint could not be written.
         TimeLimitReached: ``should_stop`` returned True; resuming the checkpoint continues with the next step.
-        ValueError: The checkpoint belongs to another model.
+        ValueError: The checkpoint or the ``initial_run`` belongs to another model.
     """
     history: list[dict[str, float]] = list(checkpoint["history"]) if checkpoint else []
     train, valid = (parts[name].to(fabric.device) if name in parts else None for name in ("train", "valid"))
     assert train is not None
     optimizer = torch.optim.Adam(model.parameter_groups(configuration.learning_rate), fused=True)
-    if checkpoint is None:
+    if checkpoint is None and configuration.initial_run is not None:
+        load_initial(model, configuration)
+    elif checkpoint is None:
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
         model.prepare(_sample_rows(train, configuration, max(1, PREPARED_VALUES // math.prod(train.data_shape))))
     else:

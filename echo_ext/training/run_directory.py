@@ -25,7 +25,7 @@ from echo_ext.training.schedules import best_epoch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Run", "RunDirectory", "load"]
+__all__ = ["Run", "RunDirectory", "load", "load_initial"]
 
 CONFIGURATION_FILE = "config.yaml"
 CHECKPOINT_FILE = "last.ckpt"
@@ -73,6 +73,29 @@ def load(path: str | os.PathLike[str]) -> Run:
     model = configuration.build(*shapes)
     checkpoints.load_weights(model, checkpoint)
     return Run(model.eval(), configuration, history)
+
+
+def load_initial(model: Model, configuration: Configuration) -> None:
+    """Load the weights of the ``initial_run`` of a configuration, as :func:`load` gives them, into its model.
+
+    Raises:
+        FileNotFoundError: There is no finished run.
+        ValueError: A file of the run is damaged, or its data or its model have another shape.
+    """
+    path = str(configuration.initial_run)
+    try:
+        recipe = RunDirectory(path).configuration().recipe
+        RunDirectory(path).result()
+        initial = load(path).model
+    except (FileNotFoundError, ValueError) as wrong:
+        kind = FileNotFoundError if isinstance(wrong, FileNotFoundError) else ValueError
+        raise kind(f"initial_run must be the folder of a finished run, but {wrong}") from wrong
+    if initial.data_shape != model.data_shape:
+        found = f"{initial.data_shape} in {path}"
+        raise ValueError(f"initial_run must be a run on x of shape {model.data_shape}, got {found}")
+    wanted = f"a run whose weights fit the model of recipe {configuration.recipe!r}"
+    misfit = f"initial_run must be {wanted}, got recipe {recipe!r} in {path}"
+    checkpoints.load_weights(model, {"state_dict": initial.state_dict()}, misfit=misfit)
 
 
 class RunDirectory:

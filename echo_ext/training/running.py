@@ -68,12 +68,12 @@ def train(
 
     Raises:
         FileExistsError: ``out`` contains a run, or another process owns it.
-        FileNotFoundError: There is no run to resume, or the files of the data are missing.
+        FileNotFoundError: There is no run to resume, no finished ``initial_run``, or the files of the data are missing.
         FloatingPointError: The loss or one of its terms is not finite. The last good checkpoint is kept.
         KeyboardInterrupt: Training was interrupted or terminated. The run can be resumed.
         OSError: A file cannot be written. The previous checkpoint is kept.
         TimeLimitReached: The deadline has passed. Resuming the run continues with the next step.
-        ValueError: A value is out of range, the data do not fit, or the checkpoint is damaged.
+        ValueError: A value is out of range, the data or the ``initial_run`` do not fit, or the checkpoint is damaged.
     """
     directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
     if deadline is not None and processes > 1:
