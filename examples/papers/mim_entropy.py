@@ -19,7 +19,7 @@ MODELS = {
     "MIM-H code": {"objective": "mim-h", **CODE},
 }
 
-EXPERIMENT = comparison("mim-entropy", __doc__, MODELS)
+EXPERIMENT = comparison("mim-entropy", __doc__, MODELS, shown=("VAE+H", "MIM-H"))
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

@@ -4,11 +4,13 @@ Livne, Swersky & Fleet 2019, section 5.1, figures 1 and 2
 """
 
 import functools
+import itertools
 
 import figures
 from experiment import Experiment, main
 
 from echo_ext import metrics, mutual_information
+from echo_ext.data.mixtures import MIXTURES
 from echo_ext.training import Configuration
 
 DATA = "gmm2d"
@@ -18,8 +20,8 @@ MODELS = {name: {"objective": name.lower()} for name in ("VAE", "A-MIM", "MIM")}
 NEIGHBORS = 5
 # Number of test rows for the importance-sampled likelihood, and number of samples of z for each.
 LIKELIHOOD_ROWS, LIKELIHOOD_SAMPLES = 1000, 200
-# Number of test rows in the figure of the models.
-PLOTTED_ROWS = 240
+# Number of test rows in the figure of the models, and its widths, unless none of them was trained.
+PLOTTED_ROWS, SHOWN_WIDTHS = 200, (5, 20, 500)
 
 INFORMATION, ERROR, ACCURACY = "I(x; z), nats", "RMSE", "5-NN accuracy"
 ELBO, NLL = "-ELBO, nats", "NLL, nats"
@@ -62,24 +64,26 @@ def measure(model, parts):
     }
 
 
-def draw(table, models, test):
-    """The measures against the width, and the codes of test rows for every case."""
-    x, labels = test[:PLOTTED_ROWS]
-    codes = {f"{name}, {width} hidden units": model.encode(x) for (width, name), model in models.items()}
-    columns = len(table.index.unique("model"))
-    return {
-        "measures.png": figures.trends(table),
-        "codes.png": figures.scatters(codes, labels=labels, columns=columns),
-    }
+def draw(names, table, models, test):
+    """The measures against the width, and the data space and the latent space of the models of these names."""
+    trained = table.index.unique(0)
+    widths = [width for width in trained if width in SHOWN_WIDTHS] or trained
+    first, shown, insets = table.xs("first", axis=1, level=1), {}, {}
+    for width, name in itertools.product(widths, names):
+        title, values = f"{name}, {width} units", first.loc[width, name]
+        shown[title] = models[width, name]
+        insets[title] = f"MI = {values[INFORMATION]:.1f}", f"RMSE = {values[ERROR]:.2g}"
+    planes = figures.planes(shown, test.values(slice(PLOTTED_ROWS)), MIXTURES[DATA], insets)
+    return {"measures.png": figures.trends(table), "models.png": planes}
 
 
-def comparison(name, description, models):
-    """The experiment that compares these models."""
-    chosen = functools.partial(cases, models)
-    return Experiment(name, description, chosen, measure, draw, NOTES, options={"widths": WIDTHS}, seeds=10)
+def comparison(name, description, models, *, shown):
+    """The experiment that compares these models, and shows those of these names."""
+    parts = functools.partial(cases, models), measure, functools.partial(draw, shown), NOTES
+    return Experiment(name, description, *parts, options={"widths": WIDTHS}, seeds=10)
 
 
-EXPERIMENT = comparison("mim-mixture", __doc__, MODELS)
+EXPERIMENT = comparison("mim-mixture", __doc__, MODELS, shown=("VAE", "MIM"))
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))
