@@ -49,7 +49,7 @@ def small(monkeypatch):
     monkeypatch.setattr(mim_mixture, "WIDTHS", (3,))
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_ROWS", 20)
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_SAMPLES", 5)
-    return mim_mixture.comparison("small", "None.\n\nNobody 2020", ("VAE", "MIM"))
+    return mim_mixture.comparison("small", "None.\n\nNobody 2020", ("VAE", "MIM"), shown=("VAE", "MIM"))
 
 
 def files(folder):
@@ -128,7 +128,7 @@ def test_result_contains_every_value_and_its_mean(small, tmp_path):
             assert returned[quantity].tolist() == [first, second]
     *lines, caption = (tmp_path / "table.md").read_text().splitlines()
     assert (len(lines), caption) == (5, "Mean ± standard error over 2 seeds.")
-    for name in ("measures.png", "codes.png"):
+    for name in ("measures.png", "models.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -277,7 +277,7 @@ def test_consistent_joints_have_zero_divergence():
 
 def test_consistency_and_noise_experiments_write_their_files(monkeypatch, tmp_path):
     run(consistency_1d.EXPERIMENT, tmp_path / "consistency")
-    assert (tmp_path / "consistency" / "joints.png").is_file()
+    assert (tmp_path / "consistency" / "histograms.png").is_file()
     monkeypatch.setattr(noise_tc, "PUBLISHED", {"digits": 1.5})
     monkeypatch.setattr(noise_tc, "EPOCHS", {"digits": 2})
     monkeypatch.setattr(noise_tc, "HIDDEN", (16,))

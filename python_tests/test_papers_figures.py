@@ -14,7 +14,12 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
 import figures
 import numpy as np
 import pandas as pd
+from model_cases import log_normal
+from test_joint import DATA, MARGINAL, REFERENCE, inconsistent
 from test_plots import drawn
+
+from echo_ext.data.mixtures import Mixture
+from echo_ext.models import build
 
 
 def test_bars_highlight_the_first_latents():
@@ -53,16 +58,75 @@ def test_trends_contain_means_and_deviations_at_every_tick():
         np.testing.assert_allclose(bars.get_segments(), segments)
 
 
-def test_scatters_color_every_point_by_its_label():
-    points, labels = {title: torch.randn(30, 2) for title in "abc"}, torch.arange(30) % 3
-    figure = figures.scatters(points, labels=labels, columns=2)
+def test_planes_show_data_reconstructions_and_posteriors():
+    data = Mixture(torch.tensor([[1.0, 0.5], [-0.5, 0.0]], dtype=torch.float64), 0.25)
+    models = {title: build("mim", (2,), latent_dim=2, hidden=(5,)) for title in ("A", "B")}
+    x = data.sample(40, seed=0).values(slice(None))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        figure = figures.planes(models, x, data, {"A": ("MI = 1.0", "RMSE = 2"), "B": ("", "")})
+        torch.manual_seed(3)
+        q = models["A"].posterior(x)
+        decoded = models["A"].decode(q.sample())
     drawn(figure)
-    shown = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in shown] == list(points)
-    for axes, each in zip(shown, points.values(), strict=True):
-        assert len({tuple(cloud.get_facecolor()[0]) for cloud in axes.collections}) == 3
-        for label, cloud in enumerate(axes.collections):
-            torch.testing.assert_close(torch.tensor(cloud.get_offsets().tolist()), each[labels == label])
+    above, _, below, _ = figure.axes
+    assert above.get_title() == "A"
+    assert [text.get_text() for text in above.texts] == ["MI = 1.0", "RMSE = 2"]
+    assert (above.get_xlim(), above.get_ylim()) == ((-2, 2), (-2, 2))
+    assert (below.get_xlim(), below.get_ylim()) == ((-3, 3), (-3, 3))
+    contours, dots = above.collections
+    for level, path in zip(contours.levels, contours.get_paths(), strict=True):
+        density = data.log_prob(torch.tensor(path.vertices)).exp()
+        np.testing.assert_allclose(density, np.full(len(density), level), rtol=0.02)
+    np.testing.assert_allclose(dots.get_offsets(), decoded, rtol=1e-5)
+    ellipses, _ = below.collections
+    np.testing.assert_allclose(ellipses.get_offsets(), q.mean, rtol=1e-5)
+    axes = np.stack([ellipses.get_widths(), ellipses.get_heights()], 1)
+    np.testing.assert_allclose(axes, 2 * q.stddev, rtol=1e-5)
+    (circle,) = below.patches
+    assert (circle.center, circle.radius) == ((0, 0), 1)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_procedures_draw_their_marginals(learned):
+    """All marginals of a linear Gaussian model are Gaussian, and their variances are known."""
+    model, _ = inconsistent(learned=learned)
+    x = math.sqrt(DATA) * torch.randn(40_000, 1, dtype=torch.float64)
+
+    def decoded(variance):
+        return model.b**2 * variance + model.w
+
+    def encoded(variance):
+        return model.a**2 * variance + model.v
+
+    expected = {
+        "reconstruction": (decoded(encoded(DATA)), encoded(decoded(REFERENCE))),
+        "anchors": (decoded(REFERENCE), encoded(DATA)),
+        "priors": (decoded(1.0), encoded(MARGINAL if learned else decoded(1.0))),
+    }
+    assert set(expected) == set(figures.PROCEDURES)
+    for procedure, variances in expected.items():
+        found = [samples.var().item() for samples in figures.generated(model, x, procedure)]
+        assert found == pytest.approx(variances, rel=0.05), procedure
+
+
+def test_histograms_have_the_densities_of_both_spaces():
+    """Without a q(x) of its own, that of the decoder is the variance of x decoded from p(z)."""
+    model, _ = inconsistent(learned=False)
+    data = Mixture(torch.zeros(1, 1, dtype=torch.float64), math.sqrt(DATA))
+    x = math.sqrt(DATA) * torch.randn(5000, 1, dtype=torch.float64)
+    figure = figures.histograms({"A": model}, x, data, ["priors"])
+    drawn(figure)
+    exact = {"q(x)": model.b**2 + model.w, "P(x)": DATA, "p(z)": 1.0, "P(z)": REFERENCE}
+    for axes, names in zip(figure.axes, (("q(x)", "P(x)"), ("p(z)", "P(z)")), strict=True):
+        assert [line.get_label() for line in axes.lines] == list(names)
+        for line, name in zip(axes.lines, names, strict=True):
+            density = log_normal(torch.tensor(line.get_xdata()), 0.0, math.log(exact[name])).exp()
+            np.testing.assert_allclose(line.get_ydata(), density, atol=0.02)
+        bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in axes.patches]
+        places, heights = torch.tensor(bars, dtype=torch.float64).T
+        variance = exact["q(x)"] if axes is figure.axes[0] else model.a**2 * exact["q(x)"] + model.v
+        np.testing.assert_allclose(heights, log_normal(places, 0.0, math.log(variance)).exp(), atol=0.1)
 
 
 def test_correlations_are_those_of_the_codes():

@@ -6,7 +6,6 @@ Livne, Swersky & Fleet 2019, section 4 and supplement (1-D)
 import math
 
 import figures
-import torch
 from experiment import Experiment, main
 
 from echo_ext import metrics, mutual_information
@@ -20,7 +19,6 @@ OBJECTIVES = {"CE": "cross-entropy", "MIM": "mim"}
 # A standard deviation of 0.05. Without a minimum the loss of MIM is unbounded, since x and z can determine each other.
 MIN_LOG_VARIANCE = 2 * math.log(0.05)
 NEIGHBORS = 5
-PLOTTED_SAMPLES = 2000
 
 NOTES = {
     "P(x)": "mixture of three normal distributions with standard deviation 0.25 at -1.5, 0 and 1.5",
@@ -60,25 +58,9 @@ def measure(model, parts):
     }
 
 
-def encoded(model, n):
-    """``n`` samples (x, z) of q(x) q(z|x)."""
-    x = model.data_marginal.sample(n)
-    return x, model.encode(x)
-
-
-def decoded(model, n):
-    """``n`` samples (x, z) of p(z) p(x|z)."""
-    z = model.prior.sample(n)
-    return model.observation(z).sample(), z
-
-
 def draw(table, models, test):
-    """Samples of both joint distributions for each loss."""
-    drawn = {}
-    for loss, model in models.items():
-        drawn[f"{loss}: q(x) q(z|x)"] = torch.cat(encoded(model, PLOTTED_SAMPLES), 1)
-        drawn[f"{loss}: p(z) p(x|z)"] = torch.cat(decoded(model, PLOTTED_SAMPLES), 1)
-    return {"joints.png": figures.scatters(drawn, columns=2, axes_names=("x", "z"))}
+    """The marginal distributions for each loss."""
+    return {"histograms.png": figures.histograms(models, test.values(slice(None)), MIXTURES[DATA])}
 
 
 EXPERIMENT = Experiment("consistency-1d", __doc__, cases, measure, draw, NOTES, seeds=6)

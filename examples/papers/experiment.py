@@ -23,6 +23,7 @@ RESULT, TABLE, MEASURES, RUNS = "result.json", "table.md", "measures.json", "run
 LOCK_TIMEOUT = 60.0
 
 Case: TypeAlias = tuple[Mapping[str, Any], Configuration]
+Value: TypeAlias = float | str  # of an option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Experiment:
         figures: Maps the table of :func:`statistics`, the models of the first seed by the index of that table, and the
             test rows to figures by file name.
         notes: What the settings and the quantities mean.
-        options: The lists of numbers that ``cases`` takes, by argument, with their default values. "widths" is
-            ``--widths 5,20`` on the command line.
+        options: The lists of numbers or names that ``cases`` takes, by argument, with their default values. "widths"
+            is ``--widths 5,20`` on the command line.
         seeds: Default number of seeds.
         all_tests: Whether ``figures`` gets the test rows of every case, by the index of the table, and not only those
             of the first case.
@@ -51,7 +52,7 @@ class Experiment:
     measure: Callable[..., Mapping[str, float]]
     figures: Callable[..., Mapping[str, Any]]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Sequence[Value]] = dataclasses.field(default_factory=dict)
     seeds: int = 3
     all_tests: bool = False
 
@@ -88,10 +89,10 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     options = {}
     for name, default in experiment.options.items():
         text, kind = given.pop(name), type(default[0])
-        options[name] = default if text is None else numbers(text, kind)
+        options[name] = default if text is None else values_in(text, kind)
         if not options[name]:
-            what = "different whole numbers" if kind is int else "different numbers"
-            parser.error(f"{flag(name)} must be {what} separated by commas, got {text!r}")
+            what = {int: "whole numbers", float: "numbers", str: "names"}[kind]
+            parser.error(f"{flag(name)} must be different {what} separated by commas, got {text!r}")
     first = given.pop("first_seed")
     given["seeds"] = range(first, first + given["seeds"])
     try:
@@ -112,8 +113,8 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def numbers(text: str, kind: type) -> list[float]:
-    """The numbers between the commas, int or float; an empty list if one cannot be read or is there twice."""
+def values_in(text: str, kind: Callable[[str], Value]) -> list[Value]:
+    """The values between the commas; an empty list if one cannot be read or is there twice."""
     try:
         values = list(map(kind, text.split(",")))
     except ValueError:
@@ -125,7 +126,7 @@ def run(
     experiment: Experiment,
     out: Path,
     *,
-    options: Mapping[str, Sequence[float]] | None = None,
+    options: Mapping[str, Sequence[Value]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
     limit: int | None = None,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib
 import pandas as pd
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from echo_ext import metrics
+from echo_ext.data.mixtures import Mixture
+from echo_ext.models import MIM, LatentModel, Prior
 
 INK, GRAY = "#333333", "#888888"
 COLORS = (
@@ -26,6 +34,10 @@ STYLE = {
     **{"figure.constrained_layout.use": True, "figure.dpi": 150},
     **{"legend.frameon": False, "legend.labelcolor": INK, "legend.fontsize": 9},
 }
+# The histograms of MIM's figures 12 to 14: for x and z the line of the given density, the name of the learned one, and
+# its color and that of the samples.
+PROCEDURES = ("reconstruction", "anchors", "priors")
+DENSITY_STYLES = {"x": ("--", "q", (COLORS[0], COLORS[2])), "z": (":", "p", (COLORS[1], COLORS[4]))}
 
 
 def panels(
@@ -53,10 +65,11 @@ def panels(
     return figure, by_title
 
 
-def legend(figure: Figure, columns: int = 6) -> None:
-    """Show the names of the lines of the first panel below the panels, in so many columns."""
+def legend(figure: Figure, columns: int = 6, panels: Iterable[Axes] = ()) -> None:
+    """Show the names of what these panels contain, or the first one, below the figure, in so many columns."""
     with matplotlib.rc_context(STYLE):
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        found = [axes.get_legend_handles_labels() for axes in panels or figure.axes[:1]]
+        handles, labels = (list(itertools.chain(*zip(*each, strict=True))) for each in zip(*found, strict=True))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
@@ -104,31 +117,135 @@ def trends(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def scatters(
-    points: Mapping[str, Tensor],
-    *,
-    labels: Tensor | None = None,
-    columns: int = 4,
-    axes_names: tuple[str, str] = ("", ""),
-) -> Figure:
-    """Plot points (N, 2) in panels, with colors for their labels (N,), which all panels share.
+def planes(models: Mapping[str, LatentModel], x: Tensor, data: Mixture, insets: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw the data space above the latent space of models of two columns with two latents (MIM, figures 1 and 10).
 
-    Without names of the axes only the relative positions of the points matter, and no scales are shown.
+    Above are contours of P(x), and the means of x decoded from samples of z for each row. Below are the ellipses of one
+    standard deviation of q(z|x) for each row, and a dashed circle of one standard deviation of P(z) = N(0, I).
+
+    Args:
+        models: The models by title.
+        x: Rows (N, 2).
+        data: P(x).
+        insets: Words for the upper and the lower left corner of the data space of each model.
     """
-    named = any(axes_names)
-    names = dict(zip(("xlabel", "ylabel"), axes_names, strict=True))
-    figure, by_title = panels(list(points), (1.7, 1.7), columns=columns, shared=named, **names)
-    for title, axes in by_title.items():
-        alpha = min(0.9, max(0.15, 20 / len(points[title]) ** 0.5))
-        for label in [None] if labels is None else labels.unique():
-            x, y = (points[title] if label is None else points[title][labels == label]).T.tolist()
-            axes.scatter(x, y, s=6, alpha=alpha, linewidths=0)
-        axes.title.set_fontsize(9)
-        axes.tick_params(labelsize=8)
-        if not named:
-            axes.set_aspect("equal", adjustable="datalim")
-            hide_axes(axes)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.5 * len(models) + 0.4, 3.4))
+        grid = figure.subplots(2, len(models), squeeze=False, sharex="row", sharey="row")
+    grid[0, 0].set(xlim=(-2, 2), ylim=(-2, 2), xticks=(-2, 0, 2), yticks=(-2, 0, 2), ylabel="x")
+    grid[1, 0].set(xlim=(-3, 3), ylim=(-3, 3), xticks=(-3, 0, 3), yticks=(-3, 0, 3), ylabel="z")
+    for axes in grid.flat:
+        axes.set_aspect("equal")
+        axes.grid(False)
+        axes.spines[:].set(visible=True, color=GRAY)
+        axes.tick_params(labelsize=7)
+    axis = torch.linspace(-2, 2, 201, dtype=torch.float64)
+    density = data.log_prob(torch.cartesian_prod(axis, axis)).exp().view(201, 201).T
+    levels = (density.max() * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])).tolist()
+    for (title, model), (above, below) in zip(models.items(), grid.T, strict=True):
+        q = model.posterior(x)
+        decoded = model.decode(q.sample())
+        above.set_title(title, fontsize=9)
+        above.contour(axis, axis, density, levels, colors="black", linewidths=0.6)
+        above.scatter(*decoded.T.tolist(), s=5, color=COLORS[0], linewidths=0, zorder=3)
+        for words, height, alignment in zip(insets[title], (0.96, 0.04), ("top", "bottom"), strict=True):
+            above.text(0.04, height, words, fontsize=7, color=INK, va=alignment, transform=above.transAxes, zorder=4)
+        widths, heights = (2 * q.stddev).T.tolist()
+        style = {"facecolors": "none", "edgecolors": COLORS[2], "linewidths": 0.5, "alpha": 0.7, "units": "xy"}
+        places = {"offsets": q.mean.tolist(), "offset_transform": below.transData}
+        below.add_collection(EllipseCollection(widths, heights, [0.0] * len(x), **style, **places))
+        below.scatter(*q.mean.T.tolist(), s=0.6, color=COLORS[2], linewidths=0)  # ellipses may be too small to see
+        below.add_patch(Circle((0, 0), 1, fill=False, color="black", linestyle="--", linewidth=1, zorder=3))
     return figure
+
+
+def histograms(models: Mapping[str, MIM], x: Tensor, data: Mixture, procedures: Sequence[str] = PROCEDURES) -> Figure:
+    """Draw the marginal distributions of models of one column with one latent (MIM, figures 12 to 14).
+
+    Each model has a column, and each procedure two rows, x above z. The curves are P(x) and q(x), or P(z) and p(z). The
+    histograms are those of the samples that :func:`generated` draws by this procedure.
+
+    Args:
+        models: The models by title.
+        x: Samples of P(x), (N, 1).
+        data: P(x).
+        procedures: Some of PROCEDURES.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.7 * len(models) + 0.3, 2.3 * len(procedures) + 0.4))
+        grid = figure.subplots(2 * len(procedures), len(models), squeeze=False)
+    for (title, model), column in zip(models.items(), grid.T, strict=True):
+        reference, marginal = reference_prior(model), model.data_marginal
+        curves = {
+            "x": (data.log_prob, functools.partial(log_decoded, model) if marginal is None else marginal.log_prob),
+            "z": (reference.log_prob, model.prior.log_prob),
+        }
+        given = {"x": x, "z": reference.sample(len(x))}
+        for procedure, pair in zip(procedures, column.reshape(-1, 2), strict=True):
+            pair[0].set_title(f"{title}: {procedure}", fontsize=9)
+            for axes, name, samples in zip(pair, "xz", generated(model, x, procedure), strict=True):
+                densities(axes, name, samples, curves[name], given[name])
+    legend(figure, columns=3, panels=list(grid[:2, 0]))
+    return figure
+
+
+def densities(
+    axes: Axes,
+    name: str,
+    samples: Tensor,
+    log_densities: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]],
+    given_samples: Tensor,
+) -> None:
+    """Draw a histogram of samples (N, 1) of x or z, and curves of a given and of a learned density.
+
+    Samples of the given density set the range of the panel.
+    """
+    low, high = given_samples.min().item(), given_samples.max().item()
+    margin = 0.15 * (high - low)
+    low, high = low - margin, high + margin
+    places = torch.linspace(low, high, 401, dtype=samples.dtype)[:, None]
+    given, learned = (log_density(places).exp().tolist() for log_density in log_densities)
+    style, learned_name, colors = DENSITY_STYLES[name]
+    bins = 60
+    # The samples outside of the panel count as well.
+    weights = [bins / (high - low) / len(samples)] * len(samples)
+    bars = {"color": colors[1], "alpha": 0.6, "label": f"samples of {name}"}
+    axes.hist(samples[:, 0].tolist(), bins, range=(low, high), weights=weights, **bars)
+    axes.plot(places[:, 0].tolist(), learned, color=colors[0], label=f"{learned_name}({name})")
+    axes.plot(places[:, 0].tolist(), given, style, color="black", linewidth=1.2, label=f"P({name})")
+    axes.set(xlim=(low, high), yticks=[])
+    axes.set_ylabel(name, rotation=0, labelpad=8)
+    axes.tick_params(labelsize=7)
+
+
+def generated(model: MIM, x: Tensor, procedure: str) -> tuple[Tensor, Tensor]:
+    """Samples of x and of z, as many as there are samples x of P(x).
+
+    "reconstruction" encodes and decodes samples of P(x), and decodes and encodes samples of P(z). "anchors" decodes
+    samples of P(z), and encodes samples of P(x). "priors" decodes samples of p(z), and encodes samples of q(x).
+    """
+
+    def decoded(z: Tensor) -> Tensor:
+        return model.observation(z).sample()
+
+    n = len(x)
+    z = reference_prior(model).sample(n)
+    if procedure == "reconstruction":
+        return decoded(model.encode(x)), model.encode(decoded(z))
+    if procedure == "anchors":
+        return decoded(z), model.encode(x)
+    marginal = decoded(model.prior.sample(n)) if model.data_marginal is None else model.data_marginal.sample(n)
+    return decoded(model.prior.sample(n)), model.encode(marginal)
+
+
+def reference_prior(model: MIM) -> Prior:
+    """P(z)."""
+    return model.prior if model.reference_prior is None else model.reference_prior
+
+
+def log_decoded(model: MIM, x: Tensor) -> Tensor:
+    """``log q(x)`` of a model where it is the marginal of the decoder."""
+    return metrics.importance_estimate(model, x, draws=1000, max_batch_size=50_000).log_likelihood
 
 
 def correlations(codes: Mapping[str, Tensor]) -> Figure:

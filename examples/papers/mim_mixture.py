@@ -1,46 +1,54 @@
 """MIM compared with a VAE on a two-dimensional mixture: z stays informative where the VAE collapses.
 
-Livne, Swersky & Fleet 2019, section 4 (2-D mixture)
+Livne, Swersky & Fleet 2019, section 5.1, figures 1 and 2
 """
 
 import functools
+import itertools
 
 import figures
 from experiment import Experiment, main
 
 from echo_ext import metrics, mutual_information
+from echo_ext.data.mixtures import MIXTURES
 from echo_ext.training import Configuration
 
 DATA = "gmm2d"
-WIDTHS = (5, 20, 500)
-OBJECTIVES = {"VAE": "vae", "A-MIM": "a-mim", "MIM": "mim", "VAE+H": "vae-h", "MIM-H": "mim-h"}
+WIDTHS = (5, 20, 50, 100, 200, 300, 400, 500)
+# The settings of each model that the others do not share.
+MODELS = {name: {"objective": name.lower()} for name in ("VAE", "A-MIM", "MIM")}
 NEIGHBORS = 5
-# Number of test rows for the likelihood, and number of samples of z for each.
+# Number of test rows for the importance-sampled likelihood, and number of samples of z for each.
 LIKELIHOOD_ROWS, LIKELIHOOD_SAMPLES = 1000, 200
-# Number of test rows in the figure of the codes.
-PLOTTED_ROWS = 240
+# Number of test rows in the figure of the models, and its widths, unless none of them was trained.
+PLOTTED_ROWS, SHOWN_WIDTHS = 200, (5, 20, 500)
 
-INFORMATION, ERROR, ACCURACY, NLL = "I(x; z), nats", "RMSE", "5-NN accuracy", "NLL, nats"
+INFORMATION, ERROR, ACCURACY = "I(x; z), nats", "RMSE", "5-NN accuracy"
+ELBO, NLL = "-ELBO, nats", "NLL, nats"
 NOTES = {
-    "layers": "two linear layers with tanh in between, in the encoder and in the decoder, as in the published code",
-    INFORMATION: f"KSG with k = {NEIGHBORS} between the test rows and one sample of z for each",
+    "layers": "two fully connected layers with tanh in between, in the encoder and in the decoder",
+    INFORMATION: f"KSG with k = {NEIGHBORS} between the test rows and one sample of z for each; for 10,000 rows it "
+    "cannot exceed psi(10000) - psi(5) = 7.70",
     ERROR: "root mean square error per coordinate of the reconstructed test rows",
-    NLL: f"importance sampling, {LIKELIHOOD_SAMPLES} samples of z for each of {LIKELIHOOD_ROWS} test rows",
+    ACCURACY: "of samples of z, with all training rows",
+    ELBO: "one sample of z for each test row: the NLL of the paper, -E log q(x) under the encoder",
+    NLL: f"importance sampling, {LIKELIHOOD_SAMPLES} samples of z for each of {LIKELIHOOD_ROWS} test rows, a tenth of "
+    "them from wider distributions than q(z|x)",
 }
 
 
 def cases(models, widths):
     """Each model for each number of hidden units, with one recipe for all, so that they differ only in the loss."""
-    training = {"epochs": 30, "warm_up_epochs": 3, "schedule": "constant-then-linear"}
     for width in widths:
-        for model in models:
-            settings = {"objective": OBJECTIVES[model], "hidden": [width]}
-            configuration = Configuration.of("mim", DATA, latent_dim=2, model_settings=settings, **training)
-            yield {"hidden units": width, "model": model}, configuration
+        for name, settings in models.items():
+            training = {"warm_up_from_zero": settings.get("warm_up") != "encoding"}  # as in the authors' code
+            chosen = {"hidden": [width], **settings}
+            configuration = Configuration.of("mim", DATA, latent_dim=2, model_settings=chosen, **training)
+            yield {"hidden units": width, "model": name}, configuration
 
 
 def measure(model, parts):
-    """Measure I(x; z) by KSG, RMSE, 5-NN accuracy and importance-sampled NLL on the test rows."""
+    """Measure I(x; z) by KSG, RMSE, 5-NN accuracy, -ELBO and importance-sampled NLL on the test rows."""
     train, test = parts["train"], parts["test"]
     x = test.values(slice(None))
     z = model.encode(x)
@@ -51,28 +59,31 @@ def measure(model, parts):
         INFORMATION: float(mutual_information(x.double(), z.double(), k=NEIGHBORS)),
         ERROR: (model.decode(z) - x).square().mean().sqrt().item(),
         ACCURACY: accuracy,
+        ELBO: -model.log_weight(x).mean().item(),
         NLL: metrics.importance_nll(model, rows, draws=LIKELIHOOD_SAMPLES, max_batch_size=50_000),
     }
 
 
-def draw(table, models, test):
-    """The measures against the width, and the codes of test rows for every case."""
-    x, labels = test[:PLOTTED_ROWS]
-    codes = {f"{name}, {width} hidden units": model.encode(x) for (width, name), model in models.items()}
-    columns = len(table.index.unique("model"))
-    return {
-        "measures.png": figures.trends(table),
-        "codes.png": figures.scatters(codes, labels=labels, columns=columns),
-    }
+def draw(names, table, models, test):
+    """The measures against the width, and the data space and the latent space of the models of these names."""
+    trained = table.index.unique(0)
+    widths = [width for width in trained if width in SHOWN_WIDTHS] or trained
+    first, shown, insets = table.xs("first", axis=1, level=1), {}, {}
+    for width, name in itertools.product(widths, names):
+        title, values = f"{name}, {width} units", first.loc[width, name]
+        shown[title] = models[width, name]
+        insets[title] = f"MI = {values[INFORMATION]:.1f}", f"RMSE = {values[ERROR]:.2g}"
+    planes = figures.planes(shown, test.values(slice(PLOTTED_ROWS)), MIXTURES[DATA], insets)
+    return {"measures.png": figures.trends(table), "models.png": planes}
 
 
-def comparison(name, description, models):
-    """The experiment that compares these models."""
-    chosen = functools.partial(cases, models)
-    return Experiment(name, description, chosen, measure, draw, NOTES, options={"widths": WIDTHS})
+def comparison(name, description, models, *, shown):
+    """The experiment that compares these models, and shows those of these names."""
+    parts = functools.partial(cases, models), measure, functools.partial(draw, shown), NOTES
+    return Experiment(name, description, *parts, options={"widths": WIDTHS}, seeds=10)
 
 
-EXPERIMENT = comparison("mim-mixture", __doc__, ("VAE", "A-MIM", "MIM"))
+EXPERIMENT = comparison("mim-mixture", __doc__, MODELS, shown=("VAE", "MIM"))
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))
