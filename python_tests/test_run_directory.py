@@ -132,7 +132,7 @@ def test_owner_is_named_once_its_record_is_written(tmp_path):
     with ownership.owned(tmp_path, "run.lock"):
         record = (tmp_path / "run.owner").read_text()
         (tmp_path / "run.owner").write_text("")
-        writer = threading.Timer(1.0, (tmp_path / "run.owner").write_text, [record])
+        writer = threading.Timer(0.75, (tmp_path / "run.owner").write_text, [record])
         writer.start()
         with pytest.raises(FileExistsError, match=f"in use by process {os.getpid()} on "):
             RunDirectory(tmp_path).refuse_owned()
