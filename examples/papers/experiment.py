@@ -41,6 +41,8 @@ class Experiment:
         notes: What the settings and the quantities mean.
         options: The lists of numbers or names that ``cases`` takes, by argument, with their default values. "widths"
             is ``--widths 5,20`` on the command line.
+        start: Maps the labels of a case to those of an earlier case, whose run of the same seed it starts from, or to
+            None.
         seeds: Default number of seeds.
         all_tests: Whether ``figures`` gets the test rows of every case, by the index of the table, and not only those
             of the first case.
@@ -53,6 +55,7 @@ class Experiment:
     figures: Callable[..., Mapping[str, Any]]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Sequence[Value]] = dataclasses.field(default_factory=dict)
+    start: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda labels: None
     seeds: int = 3
     all_tests: bool = False
 
@@ -157,7 +160,9 @@ def run(
     # All cases of one seed come first, so that an interrupted experiment has a complete table of fewer seeds.
     work = list(itertools.product(seeds, cases))
     for seed, (labels, configuration) in tqdm(work, desc="runs", unit="run", disable=None if show_progress else True):
-        configuration = dataclasses.replace(configuration, seed=seed)
+        start = experiment.start(labels)
+        initial_run = None if start is None else str(out / RUNS / run_name(start, seed))
+        configuration = dataclasses.replace(configuration, seed=seed, initial_run=initial_run)
         folder = RunDirectory(out / RUNS / run_name(labels, seed))
         where = {"data_dir": data_dir, "device": device, "show_progress": show_progress}
         result = train(configuration, folder.path, resume=folder.holds_run, **where)
