@@ -38,7 +38,7 @@ def _cases(monkeypatch, tmp_path):
     ],
 )
 def test_first_step_has_the_loss_of_the_initial_model(recipe, data, settings, others):
-    common = {**SMALL, "warm_up_epochs": 0, "learning_rate": 1e-2}
+    common = {**SMALL, "warm_up_epochs": 0, "schedule": "constant", "learning_rate": 1e-2}
     first = Configuration.of(recipe, data, model_settings=settings, **{**common, "epochs": 3})
     training.train(first, "first")
     second = Configuration.of(

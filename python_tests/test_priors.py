@@ -126,6 +126,26 @@ def test_vamp_prior_encodes_its_pseudo_inputs_once_per_evaluation():
         torch.testing.assert_close(copied.log_prob(z.double()), prior.log_prob(z.double()))
 
 
+def test_vamp_prior_follows_a_fused_optimizer():
+    encoder, z = torch.nn.Linear(3, 4), torch.randn(5, 2)
+    prior = VampPrior(encoder, GaussianChannel(), (3,), 5).eval()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *prior.parameters()], lr=0.1, fused=True)
+
+    @torch.no_grad()
+    def density():
+        return prior.log_prob(z)
+
+    before = density()
+    prior.log_prob(z).sum().backward()
+    optimizer.step()
+    after = density()
+    assert not torch.equal(after, before)
+    optimizer.step()  # without a forward pass, as in the replay of a CUDA graph
+    prior.train()
+    prior.eval()
+    assert not torch.equal(density(), after)
+
+
 def test_flow_over_a_learned_base_has_its_entropy():
     base = GaussianMixture(2, components=1)
     with torch.no_grad():

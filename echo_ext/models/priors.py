@@ -19,6 +19,7 @@ from torch.distributions import (
     TransformedDistribution,
     kl_divergence,
 )
+from typing_extensions import Self
 
 from echo_ext import _checks
 from echo_ext.models._numerics import widened
@@ -216,6 +217,11 @@ class VampPrior(Prior):
         self.pseudo_inputs = nn.Parameter(torch.rand(pseudo_inputs, *data_shape))
         self._encoded: tuple[Any, Distribution] | None = None  # all components in eval mode, with what they depend on
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode and forget the encoded pseudo-inputs; fused optimizers do not count their changes of weights."""
+        self._encoded = None
+        return super().train(mode)
+
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
         """Set the pseudo-inputs to random training rows (B, *data_shape) plus noise of standard deviation 0.01."""
@@ -249,6 +255,7 @@ class VampPrior(Prior):
     def _components(self, rows: Tensor | slice = slice(None)) -> Any:
         """The distribution q(z|u) of these pseudo-inputs."""
         if rows != slice(None) or self.training or torch.is_grad_enabled():
+            self._encoded = None
             return self._encode(rows)
         # An evaluation calls this once for each batch, and nothing changes in between.
         parts = [part for part in self._posterior if isinstance(part, nn.Module)]
