@@ -61,7 +61,7 @@ def test_trends_contain_means_and_deviations_at_every_tick():
 def test_planes_show_data_reconstructions_and_posteriors():
     data = Mixture(torch.tensor([[1.0, 0.5], [-0.5, 0.0]], dtype=torch.float64), 0.25)
     models = {title: build("mim", (2,), latent_dim=2, hidden=(5,)) for title in ("A", "B")}
-    x = data.sample(40, seed=0).values(slice(None))
+    x = data.sample(40, seed=0)[0]
     torch.manual_seed(3)
     with torch.no_grad():
         figure = figures.planes(models, x, data, {"A": ("MI = 1.0", "RMSE = 2"), "B": ("", "")})
