@@ -49,7 +49,8 @@ def small(monkeypatch):
     monkeypatch.setattr(mim_mixture, "WIDTHS", (3,))
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_ROWS", 20)
     monkeypatch.setattr(mim_mixture, "LIKELIHOOD_SAMPLES", 5)
-    return mim_mixture.comparison("small", "None.\n\nNobody 2020", ("VAE", "MIM"), shown=("VAE", "MIM"))
+    models = {name: mim_mixture.MODELS[name] for name in ("VAE", "MIM")}
+    return mim_mixture.comparison("small", "None.\n\nNobody 2020", models, shown=models)
 
 
 def files(folder):

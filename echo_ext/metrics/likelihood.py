@@ -17,10 +17,12 @@ from echo_ext.metrics._inputs import Data, batches, measure_rows
 from echo_ext.models.base import LatentModel, Model, eval_mode
 
 __all__ = [
+    "DEFENSIVE_WEIGHT",
     "RATE_WORDS",
     "ImportanceEstimate",
     "RateDistortion",
     "RateName",
+    "importance_batch",
     "importance_estimate",
     "importance_nll",
     "rate_distortion",

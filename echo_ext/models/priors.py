@@ -254,8 +254,9 @@ class VampPrior(Prior):
 
     def _components(self, rows: Tensor | slice = slice(None)) -> Any:
         """The distribution q(z|u) of these pseudo-inputs."""
-        if rows != slice(None) or self.training or torch.is_grad_enabled():
+        if self.training or torch.is_grad_enabled():
             self._encoded = None
+        if rows != slice(None) or self.training or torch.is_grad_enabled():
             return self._encode(rows)
         # An evaluation calls this once for each batch, and nothing changes in between.
         parts = [part for part in self._posterior if isinstance(part, nn.Module)]

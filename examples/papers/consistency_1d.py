@@ -1,6 +1,6 @@
 """Encoder and decoder agree on one joint distribution of x and z for MIM, but not for the cross-entropy.
 
-Livne, Swersky & Fleet 2019, section 4 and supplement (1-D)
+Livne, Swersky & Fleet 2019, appendix F.2, figure 12
 """
 
 import math
@@ -16,32 +16,40 @@ DATA = "gmm1d"
 # P(x) has three modes and P(z) two, so no simple function maps one to the other.
 REFERENCE_MEANS, REFERENCE_STD = [[-1.0], [1.0]], 0.25
 OBJECTIVES = {"CE": "cross-entropy", "MIM": "mim"}
-# A standard deviation of 0.05. Without a minimum the loss of MIM is unbounded, since x and z can determine each other.
-MIN_LOG_VARIANCE = 2 * math.log(0.05)
+# All distributions are mixtures of ten Gaussians.
+MIXTURE_OF_TEN = {
+    **{"prior": "mixture", "data_marginal": "mixture", "posterior": "mixture", "likelihood": "mixture"},
+    **{"components": 10, "posterior_components": 10, "likelihood_components": 10},
+}
+NETWORKS = {"hidden": [10], "activation": "swish"}
+# The minimum standard deviations of q(z|x) and p(x|z). The paper names none, and that of its code is as good as none:
+# x and z then come to determine each other. With the larger one the joint distributions stay smooth.
+NONE, SMOOTH = 1e-6, 0.05
 NEIGHBORS = 5
 
 NOTES = {
     "P(x)": "mixture of three normal distributions with standard deviation 0.25 at -1.5, 0 and 1.5",
     "P(z)": "mixture of two normal distributions with standard deviation 0.25 at -1 and 1",
-    "q(x), p(z)": "learned mixtures of 10 normal distributions",
-    "layers": "two linear layers with 10 units and swish in between, in the encoder and in the decoder",
-    "minimum standard deviation": math.exp(MIN_LOG_VARIANCE / 2),
+    "q(x), p(z), q(z|x), p(x|z)": "learned mixtures of 10 normal distributions",
+    "layers": "two fully connected layers with 10 units and swish in between, in the encoder and in the decoder",
     "L_MIM - CE": "for the same samples, half of P(x) q(z|x) and half of P(z) p(x|z); 0 if the two joints agree",
     "JSD": "Jensen-Shannon divergence, from samples of both joints; at most log 2 = 0.693",
 }
 
 
+def configured(loss, minimum_std=SMOOTH, **settings):
+    """The configuration of a model of one column and one latent with this loss."""
+    reference = {"reference_means": REFERENCE_MEANS, "reference_std": REFERENCE_STD}
+    limits = {"min_log_variance": 2 * math.log(minimum_std)}
+    chosen = {"objective": OBJECTIVES[loss], **MIXTURE_OF_TEN, **NETWORKS, **reference, **limits, **settings}
+    return Configuration.of("mim", DATA, latent_dim=1, model_settings=chosen)
+
+
 def cases():
     """Both losses, with the same networks and learned marginals."""
-    settings = {
-        **{"prior": "mixture", "data_marginal": "mixture", "components": 10},
-        **{"reference_means": REFERENCE_MEANS, "reference_std": REFERENCE_STD},
-        **{"hidden": [10], "activation": "swish", "min_log_variance": MIN_LOG_VARIANCE},
-    }
-    training = {"epochs": 60, "learning_rate": 3e-3, "warm_up_epochs": 3, "schedule": "constant-then-linear"}
-    for loss, objective in OBJECTIVES.items():
-        chosen = {"objective": objective, **settings}
-        yield {"loss": loss}, Configuration.of("mim", DATA, latent_dim=1, model_settings=chosen, **training)
+    for minimum_std in (NONE, SMOOTH):
+        for loss in OBJECTIVES:
+            yield {"minimum std": minimum_std, "loss": loss}, configured(loss, minimum_std)
 
 
 def measure(model, parts):
@@ -60,7 +68,8 @@ def measure(model, parts):
 
 def draw(table, models, test):
     """The marginal distributions for each loss."""
-    return {"histograms.png": figures.histograms(models, test.values(slice(None)), MIXTURES[DATA])}
+    shown = {f"{loss}, std at least {minimum:g}": model for (minimum, loss), model in models.items()}
+    return {"histograms.png": figures.histograms(shown, test.values(slice(None)), MIXTURES[DATA])}
 
 
 EXPERIMENT = Experiment("consistency-1d", __doc__, cases, measure, draw, NOTES, seeds=6)

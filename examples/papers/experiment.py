@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from echo_ext.training import Configuration, RunDirectory, load, train
 
-RESULT, TABLE, MEASURES, RUNS = "result.json", "table.md", "measures.json", "runs"
+RESULT, TABLE, MEASURES, RUNS = "result.json", "table.md", "measures", "runs"
 # Seconds to wait while another process writes its files into the same folder.
 LOCK_TIMEOUT = 60.0
 
@@ -41,6 +41,10 @@ class Experiment:
         notes: What the settings and the quantities mean.
         options: The lists of numbers or names that ``cases`` takes, by argument, with their default values. "widths"
             is ``--widths 5,20`` on the command line.
+        measure_options: The whole numbers that ``measure`` takes, by argument, with their default values. "draws" is
+            ``--draws 100`` on the command line. Runs are measured again for other numbers.
+        start: Maps the labels of a case to those of an earlier case, whose run of the same seed it starts from, or to
+            None.
         seeds: Default number of seeds.
         all_tests: Whether ``figures`` gets the test rows of every case, by the index of the table, and not only those
             of the first case.
@@ -53,6 +57,8 @@ class Experiment:
     figures: Callable[..., Mapping[str, Any]]
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Sequence[Value]] = dataclasses.field(default_factory=dict)
+    measure_options: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    start: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda labels: None
     seeds: int = 3
     all_tests: bool = False
 
@@ -82,8 +88,12 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     for name, values in experiment.options.items():
         what = f"{name.replace('_', ' ')} of the cases ({','.join(map(word, values))})"
         parser.add_argument(flag(name), metavar="A,B,...", help=what)
+    for name, value in experiment.measure_options.items():
+        what = f"{name.replace('_', ' ')} of the measures (%(default)s)"
+        parser.add_argument(flag(name), type=int, metavar="N", default=value, help=what)
     given = vars(parser.parse_args(arguments))
-    for name, minimum in {"seeds": 1, "first_seed": 0, "epochs": 1, "limit": 1}.items():
+    minima = {"seeds": 1, "first_seed": 0, "epochs": 1, "limit": 1, **dict.fromkeys(experiment.measure_options, 1)}
+    for name, minimum in minima.items():
         if (value := given[name]) is not None and value < minimum:
             parser.error(f"{flag(name)} must be at least {minimum}, got {value}")
     options = {}
@@ -93,10 +103,11 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
         if not options[name]:
             what = {int: "whole numbers", float: "numbers", str: "names"}[kind]
             parser.error(f"{flag(name)} must be different {what} separated by commas, got {text!r}")
+    measure_options = {name: given.pop(name) for name in experiment.measure_options}
     first = given.pop("first_seed")
     given["seeds"] = range(first, first + given["seeds"])
     try:
-        run(experiment, **given, options=options)
+        run(experiment, **given, options=options, measure_options=measure_options)
     except (OSError, ValueError) as error:
         print(f"{experiment.name}: error: {error}", file=sys.stderr)
         return 2
@@ -127,6 +138,7 @@ def run(
     out: Path,
     *,
     options: Mapping[str, Sequence[Value]] | None = None,
+    measure_options: Mapping[str, int] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
     limit: int | None = None,
@@ -136,8 +148,8 @@ def run(
 ) -> pd.DataFrame:
     """Run an experiment, write ``result.json``, ``table.md`` and its figures, and return the values of every run.
 
-    Runs that are done already, in the folder "runs", are not repeated; epochs and limit replace those of the cases. The
-    options replace those of the experiment. The result has the cases and the seeds of this call only.
+    Runs that are done already, in the folder "runs", are not repeated; epochs and limit replace those of the cases. Both
+    kinds of options replace those of the experiment. The result has the cases and the seeds of this call only.
 
     Raises:
         FileExistsError: The folder contains the result of another experiment, or a run with another configuration.
@@ -153,15 +165,18 @@ def run(
     given = {name: value for name, value in {"epochs": epochs, "limit": limit}.items() if value is not None}
     chosen = experiment.cases(**{**experiment.options, **(options or {})})
     cases = [(labels, dataclasses.replace(each, **given)) for labels, each in chosen]
+    measuring = {**experiment.measure_options, **(measure_options or {})}
     rows, result = [], {}
     # All cases of one seed come first, so that an interrupted experiment has a complete table of fewer seeds.
     work = list(itertools.product(seeds, cases))
     for seed, (labels, configuration) in tqdm(work, desc="runs", unit="run", disable=None if show_progress else True):
-        configuration = dataclasses.replace(configuration, seed=seed)
+        start = experiment.start(labels)
+        initial_run = None if start is None else str(out / RUNS / run_name(start, seed))
+        configuration = dataclasses.replace(configuration, seed=seed, initial_run=initial_run)
         folder = RunDirectory(out / RUNS / run_name(labels, seed))
         where = {"data_dir": data_dir, "device": device, "show_progress": show_progress}
         result = train(configuration, folder.path, resume=folder.holds_run, **where)
-        measured = measure(experiment, configuration, folder, data_dir, device)
+        measured = measure(experiment, configuration, folder, data_dir, device, measuring)
         rows.append({**labels, "seed": seed, **measured})
     runs = pd.DataFrame(rows)
     table = statistics(runs, list(cases[0][0]))
@@ -175,7 +190,7 @@ def run(
     content = {
         "experiment": experiment.name,
         "source": experiment.source,
-        "settings": {**settings(cases), **experiment.notes},
+        "settings": {**settings(cases), **measuring, **experiment.notes},
         "seeds": list(seeds),
         "rows": summarized(cases, runs, table),
         "versions": result["versions"],
@@ -193,17 +208,19 @@ def measure(
     folder: RunDirectory,
     data_dir: str | None,
     device: torch.device | str,
+    options: Mapping[str, int],
 ) -> dict[str, float]:
-    """Measure a trained run, unless that is done already."""
-    if not (folder.path / MEASURES).is_file():
-        parts = {name: part.to(device) for name, part in configuration.load_data(data_dir).items()}
+    """Measure a trained run with these options, unless that is done already."""
+    name = "-".join([MEASURES, *(f"{each}{value}" for each, value in options.items())]) + ".json"
+    if not (folder.path / name).is_file():
+        parts = {part: rows.to(device) for part, rows in configuration.load_data(data_dir).items()}
         model = load(folder.path).model.to(device)
         torch.manual_seed(configuration.seed)
         with torch.no_grad():
-            measured = dict(experiment.measure(model, parts))
+            measured = dict(experiment.measure(model, parts, **options))
         with folder.owned(timeout=LOCK_TIMEOUT):
-            folder.write_json(MEASURES, measured)
-    return read(folder.path / MEASURES)
+            folder.write_json(name, measured)
+    return read(folder.path / name)
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,7 +16,6 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from echo_ext import metrics
 from echo_ext.data.mixtures import Mixture
 from echo_ext.models import MIM, LatentModel, Prior
 
@@ -166,7 +164,7 @@ def histograms(models: Mapping[str, MIM], x: Tensor, data: Mixture, procedures: 
     histograms are those of the samples that :func:`generated` draws by this procedure.
 
     Args:
-        models: The models by title.
+        models: The models by title, each with a learned q(x).
         x: Samples of P(x), (N, 1).
         data: P(x).
         procedures: Some of PROCEDURES.
@@ -175,9 +173,9 @@ def histograms(models: Mapping[str, MIM], x: Tensor, data: Mixture, procedures: 
         figure = Figure(figsize=(2.7 * len(models) + 0.3, 2.3 * len(procedures) + 0.4))
         grid = figure.subplots(2 * len(procedures), len(models), squeeze=False)
     for (title, model), column in zip(models.items(), grid.T, strict=True):
-        reference, marginal = reference_prior(model), model.data_marginal
+        reference = reference_prior(model)
         curves = {
-            "x": (data.log_prob, functools.partial(log_decoded, model) if marginal is None else marginal.log_prob),
+            "x": (data.log_prob, model.data_marginal.log_prob),
             "z": (reference.log_prob, model.prior.log_prob),
         }
         given = {"x": x, "z": reference.sample(len(x))}
@@ -234,18 +232,12 @@ def generated(model: MIM, x: Tensor, procedure: str) -> tuple[Tensor, Tensor]:
         return decoded(model.encode(x)), model.encode(decoded(z))
     if procedure == "anchors":
         return decoded(z), model.encode(x)
-    marginal = decoded(model.prior.sample(n)) if model.data_marginal is None else model.data_marginal.sample(n)
-    return decoded(model.prior.sample(n)), model.encode(marginal)
+    return decoded(model.prior.sample(n)), model.encode(model.data_marginal.sample(n))
 
 
 def reference_prior(model: MIM) -> Prior:
     """P(z)."""
     return model.prior if model.reference_prior is None else model.reference_prior
-
-
-def log_decoded(model: MIM, x: Tensor) -> Tensor:
-    """``log q(x)`` of a model where it is the marginal of the decoder."""
-    return metrics.importance_estimate(model, x, draws=1000, max_batch_size=50_000).log_likelihood
 
 
 def correlations(codes: Mapping[str, Tensor]) -> Figure:

@@ -72,7 +72,7 @@ def draw(names, table, models, test):
     for width, name in itertools.product(widths, names):
         title, values = f"{name}, {width} units", first.loc[width, name]
         shown[title] = models[width, name]
-        insets[title] = f"MI = {values[INFORMATION]:.1f}", f"RMSE = {values[ERROR]:.2g}"
+        insets[title] = f"MI = {values[INFORMATION]:.1f}", f"RMSE = {values[ERROR]:#.2g}"
     planes = figures.planes(shown, test.values(slice(PLOTTED_ROWS)), MIXTURES[DATA], insets)
     return {"measures.png": figures.trends(table), "models.png": planes}
 

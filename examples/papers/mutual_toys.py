@@ -104,7 +104,7 @@ def quantiles(places):
 
 def draw(table, models, test):
     """The information against M, figures 5 and 6 of the poster, and the mean, the spread and p(x) of the normal toy."""
-    by_toy = {toy: {f"M = {m:g}": model for (name, m), model in models.items() if name == toy} for toy in TARGETS}
+    by_toy = {toy: {f"M = {m:g}": model for (name, m), model in models.items() if name == toy} for toy in LIKELIHOODS}
     return {
         "information.png": draw_information(table),
         "states.png": draw_states(by_toy[STATES]),
