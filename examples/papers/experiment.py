@@ -148,8 +148,8 @@ def run(
 ) -> pd.DataFrame:
     """Run an experiment, write ``result.json``, ``table.md`` and its figures, and return the values of every run.
 
-    Runs that are done already, in the folder "runs", are not repeated; epochs and limit replace those of the cases. Both
-    kinds of options replace those of the experiment. The result has the cases and the seeds of this call only.
+    Runs that are done already, in the folder "runs", are not repeated. Epochs and limit replace those of the cases,
+    both kinds of options those of the experiment. The result has the cases and the seeds of this call only.
 
     Raises:
         FileExistsError: The folder contains the result of another experiment, or a run with another configuration.
