@@ -61,7 +61,7 @@ def files(folder):
 
 
 def test_every_experiment_has_a_summary_and_a_source():
-    assert len(NAMES) == 8
+    assert len(NAMES) == 12
     for name in NAMES:
         found = importlib.import_module(name).EXPERIMENT
         assert found.name == name.replace("_", "-")
