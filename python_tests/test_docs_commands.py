@@ -90,7 +90,8 @@ def test_script_takes_the_arguments_of_its_page(command, monkeypatch, tmp_path, 
 
     def run(tried, out, **options):
         assert tried is script.EXPERIMENT
-        assert set(options) == {"options", "measure_options", "seeds", "epochs", "limit", "data_dir", "device"}
+        numbers = {"options", "measure_options", "seeds", "epochs", "warm_up_epochs", "limit"}
+        assert set(options) == {*numbers, "data_dir", "device"}
         out.mkdir(parents=True)
         (out / "table.md").write_text("| no | rows |")
 

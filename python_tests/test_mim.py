@@ -356,7 +356,7 @@ def test_mim_learns_binary_images():
         ({"objective": "vae", "data_marginal": "normal"}, "data_marginal must be None for objective 'vae'"),
         (
             {"objective": "mim-h", "joint_entropy": "anchored"},
-            r"data_distribution must be the known P\(x\) .*'mim-h', got None; joint_entropy='model' needs none",
+            r"data_distribution must be the known P\(x\) .*'mim-h', got None; a recipe .*'model' needs none",
         ),
         ({"reference_means": [[1.0]]}, "reference_means must be a sequence of means with 2 numbers each, .* latent"),
         ({"data_means": [[1.0]]}, "data_means must be a sequence of means with 2 numbers each, one per column"),

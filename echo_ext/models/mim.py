@@ -132,8 +132,8 @@ class MIM(LatentModel):
             )
         if objective == "mim-h" and joint_entropy == "anchored" and data_distribution is None:
             raise ValueError(
-                "data_distribution must be the known P(x) for the anchored entropy of objective 'mim-h', got None; "
-                "joint_entropy='model' needs none"
+                "data_distribution must be the known P(x) for the anchored entropy of objective 'mim-h', got None; a "
+                "recipe makes it of data_means, and joint_entropy='model' needs none"
             )
         super().__init__(encoder, decoder, channel, prior=prior, likelihood=likelihood)
         self.objective = objective

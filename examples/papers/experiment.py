@@ -82,6 +82,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     what = "number of the first seed (%(default)s); other processes can train other seeds in the same folder"
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help=what)
     parser.add_argument("--epochs", type=int, metavar="N", help="number of epochs (that of the experiment)")
+    what = "number of epochs of the warm-up (that of the experiment)"
+    parser.add_argument("--warm-up-epochs", type=int, metavar="N", help=what)
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N training rows")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of the data sets (ECHO_EXT_DATA)")
     parser.add_argument("--device", default="cpu", help="device such as cpu or cuda (%(default)s)")
@@ -92,7 +94,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
         what = f"{name.replace('_', ' ')} of the measures (%(default)s)"
         parser.add_argument(flag(name), type=int, metavar="N", default=value, help=what)
     given = vars(parser.parse_args(arguments))
-    minima = {"seeds": 1, "first_seed": 0, "epochs": 1, "limit": 1, **dict.fromkeys(experiment.measure_options, 1)}
+    minima = dict.fromkeys(("seeds", "epochs", "warm_up_epochs", "limit", *experiment.measure_options), 1)
+    minima["first_seed"] = 0
     for name, minimum in minima.items():
         if (value := given[name]) is not None and value < minimum:
             parser.error(f"{flag(name)} must be at least {minimum}, got {value}")
@@ -141,6 +144,7 @@ def run(
     measure_options: Mapping[str, int] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
+    warm_up_epochs: int | None = None,
     limit: int | None = None,
     data_dir: str | None = None,
     device: torch.device | str = "cpu",
@@ -148,8 +152,8 @@ def run(
 ) -> pd.DataFrame:
     """Run an experiment, write ``result.json``, ``table.md`` and its figures, and return the values of every run.
 
-    Runs that are done already, in the folder "runs", are not repeated. Epochs and limit replace those of the cases,
-    both kinds of options those of the experiment. The result has the cases and the seeds of this call only.
+    Runs that are done already, in the folder "runs", are not repeated. Epochs, warm-up and limit replace those of the
+    cases, both kinds of options those of the experiment. The result has the cases and the seeds of this call only.
 
     Raises:
         FileExistsError: The folder contains the result of another experiment, or a run with another configuration.
@@ -162,7 +166,8 @@ def run(
         raise FileExistsError(
             f"{out} contains the result of {other!r}, not of {experiment.name!r}; choose another folder"
         )
-    given = {name: value for name, value in {"epochs": epochs, "limit": limit}.items() if value is not None}
+    replaced = {"epochs": epochs, "warm_up_epochs": warm_up_epochs, "limit": limit}
+    given = {name: value for name, value in replaced.items() if value is not None}
     chosen = experiment.cases(**{**experiment.options, **(options or {})})
     cases = [(labels, dataclasses.replace(each, **given)) for labels, each in chosen]
     measuring = {**experiment.measure_options, **(measure_options or {})}
