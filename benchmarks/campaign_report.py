@@ -21,7 +21,10 @@ def values_of(run):
 
 
 def report(stage, root, facts):
-    """Return the content of the tables: a row for each data set, recipe and beta, and the unfinished runs."""
+    """Return the content of the tables: a row for each data set, recipe and beta, and the unfinished runs.
+
+    A recipe is followed by the model settings that the name of its folder ends with, if the sweep had several of them.
+    """
     groups, unfinished = {}, []
     for run in run_states(root):
         folder = run.path.parent.name
@@ -29,7 +32,8 @@ def report(stage, root, facts):
             unfinished.append({"run": f"{folder}/{run.path.name}", "epochs": run.epochs, "of": run.epochs_in_all})
             continue
         found = values_of(run)
-        groups.setdefault((folder, found["data"], found["recipe"], found["beta"]), []).append(found)
+        recipe = found["recipe"] + run.path.name.partition(f"-seed{found['seed']}")[2]
+        groups.setdefault((folder, found["data"], recipe, found["beta"]), []).append(found)
     published = PUBLISHED.get(stage, {})
     rows = []
     for (folder, data, recipe, beta), runs in sorted(groups.items()):

@@ -1,5 +1,6 @@
 """The commands recipes, train, evaluate and sweep: their output and exit codes, and runs that are killed."""
 
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from echo_ext import cli, metrics, models
 from echo_ext.cli.train import settings
 from echo_ext.metrics import likelihood
 from echo_ext.training.configuration import SETTINGS, Configuration
+from echo_ext.training.sweeping import Sweep
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -87,6 +90,22 @@ def test_recipes_prints_one_line_per_recipe(capsys):
             "--beta must be numbers separated by commas, got '1,two'",
         ),
         (
+            ("sweep", "--recipe", "vae", "mim", "--data", "digits", "--beta", "1,2", "--out", "o"),
+            "--beta must be 1 for recipe 'mim', which has no such weight, got 2",
+        ),
+        *(
+            (
+                ("sweep", "--recipe", "vae", "--data", "digits", "--out", "o", "--set", f"hidden={values}"),
+                f"--set hidden must be {what}, got '{values}'",
+            )
+            for what, wrong in (
+                ("one or more values in YAML, separated by commas and none of them empty", ("", "[5],", "4,,5", "[5")),
+                ("distinct values", ("[5],[6],[ 5 ]", "1,1.0")),
+            )
+            for values in wrong
+        ),
+        (("sweep", "--recipe", "vae", "--data", "digits", "--out", "o", "--set", "hidden"), "--set must be NAME=VALUE"),
+        (
             ("sweep", "--recipe", "vae", "--data", "digits", "--beta", "1", "--out", "o", "--jobs", "0"),
             "--jobs must be at least 1, got 0",
         ),
@@ -107,6 +126,7 @@ def test_every_setting_has_a_flag():
     given = {"normalize_gradients": False, "model_settings": {"a": 1}, "warm_up_epochs": 3, "patience": None}
     assert settings(arguments) == given
     assert settings(parser.parse_args(["train"])) == {}
+    assert settings(parser.parse_args(["train", "--set", "a=1,2"])) == {"model_settings": {"a": "1,2"}}
 
 
 def test_none_switches_off_early_stopping(capsys):
@@ -176,6 +196,43 @@ def test_sweep_prints_its_table(capsys):
     assert "means over the seeds, without the 1 best and worst by -ELBO, +- standard errors" in report
     code, line = fail(capsys, *words, "--out", "grid", *QUICK, "--trim", "2")
     assert (code, "--trim must be less than half the number of seeds, which is 3 for 'vae'" in line) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[5],[20],[500]", [[5], [20], [500]]),
+        ("[256,256]", [[256, 256]]),
+        ("vae,mim", ["vae", "mim"]),
+        ("0.5, 1", [0.5, 1]),
+        ("""'a,b',"c,d" """, ["a,b", "c,d"]),
+        ("{a: 1, b: [2, 3]},null", [{"a": 1, "b": [2, 3]}, None]),
+        ("true", [True]),
+    ],
+)
+def test_values_of_set_are_an_axis_of_the_grid(monkeypatch, text, values):
+    def sweep(configurations, *_, **__):
+        runs.extend(configurations)
+        return Sweep(pd.DataFrame(), {}, [], pd.DataFrame(), [])
+
+    runs = []
+    monkeypatch.setattr("echo_ext.training.sweep", sweep)
+    words = ["sweep", "--recipe", "mim", "a-mim", "--data", "digits", "--seeds", "0,1", "--out", "grid"]
+    assert cli.main([*words, "--set", "prior=a,b", "--set", f"hidden={text}"]) == 0
+    found = [(run.seed, run.recipe, run.model_settings["prior"], run.model_settings["hidden"]) for run in runs]
+    assert found == list(itertools.product((0, 1), ("mim", "a-mim"), ("a", "b"), values))
+    assert {run.beta for run in runs} == {1}
+
+
+def test_sweep_prints_the_settings_that_differ(capsys):
+    words = ["sweep", "--recipe", "mim", "--data", "digits", "--set", "objective=vae,mim"]
+    assert cli.main([*words, "--out", "grid", *QUICK, "--evaluate"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines[:2]] == [
+        f"mim-beta1-seed0-objective{each}" for each in ("vae", "mim")
+    ]
+    labels = [line.split("  ")[0] for line in lines if line.startswith("mim, ")]
+    assert labels == 2 * ["mim, objective=vae", "mim, objective=mim"]  # of the two tables
 
 
 def test_interrupted_run_prints_how_to_continue(capsys, monkeypatch):

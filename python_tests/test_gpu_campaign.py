@@ -161,6 +161,15 @@ def test_damaged_result_is_left_out_of_archive_and_table(tmp_path, archive, runs
     assert {run["run"] for run in report["unfinished"]} == {"a/seed0", "b/stopped"}
 
 
+def test_report_has_a_row_for_each_model_setting(runs):
+    import campaign_report
+
+    for seed, setting in ((0, 8), (1, 16)):
+        (runs / "a" / f"seed{seed}").rename(runs / "a" / f"vae-beta1-seed{seed}-hidden{setting}")
+    report = campaign_report.report("rehearsal", runs, {})
+    assert [(row["recipe"], row["seeds"]) for row in report["rows"]] == [("vae-hidden16", 1), ("vae-hidden8", 1)]
+
+
 def test_archive_does_not_replace_newer_runs(tmp_path, archive, runs):
     archive.pack(runs, tmp_path / "out")
     stopped = runs / "b" / "stopped"

@@ -1,11 +1,13 @@
 """Runs that stop at a deadline, and sweeps of several processes that are stopped and killed."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -17,10 +19,11 @@ import torch
 from training_cases import PassesAfter, checkpoint, same
 
 from echo_ext import EchoChannel, cli, training
+from echo_ext.cli.sweep import _print_equal_rate
 from echo_ext.models.autoencoder import Autoencoder
-from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running
+from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitReached, running, sweeping
 from echo_ext.training.processes import run_in_processes
-from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate, matched_by_rate
+from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate, matched_by_rate, series_label
 
 for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -252,14 +255,92 @@ def test_figure_has_mean_reconstructions_and_their_rates(tmp_path, monkeypatch):
         Autoencoder, "reconstruct", lambda model, x, draws=1: seen.append(draws) or reconstruct(model, x, draws)
     )
     monkeypatch.setattr(
-        plots, "rate_distortion_curves", lambda measured, **options: seen.append(options) or curves(measured, **options)
+        plots,
+        "rate_distortion_curves",
+        lambda measured, **options: seen.append((list(measured), options)) or curves(measured, **options),
     )
     monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
-    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "batch_size": 20, "model_settings": {"hidden": [8]}}
-    row = training.sweep([Configuration.of("vae", "digits", **settings)], tmp_path).table.iloc[0]
-    assert seen[0] == 10
-    assert list(seen[1]["reconstructed"]) == ["test image", f"vae, {row['rate']:.1f} nats"]
-    assert seen[1]["min_rates"] is None
+    settings = {"limit": 100, "epochs": 1, "latent_dim": 2, "batch_size": 20}
+    grid = [Configuration.of("vae", "digits", **settings, model_settings={"hidden": [width]}) for width in (8, 4)]
+    rates = training.sweep(grid, tmp_path).table["rate"]
+    labels = ["vae, hidden=[8]", "vae, hidden=[4]"]
+    *draws, (curve_labels, options) = seen
+    assert (draws, curve_labels) == ([10, 10], labels)
+    shown = [f"{label}, {rate:.1f} nats" for label, rate in zip(labels, rates, strict=True)]
+    assert list(options["reconstructed"]) == ["test image", *shown]
+    assert options["min_rates"] is None
+
+
+# ---- Model settings --------------------------------------------------------------------------------------------------
+
+
+def mim(seed=0, epochs=1, **settings):
+    more = {"seed": seed, "epochs": epochs, "model_settings": settings}
+    return Configuration.of("mim", "gmm2d", limit=100, latent_dim=2, patience=None, **more)
+
+
+def test_grid_of_model_settings_is_averaged_over_its_seeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(running.evaluation, "write_figures", lambda *_: None)
+    points = list(itertools.product(([4], [8, 8]), ("vae", "mim")))
+    grid = [mim(seed, hidden=hidden, objective=objective) for seed in (0, 1) for hidden, objective in points]
+    done = training.sweep(grid, tmp_path)
+    assert done.settings == ["hidden", "objective"]
+    rows = done.table.to_dict("records")
+    assert [(row["hidden"], row["objective"], row["seeds"]) for row in rows] == [
+        (str(hidden), objective, 2) for hidden, objective in points
+    ]
+    for row, (hidden, objective) in zip(rows, points, strict=True):
+        folders = [f"mim-beta1-seed{seed}-hidden{'_'.join(map(str, hidden))}-objective{objective}" for seed in (0, 1)]
+        losses = [RunDirectory(tmp_path / folder).result()["neg_elbo"] for folder in folders]
+        assert row["neg_elbo"] == pytest.approx(statistics.mean(losses))
+        assert row["neg_elbo_std"] == pytest.approx(statistics.stdev(losses))
+    assert (tmp_path / "table.csv").read_text().startswith("recipe,hidden,objective,beta,seeds,rate_name,rate,")
+    assert json.loads((tmp_path / "table.json").read_text())[3]["hidden"] == "[8, 8]"
+    with pytest.raises(ValueError, match=r"which is 2 for 'mim, hidden=\[4\], objective=vae' at beta 1, got 1"):
+        training.sweep(grid, tmp_path, trim=1)
+
+
+def test_extreme_seeds_are_those_of_each_series():
+    losses = {1: [5, 90, 7, 6], 0.5: [50, 60, 40, 0], "": [1, 2, 3, 4]}
+    results = [
+        {"recipe": "echo", "gain": gain, "beta": 1.0, "seed": seed, "rate": 0.0, "distortion": loss, "neg_elbo": loss}
+        for gain, each in losses.items()
+        for seed, loss in enumerate(each)
+    ]
+    table = sweeping._table(results, 1, ["gain"])
+    assert list(table["gain"]) == [1, 0.5, ""]
+    assert list(table["neg_elbo"]) == [6.5, 45, 2.5]
+    assert "gain_std" not in table
+
+
+def test_series_have_curves_of_their_own(capsys):
+    lines = {1: (2, 90), 0.5: (1, 80)}
+    results = [{**each, "gain": gain} for gain, line in lines.items() for each in on_a_line("echo", 0, (2, 6), *line)]
+    found = at_equal_rate(results, settings=["gain"])
+    rates = np.linspace(2, 6, EQUAL_RATES)
+    assert list(found.columns[:3]) == ["recipe", "gain", "rate"]
+    np.testing.assert_allclose(found["distortion"], [*(90 - 2 * rates), *(80 - rates)])
+    assert [results[index]["gain"] for index in matched_by_rate(results, ["gain"])] == [1, 0.5, 1, 0.5]
+    _print_equal_rate(found, ["gain"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ") == ["rate", "echo, gain=1", "echo, gain=0.5"]
+    assert lines[-1].split() == ["6.00", "78.00", "74.00"]
+    assert series_label({"recipe": "vae", "gain": "", "sync": True}, ["gain", "sync"]) == "vae, sync=true"
+
+
+@pytest.mark.parametrize(
+    ("other", "folder"),
+    [
+        (mim(prior="a/b"), "mim-beta1-seed0"),
+        (mim(prior="a/b", epochs=2), "mim-beta1-seed0"),
+        (mim(prior="a:b"), "mim-beta1-seed0-priora_b"),
+    ],
+)
+def test_runs_of_one_folder_are_refused(tmp_path, other, folder):
+    complaint = "configurations must differ in recipe, beta, seed or the letters and digits of a model setting, got two"
+    with pytest.raises(ValueError, match=f"{complaint} for the folder '{folder}'; leave one of them out"):
+        training.sweep([mim(prior="a/b"), other], tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
 
 
 # ---- Calls in processes ----------------------------------------------------------------------------------------------

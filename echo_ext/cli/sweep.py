@@ -1,4 +1,4 @@
-"""The command ``echo-ext sweep``, which trains a grid of recipes, betas and seeds."""
+"""The command ``echo-ext sweep``, which trains a grid of recipes, model settings, betas and seeds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_ext import _checks
+from echo_ext._checks import brief
 from echo_ext.cli.evaluate import LABELS
 from echo_ext.cli.printing import print_table, with_error
-from echo_ext.cli.train import PACKAGES, add_settings, options, settings
+from echo_ext.cli.train import PACKAGES, add_settings, model_setting, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
 from echo_ext.training.configuration import SETTINGS, Configuration
+from echo_ext.training.sweeping import series_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "train a grid of recipes, betas and seeds; print the table and plot the rate-distortion curves"
+HELP = "train a grid of recipes, model settings, betas and seeds; print the table and plot the rate-distortion curves"
 
 Value = TypeVar("Value")
 
@@ -31,16 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, text = parser.add_argument, "weights of the rate, separated by commas, such as 0.1,0.5,1,2"
     add("--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them")
     add("--data", required=True, metavar="NAME", help=SETTINGS["data"].help)
-    add("--beta", required=True, metavar="LIST", help=text)
+    add("--beta", default="1", metavar="LIST", help=text)
     add("--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")
     add("--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device")
     text = "save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them"
     add("--time-limit", metavar="TIME", help=text)
-    text = "leave out the N best and the N worst seeds of each recipe and beta, by -ELBO, from the averages"
+    text = "leave out the N best and the N worst seeds, by -ELBO, from the averages over the seeds"
     add("--trim", type=int, default=0, metavar="N", help=text)
     add("--evaluate", action="store_true", help="evaluate each run too, and average these measures")
-    add_settings(parser, without=("recipe", "data", "beta", "seed"))
+    text = "another argument of the model with one or more values in YAML, such as --set hidden=[256,256] or --set "
+    text += "hidden=[5],[20], which trains with each; can be repeated"
+    add("--set", dest="model_settings", action="append", metavar="NAME=LIST", default=argparse.SUPPRESS, help=text)
+    add_settings(parser, without=("recipe", "data", "beta", "seed", "model_settings"))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -52,10 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
     _checks.installed(*PACKAGES, *packages, purpose="sweep")
     from echo_ext import training
 
-    given = settings(arguments)
+    given = settings(arguments, _axis)
+    axes = given.get("model_settings", {})
+    models = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     # All runs of one seed come first, so that a sweep which stops early has a complete table of fewer seeds.
-    grid = itertools.product(seeds, dict.fromkeys(arguments.recipe), betas)
-    runs = [Configuration.of(**given | {"recipe": recipe, "beta": beta, "seed": seed}) for seed, recipe, beta in grid]
+    grid = itertools.product(seeds, dict.fromkeys(arguments.recipe), models, betas)
+    runs = [
+        Configuration.of(**given | {"recipe": recipe, "model_settings": model, "beta": beta, "seed": seed})
+        for seed, recipe, model, beta in grid
+    ]
     try:
         limits = {"jobs": arguments.jobs, "time_limit": time_limit}
         limits |= {"trim": arguments.trim, "evaluate": arguments.evaluate}
@@ -66,16 +76,17 @@ def run(arguments: argparse.Namespace) -> None:
         print()
         header = ("recipe", "beta", "seeds", "", "rate", "distortion", "-ELBO")
         rows = done.table.to_dict("records")
-        print_table([header, *map(_cells, rows)])
+        labels = [series_label(row, done.settings) for row in rows]
+        print_table([header, *((label, *_cells(row)) for label, row in zip(labels, rows, strict=True))])
         if names := [name for name in LABELS if name in done.table and name not in ("rate", "distortion", "neg_elbo")]:
             print()
             measured = [[with_error(row[name], row[f"{name}_error"], 3) for name in names] for row in rows]
-            settings_of = [(row["recipe"], f"{row['beta']:g}") for row in rows]
-            labels = ("recipe", "beta", *(LABELS[name] for name in names))
-            print_table([labels, *((*each, *cells) for each, cells in zip(settings_of, measured, strict=True))])
-        if done.equal_rate["recipe"].nunique() > 1:
+            betas_of = [f"{row['beta']:g}" for row in rows]
+            heads = ("recipe", "beta", *(LABELS[name] for name in names))
+            print_table([heads, *((*each, *cells) for *each, cells in zip(labels, betas_of, measured, strict=True))])
+        if len(done.equal_rate.drop_duplicates(["recipe", *done.settings])) > 1:
             print("\ndistortion at equal rates, interpolated between betas")
-            _print_equal_rate(done.equal_rate)
+            _print_equal_rate(done.equal_rate, done.settings)
         left_out = f", without the {arguments.trim} best and worst by -ELBO" if arguments.trim else ""
         print(f"means over the seeds{left_out}, +- standard errors")
         print(f"written to {arguments.out}")
@@ -96,6 +107,20 @@ def _list(flag: str, text: str, kind: Callable[[str], Value]) -> Sequence[Value]
         raise ValueError(f"{flag} must be numbers separated by commas, got {text!r}") from None
 
 
+def _axis(name: str, text: str) -> list[Any]:
+    """The values of ``--set NAME=TEXT``, which commas outside brackets, braces and quotes separate."""
+    try:
+        values: Any = model_setting(name, f"[{text}]")
+    except ValueError:
+        values = []
+    if not values or text.rstrip().endswith(","):
+        what = "one or more values in YAML, separated by commas and none of them empty"
+        raise ValueError(f"--set {name} must be {what}, got {brief(text)}")
+    if any(value in values[:index] for index, value in enumerate(values)):
+        raise ValueError(f"--set {name} must be distinct values, got {brief(text)}")
+    return list(values)
+
+
 def _seconds(text: str) -> float:
     """Convert a time such as 540, 90s, 9m or 1h30m to seconds."""
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d*)?)s?)?", text)
@@ -112,14 +137,15 @@ def _report(name: str, result: dict[str, Any] | None) -> None:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     measured = [with_error(row[name], row[f"{name}_error"]) for name in ("rate", "distortion", "neg_elbo")]
-    return row["recipe"], f"{row['beta']:g}", str(row["seeds"]), RATE_WORDS[row["rate_name"]], *measured
+    return f"{row['beta']:g}", str(row["seeds"]), RATE_WORDS[row["rate_name"]], *measured
 
 
-def _print_equal_rate(table: pd.DataFrame) -> None:
-    """Print a row for each rate and a column for each recipe."""
+def _print_equal_rate(table: pd.DataFrame, settings: Sequence[str]) -> None:
+    """Print a row for each rate and a column for each series."""
     cells = [with_error(*each) for each in table[["distortion", "distortion_error"]].to_numpy().tolist()]
-    recipes = list(dict.fromkeys(table["recipe"]))
-    grid = table.assign(cell=cells).pivot(index="rate", columns="recipe", values="cell")[recipes]
+    labels = [series_label(row, settings) for row in table.to_dict("records")]
+    columns = list(dict.fromkeys(labels))
+    grid = table.assign(cell=cells, series=labels).pivot(index="rate", columns="series", values="cell")[columns]
     print_table(
-        [("rate", *recipes), *((f"{rate:.2f}", *row) for rate, row in zip(grid.index, grid.to_numpy(), strict=True))]
+        [("rate", *columns), *((f"{rate:.2f}", *row) for rate, row in zip(grid.index, grid.to_numpy(), strict=True))]
     )

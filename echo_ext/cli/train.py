@@ -14,7 +14,7 @@ from echo_ext.cli.printing import print_table
 from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
 from echo_ext.training.configuration import SETTINGS, Configuration
 
-__all__ = ["HELP", "add_arguments", "add_settings", "options", "run", "settings"]
+__all__ = ["HELP", "add_arguments", "add_settings", "model_setting", "options", "run", "settings"]
 
 HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
 
@@ -94,10 +94,29 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**given, "device": find_device(arguments.device)}
 
 
-def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that are given as flags."""
+def model_setting(name: str, text: str) -> Any:
+    """The value of ``--set NAME=TEXT``."""
+    from echo_ext.training.parsing import parse_yaml
+
+    try:
+        return parse_yaml(text)
+    except ValueError:
+        raise ValueError(f"--set {name} must be YAML, got {brief(text)}") from None
+
+
+def settings(arguments: argparse.Namespace, parse: Callable[[str, str], Any] = model_setting) -> dict[str, Any]:
+    """The settings that are given as flags; ``parse`` converts the name and the text of each ``--set``."""
     given = {name: getattr(arguments, name) for name in SETTINGS if name in arguments}
-    return given | ({"model_settings": _model_settings(given["model_settings"])} if "model_settings" in given else {})
+    if "model_settings" in given:
+        given["model_settings"] = {name: parse(name, text) for name, text in map(_assignment, given["model_settings"])}
+    return given
+
+
+def _assignment(given: str) -> tuple[str, str]:
+    name, equals, text = given.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set must be NAME=VALUE, got {brief(given)}")
+    return name, text
 
 
 def _configuration(arguments: argparse.Namespace) -> Configuration:
@@ -112,18 +131,3 @@ def _configuration(arguments: argparse.Namespace) -> Configuration:
     from echo_ext.training import RunDirectory
 
     return Configuration.from_mapping({**RunDirectory(arguments.out).configuration().as_mapping(), **given})
-
-
-def _model_settings(assignments: list[str]) -> dict[str, Any]:
-    from echo_ext.training.parsing import parse_yaml
-
-    values = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not (name and equals):
-            raise ValueError(f"--set must be NAME=VALUE, got {brief(assignment)}")
-        try:
-            values[name] = parse_yaml(value)
-        except ValueError:
-            raise ValueError(f"--set {name} must be YAML, got {brief(value)}") from None
-    return values

@@ -1,11 +1,13 @@
-"""Sweeps: training of a grid of recipes, betas and seeds, and its rate-distortion curves."""
+"""Sweeps: training of a grid of recipes, model settings, betas and seeds, and its rate-distortion curves."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,13 +33,13 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["Sweep", "at_equal_rate", "matched_by_rate", "sweep"]
+__all__ = ["Sweep", "at_equal_rate", "matched_by_rate", "series_label", "sweep"]
 
 TABLE, EQUAL_RATE = "table", "equal_rate"
-# Number of rates at which the recipes are compared.
+# Number of rates at which the series are compared.
 EQUAL_RATES = 7
 CURVES = "rate_distortion.png"
-# The reconstructions in the figure: images, averaged samples of z, and rates at which the recipes are shown.
+# The reconstructions in the figure: images, averaged samples of z, and rates at which the series are shown.
 RECONSTRUCTED_IMAGES, RECONSTRUCTION_DRAWS, SHOWN_RATES = 8, 10, 4
 # Seconds to wait while another sweep of the same folder writes its table.
 LOCK_TIMEOUT = 60.0
@@ -47,20 +49,26 @@ IMPORTANCE_SETTINGS = ("importance_draws", "importance_rows")
 class Sweep(NamedTuple):
     """The result of a sweep.
 
+    Its runs form series, which share the recipe and the model settings that differ in the sweep. The tables have a
+    column for each of these settings, with numbers, strings, or the YAML text of other values; it is empty where a
+    configuration does not give the setting.
+
     Attributes:
-        table: One row for each recipe and beta of the finished runs: the mean over the seeds of every numeric measure,
+        table: One row for each series and beta of the finished runs: the mean over the seeds of every numeric measure,
             of ``evaluate`` too if the runs were evaluated, in nats per sample where it is an information or a
             likelihood. ``NAME_std`` and ``NAME_error`` are its standard deviation over the seeds and the standard error
             of the mean (NaN for one seed).
         failures: The folder name and the error of each run that failed.
         unfinished: The folder names of the runs that the time limit stopped or did not let start.
-        equal_rate: The distortion of each recipe at rates that all of them reach, as :func:`at_equal_rate` returns it.
+        equal_rate: The distortion of each series at rates that all of them reach, as :func:`at_equal_rate` returns it.
+        settings: The names of the model settings that differ among the runs of a recipe.
     """
 
     table: pd.DataFrame
     failures: dict[str, str]
     unfinished: list[str]
     equal_rate: pd.DataFrame
+    settings: list[str]
 
 
 def sweep(
@@ -76,19 +84,21 @@ def sweep(
 ) -> Sweep:
     """Train every configuration in a folder of its own; write its tables and ``rate_distortion.png``.
 
-    The tables are ``table.csv`` and ``table.json``, and ``equal_rate.csv`` if the curves of the recipes overlap.
+    The tables are ``table.csv`` and ``table.json``, and ``equal_rate.csv`` if the curves of the series overlap.
+    The folder of a run is RECIPE-betaBETA-seedSEED, followed by -NAMEVALUE for each of the settings that differ.
 
     Finished runs are not trained again, and interrupted runs are resumed. A run that fails does not stop the others,
     nor does a run whose files are damaged or that another process is training. On a CPU the weights do not depend on
     when and how often the sweep was stopped.
 
     Args:
-        configurations: The runs, in the order of training, all on one data set; they differ in recipe, beta or seed.
+        configurations: The runs, in the order of training, all on one data set; they differ in recipe, model settings,
+            beta or seed.
         out: The folder of the table and of the folders of all runs.
         jobs: Number of runs at a time, each in its own process. More use a GPU better and need more of its memory.
         time_limit: Seconds after which all runs are saved and the sweep returns. The same call continues them. A run
             that is being evaluated at that time is finished first. None means no limit.
-        trim: Number of the best and of the worst seeds, by -ELBO, that the averages of each recipe and beta leave out;
+        trim: Number of the best and of the worst seeds, by -ELBO, that the averages of each series and beta leave out;
             1 is that of the Echo paper. Those with no more than twice as many finished runs are not in the table.
         evaluate: Whether to evaluate each run, as :func:`~echo_ext.training.evaluate` does, and to average these
             measures too. A run with an ``evaluation.json`` of all its epochs is not evaluated again.
@@ -105,12 +115,17 @@ def sweep(
     if not configurations:
         raise ValueError("configurations must contain at least one, got none")
     _checks.whole("jobs", jobs, minimum=1)
-    _check_trim(configurations, trim)
+    settings = _differing(configurations)
+    _check_trim(configurations, settings, trim)
     deadline = None if time_limit is None else Deadline.after(time_limit)
     out = Path(out)
-    runs = {f"{each.recipe}-beta{each.beta:g}-seed{each.seed}": each for each in configurations}
-    if len(runs) < len(configurations):
-        raise ValueError("configurations must differ in recipe, beta or seed, but two of them do not")
+    runs: dict[str, Configuration] = {}
+    for each in configurations:
+        if runs.setdefault(name := _folder(each, settings), each) is not each:
+            raise ValueError(
+                "configurations must differ in recipe, beta, seed or the letters and digits of a model setting, "
+                f"got two for the folder {name!r}; leave one of them out"
+            )
     for name, configuration in runs.items():
         with contextlib.suppress(ValueError):  # a damaged folder is reported as the failure of its run
             RunDirectory(out / name).refuse_other_run(configuration)
@@ -124,11 +139,11 @@ def sweep(
         if isinstance(outcome, Exception):
             failures[name] = f"{type(outcome).__name__}: {outcome}"
         else:
-            found[name] = outcome
+            found[name] = {**outcome, **_series(runs[name], settings)}
         on_run(name, found.get(name))
     finished = {name: run for name, run in runs.items() if name in found}
     results = [found[name] for name in finished]
-    table, equal_rate = _table(results, trim), at_equal_rate(results)
+    table, equal_rate = _table(results, trim, settings), at_equal_rate(results, settings=settings)
     if len(table):
         folder = RunDirectory(out, task="sweep")
         with folder.owned(timeout=LOCK_TIMEOUT):
@@ -136,9 +151,50 @@ def sweep(
             if len(equal_rate):
                 folder.write(f"{EQUAL_RATE}.csv", equal_rate.to_csv(index=False, na_rep="nan").encode())
             folder.write_json(f"{TABLE}.json", table.astype(object).where(table.notna(), None).to_dict("records"))
-            folder.write_figures({CURVES: _curves(table, results, finished, out, options.get("data_dir"))})
+            folder.write_figures({CURVES: _curves(table, results, settings, finished, out, options.get("data_dir"))})
     unfinished = [name for name in runs if name not in found and name not in failures]
-    return Sweep(table, failures, unfinished, equal_rate)
+    return Sweep(table, failures, unfinished, equal_rate, settings)
+
+
+def _differing(configurations: Sequence[Configuration]) -> list[str]:
+    """The names of the model settings that differ among the configurations of a recipe."""
+    names = dict.fromkeys(itertools.chain(*(each.model_settings for each in configurations)))
+    recipes = {each.recipe for each in configurations}
+
+    def number_of_series(name: str) -> int:
+        return len({tuple(_series(each, [name]).values()) for each in configurations})
+
+    return [name for name in names if number_of_series(name) > len(recipes)]
+
+
+def _series(configuration: Configuration, settings: Sequence[str]) -> dict[str, Any]:
+    """What the runs of a curve have in common, as columns of the tables: their recipe and the settings that differ."""
+    given = {name: configuration.model_settings.get(name, "") for name in settings}
+    plain = {name: each if isinstance(each, int | float) else _text(each) for name, each in given.items()}
+    return {"recipe": configuration.recipe, **plain}
+
+
+def series_label(series: Mapping[str, Any], settings: Sequence[str]) -> str:
+    """The name of a series, such as ``mim, objective=vae``, from its columns in a table."""
+    return ", ".join([series["recipe"], *(f"{name}={text}" for name, text in _texts(series, settings).items())])
+
+
+def _folder(configuration: Configuration, settings: Sequence[str]) -> str:
+    """The name of the folder of a run."""
+    name = f"{configuration.recipe}-beta{configuration.beta:g}-seed{configuration.seed}"
+    for setting, text in _texts(_series(configuration, settings), settings).items():
+        name += f"-{setting}" + re.sub(r"[^a-zA-Z0-9.+-]+", "_", text).strip("_")
+    return name
+
+
+def _texts(series: Mapping[str, Any], settings: Sequence[str]) -> dict[str, str]:
+    """The texts of the settings that a series gives."""
+    return {name: _text(series[name]) for name in settings if series[name] != ""}
+
+
+def _text(value: object) -> str:
+    """The value of a setting in YAML, which is the same for 1 and 1.0, as a column with 0.5 makes a float of 1."""
+    return value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
 
 
 def _outcomes(
@@ -197,29 +253,30 @@ def _evaluation(path: Path, result: Mapping[str, Any], options: Mapping[str, Any
     return evaluate_run(path, **{name: options[name] for name in ("data_dir", "device") if name in options})
 
 
-def _check_trim(configurations: Sequence[Configuration], trim: int) -> None:
-    """Refuse a number of extreme seeds that leaves none of a recipe and beta."""
+def _check_trim(configurations: Sequence[Configuration], settings: Sequence[str], trim: int) -> None:
+    """Refuse a number of extreme seeds that leaves none of a series and beta."""
     _checks.whole("trim", trim, minimum=0)
-    for (recipe, beta), seeds in Counter((each.recipe, each.beta) for each in configurations).items():
+    groups = [(series_label(_series(each, settings), settings), each.beta) for each in configurations]
+    for (label, beta), seeds in Counter(groups).items():
         if seeds <= 2 * trim:
             raise ValueError(
-                f"trim must be less than half the number of seeds, which is {seeds} for {recipe!r} at beta {beta:g}, "
+                f"trim must be less than half the number of seeds, which is {seeds} for {label!r} at beta {beta:g}, "
                 f"got {trim}"
             )
 
 
-def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
+def _table(results: Sequence[Mapping[str, Any]], trim: int = 0, settings: Sequence[str] = ()) -> pd.DataFrame:
     """The table of :class:`Sweep`, in the order of the results."""
     import pandas as pd
 
-    keys, quantities = ["recipe", "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
+    keys, quantities = ["recipe", *settings, "beta", "rate_name"], ["rate", "distortion", "neg_elbo"]
     named = [(rate_name_in(result), result) for result in results]
     rows = [{**result, "rate_name": name, "rate": result[name]} for name, result in named]
-    others = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in quantities]
+    others = [name for name in dict.fromkeys(itertools.chain(*rows)) if name not in (*keys, *quantities)]
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in others}
     quantities += [name for name, values in known.items() if values and all(_is_measure(name, each) for each in values)]
     runs = pd.DataFrame(rows, columns=[*keys, "seed", *quantities])
-    groups = runs.groupby(keys)["neg_elbo"]
+    groups = runs.groupby(keys, sort=False)["neg_elbo"]
     place = groups.rank(method="first")
     runs = runs[(place > trim) & (place <= groups.transform("size") - trim)]
     kinds = (("", "mean"), ("_std", "std"), ("_error", "sem"))
@@ -229,29 +286,34 @@ def _table(results: Sequence[Mapping[str, Any]], trim: int = 0) -> pd.DataFrame:
     return table
 
 
-def at_equal_rate(results: Sequence[Mapping[str, Any]], rates: Sequence[float] | None = None) -> pd.DataFrame:
-    """Compare the distortions of recipes at equal rates.
+def at_equal_rate(
+    results: Sequence[Mapping[str, Any]], rates: Sequence[float] | None = None, *, settings: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Compare the distortions of series at equal rates.
 
-    The curve of each recipe and seed, over its betas, is interpolated linearly between the measured rates, and never
+    The curve of each series and seed, over its betas, is interpolated linearly between the measured rates, and never
     extrapolated.
 
     Args:
-        results: The contents of ``result.json`` of all runs, with at least two betas for each recipe and seed; a seed
+        results: The contents of ``result.json`` of all runs, with at least two betas for each series and seed; a seed
             with only one is left out.
         rates: Rates in nats; None for evenly spaced ones over the range that all curves have in common.
+        settings: The names of model settings that the results have too. A series is a recipe with their values.
 
     Returns:
-        For each recipe and rate the number of seeds whose curves reach it and, in nats per sample, the mean of their
+        For each series and rate the number of seeds whose curves reach it and, in nats per sample, the mean of their
         distortions (NaN if there are none), the standard deviation, and the standard error of the mean (NaN for one
         seed). There are no rows if the curves have no range of rates in common.
     """
     import numpy as np
     import pandas as pd
 
-    columns = ["recipe", "seed", "rate", "distortion"]
+    series = ["recipe", *settings]
+    columns = [*series, "seed", "rate", "distortion"]
     runs = pd.DataFrame([{**each, "rate": each[rate_name_in(each)]} for each in results], columns=columns)
-    points = runs.groupby(columns[:3], sort=False, as_index=False).mean()
-    curves = [(key, each.sort_values("rate")) for key, each in points.groupby(columns[:2], sort=False) if len(each) > 1]
+    points = runs.groupby([*series, "seed", "rate"], sort=False, as_index=False).mean()
+    by_seed = points.groupby([*series, "seed"], sort=False)
+    curves = [(key[:-1], each.sort_values("rate")) for key, each in by_seed if len(each) > 1]
     if rates is None:
         low = max((each["rate"].iloc[0] for _, each in curves), default=0.0)
         high = min((each["rate"].iloc[-1] for _, each in curves), default=0.0)
@@ -260,16 +322,16 @@ def at_equal_rate(results: Sequence[Mapping[str, Any]], rates: Sequence[float] |
     interpolated = [
         pd.DataFrame(
             {
-                "recipe": recipe,
+                **dict(zip(series, key, strict=True)),
                 "rate": rates,
                 "distortion": np.interp(rates, each["rate"], each["distortion"], nan, nan),
             }
         )
-        for (recipe, _), each in curves
+        for key, each in curves
     ]
-    found = pd.concat([pd.DataFrame({"recipe": [], "rate": [], "distortion": []}), *interpolated])
+    found = pd.concat([pd.DataFrame({name: [] for name in (*series, "rate", "distortion")}), *interpolated])
     kinds = {"seeds": "count", "distortion": "mean", "distortion_std": "std", "distortion_error": "sem"}
-    return found.groupby(["recipe", "rate"], sort=False)["distortion"].agg(**kinds).reset_index()
+    return found.groupby([*series, "rate"], sort=False)["distortion"].agg(**kinds).reset_index()
 
 
 def _is_measure(name: str, value: object) -> bool:
@@ -280,27 +342,27 @@ def _is_measure(name: str, value: object) -> bool:
     return is_number and not is_setting and not name.endswith("_error")
 
 
-def matched_by_rate(results: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Choose runs of similar rate: the index of each run of a reference recipe, followed by the matches of the others.
+def matched_by_rate(results: Sequence[Mapping[str, Any]], settings: Sequence[str] = ()) -> list[int]:
+    """Choose runs of similar rate: the index of each run of a reference series, followed by the matches of the others.
 
-    The reference is the first recipe with Echo noise, or the first of all. Its runs are those of its first seed, in the
-    order of their rates, at most ``SHOWN_RATES`` of them. The match of another recipe is the run with the nearest rate.
+    The reference is the first series with Echo noise, or the first of all. Its runs are those of its first seed, in the
+    order of their rates, at most ``SHOWN_RATES`` of them. The match of another series is the run with the nearest rate.
     """
     rates = [each[rate_name_in(each)] for each in results]
-    by_recipe: dict[str, list[int]] = {}
+    by_series: dict[str, list[int]] = {}
     for index, each in enumerate(results):
-        by_recipe.setdefault(each["recipe"], []).append(index)
-    if not by_recipe:
+        by_series.setdefault(series_label(each, settings), []).append(index)
+    if not by_series:
         return []
-    reference = next((each["recipe"] for each in results if "min_rate" in each), next(iter(by_recipe)))
-    seed = min(results[index]["seed"] for index in by_recipe[reference])
-    known = sorted((index for index in by_recipe[reference] if results[index]["seed"] == seed), key=rates.__getitem__)
+    reference = next((series_label(each, settings) for each in results if "min_rate" in each), next(iter(by_series)))
+    seed = min(results[index]["seed"] for index in by_series[reference])
+    known = sorted((index for index in by_series[reference] if results[index]["seed"] == seed), key=rates.__getitem__)
     count = min(SHOWN_RATES, len(known))
     chosen = [known[round(place * (len(known) - 1) / max(count - 1, 1))] for place in range(count)]
     return [
-        index if recipe == reference else min(others, key=lambda other: abs(rates[other] - rates[index]))
+        index if label == reference else min(others, key=lambda other: abs(rates[other] - rates[index]))
         for index in chosen
-        for recipe, others in sorted(by_recipe.items(), key=lambda each: each[0] != reference)
+        for label, others in sorted(by_series.items(), key=lambda each: each[0] != reference)
     ]
 
 
@@ -308,6 +370,7 @@ def matched_by_rate(results: Sequence[Mapping[str, Any]]) -> list[int]:
 def _curves(
     table: pd.DataFrame,
     results: Sequence[Mapping[str, Any]],
+    settings: Sequence[str],
     runs: Mapping[str, Configuration],
     out: Path,
     data_dir: str | os.PathLike[str] | None,
@@ -316,11 +379,13 @@ def _curves(
     from echo_ext import plots
 
     errors = ["rate_error", "distortion_error", "neg_elbo_error"]
+    labels = [series_label(row, settings) for row in table.to_dict("records")]
+    by_series = table.assign(series=labels).groupby("series", sort=False)
     measured = {
-        recipe: [RateDistortion(*row) for row in rows[["rate", "distortion", "rate_name", *errors]].to_numpy()]
-        for recipe, rows in table.groupby("recipe", sort=False)
+        label: [RateDistortion(*row) for row in rows[["rate", "distortion", "rate_name", *errors]].to_numpy()]
+        for label, rows in by_series
     }
-    floors = table.groupby("recipe")["min_rate"].max().dropna().to_dict() if "min_rate" in table else None
+    floors = by_series["min_rate"].max().dropna().to_dict() if "min_rate" in table else None
     test = next(iter(runs.values())).load_data(data_dir)["test"]
     images = None
     if len(test.data_shape) == 3:
@@ -328,8 +393,8 @@ def _curves(
         images = {"test image": x}
         # A run that was trained on another machine may have a result but no weights here.
         saved = [pair for pair in zip(runs, results, strict=True) if RunDirectory(out / pair[0]).has_checkpoint]
-        for name, result in [saved[index] for index in matched_by_rate([result for _, result in saved])]:
-            label = f"{result['recipe']}, {result[rate_name_in(result)]:.1f} nats"
+        for name, result in [saved[index] for index in matched_by_rate([result for _, result in saved], settings)]:
+            label = f"{series_label(result, settings)}, {result[rate_name_in(result)]:.1f} nats"
             if label not in images:
                 torch.manual_seed(0)
                 images[label] = _mean_reconstruction(load(out / name).model, x)
