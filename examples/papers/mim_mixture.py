@@ -22,6 +22,8 @@ NEIGHBORS = 5
 LIKELIHOOD_ROWS, LIKELIHOOD_SAMPLES = 1000, 200
 # Number of test rows in the figure of the models, and its widths, unless none of them was trained.
 PLOTTED_ROWS, SHOWN_WIDTHS = 200, (5, 20, 500)
+# Models with a larger -ELBO have diverged, and would hide all others in the figure of the measures.
+DIVERGED = 100.0
 
 INFORMATION, ERROR, ACCURACY = "I(x; z), nats", "RMSE", "5-NN accuracy"
 ELBO, NLL = "-ELBO, nats", "NLL, nats"
@@ -74,7 +76,9 @@ def draw(names, table, models, test):
         shown[title] = models[width, name]
         insets[title] = f"MI = {values[INFORMATION]:.1f}", f"RMSE = {values[ERROR]:#.2g}"
     planes = figures.planes(shown, test.values(slice(PLOTTED_ROWS)), MIXTURES[DATA], insets)
-    return {"measures.png": figures.trends(table), "models.png": planes}
+    diverged = table[ELBO, "mean"].groupby(level=1).max() > DIVERGED
+    kept = table[~table.index.get_level_values(1).map(diverged)]
+    return {"measures.png": figures.trends(kept), "models.png": planes}
 
 
 def comparison(name, description, models, *, shown):
