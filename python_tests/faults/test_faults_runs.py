@@ -21,7 +21,7 @@ for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
 
 from forking import Commands  # noqa: E402  # needs fork
 
-FILES = {"config.yaml", "last.ckpt", "metrics.csv", "result.json"}
+FILES = {"config.yaml", "best.ckpt", "last.ckpt", "metrics.csv", "result.json"}
 TRAIN = ("train", "--recipe", "echo", "--data", "digits", "--limit", "150", "--binarization", "dynamic")
 TRAIN += ("--set", "num_terms=20", "--set", "hidden=[8]", "--epochs", "30")
 HELD = (
@@ -68,7 +68,8 @@ def seeded(request):
 
 def assert_same_run(left, right):
     assert {file.name for file in left.iterdir()} == FILES
-    assert same(checkpoint(left), checkpoint(right))
+    for name in ("last.ckpt", "best.ckpt"):
+        assert same(checkpoint(left, name), checkpoint(right, name))
     results = [{**RunDirectory(path).result(), "seconds": None} for path in (left, right)]
     assert results[0] == results[1]
 
