@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_ext import _checks
-from echo_ext._checks import brief
 from echo_ext.cli.evaluate import LABELS
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, model_setting, options, settings
@@ -115,9 +114,9 @@ def _axis(name: str, text: str) -> list[Any]:
         values = []
     if not values or text.rstrip().endswith(","):
         what = "one or more values in YAML, separated by commas and none of them empty"
-        raise ValueError(f"--set {name} must be {what}, got {brief(text)}")
+        raise ValueError(f"--set {name} must be {what}, got {_checks.brief(text)}")
     if any(value in values[:index] for index, value in enumerate(values)):
-        raise ValueError(f"--set {name} must be distinct values, got {brief(text)}")
+        raise ValueError(f"--set {name} must be distinct values, got {_checks.brief(text)}")
     return list(values)
 
 

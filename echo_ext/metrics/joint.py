@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext.metrics._inputs import Data, measure_rows
 from echo_ext.metrics.likelihood import DEFENSIVE_WEIGHT, ImportanceEstimate, importance_batch
+from echo_ext.models._numerics import log_mean_exp
 from echo_ext.models.base import LatentModel, Model
 
 __all__ = ["DataDistribution", "JointStatistics", "joint_statistics"]
@@ -105,8 +105,7 @@ def joint_statistics(
     if not callable(getattr(data_distribution, "log_prob", None)):
         raise TypeError(f"data_distribution must have a method log_prob, got {_checks.brief(data_distribution)}")
     prior, marginal = model.prior, getattr(model, "data_marginal", None)
-    reference = getattr(model, "reference_prior", None)
-    reference = prior if reference is None else reference
+    reference = getattr(model, "sampling_prior", prior)
     options: dict[str, Any] = {"draws": draws, "defensive_weight": DEFENSIVE_WEIGHT, "max_batch_size": max_batch_size}
 
     def measure(rows: Tensor) -> tuple[Tensor, ...]:
@@ -146,7 +145,7 @@ def _statistics(joints: Tensor) -> JointStatistics:
     anchored, learned = joints[:, :2, :2], joints[:, 2:, 2:]
     at_anchored = joints[:, :2, 2:]  # the learned densities at samples of M_S
     entropies = -anchored.diagonal(dim1=1, dim2=2)
-    mixture, model_mixture = _log_mean(anchored), _log_mean(at_anchored)
+    mixture, model_mixture = log_mean_exp(anchored, -1), log_mean_exp(at_anchored, -1)
     ratios = (joints[:, :2, :2] - at_anchored).diagonal(dim1=1, dim2=2)
     # Each is the mean over these columns.
     columns = {
@@ -158,15 +157,10 @@ def _statistics(joints: Tensor) -> JointStatistics:
         "cross_entropy": -model_mixture,
         "mim_loss": -at_anchored.mean(2),
         "regularizer": model_mixture - at_anchored.mean(2),
-        "learned_jsd": learned.diagonal(dim1=1, dim2=2) - _log_mean(learned),
+        "learned_jsd": learned.diagonal(dim1=1, dim2=2) - log_mean_exp(learned, -1),
         "data_kl": ratios[:, :1],
         "prior_kl": ratios[:, 1:],
     }
     # The columns are independent samples.
     errors = {name: float((each.var(0) / len(each)).sum().sqrt()) / each.shape[1] for name, each in columns.items()}
     return JointStatistics(**{name: float(each.mean()) for name, each in columns.items()}, errors=errors)
-
-
-def _log_mean(log_densities: Tensor) -> Tensor:
-    """The log density of the mixture with equal weights: the last dimension is reduced."""
-    return log_densities.logsumexp(-1) - math.log(log_densities.shape[-1])

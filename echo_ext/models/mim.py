@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from echo_ext import _checks
+from echo_ext.models._numerics import log_mean_exp
 from echo_ext.models.base import LatentModel, eval_mode
 from echo_ext.models.likelihoods import GaussianLikelihood
 from echo_ext.models.objectives import score_function
@@ -166,8 +166,9 @@ class MIM(LatentModel):
                 loss = loss - (log_likelihood + log_prior).mean()
             return {"loss": loss, **terms}
 
-        log_marginal = log_likelihood + log_prior - log_posterior
-        if self.data_marginal is not None:
+        if self.data_marginal is None:
+            log_marginal = log_likelihood + log_prior - log_posterior
+        else:
             log_marginal = self.data_marginal.log_prob(x)
         log_densities = _LogDensities(log_likelihood, log_prior, log_posterior, log_marginal)
         encoder_half = self._cost(x, z, log_densities).mean()
@@ -182,7 +183,7 @@ class MIM(LatentModel):
 
     def _decoder_half(self, rows: int) -> Tensor:
         """The mean cost of decoder samples."""
-        z = self._anchor.sample(rows)
+        z = self.sampling_prior.sample(rows)
         p = self.observation(z)
         x = p.rsample() if p.has_rsample else p.sample()
         q, log_likelihood = self.posterior(x), p.log_prob(x)
@@ -196,8 +197,8 @@ class MIM(LatentModel):
         return cost.mean()
 
     @property
-    def _anchor(self) -> Prior:
-        """P(z)."""
+    def sampling_prior(self) -> Prior:
+        """P(z), which decoder samples start from: the reference prior, or the prior if there is none."""
         return self.prior if self.reference_prior is None else self.reference_prior
 
     def _importance_sample(self, x: Tensor, q: Distribution) -> Tensor:
@@ -216,12 +217,13 @@ class MIM(LatentModel):
         cost = -0.5 * (other + weight * weighted)
         if self.objective != "mim-h":
             return cost
-        if self.data_distribution is None or self.joint_entropy == "model":
+        if self.joint_entropy == "model":
             return cost + _log_mixture(decoding, encoding)
-        anchored = posterior + self.data_distribution.log_prob(x), likelihood + self._anchor.log_prob(z)
+        assert self.data_distribution is not None
+        anchored = posterior + self.data_distribution.log_prob(x), likelihood + self.sampling_prior.log_prob(z)
         return cost + weight * _log_mixture(*anchored)
 
 
 def _log_mixture(first: Tensor, second: Tensor) -> Tensor:
     """The log density of the mixture of two distributions with equal weights, from their log densities."""
-    return torch.logaddexp(first, second) - math.log(2)
+    return log_mean_exp(torch.stack([first, second]), 0)

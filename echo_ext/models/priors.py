@@ -256,7 +256,8 @@ class VampPrior(Prior):
         """The distribution q(z|u) of these pseudo-inputs."""
         if self.training or torch.is_grad_enabled():
             self._encoded = None
-        if rows != slice(None) or self.training or torch.is_grad_enabled():
+            return self._encode(rows)
+        if isinstance(rows, Tensor):
             return self._encode(rows)
         # An evaluation calls this once for each batch, and nothing changes in between.
         parts = [part for part in self._posterior if isinstance(part, nn.Module)]

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from echo_ext.data.mixtures import Mixture
-from echo_ext.models import MIM, LatentModel, Prior
+from echo_ext.models import MIM, LatentModel
 
 INK, GRAY = "#333333", "#888888"
 COLORS = (
@@ -173,7 +173,7 @@ def histograms(models: Mapping[str, MIM], x: Tensor, data: Mixture, procedures: 
         figure = Figure(figsize=(2.7 * len(models) + 0.3, 2.3 * len(procedures) + 0.4))
         grid = figure.subplots(2 * len(procedures), len(models), squeeze=False)
     for (title, model), column in zip(models.items(), grid.T, strict=True):
-        reference = reference_prior(model)
+        reference = model.sampling_prior
         curves = {
             "x": (data.log_prob, model.data_marginal.log_prob),
             "z": (reference.log_prob, model.prior.log_prob),
@@ -227,17 +227,12 @@ def generated(model: MIM, x: Tensor, procedure: str) -> tuple[Tensor, Tensor]:
         return model.observation(z).sample()
 
     n = len(x)
-    z = reference_prior(model).sample(n)
+    z = model.sampling_prior.sample(n)
     if procedure == "reconstruction":
         return decoded(model.encode(x)), model.encode(decoded(z))
     if procedure == "anchors":
         return decoded(z), model.encode(x)
     return decoded(model.prior.sample(n)), model.encode(model.data_marginal.sample(n))
-
-
-def reference_prior(model: MIM) -> Prior:
-    """P(z)."""
-    return model.prior if model.reference_prior is None else model.reference_prior
 
 
 def correlations(codes: Mapping[str, Tensor]) -> Figure:
