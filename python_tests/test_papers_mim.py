@@ -51,16 +51,19 @@ def test_models_of_the_mixture_differ_only_in_the_loss():
 
 
 def test_warm_up_of_the_authors_code_begins_above_zero():
-    cases = {labels["model"]: configuration for labels, configuration in mim_entropy.EXPERIMENT.cases(widths=(5,))}
-    assert cases["MIM-H"].warm_up_from_zero
-    assert not cases["MIM-H code"].warm_up_from_zero
+    for script, name in ((mim_entropy, "MIM-H"), (mim_mixture, "MIM")):
+        cases = {labels["model"]: each for labels, each in script.EXPERIMENT.cases(widths=(5,))}
+        assert cases[name].warm_up_from_zero
+        assert not cases[f"{name} code"].warm_up_from_zero
+        assert "warm_up" not in cases[name].model_settings
+        assert cases[f"{name} code"].model_settings["warm_up"] == "encoding"
 
 
 @pytest.mark.filterwarnings("ignore:.* too few effective draws:RuntimeWarning")  # of models of one epoch
 def test_bottleneck_has_its_sizes(tmp_path, capsys):
     cases = list(mim_bottleneck.cases(("gmm20d",), (2, 20)))
     assert [(labels["latent dimensions"], labels["model"]) for labels, _ in cases] == [
-        *((2, "VAE"), (2, "MIM"), (20, "VAE"), (20, "MIM"))
+        (latent_dim, model) for latent_dim in (2, 20) for model in ("VAE", "MIM", "MIM code")
     ]
     assert all(configuration.build((20,)).encoder[1][0].out_features == 50 for _, configuration in cases)
     for words, line in (
@@ -72,7 +75,7 @@ def test_bottleneck_has_its_sizes(tmp_path, capsys):
         assert re.fullmatch(f"mim-bottleneck: error: {line}", found)
     options = {"data": ("gmm20d",), "latent_dims": (2,)}
     runs = experiment.run(mim_bottleneck.EXPERIMENT, tmp_path / "small", **SMALL, options=options)
-    assert runs["model"].tolist() == ["VAE", "MIM"]
+    assert runs["model"].tolist() == ["VAE", "MIM", "MIM code"]
     assert (tmp_path / "small" / "measures-gmm20d.png").is_file()
 
 

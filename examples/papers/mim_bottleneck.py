@@ -8,16 +8,15 @@ import mim_mixture
 from experiment import Experiment, main
 
 from echo_ext.data import catalog
-from echo_ext.training import Configuration
 
 DATA = ("fashion-pca20", "gmm20d")
 LATENT_DIMS = tuple(range(2, 21, 2))
-MODELS = {name: mim_mixture.MODELS[name] for name in ("VAE", "MIM")}
-HIDDEN = (50,)
+MODELS = {name: mim_mixture.MODELS[name] for name in ("VAE", "MIM", "MIM code")}
+WIDTH = 50
 
 
 def cases(data, latent_dims):
-    """Both models for each data set and number of latent dimensions."""
+    """The models for each data set and number of latent dimensions."""
     for each in data:
         if each not in DATA:
             raise ValueError(f"data must be one of {', '.join(DATA)}, got {each}")
@@ -28,9 +27,8 @@ def cases(data, latent_dims):
             )
         for latent_dim in latent_dims:
             for name, settings in MODELS.items():
-                chosen = {"hidden": HIDDEN, **settings}
-                configuration = Configuration.of("mim", each, latent_dim=latent_dim, model_settings=chosen)
-                yield {"data": each, "latent dimensions": latent_dim, "model": name}, configuration
+                labels = {"data": each, "latent dimensions": latent_dim, "model": name}
+                yield labels, mim_mixture.configured(each, latent_dim, WIDTH, settings)
 
 
 def draw(table, models, test):

@@ -17,6 +17,7 @@ DATA = "gmm2d"
 WIDTHS = (5, 20, 50, 100, 200, 300, 400, 500)
 # The settings of each model that the others do not share.
 MODELS = {name: {"objective": name.lower()} for name in ("VAE", "A-MIM", "MIM")}
+MODELS["MIM code"] = {"objective": "mim", "warm_up": "encoding"}  # with the warm-up of the authors' code
 NEIGHBORS = 5
 # Number of test rows for the importance-sampled likelihood, and number of samples of z for each.
 LIKELIHOOD_ROWS, LIKELIHOOD_SAMPLES = 1000, 200
@@ -43,10 +44,14 @@ def cases(models, widths):
     """Each model for each number of hidden units, with one recipe for all, so that they differ only in the loss."""
     for width in widths:
         for name, settings in models.items():
-            training = {"warm_up_from_zero": settings.get("warm_up") != "encoding"}  # as in the authors' code
-            chosen = {"hidden": [width], **settings}
-            configuration = Configuration.of("mim", DATA, latent_dim=2, model_settings=chosen, **training)
-            yield {"hidden units": width, "model": name}, configuration
+            yield {"hidden units": width, "model": name}, configured(DATA, 2, width, settings)
+
+
+def configured(data, latent_dim, width, settings):
+    """The configuration of a model with this many latents and hidden units, and these settings."""
+    from_zero = settings.get("warm_up") != "encoding"  # the warm-up of the authors' code begins above zero
+    chosen = {"hidden": [width], **settings}
+    return Configuration.of("mim", data, latent_dim=latent_dim, model_settings=chosen, warm_up_from_zero=from_zero)
 
 
 def measure(model, parts):
