@@ -86,7 +86,7 @@ class MIM(LatentModel):
             full weight from the first epoch, also during a warm-up. Without a data_marginal both densities of encoder
             samples are then equal, and at a warm-up weight of 1 the data have no gradient in "mim-h".
         warm_up: One of :data:`WARM_UPS`, what the warm-up weight does in L_MIM and "a-mim". For 20 columns and
-            more than 12 latents, z was informative only with "encoding" (docs/results/mim-bottleneck).
+            more than 12 latents, only "encoding" had clearly more information than a VAE (docs/results/mim-bottleneck).
         reuses_latents: Whether decoder samples estimate log q(x) by log p(x|z) of the z that they come from (appendix
             D.1), and not with a fresh sample of q(z|x) (algorithm 2).
 
