@@ -8,7 +8,7 @@ import echo_ext
 from echo_ext import reference
 from echo_ext.estimators import discrete
 
-METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed", "plug-in", "miller-madow")
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -62,7 +62,7 @@ def test_mutual_information(device, n, method, kind, dims):
 
 
 @on_devices("n", cpu=[100], cuda=[900])
-@pytest.mark.parametrize("method", ["ksg1", "ksg2"])
+@pytest.mark.parametrize("method", ["ksg1", "ksg2", "mixed", "plug-in", "miller-madow"])
 def test_conditional_and_total(device, n, method):
     x, y = draw(n, 2, 1)
     z = draw(n)[0]

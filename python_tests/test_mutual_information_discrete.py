@@ -50,13 +50,107 @@ def test_forms_of_labels_are_one():
         label.astype(np.uint8),
         label.astype(float),
         np.array(["no", "yes"])[label],
+        np.array(["no", "yes"], object)[label],
+        np.array([("no", 1), None, "yes"], object)[2 * label],
+        label.astype(object),
+        ["no" if each else 3 for each in label],
         list(map(int, label)),
         torch.from_numpy(label),
     ):
         assert mutual_information_discrete(x, form) == value
+        if isinstance(form, np.ndarray):
+            form.flags.writeable = False
+            assert mutual_information_discrete(x, form) == value
     tensor = mutual_information_discrete(torch.from_numpy(x), label)
     assert isinstance(tensor, torch.Tensor)
     assert tensor.item() == value
+
+
+def test_columns_of_a_table_are_labels():
+    pandas = pytest.importorskip("pandas")
+    rng = fresh()
+    label = rng.integers(0, 2, 60)
+    x = label + rng.standard_normal(60)
+    value = mutual_information_discrete(x, label)
+    words = pandas.Series(np.array(["no", "yes"])[label])
+    for form in (words, words.astype(object), words.astype("string"), words.astype("category")):
+        assert mutual_information_discrete(x, form) == value
+    assert mutual_information_discrete(x, pandas.Series(label).astype("category")) == value
+    assert mutual_information_discrete(x, pandas.Series(label, dtype="Int64")) == value
+    words[4] = None
+    for form in (words, words.astype("string"), words.astype("category")):
+        with pytest.raises(ValueError, match=r"labels must have no missing values, got 1 .* the first at \[4\]"):
+            mutual_information_discrete(x, form)
+
+
+# ---- Conditions ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_conditions_meet_the_oracle(kind, dtype):
+    rng = fresh()
+    for w in (0, 1):
+        n = int(rng.integers(90, 150))
+        x, labels = sample(rng, n, int(rng.integers(1, 4)), kind, dtype), rng.integers(0, 2, n)
+        given = rng.integers(0, 3, n)
+        if w == 0:
+            given[:2], labels[:2] = 7, [0, 1]  # a stratum without a label that repeats
+        options = dict(k=[1, 3], local=True, exclude_within=w)
+        values = mutual_information_discrete(x, labels, given, **options)
+        expected = reference.mutual_information_discrete(x, labels, given, **options)
+        tolerance = 1e-12 if dtype == np.float64 else 2e-6
+        np.testing.assert_allclose(values, expected, rtol=tolerance, atol=tolerance)
+        assert np.isnan(values[:, :2]).all() == (w == 0)
+
+
+def test_strata_have_estimates_of_their_own():
+    rng = fresh()
+    given, labels = rng.integers(0, 3, 200), rng.integers(0, 2, 200)
+    x = labels * (given - 1) + rng.standard_normal(200)
+    given[0] = 9  # alone in its stratum, and left out
+    strata = [given == each for each in range(3)]
+    alone = [mutual_information_discrete(x[rows], labels[rows]) for rows in strata]
+    shares = [rows.sum() / 199 for rows in strata]
+    value = mutual_information_discrete(x, labels, given)
+    assert value == pytest.approx(np.dot(alone, shares), abs=1e-12)
+    local = mutual_information_discrete(x, labels, given, local=True)
+    assert np.isnan(local[0])
+    assert np.nanmean(local) == pytest.approx(value, abs=1e-12)
+    assert mutual_information_discrete(x, labels, np.zeros(200)) == mutual_information_discrete(x, labels)
+    columns = np.stack([given // 2, given % 2], -1)  # which tell the condition together
+    for form in (columns, columns.astype(str), list(map(list, columns.astype(str)))):
+        assert mutual_information_discrete(x, labels, form) == value
+    tensors = [torch.from_numpy(each) for each in (x, labels, given)]
+    assert mutual_information_discrete(*tensors).item() == value
+    batch = mutual_information_discrete(x, labels, np.stack([given, np.zeros(200, int)]))
+    assert batch.tolist() == [value, mutual_information_discrete(x, labels)]
+
+
+def test_conditions_explain_a_common_cause():
+    rng = fresh()
+    given = rng.integers(0, 2, 4000)
+    labels = np.where(rng.random(4000) < 0.9, given, 1 - given)
+    x = 3 * given + rng.standard_normal(4000)
+    assert mutual_information_discrete(x, labels) > 0.2
+    assert mutual_information_discrete(x, labels, given) == pytest.approx(0.0, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.linspace(0, 1, 10), "given must be discrete, .* conditional_mutual_information.method='mixed', discrete_y"),
+        (np.zeros(9), "x and given must have the same number of samples, got 10 and 9"),
+        (np.arange(10), "labels must repeat where given is equal, but every one of them occurs once"),
+        (["a"] * 9 + [None], r"given must have no missing values, got 1 None or NaN, the first at \[9\]"),
+    ],
+)
+def test_bad_conditions(given, message):
+    with pytest.raises(ValueError, match=message):
+        mutual_information_discrete(np.arange(10.0), np.arange(10) % 2, given)
+
+
+# ---- Batches, errors, windows ----------------------------------------------------------------------------------------
 
 
 def test_batches_broadcast():
@@ -76,7 +170,9 @@ def test_batches_broadcast():
         (np.linspace(0, 1, 10), ValueError, "labels must be discrete, but 8 are not whole numbers, the first 0.111111"),
         (np.array([0.0] * 9 + [np.nan]), ValueError, r"labels must be finite, .* first at \[9\]"),
         (np.zeros(9), ValueError, "x and labels must have the same number of samples, got 10 and 9"),
-        (np.array([object()] * 10), TypeError, "labels must be integers, booleans or strings, got dtype object"),
+        (np.zeros(10, "M8[D]"), TypeError, r"labels must be integers, booleans or strings, got dtype datetime64\[D\]"),
+        (np.array([{}] * 10), TypeError, "labels must be hashable: unhashable type: 'dict'"),
+        (["a"] * 8 + [None, math.nan], ValueError, r"labels must have no missing values, got 2 .* the first at \[8\]"),
         (np.array(1), ValueError, "labels must have shape"),
     ],
 )

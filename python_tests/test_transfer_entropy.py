@@ -17,12 +17,13 @@ def coupled(rng, n, own=0.5, coupling=0.7, lag=1):
     return x[100:], y[100:]
 
 
+@pytest.mark.parametrize("method", ["ksg1", "ksg2", "mixed", "plug-in", "miller-madow"])
 @pytest.mark.parametrize("options", [{}, {"history": 3}, {"source_history": 2, "k": [2, 4]}, {"lag": 2, "history": 2}])
-def test_meets_the_oracle(options):
+def test_meets_the_oracle(options, method):
     rng = fresh()
     for kind in ("normal", "ties"):
         source, target = sample(rng, 90, 2, kind), sample(rng, 90, 1, kind)
-        options = dict(options, local=True, exclude_within=2)
+        options = dict(options, method=method, local=True, exclude_within=2)
         np.testing.assert_allclose(
             transfer_entropy(source, target, **options),
             reference.transfer_entropy(source, target, **options),

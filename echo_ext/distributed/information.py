@@ -101,15 +101,14 @@ def mutual_information(
         samples = read_samples(x=x, y=y)
         _checks.choice("method", method, METHODS)
         # What this rank can check alone; the number of all ranks' samples is known after the exchange.
-        own = read_options(MAX_SAMPLES, k=k, unit=unit, local=local, exclude_within=exclude_within)
+        own = read_options(MAX_SAMPLES, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
         flat = [v.detach().movedim(-2, 0).reshape(samples.count, _width(v)) for v in samples.variables]
         parts, sizes = gather_rows(torch.cat(flat, 1), ranks, _agreed(samples, own, method))
     total, first = sum(sizes), sum(sizes[: ranks.rank])
     if total > MAX_SAMPLES:
         raise ValueError(f"x must have at most {MAX_SAMPLES} samples on all ranks together, got {total}")
-    options = read_options(
-        total, k=k, unit=unit, local=local, exclude_within=exclude_within, part=slice(first, first + samples.count)
-    )
+    part = slice(first, first + samples.count)
+    options = read_options(total, k=k, unit=unit, local=local, exclude_within=exclude_within, part=part, method=method)
     columns = torch.cat(parts).split([_width(v) for v in samples.variables], 1)
     gathered = [
         PointSet(rows.reshape(total, *v.shape[:-2], v.shape[-1]).movedim(0, -2))

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias, overload
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext._types import Array, Estimate, NumNeighbors, TensorOrArray, Unit
+from echo_ext._types import Array, Estimate, Labels, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import backend_of, constants, digamma
+from echo_ext.estimators.cells import join_cells, number_cells
+from echo_ext.estimators.labels import read_labels
 from echo_ext.estimators.neighbors import PointSet, count_neighbors_among
 from echo_ext.estimators.samples import (
     Options,
     broadcast_batches,
-    check_finite,
-    read_array,
     read_options,
     read_samples,
-    read_tensor,
     reduce_local_values,
 )
 
@@ -32,7 +32,8 @@ __all__ = ["LabelGroup", "RossCounts", "count_by_ross", "group_labels", "mutual_
 @overload
 def mutual_information_discrete(
     x: Tensor,
-    labels: TensorOrArray,
+    labels: Labels,
+    given: Labels | None = None,
     *,
     k: NumNeighbors = 3,
     unit: Unit = "nats",
@@ -42,7 +43,8 @@ def mutual_information_discrete(
 @overload
 def mutual_information_discrete(
     x: npt.ArrayLike,
-    labels: TensorOrArray,
+    labels: Labels,
+    given: Labels | None = None,
     *,
     k: NumNeighbors = 3,
     unit: Unit = "nats",
@@ -51,7 +53,8 @@ def mutual_information_discrete(
 ) -> Array | float: ...
 def mutual_information_discrete(
     x: TensorOrArray,
-    labels: TensorOrArray,
+    labels: Labels,
+    given: Labels | None = None,
     *,
     k: NumNeighbors = 3,
     unit: Unit = "nats",
@@ -66,9 +69,17 @@ def mutual_information_discrete(
     ``exclude_within``, the numbers of neighbors that are left to sample i, plus one, replace N and N_i, so that each
     sample has a k_i of its own.
 
+    With conditions, ``given``, samples whose conditions are equal are a stratum. The estimate is made among the samples
+    of each stratum, and the mean over the strata is weighted by the numbers of samples that are not left out: a stratum
+    in which no label occurs twice has no weight.
+
     Args:
         x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
-        labels: (..., N): integers, booleans, strings or whole numbers; tensor or array.
+        labels: (..., N): integers, booleans, strings, whole numbers or hashable objects; a tensor, an array, a list or
+            a column of a table, such as a pandas Series of strings or categories.
+        given: Discrete conditions, of which the estimate is the mutual information given them: labels (..., N), or
+            several columns of them, (N, c). For continuous conditions there is :func:`conditional_mutual_information`
+            with ``method="mixed", discrete_y=True``.
         k: The number of neighbors of the same label, less than N; a label with fewer samples uses all of them. A
             larger k reduces the variance of the estimate and increases its bias.
         unit, local, exclude_within: As in :func:`mutual_information`. Local values are NaN where a sample is left out.
@@ -78,9 +89,10 @@ def mutual_information_discrete(
         (...). It has no gradient.
 
     Raises:
-        TypeError: x is not float64 or float32; the labels are objects.
-        ValueError: Values are not finite; labels are not whole numbers; the numbers of labels and of samples differ; no
-            label occurs twice; k or exclude_within leave too few neighbors.
+        TypeError: x is not float64 or float32; the labels are dates or not hashable.
+        ValueError: Values are not finite; labels are missing (None or NaN; the error says how many) or not whole
+            numbers; the numbers of labels and of samples differ; no label occurs twice; k or exclude_within leave too
+            few neighbors.
 
     Example:
         >>> import numpy as np
@@ -94,14 +106,17 @@ def mutual_information_discrete(
     samples = read_samples(x=x)
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     (points,) = samples.variables
-    codes = _read_labels(labels)
     n = samples.count
-    if codes.shape[-1] != n:
-        raise ValueError(f"x and labels must have the same number of samples, got {n} and {codes.shape[-1]}")
-    batch = broadcast_batches(x=points.shape[:-2], labels=codes.shape[:-1])
+    codes = {"labels": read_labels("labels", labels, "mutual_information")}
+    if given is not None:
+        codes["given"] = _read_conditions(given, n)
+    for name, code in codes.items():
+        if code.shape[-1] != n:
+            raise ValueError(f"x and {name} must have the same number of samples, got {n} and {code.shape[-1]}")
+    batch = broadcast_batches(x=points.shape[:-2], **{name: code.shape[:-1] for name, code in codes.items()})
     each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
-    each_label = codes.expand(*batch, n).reshape(-1, n).to(points.device)
-    grouped = [_read_groups(label, exclude_within) for label in each_label]
+    each_code = [code.expand(*batch, n).reshape(-1, n).to(points.device) for code in codes.values()]
+    grouped = [_read_groups(label, exclude_within, *others) for label, *others in zip(*each_code, strict=True)]
     local_values = [_local_values(one, groups, options) for one, groups in zip(each_x, grouped, strict=True)]
     values = torch.stack(local_values, 1) if local_values else points.new_empty((len(options.ks), 0, n)).double()
     values = values.reshape(len(options.ks), *batch, n)
@@ -216,53 +231,49 @@ def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
     return distances.movedim(-1, 0).gather(0, place)
 
 
-def _local_values(points: Tensor, groups: Sequence[LabelGroup], options: Options) -> Tensor:
-    """Return the local values (K, N) of points (N, d), NaN where a label is unique."""
-    counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within)
-    others = count_neighbors_among(counts.rows, options.exclude_within)
-    psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (others, counts.own_others))
-    psi_k = torch.digamma(counts.own_k.double())
+def _local_values(points: Tensor, strata: Sequence[Sequence[LabelGroup]], options: Options) -> Tensor:
+    """Return the local values (K, N) of points (N, d), NaN where a label is unique in its stratum."""
     values = torch.full((len(options.ks), len(points)), torch.nan, dtype=torch.float64, device=points.device)
-    values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
+    for groups in strata:
+        counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within)
+        others = count_neighbors_among(counts.rows, options.exclude_within)
+        psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (others, counts.own_others))
+        psi_k = torch.digamma(counts.own_k.double())
+        values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
     return values
 
 
 # ---- Labels ----------------------------------------------------------------------------------------------------------
 
 
-def _read_labels(labels: object) -> Tensor:
-    """Return labels as int64 codes, (..., N)."""
-    if isinstance(labels, Tensor):
-        tensor = read_tensor("labels", labels.detach())
+def _read_groups(labels: Tensor, exclude_within: int, given: Tensor | None = None) -> list[list[LabelGroup]]:
+    """Group labels, int64 (N,), within each stratum of ``given``, and refuse those that leave nothing to estimate from.
+
+    Returns:
+        The groups of each stratum that has any.
+    """
+    if given is None:
+        strata = [group_labels(labels, exclude_within)]
     else:
-        array = read_array("labels", labels)
-        if array.dtype.kind not in "biufUS" or array.dtype == np.longdouble:
-            raise TypeError(f"labels must be integers, booleans or strings, got dtype {array.dtype}")
-        if array.dtype.kind in "US":
-            array = np.unique(array, return_inverse=True)[1].reshape(array.shape)
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if tensor.ndim == 0:
-        raise ValueError("labels must have shape (..., N), got a single one")
-    if tensor.is_floating_point():
-        tensor = tensor.double()
-        check_finite("labels", tensor, tuple(tensor.shape))
-        split = tensor != tensor.round()
-        if bool(split.any()):
-            raise ValueError(
-                f"labels must be discrete, but {int(split.sum())} are not whole numbers, "
-                f"the first {float(tensor[split][0]):g}; for continuous variables there is mutual_information"
-            )
-        tensor = torch.unique(tensor, return_inverse=True)[1]  # codes, since int64 does not hold every float
-    elif tensor.is_complex():
-        raise TypeError(f"labels must be integers, booleans or strings, got {tensor.dtype}")
-    return tensor.to(torch.int64)  # unsigned labels beyond int64 wrap around, and stay different
-
-
-def _read_groups(labels: Tensor, exclude_within: int) -> list[LabelGroup]:
-    """Group labels, int64 (N,), and refuse those that leave nothing to estimate from."""
-    groups = group_labels(labels, exclude_within)
-    if not groups:
-        raise ValueError("labels must repeat, but every one of them occurs once; are they continuous?")
-    if min(group.fewest for group in groups) < 1:
+        stratum, label = number_cells(given), number_cells(labels)
+        groups = group_labels(stratum * len(labels) + label, exclude_within)
+        firsts = stratum[torch.stack([group.rows[0] for group in groups])].tolist() if groups else []
+        strata = [
+            [group for _, group in pairs]
+            for _, pairs in groupby(zip(firsts, groups, strict=True), key=operator.itemgetter(0))
+        ]
+    if not any(strata):
+        where = "" if given is None else " where given is equal"
+        raise ValueError(f"labels must repeat{where}, but every one of them occurs once; are they continuous?")
+    if min(group.fewest for groups in strata for group in groups) < 1:
         raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbor of its own label")
-    return groups
+    return strata
+
+
+def _read_conditions(given: object, n: int) -> Tensor:
+    """Return the conditions as one label of each sample: int64 (..., N)."""
+    continuous = "conditional_mutual_information(method='mixed', discrete_y=True)"
+    codes = read_labels("given", given, continuous)
+    if codes.ndim == 2 and codes.shape[0] == n and codes.shape[1] != n:  # columns
+        return join_cells([number_cells(column) for column in codes.unbind(-1)]) if codes.shape[1] else codes[:, :0]
+    return codes

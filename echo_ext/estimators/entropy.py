@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import get_args, overload
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext._types import Array, Estimate, Metric, NumNeighbors, TensorOrArray, Unit
-from echo_ext.estimators import gradients
+from echo_ext import _checks
+from echo_ext._types import Array, EntropyMethod, Estimate, Metric, NumNeighbors, TensorOrArray, Unit
+from echo_ext.estimators import cells, gradients
 from echo_ext.estimators._backend import constants
 from echo_ext.estimators._metric import rules_of
+from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet, count_neighbors
 from echo_ext.estimators.samples import read_options, read_samples, reduce_local_values
 
 __all__ = ["entropy"]
+
+METHODS: tuple[EntropyMethod, ...] = get_args(EntropyMethod)
 
 
 @overload
@@ -23,6 +27,7 @@ def entropy(
     x: Tensor,
     *,
     k: NumNeighbors = 3,
+    method: EntropyMethod = "knn",
     metric: Metric = "chebyshev",
     unit: Unit = "nats",
     local: bool = False,
@@ -33,6 +38,7 @@ def entropy(
     x: npt.ArrayLike,
     *,
     k: NumNeighbors = 3,
+    method: EntropyMethod = "knn",
     metric: Metric = "chebyshev",
     unit: Unit = "nats",
     local: bool = False,
@@ -42,22 +48,30 @@ def entropy(
     x: TensorOrArray,
     *,
     k: NumNeighbors = 3,
+    method: EntropyMethod = "knn",
     metric: Metric = "chebyshev",
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Estimate:
-    """Estimate differential entropy from nearest neighbors (Kozachenko and Leonenko 1987; Kraskov et al. 2004, eq. 20).
+    """Estimate differential entropy from nearest neighbors, or the entropy of a discrete variable from frequencies.
 
-    ``psi(N) - psi(k) + ln c_d + d <ln 2 eps>``, where eps is the distance to the k-th neighbor and c_d is the volume of
-    the d-dimensional ball of diameter 1 (1 for the Chebyshev metric). A sample that k or more others equal has eps = 0
-    and makes the estimate minus infinity.
+    * "knn": ``psi(N) - psi(k) + ln c_d + d <ln 2 eps>``, where eps is the distance to the k-th neighbor and c_d is the
+      volume of the d-dimensional ball of diameter 1 (1 for the Chebyshev metric). A sample that k or more others equal
+      has eps = 0 and makes the estimate minus infinity (Kozachenko and Leonenko 1987; Kraskov et al. 2004, eq. 20).
+    * "plug-in": ``-<ln(n_i / N)>``, where n_i of the N samples, itself included, equal sample i in all columns: the
+      entropy of the frequencies of the distinct rows. It is biased downwards by about (number of rows that the variable
+      may take - 1) / (2N).
+    * "miller-madow": the plug-in estimate plus (number of distinct rows in the sample - 1) / (2N), which corrects most
+      of this bias (Miller 1955); the local values are ``-ln(n_i / N) + (1 / n_i - 1 / N) / 2``.
 
     Args:
         x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array. Leading dimensions are a batch of
             independent estimates.
         k: The number of neighbors, less than N. A larger k reduces the variance of the estimate and increases its
             bias. A sequence gives one estimate for each k, in one more leading dimension, from a single search.
+        method: "knn" for continuous variables; "plug-in" or "miller-madow" for discrete ones, whose rows may then be
+            labels too, such as strings. These two have no neighbors: k, metric and exclude_within do not change them.
         metric: "chebyshev" or "euclidean", the metric of the neighbors' distances.
         unit: "nats" or "bits".
         local: If True, return the N values whose mean is the estimate: (..., N).
@@ -67,12 +81,12 @@ def entropy(
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
-        (...) on their device. It is differentiable away from ties, as the distances to the k-th neighbors are.
+        (...) on their device. "knn" is differentiable away from ties, as the distances to the k-th neighbors are.
 
     Raises:
         TypeError: x is not float64 or float32; k is not an int or a sequence of ints.
         ValueError: Values are not finite (the error says how many, and where the first is); k or exclude_within leave
-            too few neighbors; the metric or unit is unknown.
+            too few neighbors; the method, metric or unit is unknown.
 
     Example:
         >>> import numpy as np
@@ -81,10 +95,14 @@ def entropy(
         >>> round(entropy(x), 2)
         2.85
     """
-    samples = read_samples(x=x)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
+    _checks.choice("method", method, METHODS)
+    samples = read_samples(**read_categories(method, {"x": x}, {}))
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
     rules = rules_of(metric)
     (inputs,) = samples.variables
+    if method != "knn":
+        values = cells.ENTROPY[method]([PointSet(inputs)], options)
+        return reduce_local_values(gradients.without_gradient(values, f"method {method!r}", inputs), samples, options)
     points = PointSet(inputs)
     window = options.exclude_within
     if gradients.is_recording(inputs):

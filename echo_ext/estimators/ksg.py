@@ -11,16 +11,23 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext._types import Array, Estimate, KsgMethod, Method, NumNeighbors, TensorOrArray, Unit
+from echo_ext._types import Array, Estimate, Method, MultivariateMethod, NumNeighbors, TensorOrArray, Unit
 from echo_ext.estimators import gradients, local_values
 from echo_ext.estimators._metric import CHEBYSHEV
+from echo_ext.estimators.labels import Discrete, read_categories, separate_categories
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.samples import Options, read_options, read_samples, reduce_local_values
+from echo_ext.estimators.samples import Options, Samples, read_options, read_samples, reduce_local_values
 
-__all__ = ["KSG_METHODS", "METHODS", "conditional_mutual_information", "mutual_information", "total_correlation"]
+__all__ = [
+    "METHODS",
+    "MULTIVARIATE_METHODS",
+    "conditional_mutual_information",
+    "mutual_information",
+    "total_correlation",
+]
 
 METHODS: tuple[Method, ...] = get_args(Method)
-KSG_METHODS: tuple[KsgMethod, ...] = get_args(KsgMethod)
+MULTIVARIATE_METHODS: tuple[MultivariateMethod, ...] = get_args(MultivariateMethod)
 
 
 @overload
@@ -30,6 +37,8 @@ def mutual_information(
     *,
     k: NumNeighbors = 3,
     method: Method = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -42,6 +51,8 @@ def mutual_information(
     *,
     k: NumNeighbors = 3,
     method: Method = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -53,6 +64,8 @@ def mutual_information(
     *,
     k: NumNeighbors = 3,
     method: Method = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -76,13 +89,23 @@ def mutual_information(
     * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, for variables that are partly discrete. nx counts the
       samples that are strictly nearer. Where the k-th neighbor is at distance 0, the numbers of samples with equal
       values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017).
+    * "plug-in": ``H(x) + H(y) - H(x, y)`` for discrete variables, with the entropies of the sample's frequencies as in
+      :func:`entropy`: each distinct row of a variable is a symbol.
+    * "miller-madow": the same, with each entropy corrected by (number of symbols - 1) / (2N).
+
+    "plug-in" and "miller-madow" have no neighbors: ``k``, ``exclude_within`` and ``boundary_width`` do not change them,
+    and a sequence of k repeats the estimate. Their variables may also be labels, as for ``discrete_x=True``.
 
     Args:
         x, y: The variables: (..., N, d), each with its own d, or (N,) for one column; float64 or float32, both tensors
             or both arrays. Leading dimensions are a batch of independent estimates and broadcast.
         k: The number of neighbors, less than N. A larger k reduces the variance of the estimate and increases its
             bias. A sequence gives one estimate for each k, in one more leading dimension, from a single search.
-        method: The estimator: "ksg1", "ksg2", "bi-ksg" or "mixed", as above.
+        method: The estimator: "ksg1", "ksg2", "bi-ksg", "mixed", "plug-in" or "miller-madow", as above.
+        discrete_x, discrete_y: Which columns hold categories, with method "mixed" alone: a bool for all columns, or a
+            sequence with one bool for each. Different categories are at distance 1 from each other, whatever their
+            codes, so scale the continuous columns to a spread of about 1. A variable that is discrete as a whole may
+            hold any labels that :func:`mutual_information_discrete` takes, such as strings.
         unit: "nats" or "bits".
         local: If True, return the N values whose mean is the estimate: (..., N).
         exclude_within: The Theiler window for time series: samples at most so many rows apart are not neighbors. Choose
@@ -102,7 +125,7 @@ def mutual_information(
         TypeError: The inputs are not float64 or float32, or differ in dtype; k is not an int or a sequence of ints.
         ValueError: Values are not finite (the error says how many, and where the first is); the numbers of samples
             differ; batches do not broadcast; k or exclude_within leave too few neighbors; the method or unit is
-            unknown.
+            unknown; discrete columns with another method than "mixed".
 
     Example:
         >>> import numpy as np
@@ -115,11 +138,12 @@ def mutual_information(
         >>> mutual_information(x, y, k=[3, 5, 10]).round(3)
         array([0.225, 0.231, 0.235])
     """
-    samples = read_samples(x=x, y=y)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     _checks.choice("method", method, METHODS)
+    discrete = {"x": discrete_x, "y": discrete_y}
+    samples = read_samples(**read_categories(method, {"x": x, "y": y}, discrete))
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
     width = _checks.whole("boundary_width", boundary_width, minimum=1)
-    variables = [PointSet(v) for v in samples.variables]
+    variables = _point_sets(samples, discrete)
     if method == "ksg1" and gradients.is_recording(*samples.variables):
         values = _ksg1_with_gradient(samples.variables, variables, options, width)
     else:
@@ -135,7 +159,10 @@ def conditional_mutual_information(
     z: Tensor,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
+    discrete_z: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -147,7 +174,10 @@ def conditional_mutual_information(
     z: npt.ArrayLike,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
+    discrete_z: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -158,7 +188,10 @@ def conditional_mutual_information(
     z: TensorOrArray,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
+    discrete_x: Discrete = False,
+    discrete_y: Discrete = False,
+    discrete_z: Discrete = False,
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
@@ -169,14 +202,21 @@ def conditional_mutual_information(
       the k-th neighbor in (x, y, z) (Frenzel and Pompe 2007).
     * "ksg2": ``psi(k) - 2/k + <psi(nz) - psi(nxz) + 1/nxz - psi(nyz) + 1/nyz>``. The counts are of samples no farther
       in each of x, y and z than the k neighbors reach there (Lizier 2014).
+    * "mixed": ``<psi(k') + psi(nz) - psi(nxz) - psi(nyz)>``, for variables that are partly or wholly discrete. The
+      counts are of other samples no farther than the k-th neighbor in (x, y, z), and k' is this count in (x, y, z)
+      itself: k, or more where neighbors tie (Mesner and Shalizi 2021, arXiv 1912.03387, as in their code, which counts
+      ties at every distance). They replace a negative estimate by 0; here it stays negative.
+    * "plug-in": ``H(x, z) + H(y, z) - H(z) - H(x, y, z)`` for discrete variables, with the entropies of the sample's
+      frequencies as in :func:`entropy`; "miller-madow": the same with the corrected entropies. Both are biased upwards
+      where (x, y, z) has about as many symbols as there are samples.
 
-    N appears in neither formula, so ``exclude_within`` changes neighbors and counts alone.
+    N does not appear in the formulas of neighbors, so ``exclude_within`` changes neighbors and counts alone.
 
     Args:
         x, y, z: The variables, as x and y in :func:`mutual_information`; their batches broadcast. The bias towards
             zero grows with the number of columns of z.
-        k, unit, local, exclude_within: As in :func:`mutual_information`.
-        method: "ksg1" or "ksg2".
+        k, unit, local, exclude_within, discrete_x, discrete_y, discrete_z: As in :func:`mutual_information`.
+        method: "ksg1", "ksg2", "mixed", "plug-in" or "miller-madow".
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
@@ -193,11 +233,15 @@ def conditional_mutual_information(
         >>> x, y = z + 0.5 * rng.standard_normal((2, 2000))  # independent but for their common cause z
         >>> round(mutual_information(x, y), 2), round(conditional_mutual_information(x, y, z), 2)
         (0.5, 0.01)
+        >>> side = np.where(x > z, "above", "below")  # x and z tell the side, which has ln(2) = 0.69 nats
+        >>> round(conditional_mutual_information(x, side, z, method="mixed", discrete_y=True), 2)
+        0.65
     """
-    samples = read_samples(x=x, y=y, z=z)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    _checks.choice("method", method, KSG_METHODS)
-    values = local_values.CONDITIONAL[method]([PointSet(v) for v in samples.variables], options)
+    _checks.choice("method", method, MULTIVARIATE_METHODS)
+    discrete = {"x": discrete_x, "y": discrete_y, "z": discrete_z}
+    samples = read_samples(**read_categories(method, {"x": x, "y": y, "z": z}, discrete))
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
+    values = local_values.CONDITIONAL[method](_point_sets(samples, discrete), options)
     values = gradients.without_gradient(values, "conditional_mutual_information", *samples.variables)
     return reduce_local_values(values, samples, options)
 
@@ -207,7 +251,7 @@ def total_correlation(
     x: Tensor,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
     groups: Sequence[Sequence[int]] | None = None,
     unit: Unit = "nats",
     local: bool = False,
@@ -218,7 +262,7 @@ def total_correlation(
     x: npt.ArrayLike,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
     groups: Sequence[Sequence[int]] | None = None,
     unit: Unit = "nats",
     local: bool = False,
@@ -228,7 +272,7 @@ def total_correlation(
     x: TensorOrArray,
     *,
     k: NumNeighbors = 3,
-    method: KsgMethod = "ksg1",
+    method: MultivariateMethod = "ksg1",
     groups: Sequence[Sequence[int]] | None = None,
     unit: Unit = "nats",
     local: bool = False,
@@ -240,13 +284,17 @@ def total_correlation(
 
     * "ksg1": ``psi(k) + (m - 1) psi(N) - <sum_i psi(n_i + 1)>`` (Kraskov et al. 2004, eq. 23).
     * "ksg2": ``psi(k) - (m - 1) / k + (m - 1) psi(N) - <sum_i psi(n_i)>`` (eq. 24).
+    * "mixed": ``psi(k) + (m - 1) ln N - <sum_i psi(n_i + 1)>``, for variables that are partly discrete, with the rule
+      of :func:`mutual_information` where the k-th neighbor is at distance 0; the two agree for m = 2.
+    * "plug-in": ``sum_i H(x_i) - H(x)`` for discrete variables, with the entropies of the sample's frequencies as in
+      :func:`entropy`; "miller-madow": the same with the corrected entropies.
 
     Args:
         x: (..., N, d), float64 or float32, tensor or array.
         groups: Disjoint sets of columns that are one variable each, for example ``[[0, 1], [2]]``. None makes each
             column a variable.
         k, unit, local, exclude_within: As in :func:`mutual_information`.
-        method: "ksg1" or "ksg2".
+        method: "ksg1", "ksg2", "mixed", "plug-in" or "miller-madow".
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
@@ -264,13 +312,19 @@ def total_correlation(
         >>> round(total_correlation(x), 1)
         0.5
     """
-    samples = read_samples(x=x)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
-    _checks.choice("method", method, KSG_METHODS)
+    _checks.choice("method", method, MULTIVARIATE_METHODS)
+    samples = read_samples(**read_categories(method, {"x": x}, {}))
+    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
     (points,) = samples.variables
     variables = [PointSet(points[..., group]) for group in _read_groups(groups, points.shape[-1])]
     values = local_values.TOTAL_CORRELATION[method](variables, options)
     return reduce_local_values(gradients.without_gradient(values, "total_correlation", points), samples, options)
+
+
+def _point_sets(samples: Samples, discrete: dict[str, Discrete]) -> list[PointSet]:
+    """Return the variables as points whose distances are 0 or 1 in discrete columns."""
+    named = zip(samples.names, samples.variables, strict=True)
+    return [PointSet(separate_categories(name, variable, discrete[name])) for name, variable in named]
 
 
 def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:

@@ -12,7 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from echo_ext._types import KsgMethod, Method, Metric
+from echo_ext._types import Metric
+from echo_ext.estimators import cells
 from echo_ext.estimators._backend import backend_of, constants, digamma
 from echo_ext.estimators._metric import log_unit_ball
 from echo_ext.estimators.neighbors import PointSet, count_neighbors
@@ -62,7 +63,7 @@ def bi_ksg(variables: Sequence[PointSet], options: Options) -> Tensor:
 
 
 def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
-    """Return the values of Gao, Kannan, Oh and Viswanath 2017."""
+    """Return the values of Gao, Kannan, Oh and Viswanath 2017, for any number of variables."""
     joint = join(variables)
     radii = _kth_distances(joint, options)
     tied = radii == 0
@@ -70,7 +71,7 @@ def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
     psi_k = _psi_k(options, radii).expand(radii.shape)
     if some_tied:
         psi_k = torch.where(tied, digamma(_count(joint, radii, options, inclusive=True) + 1), psi_k)
-    values = psi_k + _num_samples(options, radii).log()
+    values = psi_k + (len(variables) - 1) * _num_samples(options, radii).log()
     for variable in variables:
         inside = _count(variable, radii, options)
         if some_tied:
@@ -105,9 +106,30 @@ def conditional_ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
     return values - digamma(nxz) + 1 / nxz.double() - digamma(nyz) + 1 / nyz.double()
 
 
-MUTUAL_INFORMATION: dict[Method, LocalValues] = {"ksg1": ksg1, "ksg2": ksg2, "bi-ksg": bi_ksg, "mixed": mixed}
-TOTAL_CORRELATION: dict[KsgMethod, LocalValues] = {"ksg1": ksg1, "ksg2": ksg2}
-CONDITIONAL: dict[KsgMethod, LocalValues] = {"ksg1": conditional_ksg1, "ksg2": conditional_ksg2}
+def conditional_mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
+    """Return the values of I(x; y | z) of Mesner and Shalizi 2021."""
+    x, y, z = variables
+    joint = join(variables)
+    radii = _kth_distances(joint, options)
+    values = digamma(_count(joint, radii, options, inclusive=True))
+    for margin, sign in ((z, 1.0), (join([x, z]), -1.0), (join([y, z]), -1.0)):
+        joint.backend.add_digamma(values, _count(margin, radii, options, inclusive=True), factor=sign)
+    return values
+
+
+TOTAL_CORRELATION: dict[str, LocalValues] = {
+    "ksg1": ksg1,
+    "ksg2": ksg2,
+    "mixed": mixed,
+    **cells.TOTAL_CORRELATION,
+}
+MUTUAL_INFORMATION: dict[str, LocalValues] = {**TOTAL_CORRELATION, "bi-ksg": bi_ksg}
+CONDITIONAL: dict[str, LocalValues] = {
+    "ksg1": conditional_ksg1,
+    "ksg2": conditional_ksg2,
+    "mixed": conditional_mixed,
+    **cells.CONDITIONAL,
+}
 
 
 def join(variables: Sequence[PointSet]) -> PointSet:

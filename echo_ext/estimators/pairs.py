@@ -61,7 +61,8 @@ def mutual_information_matrix(
     Args:
         x: (..., N, p), or (N,) for one column; float64 or float32, tensor or array.
         y: (..., N, q) of the same kind. None stands for x itself: the matrix is then symmetric, each pair is estimated
-            once, and the diagonal holds I(x; x) as the method counts it (psi(N) - psi(k) for "ksg1").
+            once, and the diagonal holds I(x; x) as the method counts it (psi(N) - psi(k) for "ksg1", the entropy for
+            "plug-in").
         k, method, unit, exclude_within: As in :func:`mutual_information`.
 
     Returns:
@@ -81,9 +82,9 @@ def mutual_information_matrix(
                [0.4, 6. , 0. ],
                [0. , 0. , 6. ]])
     """
-    samples = read_samples(x=x) if y is None else read_samples(x=x, y=y)
-    options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
     _checks.choice("method", method, METHODS)
+    samples = read_samples(x=x) if y is None else read_samples(x=x, y=y)
+    options = read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within, method=method)
     columns = [  # (*batch, p, N) and (*batch, q, N)
         v.detach().expand(*samples.batch, *v.shape[-2:]).transpose(-1, -2) for v in samples.variables
     ]

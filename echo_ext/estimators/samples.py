@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from echo_ext import _checks
-from echo_ext._types import Estimate, NumNeighbors, Unit
+from echo_ext._types import CellMethod, Estimate, NumNeighbors, Unit
 from echo_ext.estimators._backend import backend_of
 from echo_ext.estimators.neighbors import ALL
 
@@ -213,8 +213,11 @@ def read_options(
     local: bool = False,
     exclude_within: int = 0,
     part: slice = ALL,
+    method: str = "knn",
 ) -> Options:
     """Check the keywords that all estimators have, for n samples.
+
+    The methods that count cells have no neighbors, so that k and exclude_within have no bounds.
 
     Raises:
         TypeError: k is not an int or a sequence of ints, or exclude_within is not an int.
@@ -226,7 +229,10 @@ def read_options(
     _checks.choice("unit", unit, UNITS)
     window = _checks.whole("exclude_within", exclude_within, minimum=0)
     fewest = max(n - 1 - 2 * window, 0)  # of a sample in the middle
-    if max(ks) > fewest:
+    if method in get_args(CellMethod):
+        if n < 1:
+            raise ValueError(f"method {method!r} needs at least 1 sample, got {n}")
+    elif max(ks) > fewest:
         raise ValueError(
             f"k must be less than the number of samples, got {max(ks)} of {n}"
             if window == 0

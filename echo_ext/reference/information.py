@@ -25,20 +25,23 @@ def mutual_information(
     *,
     k: Any = 3,
     method: str = "ksg1",
+    discrete_x: Any = False,
+    discrete_y: Any = False,
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Estimate by Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg) or Gao et al. 2017 (mixed)."""
+    """Estimate by Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg) or Gao et al. 2017 (mixed).
+
+    The methods "plug-in" and "miller-madow" are sums of entropies of frequencies.
+    """
 
     def values(k: int, *variables: Numbers) -> Numbers:
         if method == "bi-ksg":
             return _bi_ksg(variables, k, exclude_within)
-        if method == "mixed":
-            return _mixed(variables, k, exclude_within)
-        return _ksg(variables, k, method, exclude_within)
+        return _total(variables, k, method, exclude_within)
 
-    return _estimate(values, [x, y], k, unit, local)
+    return _estimate(values, [_separated(x, discrete_x), _separated(y, discrete_y)], k, unit, local)
 
 
 def total_correlation(
@@ -51,11 +54,11 @@ def total_correlation(
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Estimate by Kraskov et al. 2004, equation 23 (ksg1) or 24 (ksg2)."""
+    """Estimate by Kraskov et al. 2004, equation 23 (ksg1) or 24 (ksg2), or as `mutual_information` of many."""
 
     def values(k: int, points: Numbers) -> Numbers:
         columns = groups if groups is not None else [[c] for c in range(points.shape[1])]
-        return _ksg([points[:, list(group)] for group in columns], k, method, exclude_within)
+        return _total([points[:, list(group)] for group in columns], k, method, exclude_within)
 
     return _estimate(values, [x], k, unit, local)
 
@@ -67,16 +70,23 @@ def conditional_mutual_information(
     *,
     k: Any = 3,
     method: str = "ksg1",
+    discrete_x: Any = False,
+    discrete_y: Any = False,
+    discrete_z: Any = False,
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Estimate by Frenzel and Pompe 2007 (ksg1) or Lizier 2014 (ksg2)."""
+    """Estimate by Frenzel and Pompe 2007 (ksg1), Lizier 2014 (ksg2) or Mesner and Shalizi 2021 (mixed).
+
+    The methods "plug-in" and "miller-madow" are sums of entropies of frequencies.
+    """
 
     def values(k: int, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
         return _conditional(x, y, z, k, method, exclude_within)
 
-    return _estimate(values, [x, y, z], k, unit, local)
+    variables = [_separated(x, discrete_x), _separated(y, discrete_y), _separated(z, discrete_z)]
+    return _estimate(values, variables, k, unit, local)
 
 
 def transfer_entropy(
@@ -87,27 +97,37 @@ def transfer_entropy(
     source_history: int = 1,
     lag: int = 1,
     k: Any = 3,
+    method: str = "ksg1",
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
 ) -> Any:
-    """Estimate the quantity of Schreiber 2000 by Frenzel and Pompe 2007."""
+    """Estimate the quantity of Schreiber 2000 by the methods of `conditional_mutual_information`."""
 
     def values(k: int, source: Numbers, target: Numbers) -> Numbers:
         times = range(max(history, lag + source_history - 1), len(target))
         own_past = np.array([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
         past = np.array([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
-        return _conditional(target[times.start :], past, own_past, k, "ksg1", exclude_within)
+        return _conditional(target[times.start :], past, own_past, k, method, exclude_within)
 
     return _estimate(values, [source, target], k, unit, local)
 
 
 def entropy(
-    x: Any, *, k: Any = 3, metric: str = "chebyshev", unit: str = "nats", local: bool = False, exclude_within: int = 0
+    x: Any,
+    *,
+    k: Any = 3,
+    method: str = "knn",
+    metric: str = "chebyshev",
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
 ) -> Any:
-    """Estimate by Kozachenko and Leonenko 1987, as in Kraskov et al. 2004, equation 20."""
+    """Estimate by Kozachenko and Leonenko 1987, as in Kraskov et al. 2004, equation 20, or from frequencies."""
 
     def values(k: int, points: Numbers) -> Numbers:
+        if method != "knn":
+            return _surprise([points], method)
         n, dim = points.shape
         log_volume = 0.0 if metric == "chebyshev" else _log_ball(dim) - dim * np.log(2)
         result = np.empty(n)
@@ -123,18 +143,28 @@ def entropy(
 
 
 def mutual_information_discrete(
-    x: Any, labels: Any, *, k: Any = 3, unit: str = "nats", local: bool = False, exclude_within: int = 0
+    x: Any,
+    labels: Any,
+    given: Any = None,
+    *,
+    k: Any = 3,
+    unit: str = "nats",
+    local: bool = False,
+    exclude_within: int = 0,
 ) -> Any:
-    """Estimate by Ross 2014; samples whose label occurs once are left out, and NaN among the local values."""
+    """Estimate by Ross 2014, among the samples of equal conditions (N,).
+
+    Samples whose label occurs once among these are left out, and NaN among the local values.
+    """
 
     def values(k: int, points: Numbers, labels: Numbers) -> Numbers:
-        label = labels[:, 0]
+        label, stratum = labels.T
         n = len(label)
-        kept = np.array([np.sum(label == own) > 1 for own in label])
+        kept = np.array([np.sum((label == label[i]) & (stratum == stratum[i])) > 1 for i in range(n)])
         result = np.full(n, np.nan)
         for i in np.flatnonzero(kept).tolist():
             others = _others(n, i, exclude_within)
-            others = others[kept[others]]
+            others = others[kept[others] & (stratum[others] == stratum[i])]
             same = others[label[others] == label[i]]
             own_k = min(k, len(same))
             radius = np.sort(_distances(points, i, same))[own_k - 1]
@@ -142,9 +172,9 @@ def mutual_information_discrete(
             result[i] = digamma(len(others) + 1) + digamma(own_k) - digamma(len(same) + 1) - digamma(near + 1)
         return result
 
-    codes = np.asarray(labels)
-    codes = np.unique(codes, return_inverse=True)[1].reshape(codes.shape).astype(np.float64)
-    return _estimate(values, [x, codes[..., None]], k, unit, local)
+    codes = _codes(labels)
+    conditions = np.broadcast_to(0.0 if given is None else _codes(given), codes.shape)
+    return _estimate(values, [x, np.stack([codes, conditions], -1)], k, unit, local)
 
 
 def mutual_information_matrix(
@@ -216,6 +246,23 @@ def _bi_ksg(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
     return result
 
 
+def _total(variables: Sequence[Numbers], k: int, method: str, w: int) -> Numbers:
+    if method in ("ksg1", "ksg2"):
+        return _ksg(variables, k, method, w)
+    if method == "mixed":
+        return _mixed(variables, k, w)
+    return np.asarray(sum(_surprise([v], method) for v in variables) - _surprise(variables, method))
+
+
+def _surprise(variables: Sequence[Numbers], method: str) -> Numbers:
+    """Return the local values of the entropy of frequencies, corrected by Miller 1955 if the method says so."""
+    joint = np.concatenate(variables, axis=1)
+    n = len(joint)
+    sizes = np.array([np.sum((joint == row).all(axis=1)) for row in joint])
+    correction = 0.5 * (1 / sizes - 1 / n) if method == "miller-madow" else 0.0
+    return np.asarray(np.log(n / sizes) + correction)
+
+
 def _mixed(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
     joint = np.concatenate(variables, axis=1)
     n = len(joint)
@@ -231,11 +278,15 @@ def _mixed(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
         else:
             own_k = k
             counts = [np.sum(a < radius) + 1 for a in each]
-        result[i] = digamma(own_k) + np.log(len(others) + 1) - sum(map(digamma, counts))
+        margins = len(variables) - 1
+        result[i] = digamma(own_k) + margins * np.log(len(others) + 1) - sum(map(digamma, counts))
     return result
 
 
 def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int) -> Numbers:
+    if method in ("plug-in", "miller-madow"):
+        terms = (([x, z], 1), ([y, z], 1), ([z], -1), ([x, y, z], -1))
+        return np.asarray(sum(sign * _surprise(variables, method) for variables, sign in terms))
     joint = np.concatenate([x, y, z], axis=1)
     n = len(joint)
     result = np.empty(n)
@@ -248,6 +299,11 @@ def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int
             near_x, near_y, near_z = (a < apart[nearest[-1]] for a in (to_x, to_y, to_z))
             nxz, nyz, nz = np.sum(near_x & near_z) + 1, np.sum(near_y & near_z) + 1, np.sum(near_z) + 1
             result[i] = digamma(k) + digamma(nz) - digamma(nxz) - digamma(nyz)
+        elif method == "mixed":
+            radius = apart[nearest[-1]]
+            near_x, near_y, near_z = (a <= radius for a in (to_x, to_y, to_z))
+            nxz, nyz, nz = np.sum(near_x & near_z), np.sum(near_y & near_z), np.sum(near_z)
+            result[i] = digamma(np.sum(apart <= radius)) + digamma(nz) - digamma(nxz) - digamma(nyz)
         else:
             near_x, near_y, near_z = (a <= a[nearest].max() for a in (to_x, to_y, to_z))
             nxz, nyz, nz = np.sum(near_x & near_z), np.sum(near_y & near_z), np.sum(near_z)
@@ -285,6 +341,24 @@ def _columns(given: Any) -> Numbers:
     array = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
     array = array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
     return np.asarray(array[:, None] if array.ndim == 1 else array)
+
+
+def _codes(labels: Any) -> Numbers:
+    array = np.asarray(labels)
+    return np.unique(array, return_inverse=True)[1].reshape(array.shape).astype(np.float64)
+
+
+def _separated(given: Any, discrete: Any) -> Numbers:
+    """Replace each discrete column by an indicator of each category: different ones are at Chebyshev distance 1."""
+    if discrete is True and np.asarray(given).dtype.kind in "US":
+        given = _codes(given)
+    columns = _columns(given)
+    flags = np.broadcast_to(discrete, columns.shape[-1:])
+    parts = [
+        (columns[..., [c]] == np.unique(columns[..., c])).astype(columns.dtype) if flag else columns[..., [c]]
+        for c, flag in enumerate(flags)
+    ]
+    return np.concatenate(parts, axis=-1)
 
 
 def _estimate(values: LocalValues, given: Sequence[Any], k: Any, unit: str, local: bool) -> Any:

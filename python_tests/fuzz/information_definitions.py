@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 
 UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
 KINDS = ("normal", "ties", "constant", "lattice", "duplicates", "huge", "subnormal", "heavy", "offset", "line")
+CELL_METHODS = ("plug-in", "miller-madow")
 LAYOUTS = ("contiguous", "fortran", "reversed", "strided", "read-only")
 
 # The digamma function of integers: psi(n) = -gamma + H_{n-1}.
@@ -147,16 +149,37 @@ def mutual_information(sample, k, method):
         for i in (0, 1):
             value = value - np.log(sample.count((i,), radius, inclusive=True, euclidean=True))
         return value
+    return total_correlation(sample, k, method)
+
+
+def frequencies(sample, which, method):
+    """Return the local values of the entropy of the frequencies of rows, in some variables together."""
+    joint = np.concatenate([sample.variables[i] for i in which], 1) + 0.0  # no zero has a sign
+    rows = [row.tobytes() for row in joint]
+    counts = Counter(rows)
+    sizes = np.array([counts[row] for row in rows])
+    correction = (1 / sizes - 1 / sample.n) / 2 if method == "miller-madow" else 0
+    return math.log(sample.n) - np.log(sizes) + correction
+
+
+def mixed(sample, k):
+    everything = tuple(range(len(sample.variables)))
     _, radius = sample.neighbors(k)
     tied = radius[:, 0] == 0
-    value = np.where(tied, psi(sample.count((0, 1), radius, inclusive=True) + 1), psi(k)) + np.log(sample.others + 1)
-    for i in (0, 1):
+    value = np.where(tied, psi(sample.count(everything, radius, inclusive=True) + 1), psi(k))
+    value = value + (len(everything) - 1) * np.log(sample.others + 1)
+    for i in everything:
         inside = np.where(tied, sample.count((i,), radius, inclusive=True), sample.count((i,), radius))
         value = value - psi(inside + 1)
     return value
 
 
 def total_correlation(sample, k, method):
+    if method == "mixed":
+        return mixed(sample, k)
+    if method in CELL_METHODS:
+        everything = tuple(range(len(sample.variables)))
+        return sum(frequencies(sample, (i,), method) for i in everything) - frequencies(sample, everything, method)
     neighbors, radius = sample.neighbors(k)
     margins = len(sample.variables) - 1
     value = psi(k) + margins * psi(sample.others + 1)
@@ -171,17 +194,25 @@ def total_correlation(sample, k, method):
 
 
 def conditional_mutual_information(sample, k, method):
+    if method in CELL_METHODS:
+        xz, yz, z, xyz = (frequencies(sample, which, method) for which in ((0, 2), (1, 2), (2,), (0, 1, 2)))
+        return xz + yz - z - xyz
     neighbors, radius = sample.neighbors(k)
     if method == "ksg1":
         counts = (sample.count(which, radius) for which in ((2,), (0, 2), (1, 2)))
         nz, nxz, nyz = counts
         return psi(k) + psi(nz + 1) - psi(nxz + 1) - psi(nyz + 1)
+    if method == "mixed":
+        xyz, xz, yz, z = (sample.count(which, radius, inclusive=True) for which in ((0, 1, 2), (0, 2), (1, 2), (2,)))
+        return psi(xyz) + psi(z) - psi(xz) - psi(yz)
     inside = [(sample.distance((i,)) <= sample.reach(i, neighbors)) & sample.usable for i in range(3)]
     nz, nxz, nyz = inside[2].sum(1), (inside[0] & inside[2]).sum(1), (inside[1] & inside[2]).sum(1)
     return psi(k) - 2 / k + psi(nz) - psi(nxz) + 1 / nxz - psi(nyz) + 1 / nyz
 
 
-def entropy(sample, k, metric):
+def entropy(sample, k, metric, method="knn"):
+    if method in CELL_METHODS:
+        return frequencies(sample, (0,), method)
     euclidean = metric == "euclidean"
     _, radius = sample.neighbors(k, euclidean)
     dim = sample.variables[0].shape[1]
@@ -192,10 +223,20 @@ def entropy(sample, k, metric):
         return psi(sample.others + 1) - psi(k) + dim * np.log(2 * eps)
 
 
-def mutual_information_discrete(x, labels, k, window):
-    """Return local values of Ross's estimator, NaN for labels that occur only once."""
+def mutual_information_discrete(x, labels, k, window, given=None):
+    """Return local values of Ross's estimator, NaN for labels that occur only once where the conditions are equal."""
     n = len(x)
-    distance, usable = distances(x), allowed(n, window)
+    if given is not None:
+        values = np.full(n, np.nan)
+        for stratum in np.unique(given):
+            rows = np.flatnonzero(given == stratum)
+            values[rows] = _ross(x[rows], labels[rows], k, allowed(n, window)[np.ix_(rows, rows)])
+        return values
+    return _ross(x, labels, k, allowed(n, window))
+
+
+def _ross(x, labels, k, usable):
+    n, distance = len(x), distances(x)
     same = labels[:, None] == labels
     kept = same.sum(1) > 1
     values = np.full(n, np.nan)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative to the largest value. Half-precision gradients are rounded on each rank before they are summed.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 6e-2, "float16": 8e-3}
-METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed", "plug-in", "miller-madow")
 ROW_SHAPES = ((), (1,), (3,), (2, 2), (17,), (0,), (400,), (1000,))
 SEEDS = st.integers(-(2**63), 2**63 - 1)
 

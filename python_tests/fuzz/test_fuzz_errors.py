@@ -161,14 +161,16 @@ CALLS = {
         echo_ext.conditional_mutual_information, ("x", "y", "z"), _options(**METHOD)
     ),
     "total_correlation": Call(echo_ext.total_correlation, ("x",), _options(**METHOD, groups=([[0], [1]], NOT_GROUPS))),
-    "entropy": Call(echo_ext.entropy, ("x",), _options(metric=("euclidean", NOT_WORDS))),
+    "entropy": Call(echo_ext.entropy, ("x",), _options(method=("knn", NOT_WORDS), metric=("euclidean", NOT_WORDS))),
     "mutual_information_discrete": Call(
-        echo_ext.mutual_information_discrete, ("x",), _options(labels=(np.repeat([0, 1], N // 2), NOT_LABELS))
+        echo_ext.mutual_information_discrete,
+        ("x",),
+        _options(labels=(np.repeat([0, 1], N // 2), NOT_LABELS), given=(np.zeros(N), NOT_LABELS)),
     ),
     "transfer_entropy": Call(
         echo_ext.transfer_entropy,
         ("source", "target"),
-        _options(history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
+        _options(**METHOD, history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
     ),
     "mutual_information_matrix": Call(echo_ext.mutual_information_matrix, ("x", "y"), _options(**METHOD)),
     "knn": Call(
@@ -203,6 +205,7 @@ RIGHT = {
     ("mutual_information_error", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),
     ("mutual_information_matrix", "y", "none"),
+    ("mutual_information_discrete", "given", "none"),
 }
 
 

@@ -17,7 +17,8 @@ import echo_ext
 import echo_ext.sklearn
 from echo_ext._native import num_threads
 
-METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+MULTIVARIATE = ("ksg1", "ksg2", "mixed", *definitions.CELL_METHODS)
+METHODS = (*MULTIVARIATE, "bi-ksg")
 METRICS = ("chebyshev", "euclidean")
 
 
@@ -182,7 +183,7 @@ def check_mutual_information(case):
 
 def check_conditional(case):
     arrays = variables(case, 3)
-    method = case.pick("ksg1", "ksg2")
+    method = case.pick(*MULTIVARIATE)
     actual = echo_ext.conditional_mutual_information(*given(case, arrays), method=method, **options(case))
     wanted = expected(case, arrays, lambda sample, k: definitions.conditional_mutual_information(sample, k, method))
     return compare(case, actual, wanted)
@@ -190,7 +191,7 @@ def check_conditional(case):
 
 def check_total_correlation(case):
     joint = np.concatenate(variables(replace(case, batch=((), ())), 3), -1)
-    method = case.pick("ksg1", "ksg2")
+    method = case.pick(*MULTIVARIATE)
     columns = np.random.default_rng(case.numbers).permutation(joint.shape[1])
     cuts = np.cumsum(case.dims)[:-1]
     groups = [list(map(int, group)) for group in np.split(columns, cuts)] if case.option % 4 < 2 else None
@@ -204,9 +205,9 @@ def check_total_correlation(case):
 
 def check_entropy(case):
     arrays = variables(case, 1)
-    metric = case.pick(*METRICS)
-    actual = echo_ext.entropy(*given(case, arrays), metric=metric, **options(case))
-    wanted = expected(case, arrays, lambda sample, k: definitions.entropy(sample, k, metric))
+    metric, method = case.pick(*METRICS), case.pick("knn", "knn", *definitions.CELL_METHODS)
+    actual = echo_ext.entropy(*given(case, arrays), method=method, metric=metric, **options(case))
+    wanted = expected(case, arrays, lambda sample, k: definitions.entropy(sample, k, metric, method))
     return compare(case, actual, wanted)
 
 
@@ -218,18 +219,28 @@ def check_discrete(case):
     x = np.broadcast_to(arrays[0], (*batch, *arrays[0].shape[-2:]))
     y = np.broadcast_to(labels, (*batch, case.n))
     usable = definitions.allowed(case.n, case.window)
-    same = y[..., :, None] == y[..., None, :]
+    conditions = rng.integers(0, 3, (*case.batch[0], case.n)) if case.option % 3 == 0 else None
+    z = np.broadcast_to(0 if conditions is None else conditions, (*batch, case.n))
+    same = (y[..., :, None] == y[..., None, :]) & (z[..., :, None] == z[..., None, :])
     shared = same.sum(-1) > 1
     left = (same & usable).sum(-1)
     if (shared & (left == 0)).any() or not shared.any(-1).all():
         return 0  # invalid calls are covered by test_fuzz_errors
-    kind = case.pick("integers", "strings", "floats")
-    passed = {"integers": labels, "strings": labels.astype(str), "floats": labels.astype(float)}[kind]
-    if case.as_tensor and kind != "strings":
+    kind = case.pick("integers", "strings", "floats", "objects")
+    passed = {
+        "integers": labels,
+        "strings": labels.astype(str),
+        "floats": labels.astype(float),
+        "objects": labels.astype(str).astype(object),
+    }[kind]
+    if case.as_tensor and kind in ("integers", "floats"):
         passed = torch.from_numpy(passed)
-    actual = echo_ext.mutual_information_discrete(*given(case, arrays), passed, **options(case))
+    actual = echo_ext.mutual_information_discrete(*given(case, arrays), passed, conditions, **options(case))
     values = [
-        [definitions.mutual_information_discrete(x[index], y[index], k, case.window) for index in np.ndindex(*batch)]
+        [
+            definitions.mutual_information_discrete(x[index], y[index], k, case.window, z[index])
+            for index in np.ndindex(*batch)
+        ]
         for k in ks(case)
     ]
     values = np.array(values, dtype=np.float64).reshape(len(ks(case)), *batch, case.n)
@@ -244,14 +255,14 @@ def check_transfer_entropy(case):
     first = max(history, lag + source_history - 1)
     if max(ks(case)) > case.n - first - 1 - 2 * case.window:
         return 0
-    actual = echo_ext.transfer_entropy(
-        *given(case, arrays), history=history, source_history=source_history, lag=lag, **options(case)
-    )
+    method = case.pick(*MULTIVARIATE)
+    histories = {"history": history, "source_history": source_history, "lag": lag}
+    actual = echo_ext.transfer_entropy(*given(case, arrays), method=method, **histories, **options(case))
     batch, each = items(case, arrays)
     samples = [Sample(definitions.embedding(*item, history, source_history, lag), case.window) for item in each]
     conditional = definitions.conditional_mutual_information
     # The arguments (x, y, z) are the future of the target, the past of the source and the past of the target.
-    values = np.array([[conditional(sample, k, "ksg1") for sample in samples] for k in ks(case)], dtype=np.float64)
+    values = np.array([[conditional(sample, k, method) for sample in samples] for k in ks(case)], dtype=np.float64)
     return compare(case, actual, shaped(case, values.reshape(len(ks(case)), *batch, case.n - first)))
 
 

@@ -16,7 +16,7 @@ from information_definitions import Sample
 import echo_ext
 from echo_ext._native import num_threads
 
-METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed")
+METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed", "plug-in", "miller-madow")
 BATCHES = ((), ()), ((), ()), ((2,), ()), ((2, 1), (1, 2)), ((), (1,))
 
 

@@ -40,6 +40,9 @@ assert_type(conditional_mutual_information(tensor, tensor, tensor, method="ksg2"
 assert_type(total_correlation(tensor, groups=[[0], [1]]), Tensor)
 assert_type(transfer_entropy(tensor, tensor, history=2), Tensor)
 assert_type(entropy(tensor, metric="euclidean"), Tensor)
+assert_type(entropy(tensor, method="plug-in"), Tensor)
+assert_type(conditional_mutual_information(tensor, tensor, tensor, method="mixed", discrete_x=[True, False]), Tensor)
+assert_type(mutual_information_discrete(tensor, labels, labels), Tensor)
 assert_type(mutual_information_discrete(tensor, labels), Tensor)
 assert_type(mutual_information_discrete(tensor, ["a", "b"] * 15), Tensor)
 assert_type(mutual_information_matrix(tensor), Tensor)
@@ -60,6 +63,8 @@ assert_type(total_correlation(array), Array | float)
 assert_type(transfer_entropy(array, array), Array | float)
 assert_type(entropy(array), Array | float)
 assert_type(mutual_information_discrete(array, labels), Array | float)
+assert_type(mutual_information_discrete(array, ["a", None], given=["b", ("c", 1)]), Array | float)
+assert_type(mutual_information(array, np.array(["a", "b"]), method="mixed", discrete_y=True), Array | float)
 assert_type(mutual_information_matrix(array), Array)
 assert_type(knn(array), tuple[Array, Indices])
 assert_type(permutation_test(array, array), PermutationTest[Array | float, Array])
@@ -82,11 +87,13 @@ mutual_information(tensor, tensor, method="ksg3")  # error
 mutual_information(array, array, unit="dits")  # error
 mutual_information(tensor, tensor, k="3")  # error
 mutual_information(tensor)  # error
-conditional_mutual_information(tensor, tensor, tensor, method="mixed")  # error
+conditional_mutual_information(tensor, tensor, tensor, method="bi-ksg")  # error
+conditional_mutual_information(tensor, tensor, tensor, method="mixed", discrete_z=3)  # error
+entropy(array, method="ksg1")  # error
 total_correlation(array, method="bi-ksg")  # error
 entropy(array, metric="l1")  # error
 knn(tensor, k=[3, 5])  # error
-transfer_entropy(tensor, tensor, method="ksg2")  # error
+transfer_entropy(tensor, tensor, method="bi-ksg")  # error
 mutual_information_matrix(array, local=True)  # error
 permutation_test(array, array, k=[3, 5])  # error
 echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
