@@ -87,6 +87,8 @@ def gathered(f, s, sizes, seeds, sampling, num_terms, weights):
 
 # ---- Mutual information ----------------------------------------------------------------------------------------------
 
+CELL_METHODS = ("plug-in", "miller-madow")  # of discrete variables, without neighbors
+
 
 def mutual_information(x, y, *, k=3, method="ksg1", exclude_within=0, unit="nats"):
     """Return local values (K, *batch, N) for (*batch, N, d) arrays, computed from all pairwise distances."""
@@ -109,6 +111,10 @@ def _local(x, y, k, method, window):
     else:
         in_x, in_y = (np.abs(v[:, None] - v[None]).max(-1) for v in (x, y))
         joint = np.maximum(in_x, in_y)
+    if method in CELL_METHODS:
+        nx, ny, nxy = ((distance == 0).sum(1) for distance in (in_x, in_y, joint))
+        correction = (1 / nx + 1 / ny - 1 / nxy - 1 / n) / 2 if method == "miller-madow" else 0
+        return np.log(n * nxy / (nx * ny)) + correction
     nearest = np.argsort(np.where(usable, joint, np.inf), axis=1, kind="stable")[:, :k]
     radius = np.take_along_axis(joint, nearest[:, -1:], 1)
 
