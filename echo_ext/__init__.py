@@ -28,11 +28,11 @@ from echo_ext.estimators import (
     knn,
     mutual_information,
     mutual_information_discrete,
-    mutual_information_error,
     mutual_information_matrix,
     permutation_test,
     total_correlation,
     transfer_entropy,
+    with_standard_error,
 )
 
 if _TYPE_CHECKING:
@@ -62,11 +62,11 @@ __all__ = [
     "max_scale",
     "mutual_information",
     "mutual_information_discrete",
-    "mutual_information_error",
     "mutual_information_matrix",
     "permutation_test",
     "total_correlation",
     "transfer_entropy",
+    "with_standard_error",
 ]
 
 # Imported when they are first used: some need packages that are optional, and all take time.

@@ -184,8 +184,9 @@ def test_uncertainty(device):
     x, y = (torch.from_numpy(v) for v in related(fresh(), 90))
     on_device = device(echo_ext.permutation_test, x, y, 5, seed=3)
     torch.testing.assert_close(tuple(on_device), tuple(echo_ext.permutation_test(x, y, 5, seed=3)))
-    on_device = device(echo_ext.mutual_information_error, x, y, parts=3, seed=3)
-    torch.testing.assert_close(tuple(on_device), tuple(echo_ext.mutual_information_error(x, y, parts=3, seed=3)))
+    uncertain = echo_ext.with_standard_error, echo_ext.mutual_information, x, y
+    on_device = device(*uncertain, parts=3, seed=3)
+    torch.testing.assert_close(tuple(on_device), tuple(uncertain[0](*uncertain[1:], parts=3, seed=3)))
 
 
 @pytest.mark.parametrize("dims", [(1, 1), (2, 3)])

@@ -166,7 +166,7 @@ def test_groups_of_two_are_mutual_information():
 
 
 def meets(x, y, truth, **options):
-    estimate, error = echo_ext.mutual_information_error(x, y, **options)
+    estimate, error = echo_ext.with_standard_error(echo_ext.mutual_information, x, y, **options)
     assert estimate == pytest.approx(truth, abs=6 * error + 0.02)
 
 

@@ -1,6 +1,7 @@
 """Unusual tensors and arrays are read correctly or rejected with a one-line error."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,12 +22,12 @@ from echo_ext import (
     metrics,
     mutual_information,
     mutual_information_discrete,
-    mutual_information_error,
     mutual_information_matrix,
     permutation_test,
     reference,
     total_correlation,
     transfer_entropy,
+    with_standard_error,
 )
 from echo_ext.echo.ops import FEW_ROWS
 
@@ -215,7 +216,7 @@ def public_results(form):
         yield mutual_information_discrete(x, labels, k=[1, 3], exclude_within=w)
         yield transfer_entropy(x, y, exclude_within=w)
         yield mutual_information_matrix(x, exclude_within=w)
-        yield mutual_information_error(x, y, seed=1, exclude_within=w, parts=2)[1]
+        yield with_standard_error(mutual_information, x, y, seed=1, exclude_within=w, parts=2)[1]
     yield from permutation_test(x, y, 5, seed=1)
     yield from knn(x, y)
     yield metrics.mig(x, factors)
@@ -364,17 +365,29 @@ def test_invalid_arrays_raise(x, error, message):
 # ---- Scalar arguments ------------------------------------------------------------------------------------------------
 
 X, Y = np.random.default_rng(2).standard_normal((2, 60))
+uncertain = partial(with_standard_error, mutual_information, X, Y)
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: mutual_information_error(X, Y, k=[3]), TypeError, r"k must be an int, got \[3\]"),
-        (lambda: mutual_information_error(X, Y, k=[3, 4, 5]), TypeError, r"k must be an int, got \[3, 4, 5\]"),
-        (lambda: mutual_information_error(X, Y, k=np.array([3])), TypeError, "k must be an int"),
-        (lambda: mutual_information_error(X, Y, k=True), TypeError, "k must be an int, got True"),
-        (lambda: mutual_information_error(X, Y, parts=2.0), TypeError, "parts must be an int, got 2.0"),
-        (lambda: mutual_information_error(X, Y, repeats=True), TypeError, "repeats must be an int, got True"),
+        (
+            lambda: with_standard_error(mutual_information, X, Y, k=[3]),
+            TypeError,
+            r"k must be a single number, got \[3\]",
+        ),
+        (
+            lambda: with_standard_error(mutual_information, X, Y, k=np.array([3])),
+            TypeError,
+            "k must be a single number",
+        ),
+        (lambda: uncertain(k=True), TypeError, "k must be an int or .* got True"),
+        (lambda: uncertain(parts=2.0), TypeError, "parts must be an int, got 2.0"),
+        (
+            lambda: with_standard_error(mutual_information, X, Y, repeats=True),
+            TypeError,
+            "repeats must be an int, got True",
+        ),
         (lambda: permutation_test(X, Y, 2, k=[3, 4]), TypeError, r"k must be an int, got \[3, 4\]"),
         (lambda: permutation_test(X, Y, 2, k=(3,)), TypeError, r"k must be an int, got \(3,\)"),
         (lambda: permutation_test(X, Y, 2, k=3.0), TypeError, "k must be an int, got 3.0"),

@@ -104,7 +104,8 @@ def _pair(args: argparse.Namespace, names: Names, values: list[Column], options:
     else:
         found["estimate"] = estimators.mutual_information(x, y, **options)
     if not args.given and len(x) // 10 > max(args.k, 2 * args.exclude_within + args.k):
-        found["standard_error"] = estimators.mutual_information_error(x, y, seed=args.seed, **options).standard_error
+        uncertain = estimators.with_standard_error(estimators.mutual_information, x, y, seed=args.seed, **options)
+        found["standard_error"] = uncertain.standard_error
     first, *others = (",".join(columns) for columns in names.values())
     line = f"I({first}; {' | '.join(others)}) = {found['estimate']:.6g}"
     if "standard_error" in found:

@@ -13,8 +13,8 @@ from echo_ext.estimators.transfer import transfer_entropy
 from echo_ext.estimators.uncertainty import (
     PermutationTest,
     UncertainEstimate,
-    mutual_information_error,
     permutation_test,
+    with_standard_error,
 )
 
 __all__ = [
@@ -25,11 +25,11 @@ __all__ = [
     "knn",
     "mutual_information",
     "mutual_information_discrete",
-    "mutual_information_error",
     "mutual_information_matrix",
     "permutation_test",
     "total_correlation",
     "transfer_entropy",
+    "with_standard_error",
 ]
 
 

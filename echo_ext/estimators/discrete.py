@@ -26,7 +26,15 @@ from echo_ext.estimators.samples import (
     reduce_local_values,
 )
 
-__all__ = ["LabelGroup", "RossCounts", "count_by_ross", "group_labels", "mutual_information_discrete"]
+__all__ = [
+    "LabelGroup",
+    "RossCounts",
+    "count_by_ross",
+    "group_labels",
+    "mutual_information_discrete",
+    "read_classes",
+    "read_conditions",
+]
 
 
 @overload
@@ -107,9 +115,9 @@ def mutual_information_discrete(
     options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
     (points,) = samples.variables
     n = samples.count
-    codes = {"labels": read_labels("labels", labels, "mutual_information")}
+    codes = {"labels": read_classes(labels)}
     if given is not None:
-        codes["given"] = _read_conditions(given, n)
+        codes["given"] = read_conditions(given, n)
     for name, code in codes.items():
         if code.shape[-1] != n:
             raise ValueError(f"x and {name} must have the same number of samples, got {n} and {code.shape[-1]}")
@@ -270,7 +278,12 @@ def _read_groups(labels: Tensor, exclude_within: int, given: Tensor | None = Non
     return strata
 
 
-def _read_conditions(given: object, n: int) -> Tensor:
+def read_classes(labels: object) -> Tensor:
+    """Return the labels of the samples: int64 (..., N)."""
+    return read_labels("labels", labels, "mutual_information")
+
+
+def read_conditions(given: object, n: int) -> Tensor:
     """Return the conditions as one label of each sample: int64 (..., N)."""
     continuous = "conditional_mutual_information(method='mixed', discrete_y=True)"
     codes = read_labels("given", given, continuous)

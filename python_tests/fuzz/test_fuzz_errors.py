@@ -183,8 +183,8 @@ CALLS = {
         ("x", "y"),
         _options(**METHOD, n=(3, NOT_COUNTS), k=(3, NOT_SMALL_COUNTS | {"sequence": lambda _: [3, 4]})),
     ),
-    "mutual_information_error": Call(
-        echo_ext.mutual_information_error,
+    "with_standard_error": Call(
+        lambda x, y, **options: echo_ext.with_standard_error(echo_ext.mutual_information, x, y, **options),
         ("x", "y"),
         _options(
             **METHOD,
@@ -202,7 +202,7 @@ CALLS = {
 # Mistakes that are valid for these arguments, such as a huge number of repeats.
 RIGHT = {
     ("permutation_test", "n", "huge"),
-    ("mutual_information_error", "repeats", "huge"),
+    ("with_standard_error", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),
     ("mutual_information_matrix", "y", "none"),
     ("mutual_information_discrete", "given", "none"),

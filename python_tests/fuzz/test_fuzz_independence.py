@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import fuzzing
 import hypothesis.strategies as st
@@ -43,8 +43,8 @@ class Case:
 
 @st.composite
 def _cases(draw):
-    call = draw(st.sampled_from(["permutation_test", "mutual_information_error"]))
-    parts = draw(st.integers(2, 4)) if call == "mutual_information_error" else 1
+    call = draw(st.sampled_from(["permutation_test", "with_standard_error"]))
+    parts = draw(st.integers(2, 4)) if call == "with_standard_error" else 1
     # Either few enough samples to enumerate all permutations, or more, for which only the other checks apply.
     n = draw(st.sampled_from([4, 4, 5, 6, 9, 16, 24, 40]))
     window = draw(st.sampled_from([0, 0, 0, 1, 2]))
@@ -158,7 +158,7 @@ def check_permutation_test(case):
 def check_error(case):
     arrays = variables(case)
     options = {"parts": case.parts, "repeats": min(case.rounds, 4)}
-    result = call(case, echo_ext.mutual_information_error, arrays, **options)
+    result = call(case, partial(echo_ext.with_standard_error, echo_ext.mutual_information), arrays, **options)
     observed, error = result
     batch, each = items(arrays)
     assert observed.shape == error.shape == batch
@@ -178,7 +178,7 @@ def check_error(case):
         elif case.n == 4 and options["repeats"] == 1:
             possible = np.array([standard_error(x, y, order) for order in orders(4)])
             assert np.isclose(error[index], possible, equal_nan=True, **tolerance).any(), (error[index], possible)
-    again = call(case, echo_ext.mutual_information_error, arrays, **options)
+    again = call(case, partial(echo_ext.with_standard_error, echo_ext.mutual_information), arrays, **options)
     for first, second in zip(result, again, strict=True):
         assert np.array_equal(first, second, equal_nan=True), "a repeated call differs"
     return 2

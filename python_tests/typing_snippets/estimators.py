@@ -15,11 +15,11 @@ from echo_ext import (
     knn,
     mutual_information,
     mutual_information_discrete,
-    mutual_information_error,
     mutual_information_matrix,
     permutation_test,
     total_correlation,
     transfer_entropy,
+    with_standard_error,
 )
 from echo_ext.estimators import PermutationTest, UncertainEstimate
 from echo_ext.metrics import knn_accuracy, mig
@@ -49,7 +49,7 @@ assert_type(mutual_information_matrix(tensor), Tensor)
 assert_type(mutual_information_matrix(tensor, tensor), Tensor)
 assert_type(knn(tensor), tuple[Tensor, Tensor])
 assert_type(knn(tensor, tensor, 2), tuple[Tensor, Tensor])
-assert_type(mutual_information_error(tensor, tensor), UncertainEstimate[Tensor])
+assert_type(with_standard_error(mutual_information, tensor, tensor), UncertainEstimate[Tensor])
 assert_type(permutation_test(tensor, tensor).null, Tensor)
 assert_type(echo_ext.distributed.mutual_information(tensor, tensor), Tensor)
 
@@ -72,7 +72,7 @@ assert_type(echo_ext.distributed.mutual_information(array, array), Array | float
 assert_type(mutual_info_regression(array, numbers), npt.NDArray[np.float64])
 assert_type(mutual_info_classif(array, numbers, discrete_features=[0]), npt.NDArray[np.float64])
 
-estimate, standard_error = mutual_information_error(array, array)
+estimate, standard_error = with_standard_error(mutual_information_discrete, array, ["a", "b"] * 15, k=2)
 assert_type(estimate, Array | float)
 assert_type(standard_error, Array | float)
 
