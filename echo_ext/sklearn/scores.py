@@ -1,9 +1,4 @@
-"""scikit-learn's mutual_info_regression and mutual_info_classif, with its signatures, values and errors, but faster.
-
-This module needs scikit-learn. As there, continuous variables are scaled to unit variance, a little noise from
-``random_state`` separates repeated values, and negative estimates become 0. The functions of `echo_ext` itself do none
-of this.
-"""
+"""scikit-learn's mutual_info_regression and mutual_info_classif, with its signatures, values and errors."""
 
 from __future__ import annotations
 
@@ -27,15 +22,22 @@ from echo_ext.estimators import mutual_information_matrix
 from echo_ext.estimators.discrete import count_by_ross, group_labels
 from echo_ext.estimators.neighbors import PointSet
 
-__all__ = ["mutual_info_classif", "mutual_info_regression"]
+__all__ = [
+    "DiscreteFeatures",
+    "Numbers",
+    "RandomState",
+    "check_neighbors",
+    "discrete_mask",
+    "estimate_each",
+    "is_positive_int",
+    "mutual_info_classif",
+    "mutual_info_regression",
+    "separate",
+]
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
 DiscreteFeatures: TypeAlias = Literal["auto"] | bool | npt.ArrayLike
 RandomState: TypeAlias = int | np.random.RandomState | None
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 def mutual_info_regression(
@@ -123,15 +125,29 @@ def _estimate(
     n_jobs: int | None,
     name: str,
 ) -> Numbers:
-    if not _is_positive_int(n_neighbors):
+    if not is_positive_int(n_neighbors):
         raise ValueError(
             f"The 'n_neighbors' parameter of {name} must be an int in the range [1, inf). Got {n_neighbors!r} instead."
         )
     X, y = check_X_y(X, y, accept_sparse="csc", y_numeric=not discrete_target)
-    discrete = _discrete_mask(discrete_features, X)
+    discrete = discrete_mask(discrete_features, X)
     if issparse(X) and not discrete.all():
         raise ValueError("Sparse matrix `X` can't have continuous features.")
+    X, y = separate(X, y, discrete, discrete_target, random_state, copy=copy)
+    with num_threads(effective_n_jobs(n_jobs)):
+        return estimate_each(X, discrete, y, discrete_target, n_neighbors)
 
+
+def separate(
+    X: Any,
+    y: Any,
+    discrete: npt.NDArray[np.bool_],
+    discrete_target: bool,
+    random_state: RandomState,
+    *,
+    copy: bool = True,
+) -> tuple[Any, Any]:
+    """Scale the continuous ones of the columns of X and y, and add the noise that separates repeated values."""
     # The noise has to come from the generator in the order in which scikit-learn draws it.
     generator = check_random_state(random_state)
     continuous = ~discrete
@@ -140,25 +156,31 @@ def _estimate(
         X[:, continuous] = _add_noise(scale(X[:, continuous], with_mean=False, copy=False), generator)
     if not discrete_target:
         y = _add_noise(scale(y, with_mean=False), generator)
+    return X, y
 
-    with num_threads(effective_n_jobs(n_jobs)):
-        values = np.zeros(X.shape[1])
-        for i in np.flatnonzero(discrete):
-            column = X[:, [i]].toarray().ravel() if issparse(X) else X[:, i]
-            values[i] = mutual_info_score(column, y) if discrete_target else _ross(y[None], column, n_neighbors)[0]
-        if continuous.any() and discrete_target:
-            values[continuous] = _ross(X[:, continuous].T, y, n_neighbors)
-        elif continuous.any():
-            _check_neighbors(n_neighbors, len(y))
-            values[continuous] = np.ravel(mutual_information_matrix(X[:, continuous], y, k=n_neighbors))
+
+def estimate_each(X: Any, discrete: npt.NDArray[np.bool_], y: Any, discrete_target: bool, n_neighbors: int) -> Numbers:
+    """Estimate the mutual information of each column of X with y, as they are; negative estimates become 0."""
+    continuous = ~discrete
+    values = np.zeros(X.shape[1])
+    for i in np.flatnonzero(discrete):
+        column = X[:, [i]].toarray().ravel() if issparse(X) else X[:, i]
+        values[i] = mutual_info_score(column, y) if discrete_target else _ross(y[None], column, n_neighbors)[0]
+    if continuous.any() and discrete_target:
+        values[continuous] = _ross(X[:, continuous].T, y, n_neighbors)
+    elif continuous.any():
+        check_neighbors(n_neighbors, len(y))
+        values[continuous] = np.ravel(mutual_information_matrix(X[:, continuous], y, k=n_neighbors))
     return np.maximum(values, 0.0)
 
 
-def _is_positive_int(value: object) -> bool:
+def is_positive_int(value: object) -> bool:
+    """Return whether a parameter is a whole number of at least 1."""
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
-def _discrete_mask(discrete_features: DiscreteFeatures, X: Any) -> npt.NDArray[np.bool_]:
+def discrete_mask(discrete_features: DiscreteFeatures, X: Any) -> npt.NDArray[np.bool_]:
+    """Return which columns of X the parameter ``discrete_features`` makes discrete."""
     if isinstance(discrete_features, str):
         if discrete_features != "auto":
             raise ValueError("Invalid string value for discrete_features.")
@@ -179,7 +201,8 @@ def _add_noise(values: Numbers, generator: np.random.RandomState) -> Numbers:
     return np.asarray(values + 1e-10 * size * generator.standard_normal(size=values.shape))
 
 
-def _check_neighbors(n_neighbors: int, n_samples: int) -> None:
+def check_neighbors(n_neighbors: int, n_samples: int) -> None:
+    """Raise scikit-learn's error where there are too few samples for so many neighbors."""
     if n_neighbors >= n_samples:
         raise ValueError(
             "Expected n_neighbors < n_samples_fit, but n_neighbors = "
