@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,20 @@ def test_submodules_need_no_second_import(name):
     if any(importlib.util.find_spec(package) is None for package in needed):
         pytest.skip(f"echo_ext.{name} needs {needed}")
     assert run(f"import echo_ext; print(echo_ext.{name}.__name__)") == f"echo_ext.{name}\n"
+
+
+def test_a_missing_package_is_named():
+    program = """
+        import importlib.util
+        find_spec = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "sklearn" else find_spec(name, *rest)
+        import echo_ext
+        try:
+            echo_ext.sklearn
+        except ModuleNotFoundError as error:
+            print(error)
+    """
+    assert run(textwrap.dedent(program)) == "echo_ext.sklearn needs sklearn: pip install 'echo-ext[train]'\n"
 
 
 def test_submodules_are_attributes(monkeypatch):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from knn_cases import fresh
-from scipy.special import digamma
 
 pytest.importorskip("sklearn")
 from scipy.sparse import csr_matrix
@@ -20,61 +19,13 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from echo_ext import reference
 from echo_ext.estimators.neighbors import PointSet
+from echo_ext.reference.selection import Column, criterion_values, information
 from echo_ext.sklearn import MutualInformationSelector
 from echo_ext.sklearn.scores import separate
 
 CRITERIA = ["mi", "mrmr", "jmi", "jmim", "cmim"]
 
-# ---- Definitions, by all pairs of samples
-
-
-def distances(columns, discrete):
-    """Chebyshev distances, infinite between different discrete values: (N, N)."""
-    apart = np.zeros((len(columns), len(columns)))
-    for column, is_discrete in zip(columns.T, discrete, strict=True):
-        difference = np.abs(column[:, None] - column)
-        apart = np.maximum(apart, np.where(difference > 0, np.inf, 0) if is_discrete else difference)
-    return apart
-
-
-def information(a, b, z, k):
-    """I(a; b | z) of lists of (column, whether it is discrete); with an empty z, I(a; b)."""
-    variables = [([c for c, _ in v], [d for _, d in v]) for v in (a + z, b + z, z, a + b + z)]
-    az, bz, z_only, joint = (distances(np.array(c).reshape(len(c), -1).T, d) if c else None for c, d in variables)
-    n = len(joint)
-    z_only = np.zeros((n, n)) if z_only is None else z_only
-    if all(variables[3][1]):
-        each = [np.mean(apart == 0, axis=1) for apart in (joint, z_only, az, bz)]
-        return np.mean(np.log(each[0]) + np.log(each[1]) - np.log(each[2]) - np.log(each[3]))
-    same = np.isfinite(joint) & ~np.eye(n, dtype=bool)
-    kept = np.flatnonzero(same.any(1))
-    values = []
-    for i in kept:
-        others = kept[kept != i]
-        own_k = min(k, same[i, others].sum())
-        radius = np.sort(joint[i, others])[own_k - 1]
-        near = [np.sum(apart[i, others] < radius) + 1 for apart in (z_only, az, bz)]
-        values.append(digamma(own_k) + digamma(near[0]) - digamma(near[1]) - digamma(near[2]))
-    return np.mean(values)
-
-
-def select(criterion, columns, y, number, k):
-    """The greedy selection, one pair at a time: the indices and the scores of all features."""
-    relevance = np.array([max(information([x], [y], [], k), 0) for x in columns])
-    scores, selected = relevance.copy(), []
-    for _ in range(number):
-        if selected and criterion != "mi":
-            for j in set(range(len(columns))) - set(selected):
-                x, chosen = columns[j], [columns[s] for s in selected]
-                if criterion == "mrmr":
-                    scores[j] = relevance[j] - np.mean([max(information([x], [s], [], k), 0) for s in chosen])
-                elif criterion == "cmim":
-                    scores[j] = min(information([x], [y], [s], k) for s in chosen)
-                else:
-                    pairs = [information([x, s], [y], [], k) for s in chosen]
-                    scores[j] = sum(pairs) if criterion == "jmi" else min(pairs)
-        selected.append(max(set(range(len(columns))) - set(selected), key=lambda j: (scores[j], -j)))
-    return selected, scores
+# ---- Definitions
 
 
 def data(rng, n, target):
@@ -106,10 +57,14 @@ def test_selection_is_by_definition(criterion, discrete, target, monkeypatch):
         4, criterion=criterion, discrete_features=mask, n_neighbors=k, random_state=seed
     ).fit(X, y)
     values, target_values = separate(X, y, mask, target != "continuous", seed)
-    columns = [(column, bool(is_discrete)) for column, is_discrete in zip(values.T, mask, strict=True)]
-    expected, scores = select(criterion, columns, (np.float64(target_values), target != "continuous"), 4, k)
-    assert selector.selected_.tolist() == expected
-    np.testing.assert_allclose(selector.scores_, scores, rtol=0, atol=1e-9)
+    features = [Column(*each) for each in zip(values.T, mask.tolist(), strict=True)]
+    target_column = Column(np.float64(target_values), target != "continuous")
+    for step, chosen in enumerate(selector.selected_):
+        expected = criterion_values(criterion, features, target_column, selector.selected_[:step].tolist(), k=k)
+        assert expected[chosen] >= np.nanmax(expected) - 1e-9
+        np.testing.assert_allclose(selector.scores_[chosen], expected[chosen], rtol=0, atol=1e-9)
+    others = ~selector.support_
+    np.testing.assert_allclose(selector.scores_[others], expected[others], rtol=0, atol=1e-9)
     assert selector.discrete_target_ == (target != "continuous")
 
 
@@ -126,18 +81,17 @@ def test_relevance_is_scikit_learns(discrete, target):
 
 
 def test_definition_is_the_reference_where_both_apply():
-    x, y, z = fresh().standard_normal((3, 40))
-    labels = np.round(z)
-    assert np.isclose(information([(x, False)], [(y, False)], [], 3), reference.mutual_information(x, y))
-    both = np.stack([x, z], 1)
-    assert np.isclose(information([(x, False), (z, False)], [(y, False)], [], 3), reference.mutual_information(both, y))
-    conditional = information([(x, False)], [(y, False)], [(z, False)], 4)
-    assert np.isclose(conditional, reference.conditional_mutual_information(x, y, z, k=4))
-    found = information([(x, False), (y, False)], [(labels, True)], [], 3)
-    assert np.isclose(found, reference.mutual_information_discrete(np.stack([x, y], 1), labels))
-    assert np.isclose(
-        information([(labels, True)], [(np.round(x), True)], [], 3), mutual_info_score(labels, np.round(x))
-    )
+    numbers = fresh().standard_normal((3, 40))
+    (x, y, z), labels = (Column(each, False) for each in numbers), Column(np.round(numbers[2]), True)
+    both = numbers[[0, 2]].T
+    assert np.isclose(information([x], [y]), reference.mutual_information(x.values, y.values))
+    assert np.isclose(information([x, z], [y]), reference.mutual_information(both, y.values))
+    conditional = reference.conditional_mutual_information(x.values, y.values, z.values, k=4)
+    assert np.isclose(information([x], [y], [z], k=4), conditional)
+    ross = reference.mutual_information_discrete(both, labels.values)
+    assert np.isclose(information([x, z], [labels]), ross)
+    rounded = Column(np.round(x.values), True)
+    assert np.isclose(information([labels], [rounded]), mutual_info_score(labels.values, rounded.values))
 
 
 def test_a_pair_that_never_repeats_tells_nothing():
@@ -168,10 +122,10 @@ def test_a_copy_of_the_best_feature_comes_second_by_relevance_alone(criterion, d
 def test_a_feature_that_tells_only_with_another(criterion, kind):
     """The second of an exclusive or tells nothing alone; the first does, because the second is biased."""
     rng = fresh()
-    n = 1500
-    first, second = rng.choice([-1, 1], n), rng.choice([-1, 1], n, p=[0.2, 0.8])
+    n = 2000
+    first, second = rng.choice([-1, 1], n), rng.choice([-1, 1], n, p=[0.15, 0.85])
     y = first * second
-    X = np.stack([rng.choice([-1, 1], n), y * rng.choice([-1, 1], n, p=[0.3, 0.7]), first, second], 1).astype(float)
+    X = np.stack([rng.choice([-1, 1], n), y * rng.choice([-1, 1], n, p=[0.25, 0.75]), first, second], 1).astype(float)
     if kind != "discrete":
         X *= rng.uniform(0, 1, X.shape)
     if kind == "continuous":

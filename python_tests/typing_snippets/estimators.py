@@ -23,7 +23,7 @@ from echo_ext import (
 )
 from echo_ext.estimators import PermutationTest, UncertainEstimate
 from echo_ext.metrics import knn_accuracy, mig
-from echo_ext.sklearn import mutual_info_classif, mutual_info_regression
+from echo_ext.sklearn import MutualInformationSelector, mutual_info_classif, mutual_info_regression
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -71,6 +71,7 @@ assert_type(permutation_test(array, array), PermutationTest[Array | float, Array
 assert_type(echo_ext.distributed.mutual_information(array, array), Array | float)
 assert_type(mutual_info_regression(array, numbers), npt.NDArray[np.float64])
 assert_type(mutual_info_classif(array, numbers, discrete_features=[0]), npt.NDArray[np.float64])
+assert_type(MutualInformationSelector(5, criterion="jmi").fit(array, numbers), MutualInformationSelector)
 
 estimate, standard_error = with_standard_error(mutual_information_discrete, array, ["a", "b"] * 15, k=2)
 assert_type(estimate, Array | float)
@@ -99,3 +100,5 @@ permutation_test(array, array, k=[3, 5])  # error
 echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
 mig(tensor, labels, method="tree")  # error
 mutual_info_regression(array, numbers, random_state="0")  # error
+MutualInformationSelector(criterion="mrmd")  # error
+MutualInformationSelector(0.5)  # error
