@@ -97,7 +97,7 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         >>> from echo_ext.sklearn import MutualInformationSelector
         >>> rng = np.random.default_rng(0)
         >>> X = rng.standard_normal((1000, 4))
-        >>> X[:, 1] = X[:, 0] + 0.1 * X[:, 1]  # says again what the first feature says
+        >>> X[:, 1] = X[:, 0] + 0.5 * X[:, 1]  # tells less than the first feature, and nothing else
         >>> y = X[:, 0] + 0.5 * X[:, 2]
         >>> selector = MutualInformationSelector(2, criterion="jmi", random_state=0).fit(X, y)
         >>> selector.selected_
