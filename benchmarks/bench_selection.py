@@ -149,7 +149,7 @@ def table(result):
         "",
         *markdown_table(["target", "criterion", "1 thread", "2 threads"], by_criterion),
         "",
-        f'"mrmr" takes at most {slowest:.1f} s, where the bound is {MAXIMUM_SECONDS:.0f} s.',
+        f'In this table "mrmr" takes at most {slowest:.1f} s; the bound is {MAXIMUM_SECONDS:.0f} s.',
         "",
         '"mrmr" and feature-engine, one thread:',
         "",
