@@ -210,12 +210,48 @@ def knn_boundary(
     points: int,
     radii: int,
     skip: int,
+    rows: int,
     batch: int,
     num_points: int,
     dim: int,
     width: int,
     exclude_within: int,
     indices: int,
+    num_threads: int,
+) -> None: ...
+def knn_resample(
+    *,
+    dtype: int,
+    fixed: int,
+    given: int,
+    moved: int,
+    orders: int,
+    rows: int,
+    batch: int,
+    num_points: int,
+    num_surrogates: int,
+    fixed_dim: int,
+    given_dim: int,
+    moved_dim: int,
+    k: int,
+    exclude_within: int,
+    estimates: int,
+    num_threads: int,
+) -> None: ...
+def knn_permutations(
+    *, seed: int, stream: int, first: int, num: int, size: int, length: int, orders: int, num_threads: int
+) -> None: ...
+def knn_local_permutations(
+    *,
+    seed: int,
+    stream: int,
+    first: int,
+    num: int,
+    neighbors: int,
+    batch: int,
+    num_points: int,
+    num_neighbors: int,
+    orders: int,
     num_threads: int,
 ) -> None: ...
 
@@ -270,7 +306,16 @@ def knn_cuda_count(
     stream: int,
 ) -> None: ...
 def knn_cuda_boundary(
-    *, points: KnnTree, radii: int, skip: int, width: int, exclude_within: int, indices: int, device: int, stream: int
+    *,
+    points: KnnTree,
+    radii: int,
+    skip: int,
+    rows: int,
+    width: int,
+    exclude_within: int,
+    indices: int,
+    device: int,
+    stream: int,
 ) -> None: ...
 
 class KnnColumns:

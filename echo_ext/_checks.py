@@ -8,8 +8,11 @@ from __future__ import annotations
 import importlib.util
 import math
 import reprlib
+import sys
+import warnings
 from collections.abc import Collection, Hashable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from echo_ext._native import DTYPES
 
 MAX_ROWS = 2**31 - 1
 INT64 = (-(2**63), 2**63 - 1)
+PACKAGE = str(Path(__file__).parent / "_")[:-1]  # the folder and the separator
 
 
 def floating_tensor(name: str, value: object) -> Tensor:
@@ -159,6 +163,14 @@ def installed(*packages: str, purpose: str, extra: str = "train") -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ModuleNotFoundError(f"{purpose} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line outside this package that has called it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_code.co_filename.startswith(PACKAGE) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 def brief(value: object) -> str:

@@ -17,7 +17,14 @@ Labels: TypeAlias = Tensor | npt.ArrayLike | Sequence[Hashable]
 # Of tensors a tensor; of arrays an array, or a float for a single number.
 Estimate: TypeAlias = Tensor | Array | float
 
-NumNeighbors: TypeAlias = int | Sequence[int] | npt.NDArray[np.integer[Any]]
+# Numbers of neighbors, or fractions of the number of samples.
+NumNeighbors: TypeAlias = int | float | Sequence[int | float] | npt.NDArray[np.integer[Any] | np.floating[Any]]
+
+# Which columns of a variable are discrete: all or none, or each as its bool says.
+Discrete: TypeAlias = bool | Sequence[bool] | npt.NDArray[np.bool_]
+
+# The trial or recording of each row.
+Groups: TypeAlias = Tensor | npt.ArrayLike | Sequence[Hashable]
 
 # The strings that an argument may be; `typing.get_args` gives them to the checks.
 Method: TypeAlias = Literal["ksg1", "ksg2", "bi-ksg", "mixed", "plug-in", "miller-madow"]
@@ -26,3 +33,7 @@ EntropyMethod: TypeAlias = Literal["knn", "plug-in", "miller-madow"]
 CellMethod: TypeAlias = Literal["plug-in", "miller-madow"]  # of discrete variables: there are no neighbors
 Metric: TypeAlias = Literal["chebyshev", "euclidean"]
 Unit: TypeAlias = Literal["nats", "bits"]
+NanPolicy: TypeAlias = Literal["raise", "omit"]
+Transform: TypeAlias = Literal["standardize", "rank", "normal"]
+Surrogate: TypeAlias = Literal["shuffle", "local", "circular", "block"]
+NullDistribution: TypeAlias = Literal["empirical", "gamma", "normal"]

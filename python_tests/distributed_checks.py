@@ -218,7 +218,7 @@ def disagreement_cases(group, world):
         ("method", ValueError, mismatch("method", "'ksg1'", "'ksg2'"), information(method="ksg2")),
         ("window", ValueError, mismatch("exclude_within", 0, 1), information(exclude_within=1)),
         ("k = 0", ValueError, "k must be at least 1, got 0", information(k=0)),
-        ("k = 3.0", TypeError, "k must be an int or a sequence of ints, got 3.0", information(k=3.0)),
+        ("k = 3.0", ValueError, "k must be an int or a fraction in (0, 1), got 3.0", information(k=3.0)),
         ("k = 5000", ValueError, mismatch("k", 3, 5000), information(k=5000)),
         ("window = -1", ValueError, "exclude_within must be at least 0, got -1", information(exclude_within=-1)),
         ("num_terms = 500", ValueError, mismatch("num_terms", 3, 500), drawn(num_terms=500)),

@@ -88,7 +88,7 @@ def test_neighbors_do_not_change_frequencies(method):
     assert mutual_information(x, y, method=method, k=[3, 70]).tolist() == [value, value]
     assert entropy(x, method=method, metric="euclidean") == entropy(x, method=method)
     assert mutual_information(x[:1], y[:1], method=method) == 0
-    with pytest.raises(ValueError, match=f"method '{method}' needs at least 1 sample, got 0"):
+    with pytest.raises(ValueError, match="methods that count symbols need at least 1 sample, got 0"):
         mutual_information(x[:0], y[:0], method=method)
 
 
@@ -128,8 +128,10 @@ def test_independent_symbols_have_no_information(method):
         echo_ext.total_correlation(torch.stack([x, y, z], -1), method=method),
     )
     assert max(map(abs, estimates)) < 0.02
-    assert mutual_information(x, y) > 1.5  # by neighbors that are strictly nearer
-    assert conditional_mutual_information(x, y, z) == pytest.approx(1.5, abs=1e-12)
+    with pytest.warns(echo_ext.DegenerateDataWarning, match="use method='mixed'"):
+        assert mutual_information(x, y) > 1.5  # by neighbors that are strictly nearer
+    with pytest.warns(echo_ext.DegenerateDataWarning, match="use method='mixed'"):
+        assert conditional_mutual_information(x, y, z) == pytest.approx(1.5, abs=1e-12)
 
 
 def test_mixed_method_is_the_plug_in_estimate_of_many_symbols():

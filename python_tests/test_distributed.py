@@ -158,6 +158,7 @@ def test_channel_ignores_sync_in_single_process():
     assert torch.equal(outputs[0], outputs[2])
 
 
+@pytest.mark.filterwarnings("ignore::echo_ext.DegenerateDataWarning")
 @pytest.mark.parametrize("method", ["ksg1", "ksg2", "bi-ksg", "mixed"])
 @pytest.mark.parametrize("exclude_within", [0, 3])
 def test_single_process_estimate_matches_local(method, exclude_within):

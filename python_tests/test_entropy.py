@@ -9,6 +9,8 @@ import echo_ext
 from echo_ext import reference
 
 METRICS = ("chebyshev", "euclidean")
+# Data of some kinds are tied, which the estimators warn of.
+pytestmark = pytest.mark.filterwarnings("ignore::echo_ext.DegenerateDataWarning")
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -8,12 +8,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import echo_ext
-from echo_ext.estimators import discrete, ksg, pairs, samples
+from echo_ext.estimators import discrete, evaluation, ksg, pairs, samples
 from echo_ext.estimators._backend import BACKENDS, constants
 from echo_ext.estimators._backend_cuda import Cuda
 from echo_ext.estimators.neighbors import PointSet
+from echo_ext.estimators.options import read_options
 
 METHODS = ("ksg1", "ksg2", "bi-ksg", "mixed", "plug-in", "miller-madow")
+
+# Data of some kinds are tied, which the estimators warn of.
+pytestmark = pytest.mark.filterwarnings("ignore::echo_ext.DegenerateDataWarning")
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ class Device:
             return estimate(*arguments, **options)
 
     def without_waiting(self, estimate, *arguments, **options):
-        """What is refused is all that would wait for a device, but for the check of the input."""
+        """What is refused is all that would wait for a device, but for the checks of the input and of ties."""
 
         def refuse(*_):
             raise AssertionError("this waits for the device")
@@ -72,8 +76,12 @@ class Device:
         with pytest.MonkeyPatch.context() as patch:
             self.pretend(patch)
             patch.setattr(samples, "check_finite", lambda *_: None)
+            patch.setattr(evaluation, "warn_if_tied", lambda *_: None)
+            patch.setattr(pairs, "_warn_if_tied", lambda *_, **__: None)
+            patch.setattr(pairs, "_may_be_tied", lambda *_: False)
             if estimate is echo_ext.mutual_information_discrete:
-                groups = discrete._read_groups(arguments[1], options.get("exclude_within", 0))
+                settings = read_options(len(arguments[1]), k=1, exclude_within=options.get("exclude_within", 0))
+                groups = discrete._read_groups(settings, arguments[1])
                 patch.setattr(discrete, "_read_groups", lambda *_: groups)
             for name in READS:
                 patch.setattr(torch.Tensor, name, refuse)
@@ -182,8 +190,13 @@ def test_any_strides(device):
 
 def test_uncertainty(device):
     x, y = (torch.from_numpy(v) for v in related(fresh(), 90))
-    on_device = device(echo_ext.permutation_test, x, y, 5, seed=3)
-    torch.testing.assert_close(tuple(on_device), tuple(echo_ext.permutation_test(x, y, 5, seed=3)))
+    z = x + torch.randn_like(x)
+    for given in ((x, y), (x, y, z)):
+        for options in ({}, {"k": 0.2, "exclude_within": 2}, {"method": "mixed", "surrogate": "block"}):
+            on_device = device(echo_ext.independence_test, *given, n_resamples=19, seed=3, **options)
+            on_cpu = echo_ext.independence_test(*given, n_resamples=19, seed=3, **options)
+            torch.testing.assert_close(tuple(on_device), tuple(on_cpu), rtol=1e-12, atol=1e-12)
+            assert on_device.pvalue == on_cpu.pvalue
     uncertain = echo_ext.with_standard_error, echo_ext.mutual_information, x, y
     on_device = device(*uncertain, parts=3, seed=3)
     torch.testing.assert_close(tuple(on_device), tuple(uncertain[0](*uncertain[1:], parts=3, seed=3)))
@@ -209,7 +222,7 @@ def test_gradients(device, dims, kind):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("window", [0, 2])
-def test_nothing_waits_after_the_check_of_the_input(device, method, window):
+def test_nothing_waits_between_the_checks(device, method, window):
     x, y, z = draw(50, 1, 2, 1)
     options = dict(k=[1, 3], exclude_within=window)
     device.without_waiting(echo_ext.mutual_information, x, y, method=method, **options)
@@ -266,7 +279,7 @@ def test_constants_are_not_copied_from_the_host():
 
 
 def test_which_matrices_one_kernel_estimates(native):
-    x, y = draw(50, 3, 2, kind="ties")
+    x, y = draw(50, 3, 2)
     most = native.knn_cuda_pairs_max_points(dtype=0, device=0)
 
     def kernels(*arguments, max_points=most, **options):
@@ -304,3 +317,56 @@ def test_matrices(device, dtype):
     for method in METHODS:
         device.check(echo_ext.mutual_information_matrix, x[:0], y[:0], method=method)
     device.check(echo_ext.mutual_information_matrix, x[0, :, 0], tolerance=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_missing_rows_and_trials(device, method):
+    x, y = draw(90, 2, 1, batch=(2,))
+    x[0, 3, 1], y[1, 40] = torch.nan, torch.nan
+    options = dict(nan_policy="omit", groups=torch.arange(90) % 4, exclude_within=2, local=True)
+    device.check(echo_ext.mutual_information, x, y, method=method, **options)
+    options["transform"] = "normal"
+    device.check(echo_ext.mutual_information_matrix, x, y, method=method, nan_policy="omit", exclude_within=1)
+    device.check(echo_ext.mutual_information_matrix, x, method=method, nan_policy="omit")
+    device.check(echo_ext.transfer_entropy, x, y, **options)
+    device.check(echo_ext.entropy, x, **options)
+    labels = torch.arange(90) % 3
+    device.check(echo_ext.mutual_information_discrete, x, labels, nan_policy="omit", exclude_within=2, local=True)
+
+
+def test_gradients_of_trials_with_missing_rows(device):
+    data = draw(70, 2, 1)
+    data[0][5, 0] = torch.nan
+    trials = torch.arange(70) % 3
+    gradients = []
+    for call in (lambda function, *tensors: function(*tensors), device):
+        x, y = (v.clone().requires_grad_() for v in data)
+
+        def loss(x, y):
+            options = dict(groups=trials, exclude_within=2, nan_policy="omit", transform="standardize")
+            return torch.autograd.grad(
+                echo_ext.mutual_information(x, y, **options) + echo_ext.entropy(x, **options), (x, y)
+            )
+
+        gradients.append(call(loss, x, y))
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-13)
+
+
+def test_a_matrix_in_one_kernel_warns_of_ties(device):
+    x = draw(100, 4)[0]
+    x[:60, :2] = x[:60, :2].round()
+    messages = []
+    for call in (lambda estimate, *tensors: estimate(*tensors), device):
+        with pytest.warns(echo_ext.DegenerateDataWarning) as caught:
+            call(echo_ext.mutual_information_matrix, x)
+        messages.append(str(caught[0].message))
+    assert messages[0] == messages[1]
+    assert "of the 10 pairs" in messages[0]
+
+
+def test_counts_within(device):
+    for dim in (1, 3):
+        points, queries = draw(110, dim, dim)
+        for options in (dict(metric="euclidean"), dict(inclusive=True)):
+            device.check(echo_ext.count_within, points, 0.7, queries[:37], **options)
+            device.check(echo_ext.count_within, points, torch.rand(2, 110), exclude_within=3, **options)

@@ -171,7 +171,7 @@ def test_batches_broadcast():
         (np.array([0.0] * 9 + [np.nan]), ValueError, r"labels must be finite, .* first at \[9\]"),
         (np.zeros(9), ValueError, "x and labels must have the same number of samples, got 10 and 9"),
         (np.zeros(10, "M8[D]"), TypeError, r"labels must be integers, booleans or strings, got dtype datetime64\[D\]"),
-        (np.array([{}] * 10), TypeError, "labels must be hashable: unhashable type: 'dict'"),
+        (np.array([{}] * 10), TypeError, "labels must be hashable, got {}"),
         (["a"] * 8 + [None, math.nan], ValueError, r"labels must have no missing values, got 2 .* the first at \[8\]"),
         (np.array(1), ValueError, "labels must have shape"),
     ],

@@ -17,13 +17,13 @@ from echo_ext import (
     echo_sample,
     echo_sample_matrix,
     entropy,
+    independence_test,
     knn,
     max_scale,
     metrics,
     mutual_information,
     mutual_information_discrete,
     mutual_information_matrix,
-    permutation_test,
     reference,
     total_correlation,
     transfer_entropy,
@@ -217,7 +217,8 @@ def public_results(form):
         yield transfer_entropy(x, y, exclude_within=w)
         yield mutual_information_matrix(x, exclude_within=w)
         yield with_standard_error(mutual_information, x, y, seed=1, exclude_within=w, parts=2)[1]
-    yield from permutation_test(x, y, 5, seed=1)
+    yield from independence_test(x, y, n_resamples=5, seed=1)
+    yield from independence_test(x, y, z, n_resamples=5, seed=1)
     yield from knn(x, y)
     yield metrics.mig(x, factors)
     yield metrics.mig(x, factors, method="knn")
@@ -381,22 +382,34 @@ uncertain = partial(with_standard_error, mutual_information, X, Y)
             TypeError,
             "k must be a single number",
         ),
-        (lambda: uncertain(k=True), TypeError, "k must be an int or .* got True"),
+        (lambda: uncertain(k=True), TypeError, "k must be an int, a fraction .* got True"),
         (lambda: uncertain(parts=2.0), TypeError, "parts must be an int, got 2.0"),
         (
             lambda: with_standard_error(mutual_information, X, Y, repeats=True),
             TypeError,
             "repeats must be an int, got True",
         ),
-        (lambda: permutation_test(X, Y, 2, k=[3, 4]), TypeError, r"k must be an int, got \[3, 4\]"),
-        (lambda: permutation_test(X, Y, 2, k=(3,)), TypeError, r"k must be an int, got \(3,\)"),
-        (lambda: permutation_test(X, Y, 2, k=3.0), TypeError, "k must be an int, got 3.0"),
-        (lambda: permutation_test(X, Y, 2.0), TypeError, "n must be an int, got 2.0"),
-        (lambda: permutation_test(X, Y, 2, seed=1.0), TypeError, "seed must be an int, got 1.0"),
-        (lambda: permutation_test(X, Y, 2, seed=2**63), ValueError, "seed must be at most 9223372036854775807"),
-        (lambda: mutual_information(X, Y, k=np.array([[3]])), TypeError, "k must be an int or a sequence of ints"),
-        (lambda: mutual_information(X, Y, k=[]), TypeError, r"k must be an int or a sequence of ints, got \[\]"),
-        (lambda: mutual_information(X, Y, k=np.array(3.0)), TypeError, "k must be an int or a sequence of ints"),
+        (lambda: independence_test(X, Y, k=[3, 4]), TypeError, r"k must be one int or fraction, got \(3, 4\)"),
+        (lambda: independence_test(X, Y, k=(3,)), TypeError, r"k must be one int or fraction, got \(3,\)"),
+        (lambda: independence_test(X, Y, k=3.0), ValueError, r"k must be an int or a fraction in \(0, 1\), got 3.0"),
+        (lambda: independence_test(X, Y, n_resamples=2.0), TypeError, "n_resamples must be an int, got 2.0"),
+        (lambda: independence_test(X, Y, seed=1.0), TypeError, "seed must be an int, got 1.0"),
+        (lambda: independence_test(X, Y, seed=2**63), ValueError, "seed must be at most 9223372036854775807"),
+        (
+            lambda: mutual_information(X, Y, k=np.array([[3]])),
+            TypeError,
+            "k must be an int, a fraction in .* or a sequence of these",
+        ),
+        (
+            lambda: mutual_information(X, Y, k=[]),
+            TypeError,
+            r"k must be an int, a fraction in .* or a sequence of these, got \[\]",
+        ),
+        (
+            lambda: mutual_information(X, Y, k=np.array(3.0)),
+            TypeError,
+            "k must be an int, a fraction in .* or a sequence of these",
+        ),
         (lambda: mutual_information(X, Y, method=np.array(["ksg1"])), ValueError, "method must be one of"),
         (lambda: echo_sample(F, S, sampling=np.array(["ring"])), ValueError, "sampling must be one of"),
         (lambda: max_scale(1, bound=1e308, tol=1e-308), ValueError, r"tol must be larger for num_terms=1 and bound"),
@@ -415,7 +428,8 @@ def test_invalid_scalar_arguments_raise(call, error, message):
 def test_numpy_integers_are_accepted():
     three = np.int64(3)
     assert torch.equal(echo_sample(F, S, num_terms=three, seed=three), echo_sample(F, S, num_terms=3, seed=3))
-    assert permutation_test(X, Y, np.int32(4), k=three, seed=three).p_value == permutation_test(X, Y, 4, seed=3).p_value
+    repeated = independence_test(X, Y, n_resamples=np.int32(4), k=three, seed=three)
+    assert repeated.pvalue == independence_test(X, Y, n_resamples=4, seed=3).pvalue
     assert mutual_information(X, Y, k=np.array([2, 3]))[1] == mutual_information(X, Y)
 
 

@@ -1,6 +1,7 @@
 // Bindings of the nearest-neighbor kernels on the CPU.
 #include "bindings/bindings.h"
 #include "knn/knn.h"
+#include "knn/surrogates.h"
 
 namespace echo_ext {
 
@@ -31,13 +32,44 @@ void bind_knn_cpu(py::module_& m) {
       py::arg("metric"), py::arg("inclusive"), py::arg("exclude_within"), py::arg("counts"), py::arg("num_threads"));
   m.def(
       "knn_boundary",
-      [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t skip, int64_t batch, int64_t num_points, int dim,
-         int width, int64_t exclude_within, uintptr_t indices, int num_threads) {
-        knn_boundary()({static_cast<DType>(dtype), at<>(points), at<>(radii), at<int64_t>(skip), batch, num_points, dim,
-                        width, exclude_within, at<int64_t>(indices), num_threads});
+      [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t skip, uintptr_t rows, int64_t batch,
+         int64_t num_points, int dim, int width, int64_t exclude_within, uintptr_t indices, int num_threads) {
+        knn_boundary()({static_cast<DType>(dtype), at<>(points), at<>(radii), at<int64_t>(skip), at<int64_t>(rows),
+                        batch, num_points, dim, width, exclude_within, at<int64_t>(indices), num_threads});
       },
-      NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("batch"),
-      py::arg("num_points"), py::arg("dim"), py::arg("width"), py::arg("exclude_within"), py::arg("indices"),
+      NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("rows"),
+      py::arg("batch"), py::arg("num_points"), py::arg("dim"), py::arg("width"), py::arg("exclude_within"),
+      py::arg("indices"), py::arg("num_threads"));
+  m.def(
+      "knn_resample",
+      [](int dtype, uintptr_t fixed, uintptr_t given, uintptr_t moved, uintptr_t orders, uintptr_t rows, int64_t batch,
+         int64_t num_points, int64_t num_surrogates, int fixed_dim, int given_dim, int moved_dim, int k,
+         int64_t exclude_within, uintptr_t estimates, int num_threads) {
+        knn_resample()({static_cast<DType>(dtype), at<>(fixed), at<>(given), at<>(moved), at<int64_t>(orders),
+                        at<int64_t>(rows), batch, num_points, num_surrogates, fixed_dim, given_dim, moved_dim, k,
+                        exclude_within, at<double>(estimates), num_threads});
+      },
+      NoGil(), py::kw_only(), py::arg("dtype"), py::arg("fixed"), py::arg("given"), py::arg("moved"), py::arg("orders"),
+      py::arg("rows"), py::arg("batch"), py::arg("num_points"), py::arg("num_surrogates"), py::arg("fixed_dim"),
+      py::arg("given_dim"), py::arg("moved_dim"), py::arg("k"), py::arg("exclude_within"), py::arg("estimates"),
+      py::arg("num_threads"));
+  m.def(
+      "knn_permutations",
+      [](int64_t seed, int64_t stream, int64_t first, int64_t num, int64_t size, int64_t length, uintptr_t orders,
+         int num_threads) {
+        knn_permutations({seed, stream, first, num, size, length, at<int64_t>(orders), num_threads});
+      },
+      NoGil(), py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("first"), py::arg("num"), py::arg("size"),
+      py::arg("length"), py::arg("orders"), py::arg("num_threads"));
+  m.def(
+      "knn_local_permutations",
+      [](int64_t seed, int64_t stream, int64_t first, int64_t num, uintptr_t neighbors, int64_t batch,
+         int64_t num_points, int64_t num_neighbors, uintptr_t orders, int num_threads) {
+        knn_local_permutations({seed, stream, first, num, at<int64_t>(neighbors), batch, num_points, num_neighbors,
+                                at<int64_t>(orders), num_threads});
+      },
+      NoGil(), py::kw_only(), py::arg("seed"), py::arg("stream"), py::arg("first"), py::arg("num"),
+      py::arg("neighbors"), py::arg("batch"), py::arg("num_points"), py::arg("num_neighbors"), py::arg("orders"),
       py::arg("num_threads"));
   m.def(
       "knn_add_digamma",

@@ -84,12 +84,13 @@ void bind_knn_cuda(py::module_& m) {
       py::arg("counts"), py::arg("device"), py::arg("stream"));
   m.def(
       "knn_cuda_boundary",
-      [](const KnnTree& points, uintptr_t radii, uintptr_t skip, int width, int64_t exclude_within, uintptr_t indices,
-         int device, uintptr_t stream) {
+      [](const KnnTree& points, uintptr_t radii, uintptr_t skip, uintptr_t rows, int width, int64_t exclude_within,
+         uintptr_t indices, int device, uintptr_t stream) {
         const KnnBoundary p{points.dtype,
                             points.points,
                             at<>(radii),
                             at<int64_t>(skip),
+                            at<int64_t>(rows),
                             points.batch,
                             points.num_points,
                             points.dim,
@@ -100,7 +101,7 @@ void bind_knn_cuda(py::module_& m) {
         check_cuda(with_real(
             p.dtype, [&](auto zero) { return knn_cuda_boundary<decltype(zero)>(p, points, device, at<>(stream)); }));
       },
-      NoGil(), py::kw_only(), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("width"),
+      NoGil(), py::kw_only(), py::arg("points"), py::arg("radii"), py::arg("skip"), py::arg("rows"), py::arg("width"),
       py::arg("exclude_within"), py::arg("indices"), py::arg("device"), py::arg("stream"));
 
   py::class_<KnnColumns>(m, "KnnColumns", py::module_local())

@@ -25,6 +25,7 @@ struct BoundaryJob {
   const T* points;
   const T* radii;
   const int64_t* skip;
+  const int64_t* rows;
   int64_t num_points;
   int dim;
   int width;
@@ -32,7 +33,8 @@ struct BoundaryJob {
   int64_t* indices;
 
   bool usable(int64_t row, int64_t other) const {
-    return std::max(row - other, other - row) > exclude_within && other != skip[row];
+    const int64_t apart = rows == nullptr ? row - other : rows[row] - rows[other];
+    return std::max(apart, -apart) > exclude_within && other != skip[row];
   }
   int64_t* results(int64_t row) const { return indices + row * (2 * width + 1); }
 };
@@ -310,6 +312,7 @@ void run_boundary(const KnnBoundary& p) {
     const BoundaryJob<T> job{static_cast<const T*>(p.points) + first * p.dim,
                              static_cast<const T*>(p.radii) + first,
                              p.skip + first,
+                             p.rows,
                              p.num_points,
                              p.dim,
                              p.width,

@@ -13,8 +13,10 @@ namespace {
 constexpr int64_t kTableSize = 1 << 14;
 constexpr int64_t kCountsPerTask = 1 << 14;
 
-// For an integer n >= 1. From 16 on, the asymptotic series is exact to rounding.
-double digamma_of(int64_t n) {
+}  // namespace
+
+// From 16 on, the asymptotic series is exact to rounding.
+double digamma(int64_t n) {
   double shift = 0;
   for (; n < 16; ++n) shift -= 1.0 / static_cast<double>(n);
   const double x = static_cast<double>(n);
@@ -23,11 +25,13 @@ double digamma_of(int64_t n) {
   return shift + std::log(x) - 0.5 / x - series;
 }
 
+namespace {
+
 const std::vector<double>& table() {
   static const std::vector<double> values = [] {
     std::vector<double> t(static_cast<size_t>(kTableSize));
     t[0] = -HUGE_VAL;
-    for (int64_t n = 1; n < kTableSize; ++n) t[static_cast<size_t>(n)] = digamma_of(n);
+    for (int64_t n = 1; n < kTableSize; ++n) t[static_cast<size_t>(n)] = digamma(n);
     return t;
   }();
   return values;
@@ -40,7 +44,7 @@ void knn_add_digamma(const KnnDigamma& p) {
   parallel_for((p.size + kCountsPerTask - 1) / kCountsPerTask, p.num_threads, [&](int64_t task, int) {
     for (int64_t i = task * kCountsPerTask; i < std::min(p.size, (task + 1) * kCountsPerTask); ++i) {
       const int64_t n = p.counts[i] + p.shift;
-      p.values[i] += p.factor * (n < kTableSize ? small[n] : digamma_of(n));
+      p.values[i] += p.factor * (n < kTableSize ? small[n] : digamma(n));
     }
   });
 }

@@ -67,12 +67,34 @@ struct KnnBoundary {
   const void* points;   // (batch, num_points, dim)
   const void* radii;    // (batch, num_points)
   const int64_t* skip;  // (batch, num_points)
+  const int64_t* rows;
   int64_t batch;
   int64_t num_points;
   int dim;
   int width;
   int64_t exclude_within;
   int64_t* indices;  // (batch, num_points, 2 * width + 1); -1 where there is no such neighbor
+  int num_threads;
+};
+
+// Estimates I(x; y | z) for many surrogates of y, by the formula of Frenzel and Pompe 2007 with Chebyshev distances.
+// What does not depend on the surrogate is computed once.
+struct KnnResample {
+  DType dtype;            // float64 or float32
+  const void* fixed;      // (batch, num_points, fixed_dim): the columns of x and z
+  const void* given;      // (batch, num_points, given_dim): the columns of z
+  const void* moved;      // (batch, num_points, moved_dim): the columns of y
+  const int64_t* orders;  // (num_surrogates, batch, num_points): whose y stands at each row
+  const int64_t* rows;
+  int64_t batch;
+  int64_t num_points;
+  int64_t num_surrogates;
+  int fixed_dim;
+  int given_dim;
+  int moved_dim;
+  int k;
+  int64_t exclude_within;
+  double* estimates;  // (num_surrogates, batch)
   int num_threads;
 };
 
@@ -87,12 +109,15 @@ struct KnnDigamma {
 };
 
 void knn_add_digamma(const KnnDigamma& p);
+double digamma(int64_t n);  // n >= 1
 
 using KnnSearchKernel = void (*)(const KnnSearch&);
 using KnnCountKernel = void (*)(const KnnCount&);
 using KnnBoundaryKernel = void (*)(const KnnBoundary&);
+using KnnResampleKernel = void (*)(const KnnResample&);
 ECHO_EXT_KERNEL_TABLE(KnnSearchKernel, knn_search)
 ECHO_EXT_KERNEL_TABLE(KnnCountKernel, knn_count)
 ECHO_EXT_KERNEL_TABLE(KnnBoundaryKernel, knn_boundary)
+ECHO_EXT_KERNEL_TABLE(KnnResampleKernel, knn_resample)
 
 }  // namespace echo_ext

@@ -225,7 +225,7 @@ const char* knn_cuda_boundary(const KnnBoundary& p, const KnnTree& points, int d
   const DeviceGuard guard(device);
   ECHO_EXT_CUDA_CHECK(guard.status());
   const auto stream = static_cast<cudaStream_t>(stream_);
-  SearchJob job{p.width, p.exclude_within, nullptr, nullptr, p.radii, p.skip};
+  SearchJob job{p.width, p.exclude_within, p.rows, nullptr, p.radii, p.skip};
   SearchResults out{nullptr, p.indices, 2 * p.width + 1, -1};
   ECHO_EXT_CUDA_CHECK(
       (launch_search<T, Metric::chebyshev, 0, 0, true, Side::inside>(job, points, points, out, stream)));

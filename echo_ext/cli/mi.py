@@ -99,8 +99,10 @@ def _pair(args: argparse.Namespace, names: Names, values: list[Column], options:
         found["estimate"] = estimators.conditional_mutual_information(x, y, values[2], **options)
     elif args.permutations:
         with _progress(args.permutations) as progress:
-            test = estimators.permutation_test(x, y, args.permutations, seed=args.seed, progress=progress, **options)
-        found = {"estimate": test.estimate, "p_value": test.p_value, "permutations": args.permutations}
+            test = estimators.independence_test(
+                x, y, n_resamples=args.permutations, seed=args.seed, progress=progress, **options
+            )
+        found = {"estimate": test.statistic, "p_value": test.pvalue, "permutations": args.permutations}
     else:
         found["estimate"] = estimators.mutual_information(x, y, **options)
     if not args.given and len(x) // 10 > max(args.k, 2 * args.exclude_within + args.k):

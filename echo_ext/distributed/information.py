@@ -15,16 +15,11 @@ from echo_ext._types import Array, Estimate, Method, NumNeighbors, TensorOrArray
 from echo_ext.distributed._collectives import CALL, Ranks
 from echo_ext.distributed._rows import gather_rows
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators.ksg import METHODS
+from echo_ext.estimators.evaluation import reduce_local_values, warn_if_tied
+from echo_ext.estimators.ksg import METHODS, USE_MIXED
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.samples import (
-    MAX_SAMPLES,
-    Options,
-    Samples,
-    read_options,
-    read_samples,
-    reduce_local_values,
-)
+from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.samples import MAX_SAMPLES, Samples, read_samples
 
 __all__ = ["mutual_information"]
 
@@ -115,6 +110,7 @@ def mutual_information(
         for rows, v in zip(columns, samples.variables, strict=True)
     ]
     values = local_values.MUTUAL_INFORMATION[method](gathered, options)
+    warn_if_tied(options.tied_shares, USE_MIXED)
     if not local:
         values = ranks.all_reduce(values.sum(-1)).div_(total).unsqueeze(-1)
     values = gradients.without_gradient(values, "the distributed estimate", *samples.variables)
@@ -125,7 +121,7 @@ def _agreed(samples: Samples, options: Options, method: Method) -> dict[str, obj
     """Return what the ranks must agree on."""
     agreed: dict[str, object] = {
         CALL: "mutual_information",
-        "k": options.ks[0] if options.single_k else options.ks,
+        "k": options.given_k[0] if options.single_k else options.given_k,
         "method": repr(method),
         "exclude_within": options.exclude_within,
         "local": options.local,

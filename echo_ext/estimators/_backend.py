@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from echo_ext._types import Metric
 from echo_ext.estimators._backend_cpu import Cpu
 from echo_ext.estimators._backend_cuda import Cuda
+
+if TYPE_CHECKING:
+    from echo_ext.estimators.options import Options
 
 
 class Backend(Protocol):
@@ -60,7 +63,15 @@ class Backend(Protocol):
         """Count the points within each radius: radii (num_radii, *own batch, num_groups, N)."""
 
     def boundary(
-        self, prepared: Any, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor
+        self,
+        prepared: Any,
+        radii: Tensor,
+        skip: Tensor,
+        *,
+        width: int,
+        exclude_within: int,
+        rows: Tensor | None,
+        indices: Tensor,
     ) -> None:
         """Find the points whose rank by distance is nearest to each radius."""
 
@@ -69,6 +80,13 @@ class Backend(Protocol):
 
         Columns (*batch, p, N) and (*batch, q, N), or None for x itself; estimates (K, *batch, p, q) float64, those
         below the diagonal 0 if y is None.
+        """
+
+    def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> Tensor | None:
+        """Estimate I(x; y | z) by "ksg1" with surrogates of y in one kernel, or return None where there is none.
+
+        Variables (*batch, N, d), broadcasting; orders of y's rows (num, *batch or nothing, N); estimates (num, *batch)
+        float64.
         """
 
     def add_digamma(self, values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
@@ -88,6 +106,9 @@ class Backend(Protocol):
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over the last dimension."""
+
+    def share_of_zeros(self, values: Tensor) -> Tensor:
+        """Return which share of the values is 0, along the last dimension: float64."""
 
     def all_finite(self, values: Tensor) -> bool:
         """Return whether no value is NaN or infinite."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from echo_ext import _C
 from echo_ext._native import address, dtype_code
 from echo_ext._types import Metric
+
+if TYPE_CHECKING:
+    from echo_ext.estimators.options import Options
 
 
 class Cpu:
@@ -95,7 +99,15 @@ class Cpu:
         )
 
     def boundary(
-        self, prepared: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor
+        self,
+        prepared: Tensor,
+        radii: Tensor,
+        skip: Tensor,
+        *,
+        width: int,
+        exclude_within: int,
+        rows: Tensor | None,
+        indices: Tensor,
     ) -> None:
         *batch, n, dim = prepared.shape
         _C.knn_boundary(
@@ -103,6 +115,7 @@ class Cpu:
             points=prepared.data_ptr(),
             radii=radii.data_ptr(),
             skip=skip.data_ptr(),
+            rows=address(rows),
             batch=math.prod(batch),
             num_points=n,
             dim=dim,
@@ -114,6 +127,39 @@ class Cpu:
 
     def estimate_pairs(self, x: Tensor, y: Tensor | None, ks: Sequence[int]) -> None:
         return None
+
+    def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> Tensor:
+        x, y, z = variables
+        batch = torch.broadcast_shapes(*(v.shape[:-2] for v in variables))
+        n = y.shape[-2]
+
+        def whole(tensor: Tensor) -> Tensor:
+            return self.contiguous(tensor.expand(*batch, *tensor.shape[-2:]))
+
+        given, moved = whole(z), whole(y)
+        fixed = self.concatenate([whole(x), given])
+        orders = orders.view(len(orders), *(1,) * (len(batch) + 2 - orders.ndim), *orders.shape[1:])
+        orders = self.contiguous(orders.expand(len(orders), *batch, n))
+        estimates = torch.empty((len(orders), *batch), dtype=torch.float64, device="cpu")
+        _C.knn_resample(
+            dtype=dtype_code(y.dtype),
+            fixed=fixed.data_ptr(),
+            given=given.data_ptr(),
+            moved=moved.data_ptr(),
+            orders=orders.data_ptr(),
+            rows=address(options.rows),
+            batch=math.prod(batch),
+            num_points=n,
+            num_surrogates=len(orders),
+            fixed_dim=fixed.shape[-1],
+            given_dim=given.shape[-1],
+            moved_dim=moved.shape[-1],
+            k=options.max_k,
+            exclude_within=options.exclude_within,
+            estimates=estimates.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+        return estimates
 
     def add_digamma(self, values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
         counts = self.contiguous(counts)
@@ -145,6 +191,9 @@ class Cpu:
         if values.requires_grad:  # only PyTorch records it
             return values.mean(-1)
         return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
+
+    def share_of_zeros(self, values: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray((values.numpy() == 0).mean(-1)))
 
     def all_finite(self, values: Tensor) -> bool:
         return bool(np.isfinite(values.detach().numpy()).all())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from echo_ext import _C
 from echo_ext._native import address, device_and_stream, dtype_code, workspace
 from echo_ext._types import Metric
+
+if TYPE_CHECKING:
+    from echo_ext.estimators.options import Options
 
 SAMPLE = 1024  # values of each column that divide it into parts of equal size, for the space-filling curve
 TILE = 32  # points of a tree's leaf, as in csrc
@@ -99,7 +103,15 @@ class Cuda:
         )
 
     def boundary(
-        self, prepared: Tree, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor
+        self,
+        prepared: Tree,
+        radii: Tensor,
+        skip: Tensor,
+        *,
+        width: int,
+        exclude_within: int,
+        rows: Tensor | None,
+        indices: Tensor,
     ) -> None:
         place = self.place(prepared.points)
         self._check_num_neighbors(width + 1, place["device"])
@@ -107,6 +119,7 @@ class Cuda:
             points=prepared.native,
             radii=radii.data_ptr(),
             skip=skip.data_ptr(),
+            rows=address(rows),
             width=width,
             exclude_within=exclude_within,
             indices=indices.data_ptr(),
@@ -121,6 +134,9 @@ class Cuda:
         columns_y = columns_x if y is None else SortedColumns.of(y)
         values = torch.stack([self._estimate_pairs(columns_x, columns_y, k) for k in ks])
         return values.view(len(ks), *x.shape[:-1], values.shape[-1])
+
+    def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> None:
+        return None
 
     def add_digamma(self, values: Tensor, counts: Tensor, *, shift: int = 0, factor: float = 1.0) -> None:
         values.add_(torch.digamma((counts + shift).double()), alpha=factor)
@@ -217,6 +233,9 @@ class Cuda:
 
     def mean(self, values: Tensor) -> Tensor:
         return values.mean(-1)
+
+    def share_of_zeros(self, values: Tensor) -> Tensor:
+        return (values == 0).double().mean(-1)
 
     def all_finite(self, values: Tensor) -> bool:
         return bool(torch.isfinite(values.detach()).all())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.samples import Options
+from echo_ext.estimators.options import Options
 
 __all__ = ["CONDITIONAL", "ENTROPY", "TOTAL_CORRELATION", "join_cells", "number_cells"]
 

@@ -12,19 +12,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext._types import Array, Estimate, Labels, NumNeighbors, TensorOrArray, Unit
+from echo_ext._types import Array, Estimate, Labels, NanPolicy, NumNeighbors, TensorOrArray, Transform, Unit
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import backend_of, constants, digamma
 from echo_ext.estimators.cells import join_cells, number_cells
+from echo_ext.estimators.evaluation import evaluate, reduce_local_values
 from echo_ext.estimators.labels import read_labels
 from echo_ext.estimators.neighbors import PointSet, count_neighbors_among
+from echo_ext.estimators.options import Options, read_options
 from echo_ext.estimators.samples import (
-    Options,
+    Samples,
+    broadcast,
     broadcast_batches,
-    read_options,
+    merge_missing,
     read_samples,
-    reduce_local_values,
 )
+from echo_ext.estimators.tables import is_table
 
 __all__ = [
     "LabelGroup",
@@ -47,6 +50,8 @@ def mutual_information_discrete(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Tensor: ...
 @overload
 def mutual_information_discrete(
@@ -58,6 +63,8 @@ def mutual_information_discrete(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Array | float: ...
 def mutual_information_discrete(
     x: TensorOrArray,
@@ -68,6 +75,8 @@ def mutual_information_discrete(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Estimate:
     """Estimate the mutual information between x and discrete labels from nearest neighbors (Ross 2014, eq. 1).
 
@@ -82,7 +91,7 @@ def mutual_information_discrete(
     in which no label occurs twice has no weight.
 
     Args:
-        x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
+        x: (..., N, d), or (N,) for one column, of any kind that :func:`mutual_information` reads.
         labels: (..., N): integers, booleans, strings, whole numbers or hashable objects; a tensor, an array, a list or
             a column of a table, such as a pandas Series of strings or categories.
         given: Discrete conditions, of which the estimate is the mutual information given them: labels (..., N), or
@@ -90,14 +99,17 @@ def mutual_information_discrete(
             with ``method="mixed", discrete_y=True``.
         k: The number of neighbors of the same label, less than N; a label with fewer samples uses all of them. A
             larger k reduces the variance of the estimate and increases its bias.
-        unit, local, exclude_within: As in :func:`mutual_information`. Local values are NaN where a sample is left out.
+        unit, local, exclude_within, transform: As in :func:`mutual_information`. Local values are NaN where a sample is
+            left out. Labels are not transformed.
+        nan_policy: "raise", or "omit" to leave out the rows in which x is NaN or the label is missing (NaN, None or
+            pandas' NA).
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
         (...). It has no gradient.
 
     Raises:
-        TypeError: x is not float64 or float32; the labels are dates or not hashable.
+        TypeError: x does not hold numbers; the labels are dates or not hashable.
         ValueError: Values are not finite; labels are missing (None or NaN; the error says how many) or not whole
             numbers; the numbers of labels and of samples differ; no label occurs twice; k or exclude_within leave too
             few neighbors.
@@ -111,23 +123,27 @@ def mutual_information_discrete(
         >>> round(mutual_information_discrete(x, labels), 2)
         0.69
     """
-    samples = read_samples(x=x)
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within)
+    samples = read_samples(nan_policy=nan_policy, warn_if_wide=True, x=x)
+    options = read_options(
+        samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, transform=transform
+    )
     (points,) = samples.variables
     n = samples.count
-    codes = {"labels": read_classes(labels)}
+    codes = {"labels": read_classes(labels, nan_policy)}
     if given is not None:
-        codes["given"] = read_conditions(given, n)
-    for name, code in codes.items():
+        codes["given"] = read_conditions(given, n, nan_policy)
+    for name, (code, _) in codes.items():
         if code.shape[-1] != n:
             raise ValueError(f"x and {name} must have the same number of samples, got {n} and {code.shape[-1]}")
-    batch = broadcast_batches(x=points.shape[:-2], **{name: code.shape[:-1] for name, code in codes.items()})
-    each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
-    each_code = [code.expand(*batch, n).reshape(-1, n).to(points.device) for code in codes.values()]
-    grouped = [_read_groups(label, exclude_within, *others) for label, *others in zip(*each_code, strict=True)]
-    local_values = [_local_values(one, groups, options) for one, groups in zip(each_x, grouped, strict=True)]
-    values = torch.stack(local_values, 1) if local_values else points.new_empty((len(options.ks), 0, n)).double()
-    values = values.reshape(len(options.ks), *batch, n)
+    broadcast_batches(x=points.shape[:-2], **{name: code.shape[:-1] for name, (code, _) in codes.items()})
+    missing = [None if each is None else each.to(points.device) for _, each in codes.values()]
+    samples = Samples(
+        (points, *(code.to(points.device).unsqueeze(-1) for code, _ in codes.values())),
+        ("x", *codes),
+        samples.are_arrays,
+        merge_missing(samples.missing, *missing),
+    )
+    values = evaluate(_local_values_of_batch, samples, options)
     if not local:  # the mean over those that are not left out
         values = values.nanmean(-1, keepdim=True)
     values = gradients.without_gradient(values, "mutual_information_discrete", points)
@@ -142,12 +158,14 @@ class LabelGroup:
     """The samples that share a label.
 
     Attributes:
-        rows: Their row numbers, which ascend.
+        rows: Their places among the samples, which ascend.
+        numbers: Their row numbers, which the Theiler window refers to.
         others: How many of the other samples are neighbors of each.
         fewest, most: The smallest and the largest of these numbers.
     """
 
     rows: Tensor
+    numbers: Tensor
     others: Tensor
     fewest: int
     most: int
@@ -158,13 +176,15 @@ class RossCounts:
     """The numbers of which Ross's estimate is made, of the M samples whose label is not unique.
 
     Attributes:
-        rows: Their row numbers, which ascend: (M,).
+        rows: Their places among the samples, which ascend: (M,).
+        numbers: Their row numbers, which the Theiler window refers to: (M,).
         own_others: How many of these samples with its own label are neighbors of each: (M,).
         own_k: The number of neighbors of its own label that determine the radius: (K, M).
         nearer: How many samples of any label are strictly nearer than the last of these: (K, *batch, M).
     """
 
     rows: Tensor
+    numbers: Tensor
     own_others: Tensor
     own_k: Tensor
     nearer: Tensor
@@ -174,7 +194,7 @@ class RossCounts:
 SearchDistances: TypeAlias = Callable[[Tensor, int], Tensor]
 
 
-def group_labels(labels: Tensor, exclude_within: int = 0) -> list[LabelGroup]:
+def group_labels(labels: Tensor, exclude_within: int = 0, numbers: Tensor | None = None) -> list[LabelGroup]:
     """Return the samples of each label that occurs more than once.
 
     The host waits for the sizes of the groups, which decide what is launched.
@@ -182,18 +202,20 @@ def group_labels(labels: Tensor, exclude_within: int = 0) -> list[LabelGroup]:
     Args:
         labels: int64 (N,).
         exclude_within: The Theiler window.
+        numbers: The row numbers that it refers to, which ascend; None stands for 0, 1, 2, ...
     """
     ordered, order = torch.sort(labels, stable=True)
     sizes = torch.unique_consecutive(ordered, return_counts=True)[1]
     rows_of = [rows for rows in torch.split(order, sizes.tolist()) if len(rows) > 1]
-    others = [count_neighbors_among(rows, exclude_within) for rows in rows_of]
+    numbers_of = rows_of if numbers is None else [numbers[rows] for rows in rows_of]
+    others = [count_neighbors_among(each, exclude_within) for each in numbers_of]
     if exclude_within == 0:
         fewest = most = [len(rows) - 1 for rows in rows_of]
     elif others:
         fewest, most = torch.stack([torch.stack(each.aminmax()) for each in others]).T.tolist()
     else:
         fewest = most = []
-    return [LabelGroup(*each) for each in zip(rows_of, others, fewest, most, strict=True)]
+    return [LabelGroup(*each) for each in zip(rows_of, numbers_of, others, fewest, most, strict=True)]
 
 
 def count_by_ross(
@@ -202,6 +224,7 @@ def count_by_ross(
     ks: Sequence[int],
     *,
     exclude_within: int = 0,
+    numbers: Tensor | None = None,
     search: SearchDistances | None = None,
 ) -> RossCounts:
     """Count what Ross's estimate is made of.
@@ -211,13 +234,14 @@ def count_by_ross(
         groups: The samples of each label, at least one group.
         ks: The numbers of neighbors; a sample with fewer of its own label uses all of them.
         exclude_within: The Theiler window.
+        numbers: The row numbers that it refers to, as for `group_labels`.
         search: What searches the neighbors of the same label, in the place of the package's own search.
     """
     radii = []
     for group in groups:
         alike, k = points[..., group.rows, :], min(max(ks), group.most)
         if search is None:
-            found = PointSet(alike).search_distances(k, exclude_within=exclude_within, rows=group.rows)
+            found = PointSet(alike).search_distances(k, exclude_within=exclude_within, rows=group.numbers)
         else:
             found = search(alike, k)
         radii.append(_radii(found, group, ks))
@@ -226,8 +250,9 @@ def count_by_ross(
     own_k = torch.minimum(constants(ks, torch.int64, points.device).unsqueeze(-1), own_others)
     radius_of_rows = torch.cat(radii, -1)[..., order]
     kept = points if len(rows) == points.shape[-2] else points[..., rows, :]
-    nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=rows)
-    return RossCounts(rows, own_others, own_k, nearer)
+    numbers = rows if numbers is None else numbers[rows]
+    nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=numbers)
+    return RossCounts(rows, numbers, own_others, own_k, nearer)
 
 
 def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
@@ -239,12 +264,24 @@ def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
     return distances.movedim(-1, 0).gather(0, place)
 
 
+def _local_values_of_batch(variables: Sequence[Tensor], options: Options) -> Tensor:
+    """Return the local values (K, *batch, N) of points (*batch, N, d), labels (*batch, N, 1) and perhaps conditions."""
+    points, *codes = variables
+    batch, n = broadcast(*(v.shape[:-2] for v in variables)), points.shape[-2]
+    each_x = points.detach().expand(*batch, *points.shape[-2:]).reshape(-1, *points.shape[-2:])
+    each_code = [code.expand(*batch, n, 1).reshape(-1, n) for code in codes]
+    grouped = [_read_groups(options, label, *others) for label, *others in zip(*each_code, strict=True)]
+    values = [_local_values(one, strata, options) for one, strata in zip(each_x, grouped, strict=True)]
+    stacked = torch.stack(values, 1) if values else points.new_empty((len(options.ks), 0, n)).double()
+    return stacked.reshape(len(options.ks), *batch, n)
+
+
 def _local_values(points: Tensor, strata: Sequence[Sequence[LabelGroup]], options: Options) -> Tensor:
     """Return the local values (K, N) of points (N, d), NaN where a label is unique in its stratum."""
     values = torch.full((len(options.ks), len(points)), torch.nan, dtype=torch.float64, device=points.device)
     for groups in strata:
-        counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within)
-        others = count_neighbors_among(counts.rows, options.exclude_within)
+        counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within, numbers=options.rows)
+        others = count_neighbors_among(counts.numbers, options.exclude_within)
         psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (others, counts.own_others))
         psi_k = torch.digamma(counts.own_k.double())
         values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
@@ -254,17 +291,18 @@ def _local_values(points: Tensor, strata: Sequence[Sequence[LabelGroup]], option
 # ---- Labels ----------------------------------------------------------------------------------------------------------
 
 
-def _read_groups(labels: Tensor, exclude_within: int, given: Tensor | None = None) -> list[list[LabelGroup]]:
+def _read_groups(options: Options, labels: Tensor, given: Tensor | None = None) -> list[list[LabelGroup]]:
     """Group labels, int64 (N,), within each stratum of ``given``, and refuse those that leave nothing to estimate from.
 
     Returns:
         The groups of each stratum that has any.
     """
+    window = options.exclude_within
     if given is None:
-        strata = [group_labels(labels, exclude_within)]
+        strata = [group_labels(labels, window, options.rows)]
     else:
         stratum, label = number_cells(given), number_cells(labels)
-        groups = group_labels(stratum * len(labels) + label, exclude_within)
+        groups = group_labels(stratum * len(labels) + label, window, options.rows)
         firsts = stratum[torch.stack([group.rows[0] for group in groups])].tolist() if groups else []
         strata = [
             [group for _, group in pairs]
@@ -274,19 +312,27 @@ def _read_groups(labels: Tensor, exclude_within: int, given: Tensor | None = Non
         where = "" if given is None else " where given is equal"
         raise ValueError(f"labels must repeat{where}, but every one of them occurs once; are they continuous?")
     if min(group.fewest for groups in strata for group in groups) < 1:
-        raise ValueError(f"exclude_within={exclude_within} leaves a sample without a neighbor of its own label")
+        raise ValueError(f"exclude_within={window} leaves a sample without a neighbor of its own label")
     return strata
 
 
-def read_classes(labels: object) -> Tensor:
-    """Return the labels of the samples: int64 (..., N)."""
-    return read_labels("labels", labels, "mutual_information")
+def read_classes(labels: object, nan_policy: NanPolicy) -> tuple[Tensor, Tensor | None]:
+    """Return the labels of the samples, int64 (..., N), and which are missing."""
+    return read_labels("labels", labels, "mutual_information", nan_policy)
 
 
-def read_conditions(given: object, n: int) -> Tensor:
-    """Return the conditions as one label of each sample: int64 (..., N)."""
+def read_conditions(given: object, n: int, nan_policy: NanPolicy) -> tuple[Tensor, Tensor | None]:
+    """Return the conditions as one label of each sample, int64 (..., N), and which are missing."""
     continuous = "conditional_mutual_information(method='mixed', discrete_y=True)"
-    codes = read_labels("given", given, continuous)
-    if codes.ndim == 2 and codes.shape[0] == n and codes.shape[1] != n:  # columns
-        return join_cells([number_cells(column) for column in codes.unbind(-1)]) if codes.shape[1] else codes[:, :0]
-    return codes
+    if is_table(given):
+        columns = [read_labels("given", given.iloc[:, i], continuous, nan_policy) for i in range(given.shape[1])]
+    else:
+        codes, missing = read_labels("given", given, continuous, nan_policy)
+        if codes.ndim != 2 or codes.shape[0] != n or codes.shape[1] == n:
+            return codes, missing
+        absent = [None] * codes.shape[1] if missing is None else missing.unbind(-1)
+        columns = list(zip(codes.unbind(-1), absent, strict=True))
+    if not columns:
+        raise ValueError("given must have at least one column, got none")
+    joined = join_cells([number_cells(column) for column, _ in columns])
+    return joined, merge_missing(*(missing for _, missing in columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args, overload
 
 import numpy.typing as npt
@@ -9,13 +10,26 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext._types import Array, EntropyMethod, Estimate, Metric, NumNeighbors, TensorOrArray, Unit
-from echo_ext.estimators import cells, gradients
+from echo_ext._types import (
+    Array,
+    EntropyMethod,
+    Estimate,
+    Groups,
+    Metric,
+    NanPolicy,
+    NumNeighbors,
+    TensorOrArray,
+    Transform,
+    Unit,
+)
+from echo_ext.estimators import cells, gradients, local_values
 from echo_ext.estimators._backend import constants
-from echo_ext.estimators._metric import rules_of
+from echo_ext.estimators._metric import Rules, rules_of
+from echo_ext.estimators.evaluation import evaluate, note_tied, reduce_local_values
 from echo_ext.estimators.labels import read_categories
-from echo_ext.estimators.neighbors import PointSet, count_neighbors
-from echo_ext.estimators.samples import read_options, read_samples, reduce_local_values
+from echo_ext.estimators.neighbors import PointSet
+from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.samples import read_samples
 
 __all__ = ["entropy"]
 
@@ -32,6 +46,9 @@ def entropy(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Tensor: ...
 @overload
 def entropy(
@@ -43,6 +60,9 @@ def entropy(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Array | float: ...
 def entropy(
     x: TensorOrArray,
@@ -53,6 +73,9 @@ def entropy(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Estimate:
     """Estimate differential entropy from nearest neighbors, or the entropy of a discrete variable from frequencies.
 
@@ -66,10 +89,11 @@ def entropy(
       of this bias (Miller 1955); the local values are ``-ln(n_i / N) + (1 / n_i - 1 / N) / 2``.
 
     Args:
-        x: (..., N, d), or (N,) for one column; float64 or float32, tensor or array. Leading dimensions are a batch of
-            independent estimates.
-        k: The number of neighbors, less than N. A larger k reduces the variance of the estimate and increases its
-            bias. A sequence gives one estimate for each k, in one more leading dimension, from a single search.
+        x: (..., N, d), or (N,) for one column, of any kind that :func:`mutual_information` reads. Leading dimensions
+            are a batch of independent estimates.
+        k: The number of neighbors, less than N, or a fraction of N in (0, 1), of which it is the whole part but at
+            least 1. A larger k reduces the variance of the estimate and increases its bias. A sequence gives one
+            estimate for each k, in one more leading dimension, from a single search.
         method: "knn" for continuous variables; "plug-in" or "miller-madow" for discrete ones, whose rows may then be
             labels too, such as strings. These two have no neighbors: k, metric and exclude_within do not change them.
         metric: "chebyshev" or "euclidean", the metric of the neighbors' distances.
@@ -78,15 +102,17 @@ def entropy(
         exclude_within: The Theiler window for time series: samples at most so many rows apart are not neighbors. Choose
             it as long as consecutive samples stay correlated; a larger window leaves fewer neighbors. A sample with M
             possible neighbors then has psi(M + 1) in the place of psi(N).
+        groups, nan_policy, transform: As in :func:`mutual_information`. The entropy is that of the transformed values.
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
         (...) on their device. "knn" is differentiable away from ties, as the distances to the k-th neighbors are.
 
     Raises:
-        TypeError: x is not float64 or float32; k is not an int or a sequence of ints.
-        ValueError: Values are not finite (the error says how many, and where the first is); k or exclude_within leave
-            too few neighbors; the method, metric or unit is unknown.
+        TypeError, ValueError: As in :func:`mutual_information`.
+
+    Warns:
+        DegenerateDataWarning: More than 5 % of the samples equal k others.
 
     Example:
         >>> import numpy as np
@@ -96,32 +122,53 @@ def entropy(
         2.85
     """
     _checks.choice("method", method, METHODS)
-    samples = read_samples(**read_categories(method, {"x": x}, {}))
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
+    samples = read_samples(
+        nan_policy=nan_policy, warn_if_wide=True, **read_categories(method, {"x": x}, {}, nan_policy)
+    )
+    options = read_options(
+        samples.count,
+        k=k,
+        unit=unit,
+        local=local,
+        exclude_within=exclude_within,
+        groups=groups,
+        transform=transform,
+        method=method,
+    )
     rules = rules_of(metric)
-    (inputs,) = samples.variables
-    if method != "knn":
-        values = cells.ENTROPY[method]([PointSet(inputs)], options)
-        return reduce_local_values(gradients.without_gradient(values, f"method {method!r}", inputs), samples, options)
+
+    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
+        (points,) = variables
+        if method == "knn":
+            return _local_values(points, metric, rules, options)
+        values = cells.ENTROPY[method]([PointSet(points)], options)
+        return gradients.without_gradient(values, f"method {method!r}", points)
+
+    remedy = "the differential entropy of tied values is minus infinity; use method='plug-in' or 'miller-madow'"
+    return reduce_local_values(evaluate(formula, samples, options, remedy=remedy), samples, options)
+
+
+def _local_values(inputs: Tensor, metric: Metric, rules: Rules, options: Options) -> Tensor:
     points = PointSet(inputs)
-    window = options.exclude_within
+    window, rows = options.exclude_within, options.rows
     if gradients.is_recording(inputs):
-        distances, neighbors = points.search(options.max_k, metric=metric, exclude_within=window)
+        distances, neighbors = points.search(options.max_k, metric=metric, exclude_within=window, rows=rows)
     else:
         neighbors = None
-        distances = points.search_distances(options.max_k, metric=metric, exclude_within=window)
+        distances = points.search_distances(options.max_k, metric=metric, exclude_within=window, rows=rows)
     order = constants(options.ks, torch.int64, inputs.device) - 1
     eps = rules.distances(distances.double().movedim(-1, 0)[order])
+    note_tied(eps, options)
     psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
-    psi_n = torch.digamma(count_neighbors(options.total, window, inputs.device) + 1)
+    psi_n = torch.digamma(local_values.num_samples(options, inputs))
     values = psi_n - psi_k + rules.log_volume(points.dim) + points.dim * torch.log(2 * eps)
-    if neighbors is not None:
-        nearest = neighbors.movedim(-1, 0)[order]
+    if neighbors is None:
+        return values
+    nearest = neighbors.movedim(-1, 0)[order]
 
-        def backward(grad: Tensor) -> tuple[Tensor]:
-            slopes = (grad * points.dim / eps).unsqueeze(-1).to(inputs.dtype)
-            each_k = zip(nearest.unsqueeze(-1), slopes, strict=True)
-            return (torch.stack([rules.pull_back(inputs, *one_k) for one_k in each_k]).sum(0),)
+    def backward(grad: Tensor) -> tuple[Tensor]:
+        slopes = (grad * points.dim / eps).unsqueeze(-1).to(inputs.dtype)
+        each_k = zip(nearest.unsqueeze(-1), slopes, strict=True)
+        return (torch.stack([rules.pull_back(inputs, *one_k) for one_k in each_k]).sum(0),)
 
-        values = gradients.with_gradient(values, backward, inputs)
-    return reduce_local_values(values, samples, options)
+    return gradients.with_gradient(values, backward, inputs)

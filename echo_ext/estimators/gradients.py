@@ -26,13 +26,13 @@ def with_gradient(values: Tensor, backward: Backward, *inputs: Tensor) -> Tensor
     return result
 
 
-def without_gradient(values: Tensor, name: str, *inputs: Tensor) -> Tensor:
-    """Return the values; a backward pass through them raises an error that names the estimators with a gradient."""
+def without_gradient(values: Tensor, name: str, *inputs: Tensor, instead: str = WITH_GRADIENT) -> Tensor:
+    """Return the values; a backward pass through them raises an error that names what has a gradient."""
     if not is_recording(*inputs):
         return values
 
     def refuse(_: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError(f"{name} has no gradient; these have one: {WITH_GRADIENT}")
+        raise NotImplementedError(f"{name} has no gradient; these have one: {instead}")
 
     return with_gradient(values, refuse, *inputs)
 

@@ -12,7 +12,14 @@ from echo_ext._types import Array, Indices, Metric, TensorOrArray
 from echo_ext.estimators import gradients
 from echo_ext.estimators._metric import rules_of
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.samples import Samples, broadcast_batches, check_same_kind, read_options, read_samples
+from echo_ext.estimators.options import read_options
+from echo_ext.estimators.samples import (
+    Samples,
+    broadcast_batches,
+    check_same_kind,
+    in_one_dtype,
+    read_samples,
+)
 
 __all__ = ["knn"]
 
@@ -46,7 +53,7 @@ def knn(
     """Find the k nearest points of each query.
 
     Args:
-        points: (..., N, d), or (N,) for one column; float64 or float32, tensor or array.
+        points: (..., N, d), or (N,) for one column, of any kind that :func:`mutual_information` reads.
         queries: (..., M, d) of the same kind, with a batch that broadcasts with that of the points. None asks for the
             neighbors of the points themselves; no point is its own neighbor.
         k: The number of neighbors: at most N with queries, less than N without.
@@ -58,7 +65,7 @@ def knn(
         the lower index comes first. Neither has a gradient.
 
     Raises:
-        TypeError: The points are not float64 or float32, or the queries are of another dtype or kind.
+        TypeError: The points or queries are not numbers, or some are tensors and others arrays.
         ValueError: Values are not finite; the numbers of columns differ; k or exclude_within is too large; the metric
             is unknown.
 
@@ -77,7 +84,7 @@ def knn(
     if queries is None:
         read_options(samples.count, k=k, exclude_within=exclude_within)
     else:
-        base, asked = _read_queries(points, samples, queries)
+        base, asked = read_queries(points, samples, queries)
         if exclude_within != 0:
             raise ValueError(f"exclude_within must be 0 where there are queries, got {exclude_within}")
         if k > samples.count:
@@ -89,11 +96,12 @@ def knn(
     return gradients.without_gradient(distances, "knn", base, *([] if asked is None else [asked])), indices
 
 
-def _read_queries(points: object, samples: Samples, queries: object) -> tuple[Tensor, Tensor]:
+def read_queries(points: object, samples: Samples, queries: object) -> tuple[Tensor, Tensor]:
     """Return the points (*batch, N, d) and the queries (*batch, M, d), both broadcast to one batch."""
     (base,) = samples.variables
     (asked,) = read_samples(queries=queries).variables
     check_same_kind("points and queries", points, base, queries, asked)
+    base, asked = in_one_dtype([base, asked])
     if asked.shape[-1] != base.shape[-1]:
         raise ValueError(
             f"points and queries must have the same number of columns, got {base.shape[-1]} and {asked.shape[-1]}"

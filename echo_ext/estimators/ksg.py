@@ -11,12 +11,26 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext._types import Array, Estimate, Method, MultivariateMethod, NumNeighbors, TensorOrArray, Unit
+from echo_ext._types import (
+    Array,
+    Discrete,
+    Estimate,
+    Groups,
+    Method,
+    MultivariateMethod,
+    NanPolicy,
+    NumNeighbors,
+    TensorOrArray,
+    Transform,
+    Unit,
+)
 from echo_ext.estimators import gradients, local_values
 from echo_ext.estimators._metric import CHEBYSHEV
-from echo_ext.estimators.labels import Discrete, read_categories, separate_categories
+from echo_ext.estimators.evaluation import evaluate, reduce_local_values
+from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.samples import Options, Samples, read_options, read_samples, reduce_local_values
+from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.samples import read_samples
 
 __all__ = [
     "METHODS",
@@ -28,6 +42,9 @@ __all__ = [
 
 METHODS: tuple[Method, ...] = get_args(Method)
 MULTIVARIATE_METHODS: tuple[MultivariateMethod, ...] = get_args(MultivariateMethod)
+
+# What to do about tied samples.
+USE_MIXED = "use method='mixed', or mutual_information_discrete for labels"
 
 
 @overload
@@ -42,6 +59,9 @@ def mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
     boundary_width: int = 10,
 ) -> Tensor: ...
 @overload
@@ -56,6 +76,9 @@ def mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
     boundary_width: int = 10,
 ) -> Array | float: ...
 def mutual_information(
@@ -69,6 +92,9 @@ def mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
     boundary_width: int = 10,
 ) -> Estimate:
     """Estimate the mutual information I(x; y) from nearest neighbors.
@@ -97,10 +123,12 @@ def mutual_information(
     and a sequence of k repeats the estimate. Their variables may also be labels, as for ``discrete_x=True``.
 
     Args:
-        x, y: The variables: (..., N, d), each with its own d, or (N,) for one column; float64 or float32, both tensors
-            or both arrays. Leading dimensions are a batch of independent estimates and broadcast.
-        k: The number of neighbors, less than N. A larger k reduces the variance of the estimate and increases its
-            bias. A sequence gives one estimate for each k, in one more leading dimension, from a single search.
+        x, y: The variables: (..., N, d), each with its own d, or (N,) for one column. Both are tensors, or both arrays,
+            lists, Series or DataFrames; integers and booleans are read as float64, and float32 with float64 as float64.
+            Leading dimensions are a batch of independent estimates and broadcast.
+        k: The number of neighbors, less than N, or a fraction of N in (0, 1), of which it is the whole part but at
+            least 1. A larger k reduces the variance of the estimate and increases its bias. A sequence gives one
+            estimate for each k, in one more leading dimension, from a single search.
         method: The estimator: "ksg1", "ksg2", "bi-ksg", "mixed", "plug-in" or "miller-madow", as above.
         discrete_x, discrete_y: Which columns hold categories, with method "mixed" alone: a bool for all columns, or a
             sequence with one bool for each. Different categories are at distance 1 from each other, whatever their
@@ -111,6 +139,15 @@ def mutual_information(
         exclude_within: The Theiler window for time series: samples at most so many rows apart are not neighbors. Choose
             it as long as consecutive samples stay correlated; a larger window leaves fewer neighbors. A sample with M
             possible neighbors then has psi(M + 1), or ln(M + 1), in the place of psi(N) or ln N.
+        groups: The trial or recording of each row, (N,) labels of any kind. The window then reaches rows of the same
+            group alone, whose order is their order in time; the rows of a group need not be adjacent.
+        nan_policy: "raise", or "omit" to leave out the rows in which a variable is NaN, in each item of a batch on its
+            own. The other rows keep their places in time. Local values are NaN where a row is left out. Infinity
+            always raises an error.
+        transform: What is done to each column, over the rows of the estimate: None; "standardize" to subtract its mean
+            and divide by its standard deviation (a constant column becomes 0), for columns of different units; "rank"
+            to replace its values by their ranks from 0 on, or "normal" by the quantiles of a standard normal
+            distribution that have these ranks, for heavy tails (equal values rank in the order of their rows).
         boundary_width: The gradient is measured on ``2 * boundary_width + 1`` samples around the boundary of each
             marginal ball. A larger number averages more noise away, a smaller one stays nearer to the boundary;
             between 5 and 20 the gradient changes little.
@@ -119,13 +156,17 @@ def mutual_information(
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
         (...) on their device. "ksg1" is differentiable. The estimate is a step function of the samples, so its
         gradient is that of its expectation: the flux of samples through the boundary of each marginal ball.
-        The other methods raise an error in the backward pass.
+        The other methods, and ranks and normal scores, raise an error in the backward pass.
 
     Raises:
-        TypeError: The inputs are not float64 or float32, or differ in dtype; k is not an int or a sequence of ints.
-        ValueError: Values are not finite (the error says how many, and where the first is); the numbers of samples
-            differ; batches do not broadcast; k or exclude_within leave too few neighbors; the method or unit is
-            unknown; discrete columns with another method than "mixed".
+        TypeError: The inputs are not numbers (the error names the column of a table), or some are tensors and others
+            arrays; k is neither a number nor a sequence of numbers.
+        ValueError: Values are not finite (the error says how many, and where the first is); the numbers of samples or
+            of groups' labels differ; batches do not broadcast; k or exclude_within leave too few neighbors; the method,
+            unit, policy or transform is unknown; discrete columns with another method than "mixed".
+
+    Warns:
+        DegenerateDataWarning: More than 5 % of the samples equal k others, and the method is not for such data.
 
     Example:
         >>> import numpy as np
@@ -140,16 +181,28 @@ def mutual_information(
     """
     _checks.choice("method", method, METHODS)
     discrete = {"x": discrete_x, "y": discrete_y}
-    samples = read_samples(**read_categories(method, {"x": x, "y": y}, discrete))
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
+    given = read_categories(method, {"x": x, "y": y}, discrete, nan_policy)
+    samples = read_samples(nan_policy=nan_policy, warn_if_wide=True, **given)
+    options = read_options(
+        samples.count,
+        k=k,
+        unit=unit,
+        local=local,
+        exclude_within=exclude_within,
+        groups=groups,
+        transform=transform,
+        method=method,
+        discrete=discrete,
+    )
     width = _checks.whole("boundary_width", boundary_width, minimum=1)
-    variables = _point_sets(samples, discrete)
-    if method == "ksg1" and gradients.is_recording(*samples.variables):
-        values = _ksg1_with_gradient(samples.variables, variables, options, width)
-    else:
-        values = local_values.MUTUAL_INFORMATION[method](variables, options)
-        values = gradients.without_gradient(values, f"method {method!r}", *samples.variables)
-    return reduce_local_values(values, samples, options)
+
+    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
+        if method == "ksg1" and gradients.is_recording(*variables):
+            return _ksg1_with_gradient(variables, options, width)
+        values = local_values.MUTUAL_INFORMATION[method]([PointSet(v) for v in variables], options)
+        return gradients.without_gradient(values, f"method {method!r}", *variables)
+
+    return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
 
 
 @overload
@@ -166,6 +219,9 @@ def conditional_mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Tensor: ...
 @overload
 def conditional_mutual_information(
@@ -181,6 +237,9 @@ def conditional_mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Array | float: ...
 def conditional_mutual_information(
     x: TensorOrArray,
@@ -195,6 +254,9 @@ def conditional_mutual_information(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Groups | None = None,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Estimate:
     """Estimate the conditional mutual information I(x; y | z) from nearest neighbors.
 
@@ -215,8 +277,9 @@ def conditional_mutual_information(
     Args:
         x, y, z: The variables, as x and y in :func:`mutual_information`; their batches broadcast. The bias towards
             zero grows with the number of columns of z.
-        k, unit, local, exclude_within, discrete_x, discrete_y, discrete_z: As in :func:`mutual_information`.
+        k, unit, local, exclude_within, groups, nan_policy, transform: As in :func:`mutual_information`.
         method: "ksg1", "ksg2", "mixed", "plug-in" or "miller-madow".
+        discrete_x, discrete_y, discrete_z: As in :func:`mutual_information`.
 
     Returns:
         For arrays a float, or an array if there is a batch, several k, or local is True. For tensors a tensor of shape
@@ -239,11 +302,25 @@ def conditional_mutual_information(
     """
     _checks.choice("method", method, MULTIVARIATE_METHODS)
     discrete = {"x": discrete_x, "y": discrete_y, "z": discrete_z}
-    samples = read_samples(**read_categories(method, {"x": x, "y": y, "z": z}, discrete))
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
-    values = local_values.CONDITIONAL[method](_point_sets(samples, discrete), options)
-    values = gradients.without_gradient(values, "conditional_mutual_information", *samples.variables)
-    return reduce_local_values(values, samples, options)
+    given = read_categories(method, {"x": x, "y": y, "z": z}, discrete, nan_policy)
+    samples = read_samples(nan_policy=nan_policy, warn_if_wide=True, **given)
+    options = read_options(
+        samples.count,
+        k=k,
+        unit=unit,
+        local=local,
+        exclude_within=exclude_within,
+        groups=groups,
+        transform=transform,
+        method=method,
+        discrete=discrete,
+    )
+
+    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
+        values = local_values.CONDITIONAL[method]([PointSet(v) for v in variables], options)
+        return gradients.without_gradient(values, "conditional_mutual_information", *variables)
+
+    return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
 
 
 @overload
@@ -256,6 +333,8 @@ def total_correlation(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Tensor: ...
 @overload
 def total_correlation(
@@ -267,6 +346,8 @@ def total_correlation(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Array | float: ...
 def total_correlation(
     x: TensorOrArray,
@@ -277,6 +358,8 @@ def total_correlation(
     unit: Unit = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: NanPolicy = "raise",
+    transform: Transform | None = None,
 ) -> Estimate:
     """Estimate the total correlation (multi-information) of the columns of x from nearest neighbors.
 
@@ -290,10 +373,10 @@ def total_correlation(
       :func:`entropy`; "miller-madow": the same with the corrected entropies.
 
     Args:
-        x: (..., N, d), float64 or float32, tensor or array.
+        x: (..., N, d), of any kind that :func:`mutual_information` reads.
         groups: Disjoint sets of columns that are one variable each, for example ``[[0, 1], [2]]``. None makes each
             column a variable.
-        k, unit, local, exclude_within: As in :func:`mutual_information`.
+        k, unit, local, exclude_within, nan_policy, transform: As in :func:`mutual_information`.
         method: "ksg1", "ksg2", "mixed", "plug-in" or "miller-madow".
 
     Returns:
@@ -313,21 +396,28 @@ def total_correlation(
         0.5
     """
     _checks.choice("method", method, MULTIVARIATE_METHODS)
-    samples = read_samples(**read_categories(method, {"x": x}, {}))
-    options = read_options(samples.count, k=k, unit=unit, local=local, exclude_within=exclude_within, method=method)
-    (points,) = samples.variables
-    variables = [PointSet(points[..., group]) for group in _read_groups(groups, points.shape[-1])]
-    values = local_values.TOTAL_CORRELATION[method](variables, options)
-    return reduce_local_values(gradients.without_gradient(values, "total_correlation", points), samples, options)
+    given = read_categories(method, {"x": x}, {}, nan_policy)
+    samples = read_samples(nan_policy=nan_policy, warn_if_wide=True, **given)
+    options = read_options(
+        samples.count,
+        k=k,
+        unit=unit,
+        local=local,
+        exclude_within=exclude_within,
+        transform=transform,
+        method=method,
+    )
+    columns = _read_columns(groups, samples.variables[0].shape[-1])
+
+    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
+        (points,) = variables
+        values = local_values.TOTAL_CORRELATION[method]([PointSet(points[..., each]) for each in columns], options)
+        return gradients.without_gradient(values, "total_correlation", points)
+
+    return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
 
 
-def _point_sets(samples: Samples, discrete: dict[str, Discrete]) -> list[PointSet]:
-    """Return the variables as points whose distances are 0 or 1 in discrete columns."""
-    named = zip(samples.names, samples.variables, strict=True)
-    return [PointSet(separate_categories(name, variable, discrete[name])) for name, variable in named]
-
-
-def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:
+def _read_columns(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:
     try:
         read = [[c] for c in range(dim)] if groups is None else [[operator.index(c) for c in group] for group in groups]
     except TypeError:
@@ -341,12 +431,11 @@ def _read_groups(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[
     return read
 
 
-def _ksg1_with_gradient(
-    inputs: Sequence[Tensor], variables: Sequence[PointSet], options: Options, width: int
-) -> Tensor:
+def _ksg1_with_gradient(inputs: Sequence[Tensor], options: Options, width: int) -> Tensor:
     """Return the values of "ksg1", with the gradient of their expectation."""
+    variables = [PointSet(x) for x in inputs]
     joint = local_values.join(variables)
-    distances, indices = joint.search(options.max_k, exclude_within=options.exclude_within)
+    distances, indices = joint.search(options.max_k, exclude_within=options.exclude_within, rows=options.rows)
     radii = joint.backend.select_kth(distances, options.ks)
     nearest = joint.backend.select_kth(indices, options.ks)
 
@@ -381,7 +470,7 @@ def _flux(
     pull = CHEBYSHEV.pull_back(joint, nearest.unsqueeze(-1), own)
     parts = list(torch.split(pull, [margin.dim for margin in margins], -1))
     for i, margin in enumerate(margins):
-        near = margin.boundary(radii, nearest, width=width, exclude_within=options.exclude_within)
+        near = margin.boundary(radii, nearest, width=width, exclude_within=options.exclude_within, rows=options.rows)
         found = near >= 0
         share = margin.dim * density / found.sum(-1).clamp(min=1)
         weights = share.unsqueeze(-1) * found

@@ -16,8 +16,10 @@ from echo_ext._types import Metric
 from echo_ext.estimators import cells
 from echo_ext.estimators._backend import backend_of, constants, digamma
 from echo_ext.estimators._metric import log_unit_ball
-from echo_ext.estimators.neighbors import PointSet, count_neighbors
-from echo_ext.estimators.samples import Options, broadcast
+from echo_ext.estimators.evaluation import note_tied
+from echo_ext.estimators.neighbors import PointSet, count_neighbors, count_neighbors_among
+from echo_ext.estimators.options import Options
+from echo_ext.estimators.samples import broadcast
 
 LocalValues: TypeAlias = Callable[[Sequence[PointSet], Options], Tensor]
 
@@ -29,7 +31,8 @@ def ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
 
 def ksg1_from_radii(variables: Sequence[PointSet], radii: Tensor, options: Options) -> Tensor:
     """Return the values of `ksg1`, given the distances to the k-th neighbors in the joint space."""
-    constant = _psi_k(options, radii) + (len(variables) - 1) * torch.digamma(_num_samples(options, radii))
+    note_tied(radii, options)
+    constant = _psi_k(options, radii) + (len(variables) - 1) * torch.digamma(num_samples(options, radii))
     backend = backend_of(radii)
     values = backend.broadcast_copy(constant, radii.shape)
     for variable in variables:
@@ -43,7 +46,7 @@ def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
     like = reaches[0]
     margins = len(variables) - 1
     constant = _psi_k(options, like) - margins / _k(options, like)
-    constant = constant + margins * torch.digamma(_num_samples(options, like))
+    constant = constant + margins * torch.digamma(num_samples(options, like))
     backend = backend_of(like)
     values = backend.broadcast_copy(constant, like.shape)
     for variable, reach in zip(variables, reaches, strict=True):
@@ -54,9 +57,10 @@ def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
 def bi_ksg(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of Gao, Oh and Viswanath 2018."""
     squares = _kth_distances(join(variables), options, metric="euclidean")
+    note_tied(squares, options)
     dims = [variable.dim for variable in variables]
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
-    values = _psi_k(options, squares) + _num_samples(options, squares).log() + volumes
+    values = _psi_k(options, squares) + num_samples(options, squares).log() + volumes
     for variable in variables:
         values = values - _count(variable, squares, options, inclusive=True, metric="euclidean").double().log()
     return values
@@ -71,7 +75,7 @@ def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
     psi_k = _psi_k(options, radii).expand(radii.shape)
     if some_tied:
         psi_k = torch.where(tied, digamma(_count(joint, radii, options, inclusive=True) + 1), psi_k)
-    values = psi_k + (len(variables) - 1) * _num_samples(options, radii).log()
+    values = psi_k + (len(variables) - 1) * num_samples(options, radii).log()
     for variable in variables:
         inside = _count(variable, radii, options)
         if some_tied:
@@ -84,6 +88,7 @@ def conditional_ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of I(x; y | z) of Frenzel and Pompe 2007."""
     x, y, z = variables
     radii = _kth_distances(join(variables), options)
+    note_tied(radii, options)
     backend = backend_of(radii)
     values = backend.broadcast_copy(_psi_k(options, radii), radii.shape)
     for margin, sign in ((z, 1.0), (join([x, z]), -1.0), (join([y, z]), -1.0)):
@@ -141,7 +146,11 @@ def join(variables: Sequence[PointSet]) -> PointSet:
 def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "chebyshev") -> Tensor:
     """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
     distances = points.search_distances(
-        options.max_k, metric=metric, exclude_within=options.exclude_within, part=options.part
+        options.max_k,
+        metric=metric,
+        exclude_within=options.exclude_within,
+        rows=options.rows,
+        part=options.part,
     )
     return points.backend.select_kth(distances, options.ks)
 
@@ -149,7 +158,10 @@ def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "cheb
 def _reaches(variables: Sequence[PointSet], options: Options) -> list[Tensor]:
     """Return how far the k nearest neighbors in the joint space reach in each variable: (K, *batch, N) for each."""
     joint = join(variables)
-    _, indices = joint.search(options.max_k, exclude_within=options.exclude_within, part=options.part)
+    distances, indices = joint.search(
+        options.max_k, exclude_within=options.exclude_within, rows=options.rows, part=options.part
+    )
+    note_tied(joint.backend.select_kth(distances, options.ks), options)
     index = indices.flatten(0, -3) if joint.batch else indices.unsqueeze(0)
     item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
     reaches = []
@@ -176,6 +188,7 @@ def _count(
         inclusive=inclusive,
         metric=metric,
         exclude_within=options.exclude_within,
+        rows=options.rows,
         part=options.part,
     )
 
@@ -190,7 +203,9 @@ def _psi_k(options: Options, like: Tensor) -> Tensor:
     return torch.digamma(_k(options, like))
 
 
-def _num_samples(options: Options, like: Tensor) -> Tensor:
+def num_samples(options: Options, like: Tensor) -> Tensor:
     """Return the effective number of samples: one more than each sample's possible neighbors, (N,) or (1,)."""
+    if options.rows is not None:
+        return count_neighbors_among(options.rows, options.exclude_within).double() + 1
     others = count_neighbors(options.total, options.exclude_within, like.device)
     return (others if others.numel() == 1 else others[options.part]) + 1

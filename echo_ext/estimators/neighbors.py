@@ -177,7 +177,9 @@ class PointSet:
         counts = counts.permute(*back, len(order))
         return counts if part == ALL else counts[..., part]
 
-    def boundary(self, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int) -> Tensor:
+    def boundary(
+        self, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, rows: Tensor | None = None
+    ) -> Tensor:
         """Find the neighbors whose rank by distance is nearest to the boundary of each point's ball.
 
         Args:
@@ -190,7 +192,9 @@ class PointSet:
         radii, skip = self.backend.contiguous(radii), self.backend.contiguous(skip)
         shape = (*self.points.shape[:-1], 2 * width + 1)
         indices = torch.empty(shape, dtype=torch.int64, device=self.points.device)
-        self.backend.boundary(self.prepared, radii, skip, width=width, exclude_within=exclude_within, indices=indices)
+        self.backend.boundary(
+            self.prepared, radii, skip, width=width, exclude_within=exclude_within, rows=rows, indices=indices
+        )
         return indices
 
 

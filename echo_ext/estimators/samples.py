@@ -1,6 +1,6 @@
-"""How estimators read samples and options, and how they give estimates back in the form of the input.
+"""How estimators read samples, and how they give estimates back in the form of the input.
 
-`echo_ext.metrics`, `echo_ext.sklearn` and `echo_ext.distributed` read theirs in the same way.
+`echo_ext.metrics` and `echo_ext.distributed` read theirs in the same way.
 """
 
 from __future__ import annotations
@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from types import EllipsisType
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from echo_ext import _checks
-from echo_ext._types import CellMethod, Estimate, NumNeighbors, Unit
+from echo_ext._types import Estimate, NanPolicy
 from echo_ext.estimators._backend import backend_of
-from echo_ext.estimators.neighbors import ALL
+from echo_ext.estimators.tables import double, read_numbers
 
-MAX_EXACT = 2**53  # up to here float64 represents every integer
+NAN_POLICIES: tuple[NanPolicy, ...] = get_args(NanPolicy)
+
 MAX_SAMPLES = 2**30  # the kernels number rows in 32 bits, and bisection steps beyond the last
 
 # ---- Input -----------------------------------------------------------------------------------------------------------
@@ -29,11 +31,19 @@ MAX_SAMPLES = 2**30  # the kernels number rows in 32 bits, and bisection steps b
 
 @dataclass(frozen=True)
 class Samples:
-    """Variables that were observed together: tensors (*batch, N, d) with batches that broadcast."""
+    """Variables that were observed together: tensors (*batch, N, d) with batches that broadcast.
+
+    Attributes:
+        variables: The variables, all of one dtype.
+        names: Their names.
+        are_arrays: Whether they were given as arrays.
+        missing: Which rows have a NaN in any of them, (*batch, N) or fewer leading dimensions; None if none have.
+    """
 
     variables: tuple[Tensor, ...]
     names: tuple[str, ...]
     are_arrays: bool
+    missing: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -46,15 +56,22 @@ class Samples:
         return broadcast(*(v.shape[:-2] for v in self.variables))
 
 
-def read_samples(**given: object) -> Samples:
-    """Check the named variables and read them as tensors; (N,) is read as one column.
+def read_samples(*, nan_policy: NanPolicy | EllipsisType = ..., warn_if_wide: bool = False, **given: object) -> Samples:
+    """Check the named variables and read them as tensors of one dtype; (N,) is read as one column.
+
+    Args:
+        nan_policy: "raise" or "omit"; an ellipsis if the caller has no such keyword.
+        warn_if_wide: Whether to warn of a variable with more columns than rows.
+        given: The variables by name: tensors, or whatever is read as an array.
 
     Raises:
-        TypeError: A variable is not float64 or float32, dtypes differ, or some are tensors and others arrays.
+        TypeError: A variable does not hold numbers, or some are tensors and others arrays.
         ValueError: Values are not finite; numbers of samples or devices differ; batches do not broadcast.
     """
+    if nan_policy is not ...:
+        _checks.choice("nan_policy", nan_policy, NAN_POLICIES)
     names = tuple(given)
-    tensors = [_read_variable(name, value) for name, value in given.items()]
+    tensors = [_read_variable(name, value, nan_policy) for name, value in given.items()]
     for name, tensor in zip(names[1:], tensors[1:], strict=True):
         both = f"{names[0]} and {name}"
         check_same_kind(both, given[names[0]], tensors[0], given[name], tensor)
@@ -64,16 +81,29 @@ def read_samples(**given: object) -> Samples:
                 f"(shapes {_shape(given[names[0]])} and {_shape(given[name])})"
             )
     broadcast_batches(**{name: tensor.shape[:-2] for name, tensor in zip(names, tensors, strict=True)})
-    return Samples(tuple(tensors), names, not isinstance(given[names[0]], Tensor))
+    each = zip(names, tensors, given.values(), strict=True)
+    missing = [check_finite(name, tensor, _shape(value), nan_policy) for name, tensor, value in each]
+    if warn_if_wide:
+        for name, tensor in zip(names, tensors, strict=True):
+            if tensor.ndim == 2 and 1 < tensor.shape[0] < tensor.shape[1]:
+                _checks.warn(
+                    f"{name} has shape {tuple(tensor.shape)} and is read as {tensor.shape[0]} samples of "
+                    f"{tensor.shape[1]} columns: rows are samples; transpose it if its columns are"
+                )
+    return Samples(in_one_dtype(tensors), names, not isinstance(given[names[0]], Tensor), merge_missing(*missing))
+
+
+def in_one_dtype(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return the tensors as they are if all have one dtype, and as float64 otherwise."""
+    if all(tensor.dtype == tensors[0].dtype for tensor in tensors):
+        return tuple(tensors)
+    return tuple(tensor.double() for tensor in tensors)
 
 
 def check_same_kind(both: str, given: object, tensor: Tensor, other_given: object, other: Tensor) -> None:
-    """Refuse a tensor with an array, and different dtypes or devices; ``both`` names the two arguments."""
+    """Refuse a tensor with an array, and different devices; ``both`` names the two arguments."""
     if isinstance(given, Tensor) != isinstance(other_given, Tensor):
         raise TypeError(f"{both} must be both tensors or both arrays")
-    if tensor.dtype != other.dtype:
-        dtypes = f"{_checks.dtype_name(tensor.dtype)} and {_checks.dtype_name(other.dtype)}"
-        raise TypeError(f"{both} must have the same dtype, got {dtypes}")
     if tensor.device != other.device:
         raise ValueError(f"{both} must be on the same device, got {tensor.device} and {other.device}")
 
@@ -94,20 +124,6 @@ def broadcast_batches(**batches: Sequence[int]) -> torch.Size:
         raise ValueError(f"the leading dimensions must broadcast, got {shapes}") from None
 
 
-def read_array(name: str, value: object) -> npt.NDArray[Any]:
-    """Return a contiguous array in the byte order of the machine.
-
-    Only its values are read, so a mask must not hide any of them.
-    """
-    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())) > 0:
-        raise ValueError(f"{name} must have no masked values, got {masked}; leave those samples out or fill them in")
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} must be one array, but its parts have different shapes") from None
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
-
-
 def read_tensor(name: str, tensor: Tensor) -> Tensor:
     """Return a dense tensor whose memory holds its values: without the negative bit, and not a zero tensor."""
     _checks.dense_layout(name, tensor)
@@ -118,23 +134,65 @@ def read_tensor(name: str, tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 
-def check_finite(name: str, values: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse NaN and infinity; the error says how many there are and where the first is, in the given shape."""
-    if not backend_of(values).all_finite(values):
-        bad = ~torch.isfinite(values.detach())
-        count = int(bad.sum())
+def check_finite(
+    name: str, values: Tensor, shape: tuple[int, ...], nan_policy: NanPolicy | EllipsisType = ...
+) -> Tensor | None:
+    """Refuse infinity, and NaN unless the policy is to omit it; the error says how many and where the first is.
+
+    Args:
+        name: The name of the variable.
+        values: (..., N, d).
+        shape: The shape in which the variable was given.
+        nan_policy: An ellipsis if the caller has no such keyword.
+
+    Returns:
+        Which rows have a NaN, (..., N), or None if none have.
+    """
+    if backend_of(values).all_finite(values):
+        return None
+    values = values.detach()
+    bad = values.isinf() if nan_policy == "omit" else ~values.isfinite()
+    count = int(bad.sum())
+    if count > 0:
         place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), shape)
-        where = ", ".join(str(int(i)) for i in place)
-        raise ValueError(f"{name} must be finite, got {count} NaN or infinite values, the first at [{where}]")
+        found = f"the first at [{', '.join(str(int(i)) for i in place)}]"
+        if nan_policy == "omit":
+            raise ValueError(f"{name} must not be infinite, got {count} infinite values, {found}")
+        if nan_policy == "raise" and not bool(values.isinf().any()):
+            rows = int(bad.any(-1).sum())
+            raise ValueError(
+                f"{name} must be finite, got {count} NaN in {rows} rows, {found}; "
+                "nan_policy='omit' leaves such rows out"
+            )
+        raise ValueError(f"{name} must be finite, got {count} NaN or infinite values, {found}")
+    return values.isnan().any(-1)
 
 
-def _read_variable(name: str, value: object) -> Tensor:
-    tensor = value if isinstance(value, Tensor) else _tensor_of_array(name, value)
+def rows_with_nan(variables: Sequence[Tensor]) -> Tensor | None:
+    """Return which rows have a NaN in any of the variables, (*batch, N), or None if none have."""
+    each = [variable.detach().isnan().any(-1) for variable in variables]
+    return merge_missing(*each) if any(bool(rows.any()) for rows in each) else None
+
+
+def merge_missing(*each: Tensor | None) -> Tensor | None:
+    """Return which rows are missing in any of the variables, with their batches broadcast, or None if none are."""
+    masks = [mask for mask in each if mask is not None]
+    return reduce(torch.logical_or, masks) if masks else None
+
+
+def _read_variable(name: str, value: object, nan_policy: NanPolicy | EllipsisType) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        array = read_numbers(name, value, masked=math.nan if nan_policy == "omit" else None)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, got {tensor.device}")
+    tensor = read_tensor(name, tensor)
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        tensor = double(name, tensor)
     if tensor.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"{name} must be float64 or float32, got {_checks.dtype_name(tensor.dtype)}")
-    tensor = read_tensor(name, tensor)
     if tensor.ndim == 0:
         raise ValueError(f"{name} must have shape (..., N, d) or (N,), got a single number")
     if tensor.ndim == 1:
@@ -143,118 +201,14 @@ def _read_variable(name: str, value: object) -> Tensor:
         raise ValueError(f"{name} must have at least one column, got shape {tuple(tensor.shape)}")
     if tensor.shape[-2] > MAX_SAMPLES:
         raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, got {tensor.shape[-2]}")
-    check_finite(name, tensor, _shape(value))
     return tensor
-
-
-def _tensor_of_array(name: str, value: object) -> Tensor:
-    array = read_array(name, value)
-    if array.dtype.kind in "biu":
-        _check_exact(name, array)
-        array = array.astype(np.float64)
-    if array.dtype.kind != "f":
-        raise TypeError(f"{name} must be numeric (float64 or float32), got dtype {array.dtype}")
-    if array.dtype not in (np.float64, np.float32):
-        raise TypeError(f"{name} must be float64 or float32, got {array.dtype}")
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _check_exact(name: str, values: npt.NDArray[Any]) -> None:
-    """Refuse integers that float64 would round."""
-    beyond = (values > MAX_EXACT) | (values < -MAX_EXACT) if values.dtype.itemsize > 4 else np.zeros(0, bool)
-    if beyond.any():
-        raise ValueError(
-            f"{name} must hold integers of at most 2**53, which float64 represents exactly, got {values[beyond][0]}"
-        )
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
 
 
-# ---- Options ---------------------------------------------------------------------------------------------------------
-
-UNITS: dict[Unit, float] = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
-
-
-@dataclass(frozen=True)
-class Options:
-    """The keywords that all estimators have, checked.
-
-    Attributes:
-        ks: The numbers of neighbors to estimate with.
-        single_k: Whether ``k`` was one int, so that the result has no dimension for it.
-        unit: "nats" or "bits".
-        local: Whether the values of the samples are asked for, instead of their mean.
-        exclude_within: The Theiler window.
-        total: N, the number of samples that are one another's possible neighbors.
-        part: The samples to evaluate; all of them, except on one rank of several.
-    """
-
-    ks: tuple[int, ...]
-    single_k: bool
-    unit: Unit
-    local: bool
-    exclude_within: int
-    total: int
-    part: slice
-
-    @property
-    def max_k(self) -> int:
-        """The number of neighbors to search."""
-        return max(self.ks)
-
-
-def read_options(
-    n: int,
-    *,
-    k: NumNeighbors,
-    unit: Unit = "nats",
-    local: bool = False,
-    exclude_within: int = 0,
-    part: slice = ALL,
-    method: str = "knn",
-) -> Options:
-    """Check the keywords that all estimators have, for n samples.
-
-    The methods that count cells have no neighbors, so that k and exclude_within have no bounds.
-
-    Raises:
-        TypeError: k is not an int or a sequence of ints, or exclude_within is not an int.
-        ValueError: The unit is unknown, or k and exclude_within leave a sample too few neighbors.
-    """
-    several = isinstance(k, (Sequence, np.ndarray)) and np.ndim(k) == 1 and len(k) > 0
-    each_k = k if isinstance(k, (Sequence, np.ndarray)) and several else [k]
-    ks = tuple(_checks.whole("k", each, minimum=1, what="an int or a sequence of ints") for each in each_k)
-    _checks.choice("unit", unit, UNITS)
-    window = _checks.whole("exclude_within", exclude_within, minimum=0)
-    fewest = max(n - 1 - 2 * window, 0)  # of a sample in the middle
-    if method in get_args(CellMethod):
-        if n < 1:
-            raise ValueError(f"method {method!r} needs at least 1 sample, got {n}")
-    elif max(ks) > fewest:
-        raise ValueError(
-            f"k must be less than the number of samples, got {max(ks)} of {n}"
-            if window == 0
-            else f"k must be at most {fewest}, the number of neighbors that exclude_within={window} leaves to some of "
-            f"the {n} samples, got {max(ks)}"
-        )
-    return Options(ks, not several, unit, bool(local), window, n, part)
-
-
 # ---- Output ----------------------------------------------------------------------------------------------------------
-
-
-def reduce_local_values(local_values: Tensor, samples: Samples, options: Options) -> Estimate:
-    """Reduce local values in nats, (K, *batch, N), to what the caller asked for."""
-    values = local_values if options.local else backend_of(local_values).mean(local_values)
-    return convert_estimates(values, samples, options)
-
-
-def convert_estimates(estimates: Tensor, samples: Samples, options: Options) -> Estimate:
-    """Convert estimates in nats, (K, ...), to the caller's unit and form; a single k has no dimension of its own."""
-    estimates = estimates[0] if options.single_k else estimates
-    return restore_form(estimates * UNITS[options.unit], samples)
 
 
 def restore_form(values: Tensor, samples: Samples) -> Estimate:

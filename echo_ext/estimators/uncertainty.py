@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
 
@@ -13,20 +14,19 @@ from torch import Tensor
 from typing_extensions import NamedTuple
 
 from echo_ext import _checks
-from echo_ext._types import Array, Labels, Method, TensorOrArray, Unit
+from echo_ext._types import Array, Labels
 from echo_ext.estimators.discrete import mutual_information_discrete, read_classes, read_conditions
 from echo_ext.estimators.entropy import entropy
+from echo_ext.estimators.evaluation import DegenerateDataWarning
 from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information, total_correlation
-from echo_ext.estimators.samples import Samples, read_options, read_samples, restore_form
+from echo_ext.estimators.labels import has_labels
+from echo_ext.estimators.options import read_seed
+from echo_ext.estimators.tables import read_groups, read_numbers
 from echo_ext.estimators.transfer import transfer_entropy
 
-__all__ = ["PermutationTest", "UncertainEstimate", "permutation_test", "with_standard_error"]
-
-# Numbers held for the permuted copies that are estimated together.
-BLOCK = 1 << 22
+__all__ = ["UncertainEstimate", "with_standard_error"]
 
 Value = TypeVar("Value")
-Values = TypeVar("Values")
 
 
 class UncertainEstimate(NamedTuple, Generic[Value]):
@@ -39,21 +39,6 @@ class UncertainEstimate(NamedTuple, Generic[Value]):
 
     estimate: Value
     standard_error: Value
-
-
-class PermutationTest(NamedTuple, Generic[Value, Values]):
-    """The result of a permutation test of independence.
-
-    Attributes:
-        estimate: The estimate: a float or an array (...) if the samples were arrays, a tensor (...) if they were
-            tensors.
-        p_value: Its p-value, likewise.
-        null: The estimates with permuted rows, an array or a tensor (n, ...).
-    """
-
-    estimate: Value
-    p_value: Value
-    null: Values
 
 
 @overload
@@ -135,21 +120,23 @@ def with_standard_error(
     with torch.no_grad():
         estimate = estimator(**arguments)
         rows = _read_rows(estimator, arguments)
+        is_series = _is_series(estimator, arguments)
+        if arguments.get("nan_policy") == "omit" and not is_series:
+            rows = _drop_missing(rows)
         n = next(iter(rows.values())).shape[-2]
         size = n // parts
-        if estimator is transfer_entropy or arguments.get("exclude_within", 0) > 0:
-            orders = [torch.arange(n, device="cpu")]
+        if is_series:
+            trials = _trials(estimator, arguments, n)
+            orders = [torch.arange(n, device="cpu") if trials is None else trials.argsort(stable=True)]
         else:
             orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(repeats)]
         variances = []
         for order in orders:
             partition = order[: size * parts].view(parts, size)
-            taken = {name: _take_parts(value, partition, name in LABELS[estimator]) for name, value in rows.items()}
             try:
-                of_parts = estimator(**{**arguments, **taken})
+                of_parts = _estimate_parts(estimator, arguments, rows, partition)
             except ValueError as refusal:
                 raise ValueError(f"parts={parts} leaves {size} samples in a part: {refusal}") from None
-            of_parts = of_parts if isinstance(of_parts, Tensor) else torch.from_numpy(of_parts)
             variances.append(of_parts.double().var(0) / parts)
     error = torch.stack(variances).mean(0).sqrt()
     if isinstance(estimate, Tensor):
@@ -172,6 +159,53 @@ LABELS: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 
+def _drop_missing(rows: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the rows that every item of the batch misses."""
+    missing: Any = False
+    for value in rows.values():
+        absent = (value != value).any(-1)
+        absent = absent if isinstance(absent, Tensor) else torch.from_numpy(absent)
+        missing = absent.cpu() | missing
+    kept = ~missing.reshape(-1, missing.shape[-1]).all(0)
+    return {
+        name: value[..., kept.to(value.device) if isinstance(value, Tensor) else kept.numpy(), :]
+        for name, value in rows.items()
+    }
+
+
+def _is_series(estimator: Callable[..., Any], arguments: dict[str, Any]) -> bool:
+    return estimator is transfer_entropy or bool(arguments.get("exclude_within", 0))
+
+
+def _trials(estimator: Callable[..., Any], arguments: dict[str, Any], n: int) -> Tensor | None:
+    """Return the trial of each row of a time series, int64 (N,), if there are any."""
+    if not _is_series(estimator, arguments) or estimator is total_correlation:
+        return None
+    groups = arguments.get("groups")
+    return None if groups is None else torch.from_numpy(read_groups(groups, n))
+
+
+def _estimate_parts(
+    estimator: Callable[..., Any], arguments: dict[str, Any], rows: dict[str, Any], partition: Tensor
+) -> Tensor:
+    """Return the estimates on each part of a partition, int64 (parts, size): (parts, ...)."""
+
+    # Rows without an order have no use for trials; the groups of columns of `total_correlation` are something else.
+    without_groups = {} if estimator is total_correlation or "groups" not in arguments else {"groups": None}
+
+    def estimate(part: Tensor, **others: Any) -> Tensor:
+        taken = {name: _take_parts(value, part, name in LABELS[estimator]) for name, value in rows.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateDataWarning)  # the whole sample has warned
+            found = estimator(**{**arguments, **without_groups, **taken, **others})
+        return found if isinstance(found, Tensor) else torch.from_numpy(found)
+
+    trials = _trials(estimator, arguments, next(iter(rows.values())).shape[-2])
+    if trials is None:
+        return estimate(partition)
+    return torch.cat([estimate(part.unsqueeze(0), groups=trials[part]) for part in partition])
+
+
 def _read_rows(estimator: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that have rows as tensors or arrays (*batch, N, d), with as many dimensions each.
 
@@ -179,13 +213,17 @@ def _read_rows(estimator: Callable[..., Any], arguments: dict[str, Any]) -> dict
     """
     rows = {}
     for name in SAMPLES[estimator]:
-        value = arguments[name] if isinstance(arguments[name], Tensor) else np.asarray(arguments[name])
-        rows[name] = value[:, None] if value.ndim == 1 else value
+        given = arguments[name]
+        if not isinstance(given, Tensor):
+            given = np.asarray(given) if has_labels(given) else read_numbers(name, given, masked=np.nan)
+        rows[name] = given[:, None] if given.ndim == 1 else given
     n = rows[SAMPLES[estimator][0]].shape[-2]
     for name in LABELS[estimator]:
         if arguments.get(name) is not None:
             label = arguments[name]
-            codes = read_conditions(label, n) if name == "given" else read_classes(label)
+            codes, missing = read_conditions(label, n, "omit") if name == "given" else read_classes(label, "omit")
+            if missing is not None:
+                codes = torch.where(missing, torch.nan, codes.double())
             rows[name] = codes.unsqueeze(-1)
     ndim = max(value.ndim for value in rows.values())
     return {name: value.reshape((1,) * (ndim - value.ndim) + tuple(value.shape)) for name, value in rows.items()}
@@ -200,110 +238,5 @@ def _take_parts(rows: Any, partition: Tensor, are_labels: bool) -> Any:
     return taken[..., 0] if are_labels else taken
 
 
-@overload
-def permutation_test(
-    x: Tensor,
-    y: Tensor,
-    n: int = 1000,
-    *,
-    k: int = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    seed: int | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> PermutationTest[Tensor, Tensor]: ...
-@overload
-def permutation_test(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike,
-    n: int = 1000,
-    *,
-    k: int = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    seed: int | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> PermutationTest[Array | float, Array]: ...
-def permutation_test(
-    x: TensorOrArray,
-    y: TensorOrArray,
-    n: int = 1000,
-    *,
-    k: int = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    seed: int | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> PermutationTest[Any, Any]:
-    """Test independence: how often mutual information with the rows of y permuted reaches the estimate.
-
-    The p-value is (1 + the number of permutations that reach the estimate) / (1 + n). It is exact for exchangeable
-    rows. The rows of a time series depend on each other and are not exchangeable, whatever ``exclude_within`` is.
-
-    Args:
-        x, y, method, unit, exclude_within: As in :func:`mutual_information`.
-        k: The number of neighbors, a single int. A larger k detects weak, smooth dependence better; a smaller k
-            detects fine structure.
-        n: The number of permutations, at least 1. The smallest possible p-value is 1 / (1 + n); more permutations make
-            the p-value more precise and take more time.
-        seed: The seed of the permutations. None draws one from PyTorch's generator.
-        progress: A function that is called from time to time with the number of permutations done.
-
-    Returns:
-        The named tuple ``(estimate, p_value, null)``. The estimate and the p-value are as :func:`mutual_information`
-        returns them; null holds the n estimates with permuted rows, (n, ...).
-
-    Raises:
-        TypeError, ValueError: As in :func:`mutual_information`. Also n below 1.
-
-    Example:
-        >>> import numpy as np
-        >>> from echo_ext import permutation_test
-        >>> rng = np.random.default_rng(0)
-        >>> x = rng.standard_normal(200)
-        >>> y = x**2 + rng.standard_normal(200)  # uncorrelated with x, but not independent
-        >>> permutation_test(x, y, 99, seed=0).p_value
-        0.01
-    """
-    samples = read_samples(x=x, y=y)
-    k = _checks.whole("k", k, minimum=1)
-    read_options(samples.count, k=k, unit=unit, exclude_within=exclude_within)
-    n = _checks.whole("n", n, minimum=1)
-    generator = _generator(seed)
-    left, right = _aligned(samples)
-
-    def estimate(a: Tensor, b: Tensor) -> Tensor:
-        return mutual_information(a, b, k=k, method=method, unit=unit, exclude_within=exclude_within)
-
-    rows = samples.count
-    joint = rows * (left.shape[-1] + right.shape[-1]) * max(1, samples.batch.numel())
-    step = max(1, BLOCK // max(joint, 1))
-    blocks = []
-    for begin in range(0, n, step):
-        many = min(step, n - begin)
-        orders = torch.stack([torch.randperm(rows, generator=generator, device="cpu") for _ in range(many)])
-        blocks.append(estimate(left, right[..., orders.to(right.device), :].movedim(-3, 0)))
-        if progress is not None:
-            progress(begin + many)
-    null = torch.cat(blocks)
-    observed = estimate(left, right)
-    p_value = (1 + (null >= observed).sum(0)).double() / (1 + n)
-    values = null.numpy() if samples.are_arrays else null
-    return PermutationTest(restore_form(observed, samples), restore_form(p_value, samples), values)
-
-
-def _aligned(samples: Samples) -> list[Tensor]:
-    """Return the variables with the same number of leading dimensions, so that another one may precede them."""
-    ndim = len(samples.batch) + 2
-    return [v.detach().reshape((1,) * (ndim - v.ndim) + v.shape) for v in samples.variables]
-
-
 def _generator(seed: int | None) -> torch.Generator:
-    if seed is None:
-        seed = int(torch.randint(_checks.INT64[1], (), device="cpu"))
-    return torch.Generator().manual_seed(
-        _checks.whole("seed", seed, minimum=_checks.INT64[0], maximum=_checks.INT64[1])
-    )
+    return torch.Generator().manual_seed(read_seed(seed))

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from echo_ext import _checks
 from echo_ext._types import TensorOrArray
-from echo_ext.estimators.samples import read_array, read_samples, read_tensor
+from echo_ext.estimators.samples import read_samples, read_tensor
+from echo_ext.estimators.tables import read_array
 from echo_ext.models.base import eval_mode
 
 Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
@@ -20,7 +21,8 @@ Data: TypeAlias = Tensor | Dataset[Any] | Iterable[Tensor | Sequence[Tensor]]
 
 def read_codes(name: str, values: TensorOrArray, *, minimum: int = 1) -> Tensor:
     """Return finite numbers (N, d), detached, with at least ``minimum`` rows; (N,) is read as one column."""
-    codes = read_samples(**{name: values}).variables[0].detach()
+    given: dict[str, Any] = {name: values}
+    codes = read_samples(**given).variables[0].detach()
     if codes.ndim != 2:
         raise ValueError(f"{name} must have shape (N, d), got {tuple(codes.shape)}")
     if len(codes) < minimum:

@@ -13,6 +13,7 @@ from echo_ext.reference.echo import echo_circle, echo_matrix_circle, echo_noise,
 
 _INFORMATION = (
     "conditional_mutual_information",
+    "count_within",
     "entropy",
     "knn",
     "mutual_information",

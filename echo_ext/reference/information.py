@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import digamma, gammaln
+from scipy.special import digamma, gammaln, ndtri
 
 Numbers: TypeAlias = npt.NDArray[Any]
 # From k and the variables of one item of the batch, (N, d) each, to the N local values.
@@ -30,18 +30,22 @@ def mutual_information(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Any = None,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate by Kraskov et al. 2004 (ksg1, ksg2), Gao et al. 2018 (bi-ksg) or Gao et al. 2017 (mixed).
 
     The methods "plug-in" and "miller-madow" are sums of entropies of frequencies.
     """
 
-    def values(k: int, *variables: Numbers) -> Numbers:
+    def values(k: int, rows: Numbers, *variables: Numbers) -> Numbers:
         if method == "bi-ksg":
-            return _bi_ksg(variables, k, exclude_within)
-        return _total(variables, k, method, exclude_within)
+            return _bi_ksg(variables, k, rows, exclude_within)
+        return _total(variables, k, method, rows, exclude_within)
 
-    return _estimate(values, [_separated(x, discrete_x), _separated(y, discrete_y)], k, unit, local)
+    variables, transforms = _separate([x, y], [discrete_x, discrete_y], transform)
+    return _estimate(values, variables, k, unit, local, groups if exclude_within else None, nan_policy, transforms)
 
 
 def total_correlation(
@@ -53,14 +57,16 @@ def total_correlation(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate by Kraskov et al. 2004, equation 23 (ksg1) or 24 (ksg2), or as `mutual_information` of many."""
 
-    def values(k: int, points: Numbers) -> Numbers:
+    def values(k: int, rows: Numbers, points: Numbers) -> Numbers:
         columns = groups if groups is not None else [[c] for c in range(points.shape[1])]
-        return _total([points[:, list(group)] for group in columns], k, method, exclude_within)
+        return _total([points[:, list(group)] for group in columns], k, method, rows, exclude_within)
 
-    return _estimate(values, [x], k, unit, local)
+    return _estimate(values, [x], k, unit, local, None, nan_policy, transform)
 
 
 def conditional_mutual_information(
@@ -76,17 +82,20 @@ def conditional_mutual_information(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Any = None,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate by Frenzel and Pompe 2007 (ksg1), Lizier 2014 (ksg2) or Mesner and Shalizi 2021 (mixed).
 
     The methods "plug-in" and "miller-madow" are sums of entropies of frequencies.
     """
 
-    def values(k: int, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
-        return _conditional(x, y, z, k, method, exclude_within)
+    def values(k: int, rows: Numbers, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
+        return _conditional(x, y, z, k, method, rows, exclude_within)
 
-    variables = [_separated(x, discrete_x), _separated(y, discrete_y), _separated(z, discrete_z)]
-    return _estimate(values, variables, k, unit, local)
+    variables, transforms = _separate([x, y, z], [discrete_x, discrete_y, discrete_z], transform)
+    return _estimate(values, variables, k, unit, local, groups if exclude_within else None, nan_policy, transforms)
 
 
 def transfer_entropy(
@@ -101,16 +110,35 @@ def transfer_entropy(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Any = None,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate the quantity of Schreiber 2000 by the methods of `conditional_mutual_information`."""
 
-    def values(k: int, source: Numbers, target: Numbers) -> Numbers:
-        times = range(max(history, lag + source_history - 1), len(target))
-        own_past = np.array([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
-        past = np.array([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
-        return _conditional(target[times.start :], past, own_past, k, method, exclude_within)
+    first = max(history, lag + source_history - 1)
+    series = [_columns(source), _columns(target)]
+    n = series[0].shape[-2]
+    label = np.zeros(n) if groups is None else np.asarray(groups)
+    members = [np.flatnonzero(label == each) for each in dict.fromkeys(label.tolist())]
+    # At each time, its row and those before it in its group, the latest first.
+    pasts = sorted((rows[i - first : i + 1][::-1] for rows in members for i in range(first, len(rows))), key=_first)
+    past = np.array(pasts).reshape(-1, first + 1)
 
-    return _estimate(values, [source, target], k, unit, local)
+    def embedded(given: Numbers, delay: int, length: int) -> Numbers:
+        return np.concatenate([given[..., past[:, delay + i], :] for i in range(length)], -1)
+
+    def values(k: int, rows: Numbers, *variables: Numbers) -> Numbers:
+        x, y, z = variables
+        return _conditional(x, y, z, k, method, rows, exclude_within)
+
+    future, driver, own = (
+        embedded(series[1], 0, 1),
+        embedded(series[0], lag, source_history),
+        embedded(series[1], 1, history),
+    )
+    rows = _row_numbers(groups if exclude_within else None, n)[past[:, 0]]
+    return _estimate(values, [future, driver, own], k, unit, local, None, nan_policy, transform, rows)
 
 
 def entropy(
@@ -122,24 +150,27 @@ def entropy(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    groups: Any = None,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate by Kozachenko and Leonenko 1987, as in Kraskov et al. 2004, equation 20, or from frequencies."""
 
-    def values(k: int, points: Numbers) -> Numbers:
+    def values(k: int, rows: Numbers, points: Numbers) -> Numbers:
         if method != "knn":
             return _surprise([points], method)
         n, dim = points.shape
         log_volume = 0.0 if metric == "chebyshev" else _log_ball(dim) - dim * np.log(2)
         result = np.empty(n)
         for i in range(n):
-            others = _others(n, i, exclude_within)
+            others = _others(rows, i, exclude_within)
             eps = np.float64(np.sort(_distances(points, i, others, metric))[k - 1])
             eps = np.sqrt(eps) if metric == "euclidean" else eps
             with np.errstate(divide="ignore"):
                 result[i] = digamma(len(others) + 1) - digamma(k) + log_volume + dim * np.log(2 * eps)
         return result
 
-    return _estimate(values, [x], k, unit, local)
+    return _estimate(values, [x], k, unit, local, groups if exclude_within else None, nan_policy, transform)
 
 
 def mutual_information_discrete(
@@ -151,19 +182,21 @@ def mutual_information_discrete(
     unit: str = "nats",
     local: bool = False,
     exclude_within: int = 0,
+    nan_policy: str = "raise",
+    transform: str | None = None,
 ) -> Any:
     """Estimate by Ross 2014, among the samples of equal conditions (N,).
 
     Samples whose label occurs once among these are left out, and NaN among the local values.
     """
 
-    def values(k: int, points: Numbers, labels: Numbers) -> Numbers:
+    def values(k: int, rows: Numbers, points: Numbers, labels: Numbers) -> Numbers:
         label, stratum = labels.T
         n = len(label)
         kept = np.array([np.sum((label == label[i]) & (stratum == stratum[i])) > 1 for i in range(n)])
         result = np.full(n, np.nan)
         for i in np.flatnonzero(kept).tolist():
-            others = _others(n, i, exclude_within)
+            others = _others(rows, i, exclude_within)
             others = others[kept[others] & (stratum[others] == stratum[i])]
             same = others[label[others] == label[i]]
             own_k = min(k, len(same))
@@ -174,22 +207,17 @@ def mutual_information_discrete(
 
     codes = _codes(labels)
     conditions = np.broadcast_to(0.0 if given is None else _codes(given), codes.shape)
-    return _estimate(values, [x, np.stack([codes, conditions], -1)], k, unit, local)
+    return _estimate(
+        values, [x, np.stack([codes, conditions], -1)], k, unit, local, None, nan_policy, [transform, None]
+    )
 
 
-def mutual_information_matrix(
-    x: Any, y: Any = None, *, k: Any = 3, method: str = "ksg1", unit: str = "nats", exclude_within: int = 0
-) -> Any:
+def mutual_information_matrix(x: Any, y: Any = None, **options: Any) -> Any:
     """Estimate each column of x with each column of y."""
     left = _columns(x)
     right = left if y is None else _columns(y)
     rows = [
-        [
-            mutual_information(
-                left[..., a], right[..., b], k=k, method=method, unit=unit, exclude_within=exclude_within
-            )
-            for b in range(right.shape[-1])
-        ]
+        [mutual_information(left[..., [a]], right[..., [b]], **options) for b in range(right.shape[-1])]
         for a in range(left.shape[-1])
     ]
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
@@ -204,23 +232,44 @@ def knn(
     distances = np.empty((len(sought), k), base.dtype)
     indices = np.empty((len(sought), k), np.int64)
     for i, query in enumerate(sought):
-        others = np.arange(len(base)) if queries is not None else _others(len(base), i, exclude_within)
+        others = np.arange(len(base)) if queries is not None else _others(np.arange(len(base)), i, exclude_within)
         apart = _lengths(base[others] - query, metric)
         nearest = np.argsort(apart, kind="stable")[:k]
         distances[i], indices[i] = apart[nearest], others[nearest]
     return (np.sqrt(distances) if metric == "euclidean" else distances), indices
 
 
+def count_within(
+    points: Any,
+    radii: Any,
+    queries: Any = None,
+    *,
+    metric: str = "chebyshev",
+    inclusive: bool = False,
+    exclude_within: int = 0,
+) -> Numbers:
+    """Count the points (N, d) that are nearer than a radius, or as near if inclusive."""
+    base = _columns(points)
+    sought = base if queries is None else _columns(queries)
+    counts = np.empty(len(sought), np.int64)
+    for i, radius in enumerate(np.broadcast_to(np.asarray(radii), len(sought))):
+        others = np.arange(len(base)) if queries is not None else _others(np.arange(len(base)), i, exclude_within)
+        apart = _lengths(base[others] - sought[i], metric)
+        limit = radius * radius if metric == "euclidean" else radius
+        counts[i] = np.sum((apart <= limit if inclusive else apart < limit) & (radius >= 0))
+    return counts
+
+
 # ---- One item, one k -------------------------------------------------------------------------------------------------
 
 
-def _ksg(variables: Sequence[Numbers], k: int, method: str, w: int) -> Numbers:
+def _ksg(variables: Sequence[Numbers], k: int, method: str, rows: Numbers, w: int) -> Numbers:
     joint = np.concatenate(variables, axis=1)
     n = len(joint)
     margins = len(variables) - 1
     result = np.empty(n)
     for i in range(n):
-        others = _others(n, i, w)
+        others = _others(rows, i, w)
         apart = _distances(joint, i, others)
         nearest = np.argsort(apart, kind="stable")[:k]
         each = [_distances(v, i, others) for v in variables]
@@ -233,24 +282,24 @@ def _ksg(variables: Sequence[Numbers], k: int, method: str, w: int) -> Numbers:
     return result
 
 
-def _bi_ksg(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
+def _bi_ksg(variables: Sequence[Numbers], k: int, rows: Numbers, w: int) -> Numbers:
     joint = np.concatenate(variables, axis=1)
     n = len(joint)
     volumes = sum(_log_ball(v.shape[1]) for v in variables) - _log_ball(joint.shape[1])
     result = np.empty(n)
     for i in range(n):
-        others = _others(n, i, w)
+        others = _others(rows, i, w)
         radius = np.sort(_distances(joint, i, others, "euclidean"))[k - 1]
         counts = [np.sum(_distances(v, i, others, "euclidean") <= radius) for v in variables]
         result[i] = digamma(k) + np.log(len(others) + 1) + volumes - sum(map(np.log, counts))
     return result
 
 
-def _total(variables: Sequence[Numbers], k: int, method: str, w: int) -> Numbers:
+def _total(variables: Sequence[Numbers], k: int, method: str, rows: Numbers, w: int) -> Numbers:
     if method in ("ksg1", "ksg2"):
-        return _ksg(variables, k, method, w)
+        return _ksg(variables, k, method, rows, w)
     if method == "mixed":
-        return _mixed(variables, k, w)
+        return _mixed(variables, k, rows, w)
     return np.asarray(sum(_surprise([v], method) for v in variables) - _surprise(variables, method))
 
 
@@ -263,12 +312,12 @@ def _surprise(variables: Sequence[Numbers], method: str) -> Numbers:
     return np.asarray(np.log(n / sizes) + correction)
 
 
-def _mixed(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
+def _mixed(variables: Sequence[Numbers], k: int, rows: Numbers, w: int) -> Numbers:
     joint = np.concatenate(variables, axis=1)
     n = len(joint)
     result = np.empty(n)
     for i in range(n):
-        others = _others(n, i, w)
+        others = _others(rows, i, w)
         apart = _distances(joint, i, others)
         radius = np.sort(apart)[k - 1]
         each = [_distances(v, i, others) for v in variables]
@@ -283,7 +332,7 @@ def _mixed(variables: Sequence[Numbers], k: int, w: int) -> Numbers:
     return result
 
 
-def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int) -> Numbers:
+def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, rows: Numbers, w: int) -> Numbers:
     if method in ("plug-in", "miller-madow"):
         terms = (([x, z], 1), ([y, z], 1), ([z], -1), ([x, y, z], -1))
         return np.asarray(sum(sign * _surprise(variables, method) for variables, sign in terms))
@@ -291,7 +340,7 @@ def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int
     n = len(joint)
     result = np.empty(n)
     for i in range(n):
-        others = _others(n, i, w)
+        others = _others(rows, i, w)
         apart = _distances(joint, i, others)
         nearest = np.argsort(apart, kind="stable")[:k]
         to_x, to_y, to_z = (_distances(v, i, others) for v in (x, y, z))
@@ -311,9 +360,11 @@ def _conditional(x: Numbers, y: Numbers, z: Numbers, k: int, method: str, w: int
     return result
 
 
-def _others(n: int, i: int, w: int) -> Numbers:
-    rows = np.arange(n)
-    return rows[np.abs(rows - i) > w]
+def _others(rows: Numbers, i: int, w: int) -> Numbers:
+    """Return the places of the samples whose row is more than w away from that of sample i."""
+    others = np.abs(rows - rows[i]) > w
+    others[i] = False
+    return np.flatnonzero(others)
 
 
 def _distances(points: Numbers, i: int, others: Numbers, metric: str = "chebyshev") -> Numbers:
@@ -344,8 +395,17 @@ def _columns(given: Any) -> Numbers:
 
 
 def _codes(labels: Any) -> Numbers:
+    """Return labels as numbers, NaN where one is missing."""
     array = np.asarray(labels)
-    return np.unique(array, return_inverse=True)[1].reshape(array.shape).astype(np.float64)
+    missing = np.array([each is None or each != each for each in array.flat], bool).reshape(array.shape)
+    known = np.where(missing, array[~missing][:1] if array.size else array, array)
+    return np.where(missing, np.nan, np.unique(known, return_inverse=True)[1].reshape(array.shape).astype(np.float64))
+
+
+def _separate(given: Sequence[Any], discrete: Sequence[Any], transform: str | None) -> tuple[list[Any], list[Any]]:
+    """Return the variables with their discrete columns separated, and the transforms of those that have none."""
+    separated = [_separated(each, flags) for each, flags in zip(given, discrete, strict=True)]
+    return separated, [None if np.any(flags) else transform for flags in discrete]
 
 
 def _separated(given: Any, discrete: Any) -> Numbers:
@@ -361,13 +421,64 @@ def _separated(given: Any, discrete: Any) -> Numbers:
     return np.concatenate(parts, axis=-1)
 
 
-def _estimate(values: LocalValues, given: Sequence[Any], k: Any, unit: str, local: bool) -> Any:
+def _estimate(
+    values: LocalValues,
+    given: Sequence[Any],
+    k: Any,
+    unit: str,
+    local: bool,
+    groups: Any,
+    nan_policy: str,
+    transform: Any,
+    rows: Numbers | None = None,
+) -> Any:
     variables = [_columns(each) for each in given]
     batch = np.broadcast_shapes(*(v.shape[:-2] for v in variables))
     full = [np.broadcast_to(v, batch + v.shape[-2:]) for v in variables]
+    n = full[0].shape[-2]
+    rows = _row_numbers(groups, n) if rows is None else rows
+    transforms = transform if isinstance(transform, list) else [transform] * len(full)
     ks = [k] if np.ndim(k) == 0 else list(k)
-    local_values = np.array([[values(one_k, *(v[item] for v in full)) for item in np.ndindex(batch)] for one_k in ks])
-    local_values = local_values.reshape(len(ks), *batch, -1) / (np.log(2) if unit == "bits" else 1.0)
+    local_values = np.full((len(ks), *batch, n), np.nan)
+    for item in np.ndindex(batch):
+        kept = np.arange(n)
+        if nan_policy == "omit":
+            kept = np.flatnonzero(~np.any([np.isnan(v[item]).any(1) for v in full], axis=0))
+        order = np.argsort(rows[kept], kind="stable")
+        used = [_transformed(v[item][kept], each)[order] for v, each in zip(full, transforms, strict=True)]
+        for place, one_k in enumerate(ks):
+            number = max(1, int(one_k * len(kept))) if 0 < one_k < 1 else one_k
+            local_values[(place, *item, kept[order])] = values(number, rows[kept][order], *used)
+    local_values = local_values / (np.log(2) if unit == "bits" else 1.0)
     result = local_values if local else np.nanmean(local_values, axis=-1)
     result = result[0] if np.ndim(k) == 0 else result
     return float(result) if result.ndim == 0 else result
+
+
+def _transformed(points: Numbers, transform: str | None) -> Numbers:
+    """Return the points (N, d) with each column transformed."""
+    if transform is None:
+        return points
+    if transform == "standardize":
+        wide = points.astype(np.float64)
+        varies = wide.max(0) > wide.min(0)
+        result = (wide - wide.mean(0)) * varies / np.where(varies, wide.std(0), 1)
+    else:
+        ranks = np.argsort(np.argsort(points, 0, kind="stable"), 0)
+        scores = ndtri((np.minimum(ranks, len(points) - 1 - ranks) + 0.5) / len(points))  # exactly symmetric
+        result = ranks if transform == "rank" else np.where(2 * ranks < len(points), scores, -scores)
+    return np.asarray(result.astype(points.dtype))
+
+
+def _row_numbers(groups: Any, n: int) -> Numbers:
+    """Return the place of each row within its group; those of different groups are n apart and more."""
+    numbers = np.arange(n)
+    if groups is not None:
+        label = np.asarray(groups)
+        for place, each in enumerate(dict.fromkeys(label.tolist())):
+            numbers[label == each] = 2 * n * place + np.arange(np.sum(label == each))
+    return numbers
+
+
+def _first(rows: Numbers) -> int:
+    return int(rows[0])

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import numpy as np
+from scipy.special import ndtri
 
 UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
 KINDS = ("normal", "ties", "constant", "lattice", "duplicates", "huge", "subnormal", "heavy", "offset", "line")
@@ -64,6 +65,27 @@ def laid_out(values, layout):
     return values
 
 
+def transformed(values, transform):
+    """Transform each column of (N, d); the k-th smallest value has rank k - 1, equal ones in the order of rows."""
+    if transform is None or len(values) == 0:
+        return values
+    result = np.zeros(values.shape)
+    for i, column in enumerate(values.astype(np.float64).T):
+        if transform == "standardize":
+            if column.max() > column.min():
+                unit = column / np.abs(column).max()
+                unit = unit - unit.mean()
+                result[:, i] = unit / np.sqrt((unit**2).mean())
+            continue
+        for place, row in enumerate(sorted(range(len(column)), key=lambda row: (column[row], row))):
+            result[row, i] = place
+    if transform == "normal":
+        low = np.minimum(result, len(values) - 1 - result)
+        score = ndtri((low + 0.5) / len(values))
+        result = np.where(2 * result < len(values), score, -score)
+    return result.astype(values.dtype)
+
+
 # ---- Distances -------------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +100,10 @@ def distances(points, queries=None, euclidean=False):
     return result
 
 
-def allowed(n, window):
+def allowed(n, window, rows=None):
     """Return an (N, N) mask of the samples that may be neighbors of each sample."""
-    rows = np.arange(n)
-    return np.abs(rows[:, None] - rows) > window
+    rows = np.arange(n) if rows is None else rows
+    return (np.abs(rows[:, None] - rows) > window) & ~np.eye(n, dtype=bool)
 
 
 def nearest(distance, usable, k):
@@ -106,10 +128,10 @@ def log_ball(dim):
 class Sample:
     """One sample of several (N, d) variables, with distances cached for all k and methods."""
 
-    def __init__(self, variables, window):
+    def __init__(self, variables, window, rows=None):
         self.variables = variables
         self.n = len(variables[0])
-        self.usable = allowed(self.n, window)
+        self.usable = allowed(self.n, window, rows)
         self.others = self.usable.sum(1)
         self._distances = {}
 

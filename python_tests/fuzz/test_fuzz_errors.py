@@ -82,7 +82,7 @@ NOT_SAMPLES = {
 # Inconsistent with another argument that holds samples.
 NOT_ALIKE = {
     "fewer rows": lambda right: right[:-1],
-    "another dtype": lambda right: right.float() if isinstance(right, torch.Tensor) else right.astype(np.float32),
+    "half precision": lambda right: right.half() if isinstance(right, torch.Tensor) else right.astype(np.float16),
     "array and tensor": lambda right: right.numpy() if isinstance(right, torch.Tensor) else torch.from_numpy(right),
     "batch": lambda right: right[:2],
 }
@@ -116,6 +116,23 @@ NOT_LABELS = {
     "none": lambda _: None,
     "number": lambda _: 1,
 }
+NOT_TRIALS = {
+    "too few": lambda _: [0] * (N - 1),
+    "two columns": lambda _: np.zeros((N, 2)),
+    "missing": lambda _: [None] + [0] * (N - 1),
+    "dictionaries": lambda _: [{}] * N,
+    "number": lambda _: 3,
+    "dictionary": lambda _: {},
+}
+NOT_RADII = {
+    "nan": lambda _: float("nan"),
+    "text": lambda _: "3",
+    "too few": lambda _: [0.5] * (N - 1),
+    "none": lambda _: None,
+    "complex": lambda _: 1j,
+    "dictionary": lambda _: {},
+}
+NOT_TRANSFORMS = {name: make for name, make in NOT_WORDS.items() if name != "none"}
 NOT_GROUPS = {
     "one": lambda _: [[0, 1, 2]],
     "overlap": lambda _: [[0], [0, 1]],
@@ -142,6 +159,8 @@ def _options(**others):
         "k": (3, NOT_SMALL_COUNTS),
         "exclude_within": (1, NOT_WINDOWS),
         "unit": ("nats", NOT_WORDS),
+        "nan_policy": ("raise", NOT_WORDS),
+        "transform": (None, NOT_TRANSFORMS),
         **others,
     }
 
@@ -153,15 +172,18 @@ NOISE = {
     "seed": (1, NOT_SEEDS),
 }
 METHOD = {"method": ("ksg2", NOT_WORDS)}
+TRIALS = {"groups": (None, NOT_TRIALS)}
 CALLS = {
     "mutual_information": Call(
-        echo_ext.mutual_information, ("x", "y"), _options(**METHOD, boundary_width=(3, NOT_COUNTS))
+        echo_ext.mutual_information, ("x", "y"), _options(**METHOD, **TRIALS, boundary_width=(3, NOT_COUNTS))
     ),
     "conditional_mutual_information": Call(
-        echo_ext.conditional_mutual_information, ("x", "y", "z"), _options(**METHOD)
+        echo_ext.conditional_mutual_information, ("x", "y", "z"), _options(**METHOD, **TRIALS)
     ),
     "total_correlation": Call(echo_ext.total_correlation, ("x",), _options(**METHOD, groups=([[0], [1]], NOT_GROUPS))),
-    "entropy": Call(echo_ext.entropy, ("x",), _options(method=("knn", NOT_WORDS), metric=("euclidean", NOT_WORDS))),
+    "entropy": Call(
+        echo_ext.entropy, ("x",), _options(**TRIALS, method=("knn", NOT_WORDS), metric=("euclidean", NOT_WORDS))
+    ),
     "mutual_information_discrete": Call(
         echo_ext.mutual_information_discrete,
         ("x",),
@@ -170,7 +192,7 @@ CALLS = {
     "transfer_entropy": Call(
         echo_ext.transfer_entropy,
         ("source", "target"),
-        _options(**METHOD, history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
+        _options(**METHOD, **TRIALS, history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
     ),
     "mutual_information_matrix": Call(echo_ext.mutual_information_matrix, ("x", "y"), _options(**METHOD)),
     "knn": Call(
@@ -178,16 +200,37 @@ CALLS = {
         ("points",),
         {"k": (3, NOT_SMALL_COUNTS), "metric": ("euclidean", NOT_WORDS), "exclude_within": (1, NOT_WINDOWS)},
     ),
-    "permutation_test": Call(
-        echo_ext.permutation_test,
-        ("x", "y"),
-        _options(**METHOD, n=(3, NOT_COUNTS), k=(3, NOT_SMALL_COUNTS | {"sequence": lambda _: [3, 4]})),
+    "count_within": Call(
+        echo_ext.count_within,
+        ("points",),
+        {
+            "radii": (0.5, NOT_RADII),
+            "metric": ("euclidean", NOT_WORDS),
+            "exclude_within": (
+                1,
+                {name: make for name, make in NOT_WINDOWS.items() if name not in ("huge", "too large")},
+            ),
+        },
+    ),
+    "independence_test": Call(
+        echo_ext.independence_test,
+        ("x", "y", "z"),
+        _options(
+            **METHOD,
+            **TRIALS,
+            k=(3, NOT_SMALL_COUNTS | {"sequence": lambda _: [3, 4]}),
+            n_resamples=(3, NOT_COUNTS),
+            surrogate=("local", NOT_WORDS),
+            null=("empirical", NOT_WORDS),
+            shuffle_neighbors=(4, NOT_SMALL_COUNTS),
+        ),
     ),
     "with_standard_error": Call(
         lambda x, y, **options: echo_ext.with_standard_error(echo_ext.mutual_information, x, y, **options),
         ("x", "y"),
         _options(
             **METHOD,
+            **TRIALS,
             k=(1, NOT_SMALL_COUNTS | {"sequence": lambda _: [1, 2]}),
             parts=(2, NOT_SMALL_COUNTS),
             repeats=(2, NOT_COUNTS),
@@ -201,10 +244,12 @@ CALLS = {
 }
 # Mistakes that are valid for these arguments, such as a huge number of repeats.
 RIGHT = {
-    ("permutation_test", "n", "huge"),
+    ("independence_test", "n_resamples", "huge"),
+    ("independence_test", "z", "none"),
     ("with_standard_error", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),
     ("mutual_information_matrix", "y", "none"),
+    ("count_within", "points", "no rows"),
     ("mutual_information_discrete", "given", "none"),
 }
 
@@ -276,6 +321,8 @@ def _names(case, call, text):
     names = [*call.samples, "f", "s", "S"] if is_of_pair else [case.argument]
     if case.mistake == "no rows":
         names.append("k")  # which is then too large
+    if case.argument == "radii":
+        names.append("points")
     if case.argument in ("batch_size", "bank"):
         names.append("num_terms")  # which then exceeds the number of rows
     return any(re.search(rf"(?<!\w){name}(?!\w)", text) for name in names)

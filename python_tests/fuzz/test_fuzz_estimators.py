@@ -38,6 +38,9 @@ class Case:
     local: bool
     unit: str
     option: int  # picks the method, metric or histories of the call
+    missing: bool  # some values are NaN
+    trials: int  # the number of groups, which are interleaved; 0 for none
+    transform: str | None
     threads: int
 
     def pick(self, *choices):
@@ -71,6 +74,9 @@ def _cases(draw):
         local=draw(st.booleans()),
         unit=draw(st.sampled_from(["nats", "bits"])),
         option=draw(st.integers(0, 11)),
+        missing=draw(st.integers(0, 4)) == 4,
+        trials=draw(st.sampled_from([0, 0, 0, 0, 1, 2, 3])),
+        transform=draw(st.sampled_from([None, None, None, None, "rank", "normal"])),
         threads=draw(st.integers(1, 3)),
     )
 
@@ -78,7 +84,10 @@ def _cases(draw):
 def check(case):
     with num_threads(case.threads), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        return check_sklearn(case) if case.call == "sklearn" else CALLS[case.call](case)
+        try:
+            return check_sklearn(case) if case.call == "sklearn" else CALLS[case.call](case)
+        except TooFew:
+            return 0
 
 
 # ---- Shared by the calls ---------------------------------------------------------------------------------------------
@@ -126,6 +135,16 @@ def options(case):
     }
 
 
+def table_options(case):
+    return {**options(case), "nan_policy": "omit" if case.missing else "raise", "transform": case.transform}
+
+
+def with_method(case, *methods):
+    """Return the case and one of the methods; those that count cells have no transform."""
+    method = case.pick(*methods)
+    return (replace(case, transform=None) if method in definitions.CELL_METHODS else case), method
+
+
 def items(case, arrays):
     """Return the broadcast batch shape and, for each item of the batch, its (N, d) variables."""
     batch = np.broadcast_shapes(*(array.shape[:-2] for array in arrays))
@@ -133,19 +152,55 @@ def items(case, arrays):
     return batch, [[array[index] for array in spread] for index in np.ndindex(*batch)]
 
 
-def expected(case, arrays, local_values, window=None):
-    """Return the expected result, from a function that maps (sample, k) to N local values."""
-    window = case.window if window is None else window
+class TooFew(Exception):
+    """An item of the batch has too few rows for k: such calls are covered by test_fuzz_errors."""
+
+
+def with_missing(case, arrays):
+    """Return the arrays with some values NaN, if the case has missing values."""
+    if not case.missing:
+        return arrays
+    rng = np.random.default_rng(case.numbers + 2)
+    spoiled = [np.where(rng.random(array.shape) < 0.05, np.nan, array).astype(array.dtype) for array in arrays]
+    return [definitions.laid_out(array, case.layout) for array in spoiled]
+
+
+def trials(case):
+    """Return the group of each row, or None."""
+    return np.random.default_rng(case.numbers + 3).integers(0, case.trials, case.n) if case.trials else None
+
+
+def row_numbers(case, groups):
+    """Return row numbers that are far apart in different groups, which come in the order of their first row."""
+    if groups is None or case.window == 0:
+        return np.arange(case.n)
+    first = {label: place for place, label in enumerate(dict.fromkeys(groups.tolist()))}
+    return np.array([1000 * first[label] + np.sum(groups[:i] == label) for i, label in enumerate(groups)])
+
+
+def expected(case, arrays, local_values, *, groups=None, split=None):
+    """Return the expected result, from a function that maps (sample, k) to N local values.
+
+    ``split`` makes several variables of each item's.
+    """
     batch, each = items(case, arrays)
-    samples = [Sample(item, window) for item in each]
-    n = arrays[0].shape[-2]
-    values = np.array([[local_values(sample, k) for sample in samples] for k in ks(case)], dtype=np.float64)
+    rows, n = row_numbers(case, groups), arrays[0].shape[-2]
+    values = np.full((len(ks(case)), len(each), n), np.nan)
+    for place, item in enumerate(each):
+        kept = np.flatnonzero(~np.any([np.isnan(v).any(1) for v in item], axis=0))
+        order = np.argsort(rows[kept])
+        used = [definitions.transformed(v[kept], case.transform)[order] for v in item]
+        sample = Sample(used if split is None else split(used), case.window, rows[kept][order])
+        if len(kept) == 0 or max(ks(case)) > sample.others.min():
+            raise TooFew
+        for which, k in enumerate(ks(case)):
+            values[which, place, kept[order]] = local_values(sample, k)
     return shaped(case, values.reshape(len(ks(case)), *batch, n))
 
 
 def shaped(case, values):
     """Convert (K, *batch, N) local values in nats to the shape and unit of the call."""
-    values = values if case.local else values.mean(-1)
+    values = values if case.local else np.nanmean(values, -1) if case.missing else values.mean(-1)
     values = values if isinstance(case.k, tuple) else values[0]
     return values * definitions.UNITS[case.unit]
 
@@ -174,40 +229,49 @@ def close(case, actual, wanted):
 
 
 def check_mutual_information(case):
-    arrays = variables(case, 2)
-    method = case.pick(*METHODS)
-    actual = echo_ext.mutual_information(*given(case, arrays), method=method, **options(case))
-    wanted = expected(case, arrays, lambda sample, k: definitions.mutual_information(sample, k, method))
+    arrays, groups = with_missing(case, variables(case, 2)), trials(case)
+    case, method = with_method(case, *METHODS)
+    wanted = expected(case, arrays, lambda sample, k: definitions.mutual_information(sample, k, method), groups=groups)
+    actual = echo_ext.mutual_information(*given(case, arrays), method=method, groups=groups, **table_options(case))
     return compare(case, actual, wanted)
 
 
 def check_conditional(case):
-    arrays = variables(case, 3)
-    method = case.pick(*MULTIVARIATE)
-    actual = echo_ext.conditional_mutual_information(*given(case, arrays), method=method, **options(case))
-    wanted = expected(case, arrays, lambda sample, k: definitions.conditional_mutual_information(sample, k, method))
+    arrays, groups = with_missing(case, variables(case, 3)), trials(case)
+    case, method = with_method(case, *MULTIVARIATE)
+    definition = definitions.conditional_mutual_information
+    wanted = expected(case, arrays, lambda sample, k: definition(sample, k, method), groups=groups)
+    actual = echo_ext.conditional_mutual_information(
+        *given(case, arrays), method=method, groups=groups, **table_options(case)
+    )
     return compare(case, actual, wanted)
 
 
 def check_total_correlation(case):
     joint = np.concatenate(variables(replace(case, batch=((), ())), 3), -1)
-    method = case.pick(*MULTIVARIATE)
+    case, method = with_method(case, *MULTIVARIATE)
     columns = np.random.default_rng(case.numbers).permutation(joint.shape[1])
     cuts = np.cumsum(case.dims)[:-1]
     groups = [list(map(int, group)) for group in np.split(columns, cuts)] if case.option % 4 < 2 else None
     sets = groups or [[c] for c in range(joint.shape[1])]
+    (joint,) = with_missing(case, [joint])
+    wanted = expected(
+        case,
+        [joint],
+        lambda sample, k: definitions.total_correlation(sample, k, method),
+        split=lambda used: [used[0][:, group] for group in sets],
+    )
     points = given(replace(case, numbers=1), [definitions.laid_out(joint, case.layout)])
-    actual = echo_ext.total_correlation(*points, method=method, groups=groups, **options(case))
-    arrays = [joint[:, group] for group in sets]
-    wanted = expected(case, arrays, lambda sample, k: definitions.total_correlation(sample, k, method))
+    actual = echo_ext.total_correlation(*points, method=method, groups=groups, **table_options(case))
     return compare(case, actual, wanted)
 
 
 def check_entropy(case):
-    arrays = variables(case, 1)
-    metric, method = case.pick(*METRICS), case.pick("knn", "knn", *definitions.CELL_METHODS)
-    actual = echo_ext.entropy(*given(case, arrays), method=method, metric=metric, **options(case))
-    wanted = expected(case, arrays, lambda sample, k: definitions.entropy(sample, k, metric, method))
+    arrays, groups = with_missing(case, variables(case, 1)), trials(case)
+    metric = case.pick(*METRICS)
+    case, method = with_method(case, "knn", "knn", *definitions.CELL_METHODS)
+    wanted = expected(case, arrays, lambda sample, k: definitions.entropy(sample, k, metric, method), groups=groups)
+    actual = echo_ext.entropy(*given(case, arrays), method=method, metric=metric, groups=groups, **table_options(case))
     return compare(case, actual, wanted)
 
 
@@ -255,7 +319,7 @@ def check_transfer_entropy(case):
     first = max(history, lag + source_history - 1)
     if max(ks(case)) > case.n - first - 1 - 2 * case.window:
         return 0
-    method = case.pick(*MULTIVARIATE)
+    case, method = with_method(case, *MULTIVARIATE)
     histories = {"history": history, "source_history": source_history, "lag": lag}
     actual = echo_ext.transfer_entropy(*given(case, arrays), method=method, **histories, **options(case))
     batch, each = items(case, arrays)
@@ -268,7 +332,7 @@ def check_transfer_entropy(case):
 
 def check_matrix(case):
     arrays = variables(case, 2)
-    method = case.pick(*METHODS)
+    case, method = with_method(case, *METHODS)
     keywords = {key: value for key, value in options(case).items() if key != "local"}
     with_itself = case.option % 3 == 0
     passed = given(replace(case, numbers=1), arrays)
@@ -326,6 +390,34 @@ def check_knn(case):
     return 1
 
 
+def check_count_within(case):
+    metric, inclusive = case.pick(*METRICS), case.option % 3 == 0
+    (points,) = variables(case, 1)
+    with_queries = case.option % 4 == 3
+    rng = np.random.default_rng(case.numbers + 1)
+    window = 0 if with_queries else case.window
+    arrays = [points]
+    if with_queries:
+        shape = (*case.batch[1], case.pick(1, 3, 9, 0), case.dims[0])
+        arrays.append(definitions.sample(rng, case.kind, shape, points.dtype.type))
+    batch, each = items(case, arrays)
+    m = arrays[-1].shape[-2]
+    euclidean = metric == "euclidean"
+    apart = [definitions.distances(item[0], item[-1], euclidean=euclidean) for item in each]
+    # Half of the radii are distances to some point, at which the comparison has to be exact.
+    radii = np.array([distance[np.arange(m), rng.integers(0, case.n, m)] for distance in apart]).reshape(*batch, m)
+    radii = (np.sqrt(radii) if euclidean else radii) * rng.choice([1, 1, 0.5, -1], (*batch, m))
+    radii = radii.astype(points.dtype)
+    limits = (np.where(radii < 0, -1, radii * radii) if euclidean else radii).reshape(len(each), m, 1)
+    usable = np.ones((m, case.n), bool) if with_queries else definitions.allowed(case.n, window)
+    near = [distance <= limit if inclusive else distance < limit for distance, limit in zip(apart, limits, strict=True)]
+    wanted = np.array([(one & usable).sum(1) for one in near], np.int64).reshape(*batch, m)
+    passed = given(replace(case, numbers=1), [points, radii, *arrays[1:]])
+    found = echo_ext.count_within(*passed, metric=metric, inclusive=inclusive, exclude_within=window)
+    assert np.array_equal(np.asarray(found), wanted), (found, wanted)
+    return 1
+
+
 def check_sklearn(case):
     rng = np.random.default_rng(case.numbers)
     n = max(case.n, 8)
@@ -362,6 +454,7 @@ CALLS = {
     "transfer_entropy": check_transfer_entropy,
     "mutual_information_matrix": check_matrix,
     "knn": check_knn,
+    "count_within": check_count_within,
 }
 cases = _cases()
 

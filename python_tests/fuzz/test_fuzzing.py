@@ -49,13 +49,13 @@ def one_term_fewer(monkeypatch):
 
 
 def p_value_that_may_be_zero(monkeypatch):
-    original = echo_ext.permutation_test
+    original = echo_ext.independence_test
 
-    def wrong(x, y, n, **options):
-        result = original(x, y, n, **options)
-        return result._replace(p_value=result.p_value - 1 / (n + 1))
+    def wrong(*variables, n_resamples, **options):
+        result = original(*variables, n_resamples=n_resamples, **options)
+        return result._replace(pvalue=result.pvalue - 1 / (n_resamples + 1))
 
-    monkeypatch.setattr(echo_ext, "permutation_test", wrong)
+    monkeypatch.setattr(echo_ext, "independence_test", wrong)
 
 
 def error_without_a_name(monkeypatch):

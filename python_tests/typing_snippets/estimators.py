@@ -11,17 +11,18 @@ from typing_extensions import assert_type
 import echo_ext
 from echo_ext import (
     conditional_mutual_information,
+    count_within,
     entropy,
+    independence_test,
     knn,
     mutual_information,
     mutual_information_discrete,
     mutual_information_matrix,
-    permutation_test,
     total_correlation,
     transfer_entropy,
     with_standard_error,
 )
-from echo_ext.estimators import PermutationTest, UncertainEstimate
+from echo_ext.estimators import IndependenceTest, UncertainEstimate
 from echo_ext.metrics import knn_accuracy, mig
 from echo_ext.sklearn import MutualInformationSelector, mutual_info_classif, mutual_info_regression
 
@@ -47,10 +48,14 @@ assert_type(mutual_information_discrete(tensor, labels), Tensor)
 assert_type(mutual_information_discrete(tensor, ["a", "b"] * 15), Tensor)
 assert_type(mutual_information_matrix(tensor), Tensor)
 assert_type(mutual_information_matrix(tensor, tensor), Tensor)
+assert_type(mutual_information(tensor, labels, k=0.1, nan_policy="omit", transform="rank", groups=labels), Tensor)
+assert_type(transfer_entropy(tensor, tensor, groups=["a"] * 30, k=[0.1, 3]), Tensor)
 assert_type(knn(tensor), tuple[Tensor, Tensor])
+assert_type(count_within(tensor, 0.5), Tensor)
+assert_type(count_within(tensor, tensor[:, 0], tensor, inclusive=True), Tensor)
 assert_type(knn(tensor, tensor, 2), tuple[Tensor, Tensor])
 assert_type(with_standard_error(mutual_information, tensor, tensor), UncertainEstimate[Tensor])
-assert_type(permutation_test(tensor, tensor).null, Tensor)
+assert_type(independence_test(tensor, tensor, tensor).null_distribution, Tensor)
 assert_type(echo_ext.distributed.mutual_information(tensor, tensor), Tensor)
 
 # ---- Arrays in, arrays and floats out
@@ -66,8 +71,11 @@ assert_type(mutual_information_discrete(array, labels), Array | float)
 assert_type(mutual_information_discrete(array, ["a", None], given=["b", ("c", 1)]), Array | float)
 assert_type(mutual_information(array, np.array(["a", "b"]), method="mixed", discrete_y=True), Array | float)
 assert_type(mutual_information_matrix(array), Array)
+assert_type(mutual_information([True, False, True], numbers, k=0.5, transform="normal"), Array | float)
+assert_type(entropy(array, groups=("a", None, 3)), Array | float)
 assert_type(knn(array), tuple[Array, Indices])
-assert_type(permutation_test(array, array), PermutationTest[Array | float, Array])
+assert_type(count_within(array, [0.5] * 30), Indices)
+assert_type(independence_test(array, array), IndependenceTest[Array | float, Array])
 assert_type(echo_ext.distributed.mutual_information(array, array), Array | float)
 assert_type(mutual_info_regression(array, numbers), npt.NDArray[np.float64])
 assert_type(mutual_info_classif(array, numbers, discrete_features=[0]), npt.NDArray[np.float64])
@@ -93,10 +101,15 @@ conditional_mutual_information(tensor, tensor, tensor, method="mixed", discrete_
 entropy(array, method="ksg1")  # error
 total_correlation(array, method="bi-ksg")  # error
 entropy(array, metric="l1")  # error
+entropy(array, transform="ranks")  # error
+entropy(array, nan_policy="drop")  # error
+total_correlation(array, groups=["a", "b"])  # error
+mutual_information_discrete(array, labels, groups=labels)  # error
+count_within(array, 0.5, metric="l1")  # error
 knn(tensor, k=[3, 5])  # error
 transfer_entropy(tensor, tensor, method="bi-ksg")  # error
 mutual_information_matrix(array, local=True)  # error
-permutation_test(array, array, k=[3, 5])  # error
+independence_test(array, array, k=[3, 5])  # error
 echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
 mig(tensor, labels, method="tree")  # error
 mutual_info_regression(array, numbers, random_state="0")  # error

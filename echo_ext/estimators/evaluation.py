@@ -1,0 +1,167 @@
+"""How an estimator's formula is applied: to which rows, in which order, transformed how, and reduced to what.
+
+The formula gets variables (*batch, N, d) without missing values, transformed, and sorted by the row numbers of its
+options; it returns local values (K, *batch, N).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from echo_ext import _checks
+from echo_ext._types import Estimate
+from echo_ext.estimators._backend import backend_of
+from echo_ext.estimators.labels import prepare_columns
+from echo_ext.estimators.options import UNITS, Options
+from echo_ext.estimators.samples import Samples, restore_form
+
+Formula: TypeAlias = Callable[[Sequence[Tensor], Options], Tensor]
+
+# The share of tied samples from which on an estimate for continuous variables is doubtful.
+TIED_SHARE = 0.05
+
+
+class DegenerateDataWarning(UserWarning):
+    """More than 5 % of the samples equal so many others that their k-th neighbor is at distance 0.
+
+    Estimators for continuous variables, which assume that this does not happen, then read far too much or minus
+    infinity.
+
+    Example:
+        >>> import warnings
+        >>> from echo_ext import DegenerateDataWarning, mutual_information
+        >>> answers = np.random.default_rng(0).integers(1, 6, (2, 1000))  # independent, so the information is 0
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     estimate = mutual_information(*answers)
+        >>> round(estimate, 1), caught[0].category is DegenerateDataWarning
+        (9.0, True)
+        >>> round(mutual_information(*answers, method="mixed"), 2)
+        0.0
+    """
+
+
+# ---- Local values ----------------------------------------------------------------------------------------------------
+
+
+def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: str = "") -> Tensor:
+    """Return the formula's local values (K, *batch, N), NaN where a row is left out.
+
+    Args:
+        formula: From variables and options to local values.
+        samples: The variables.
+        options: Of all N samples.
+        remedy: What to do about tied samples, of which the formula notes the share in its options.
+    """
+    if samples.missing is None:
+        values = evaluate_in_order(formula, samples.names, samples.variables, options)
+    else:
+        shape = (len(options.ks), samples.batch.numel(), samples.count)
+        values = samples.variables[0].new_full(shape, torch.nan, dtype=torch.float64)
+        for part in split_by_missing(samples, options):
+            found = evaluate_in_order(formula, samples.names, part.variables, part.options)
+            values[:, part.items.unsqueeze(-1), part.kept] = found
+        values = values.view(len(options.ks), *samples.batch, samples.count)
+    warn_if_tied(options.tied_shares, remedy)
+    return values
+
+
+def evaluate_in_order(formula: Formula, names: Sequence[str], variables: Sequence[Tensor], options: Options) -> Tensor:
+    """Return the formula's local values for variables without missing values, in the order of their rows."""
+    if options.transform is not None or options.discrete:
+        variables = prepare_columns(names, variables, options)
+    if options.rows is None:
+        return formula(variables, options)
+    rows, order = options.rows.sort()
+    device = variables[0].device
+    options = replace(options, rows=rows.to(device))
+    if bool((order[1:] > order[:-1]).all()):
+        return formula(variables, options)
+    back = order.argsort().to(device)
+    order = order.to(device)
+    return formula([variable.index_select(-2, order) for variable in variables], options).index_select(-1, back)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The items of the batch that leave the same rows out.
+
+    Attributes:
+        items: Their places in the flattened batch, int64 (B,).
+        kept: The rows that are left, int64 (M,).
+        variables: What they hold there, (B, M, d).
+        options: Those of the M samples.
+    """
+
+    items: Tensor
+    kept: Tensor
+    variables: list[Tensor]
+    options: Options
+
+
+def split_by_missing(samples: Samples, options: Options) -> Iterator[Part]:
+    """Yield the parts of the batch for each set of missing rows.
+
+    Raises:
+        ValueError: A part has too few rows for k.
+    """
+    if samples.missing is None:
+        masks = torch.zeros((samples.batch.numel(), samples.count), dtype=torch.bool, device="cpu")
+    else:
+        masks = samples.missing.expand(*samples.batch, samples.count).reshape(-1, samples.count).cpu()
+    if len(masks) == 0:
+        return
+    device = samples.variables[0].device
+    distinct, which = torch.unique(masks, dim=0, return_inverse=True)
+    flat = [v.expand(*samples.batch, *v.shape[-2:]).reshape(len(masks), *v.shape[-2:]) for v in samples.variables]
+    for i, mask in enumerate(distinct):
+        items, kept = (which == i).nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        left_out = samples.count - len(kept)
+        reason = f" ({left_out} of {samples.count} rows were left out)"
+        each = options.keep(kept, reason=reason) if left_out else options
+        items, kept = items.to(device), kept.to(device)
+        yield Part(items, kept, [variable[items.unsqueeze(-1), kept] for variable in flat], each)
+
+
+# ---- Tied samples ----------------------------------------------------------------------------------------------------
+
+
+def note_tied(radii: Tensor, options: Options) -> None:
+    """Note the share of samples with their k-th neighbor at distance 0, from those distances, (K, *batch, N)."""
+    options.tied_shares.append(backend_of(radii).share_of_zeros(radii))
+
+
+def warn_if_tied(shares: Sequence[Tensor], remedy: str) -> None:
+    """Warn if in some estimate too many samples have their k-th neighbor at distance 0."""
+    most = max((float(share.max()) for share in shares if share.numel() > 0), default=0.0)
+    if most > TIED_SHARE:
+        up_to = "up to " if sum(share.numel() for share in shares) > 1 else ""
+        _checks.warn(
+            f"{up_to}{100 * most:.3g} % of the samples have their k-th neighbor at distance 0; {remedy}",
+            DegenerateDataWarning,
+        )
+
+
+# ---- Output ----------------------------------------------------------------------------------------------------------
+
+
+def reduce_local_values(local_values: Tensor, samples: Samples, options: Options) -> Estimate:
+    """Reduce local values in nats, (K, *batch, N), to what the caller asked for; rows left out are NaN among them."""
+    if options.local:
+        values = local_values
+    elif samples.missing is None:
+        values = backend_of(local_values).mean(local_values)
+    else:
+        values = local_values.nanmean(-1)
+    return convert_estimates(values, samples, options)
+
+
+def convert_estimates(estimates: Tensor, samples: Samples, options: Options) -> Estimate:
+    """Convert estimates in nats, (K, ...), to the caller's unit and form; a single k has no dimension of its own."""
+    estimates = estimates[0] if options.single_k else estimates
+    return restore_form(estimates * UNITS[options.unit], samples)
