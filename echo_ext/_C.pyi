@@ -1,6 +1,8 @@
 # The native core. Tensors are the addresses of contiguous memory, streams those of a cudaStream_t; 0 stands for None.
 # `dtype` is the index of a dtype in echo_ext._native.DTYPES.
 
+from collections.abc import Sequence
+
 cuda_version: str | None
 cuda_archs: str
 
@@ -181,8 +183,12 @@ def knn_search(
     k: int,
     metric: str,
     exclude_within: int,
+    ks: Sequence[int],
+    groups: Sequence[int],
+    num_groups: int,
     distances: int,
     indices: int,
+    reaches: int,
     num_threads: int,
 ) -> None: ...
 def knn_count(

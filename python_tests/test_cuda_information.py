@@ -99,10 +99,10 @@ def test_many_points(device, n):
 
 
 @pytest.mark.cuda
-def test_too_large_a_k_names_the_limit():
+def test_more_neighbors_than_a_kernel_keeps():
     x, y = draw(5000)
-    with pytest.raises(ValueError, match="k must be at most"):
-        echo_ext.mutual_information(x.cuda(), y.cuda(), k=4000)
+    check(echo_ext.mutual_information, "cuda", x, y, k=[3, 4000])
+    check(echo_ext.knn, "cuda", x[:3000], k=2900, exclude_within=2)
 
 
 @pytest.mark.parametrize("device", DEVICES)

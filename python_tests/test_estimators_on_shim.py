@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import echo_ext
-from echo_ext.estimators import discrete, evaluation, ksg, pairs, samples
+from echo_ext.estimators import _all_pairs, discrete, evaluation, ksg, pairs, samples
 from echo_ext.estimators._backend import BACKENDS, constants
 from echo_ext.estimators._backend_cuda import Cuda
 from echo_ext.estimators.neighbors import PointSet
@@ -241,11 +241,33 @@ def test_waiting_is_noticed(device):
             device.without_waiting(waits, torch.randn(5))
 
 
-def test_too_large_a_k_names_the_limit(device):
-    most = device.native.knn_cuda_max_neighbors(0)
-    (x,) = draw(most + 2, 1)
-    with pytest.raises(ValueError, match=f"k must be at most {most} on this CUDA device, got {most + 1}"):
-        device(echo_ext.knn, x, k=most + 1)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["normal", "ties", "overflow"])
+def test_more_neighbors_than_a_kernel_keeps(native, monkeypatch, kind, dtype):
+    monkeypatch.setattr(_all_pairs, "BLOCK", 1000)  # several blocks
+    device = Device(Recorder(native, knn_cuda_max_neighbors=lambda _: 32))
+    x, y, z = (v.nan_to_num() for v in draw(80, 2, 1, 1, kind=kind, dtype=dtype, batch=(2,)))
+    for metric in ("chebyshev", "euclidean"):
+        for options in (dict(k=40), dict(k=60, exclude_within=4), dict(queries=y.expand(2, 80, 2)[:, :7], k=80)):
+            device.check(echo_ext.knn, x, metric=metric, tolerance=0, **options)
+    if kind == "overflow":
+        return
+    for method in METHODS:
+        device.check(echo_ext.mutual_information, x, y, k=[2, 40, 70], method=method, exclude_within=3)
+    device.check(echo_ext.conditional_mutual_information, x, y, z, k=[2, 40], method="ksg2")
+    device.check(echo_ext.mutual_information_discrete, x[0], torch.arange(80) % 2, k=[3, 36], exclude_within=2)
+
+
+def test_wider_boundaries_than_a_kernel_keeps(native):
+    (x,) = draw(80, 2, kind="ties", batch=(2,))
+    radii, skip = x.norm(dim=-1), torch.arange(80).roll(3).expand(2, 80).contiguous()
+
+    def boundary(width):
+        return PointSet(x).boundary(radii, skip, width=width, exclude_within=2).sort(-1).values
+
+    for width in (33, 79, 90):
+        found = Device(Recorder(native, knn_cuda_max_neighbors=lambda _: 32))(boundary, width)
+        assert torch.equal(found, boundary(width))
 
 
 def test_a_point_set_follows_the_current_stream(native, monkeypatch):

@@ -11,6 +11,7 @@ from knn_cases import KINDS, fresh, sample
 import echo_ext
 from echo_ext import _C, reference
 from echo_ext._native import num_threads
+from echo_ext.estimators._metric import rules_of
 from echo_ext.estimators.neighbors import PointSet
 
 # Where child processes run: at the root they would import the sources, not what is installed.
@@ -32,6 +33,65 @@ def test_neighbors_are_those_of_all_pairs(kind, metric, dtype):
         # Roots may be rounded differently; what was compared are squares.
         np.testing.assert_allclose(distances, expected, rtol=0 if metric == "chebyshev" else 2 * np.finfo(dtype).eps)
         np.testing.assert_array_equal(indices, nearest)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_neighbors_are_those_of_all_pairs(kind, metric, dtype):
+    rng = fresh()
+    for _ in range(3):
+        n, d, window = int(rng.integers(60, 500)), int(rng.integers(1, 14)), int(rng.integers(0, 4))
+        points = sample(rng, n, d, kind, dtype)
+        ks = [int(k) for k in rng.integers(1, n - 2 * window, 3)]
+        all_distances, nearest = reference.knn(points, k=max(ks), metric=metric, exclude_within=window)
+        kth = rules_of(metric).distances(
+            PointSet(torch.from_numpy(points)).search_kth(ks, metric=metric, exclude_within=window)
+        )
+        distances, indices = echo_ext.knn(points, k=max(ks), metric=metric, exclude_within=window)
+        np.testing.assert_array_equal(indices, nearest)
+        np.testing.assert_allclose(distances, all_distances, rtol=2 * np.finfo(dtype).eps)
+        np.testing.assert_array_equal(kth, np.stack([distances[:, k - 1] for k in ks]))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_reaches_are_those_of_the_nearest(kind, dtype):
+    rng = fresh()
+    for largest in (5, 150):
+        n, d, window = int(rng.integers(170, 300)), int(rng.integers(2, 6)), int(rng.integers(0, 4))
+        points = sample(rng, n, d, kind, dtype)
+        ks, groups = [int(k) for k in rng.integers(1, largest, 3)], [0, *rng.integers(0, 2, d - 2).tolist(), 1]
+        _, nearest = reference.knn(points, k=max(ks), exclude_within=window)
+        apart = np.abs(points[nearest] - points[:, None])
+        reaches = PointSet(torch.from_numpy(points)).search_reaches(ks, groups, exclude_within=window)
+        for k, reaches_of_k in zip(ks, reaches.numpy(), strict=True):
+            for group, reach in enumerate(reaches_of_k):
+                np.testing.assert_array_equal(reach, apart[:, :k, np.equal(groups, group)].max((1, 2)))
+
+
+@pytest.mark.parametrize("metric", ["chebyshev", "euclidean"])
+def test_neighbors_where_density_changes_from_place_to_place(metric):
+    rng = fresh()
+    sizes = 10.0 ** rng.uniform(-6, 6, 12)
+    clusters = [size * (rng.standard_normal((150, 3)) + 5) for size in sizes]
+    points = rng.permutation(np.concatenate([*clusters, np.zeros((150, 3))]))
+    distances, indices = echo_ext.knn(points, k=100, metric=metric)
+    expected, nearest = reference.knn(points, k=100, metric=metric)
+    np.testing.assert_array_equal(indices, nearest)
+    np.testing.assert_allclose(distances, expected, rtol=4e-16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_queries_in_many_columns(kind):
+    rng = fresh()
+    for d, num, metric in ((2, 3, "chebyshev"), (13, 40, "euclidean"), (20, 5, "chebyshev")):
+        points, queries = sample(rng, 700, d, kind), sample(rng, num, d, kind)
+        for k in (1, 10, 300, 700):
+            distances, indices = echo_ext.knn(points, queries, k, metric=metric)
+            expected, nearest = reference.knn(points, queries, k, metric=metric)
+            np.testing.assert_array_equal(indices, nearest)
+            np.testing.assert_allclose(distances, expected, rtol=4e-16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,14 +258,16 @@ for d in (1, 2, 3, 9):
         x, y = rng.standard_normal((2, 400, d)).astype(dtype)
         y += x
         for metric in ("chebyshev", "euclidean"):
-            for part in echo_ext.knn(x, k=4, metric=metric):
-                digest.update(part.tobytes())
+            for k in (4, 60):
+                for part in echo_ext.knn(x, k=k, metric=metric):
+                    digest.update(part.tobytes())
         x, y = (torch.from_numpy(v).requires_grad_() for v in (x, y))
         for part in torch.autograd.grad(echo_ext.mutual_information(x, y), (x, y)):
             digest.update(part.numpy().tobytes())
         x, y = (v.detach().numpy() for v in (x, y))
         for method in ("ksg1", "ksg2", "bi-ksg"):
             digest.update(echo_ext.mutual_information(x, y, k=[1, 3, 7], method=method).tobytes())
+            digest.update(echo_ext.mutual_information(x, y, k=[40, 150], method=method).tobytes())
 print(digest.hexdigest())
 """
 

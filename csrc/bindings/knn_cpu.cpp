@@ -1,4 +1,8 @@
 // Bindings of the nearest-neighbor kernels on the CPU.
+#include <pybind11/stl.h>
+
+#include <vector>
+
 #include "bindings/bindings.h"
 #include "knn/knn.h"
 #include "knn/surrogates.h"
@@ -9,15 +13,17 @@ void bind_knn_cpu(py::module_& m) {
   m.def(
       "knn_search",
       [](int dtype, uintptr_t points, uintptr_t queries, uintptr_t rows, int64_t batch, int64_t num_points,
-         int64_t num_queries, int dim, int k, const std::string& metric, int64_t exclude_within, uintptr_t distances,
-         uintptr_t indices, int num_threads) {
+         int64_t num_queries, int dim, int k, const std::string& metric, int64_t exclude_within,
+         const std::vector<int32_t>& ks, const std::vector<int32_t>& groups, int num_groups, uintptr_t distances,
+         uintptr_t indices, uintptr_t reaches, int num_threads) {
         knn_search()({static_cast<DType>(dtype), at<>(points), at<>(queries), at<int64_t>(rows), batch, num_points,
-                      num_queries, dim, k, metric_of(metric), exclude_within, at<>(distances), at<int64_t>(indices),
-                      num_threads});
+                      num_queries, dim, k, metric_of(metric), exclude_within, ks.data(), static_cast<int>(ks.size()),
+                      groups.data(), num_groups, at<>(distances), at<int64_t>(indices), at<>(reaches), num_threads});
       },
       NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("queries"), py::arg("rows"),
       py::arg("batch"), py::arg("num_points"), py::arg("num_queries"), py::arg("dim"), py::arg("k"), py::arg("metric"),
-      py::arg("exclude_within"), py::arg("distances"), py::arg("indices"), py::arg("num_threads"));
+      py::arg("exclude_within"), py::arg("ks"), py::arg("groups"), py::arg("num_groups"), py::arg("distances"),
+      py::arg("indices"), py::arg("reaches"), py::arg("num_threads"));
   m.def(
       "knn_count",
       [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t batch,

@@ -58,8 +58,13 @@ void bind_knn_cuda(py::module_& m) {
                           k,
                           metric_of(metric),
                           exclude_within,
+                          nullptr,
+                          0,
+                          nullptr,
+                          0,
                           at<>(distances),
                           at<int64_t>(indices),
+                          nullptr,
                           0};
         check_cuda(with_real(p.dtype, [&](auto zero) {
           return knn_cuda_search<decltype(zero)>(p, points, sought, at<int64_t>(start), device, at<>(stream));

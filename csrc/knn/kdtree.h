@@ -27,9 +27,11 @@ class KdTree {
   // Whether a traversal that visited this many leaves saved time by pruning. In many dimensions, it often does not.
   bool pruning_pays(int64_t leaves_visited) const { return 4 * leaves_visited < 3 * num_leaves_; }
 
-  // points: (num_points, dim), num_points < 2^31.
-  KdTree(const T* points, int64_t num_points, int dim, int num_threads);
+  // points: (num_points, dim), num_points < 2^31. Unless `sorted`, the leaves hold the points in
+  // the order given, and there are no nodes.
+  KdTree(const T* points, int64_t num_points, int dim, int num_threads, bool sorted = true);
 
+  bool is_sorted() const { return sorted_; }
   int64_t num_points() const { return num_points_; }
   int dim() const { return dim_; }
   int64_t num_leaves() const { return num_leaves_; }
@@ -77,6 +79,7 @@ class KdTree {
   int64_t first_place(int64_t node) const { return first_leaf_[node] * int64_t{kLeafSize}; }
 
   void lay_out_nodes();
+  void copy_leaves(const T* points, int num_threads);
   void split_all(int num_threads);
   void split_subtree(int64_t node, Scratch& scratch);
   void split(int64_t node, int num_threads, Scratch& scratch, std::vector<int64_t>& parts);
@@ -89,6 +92,7 @@ class KdTree {
   void merge_child_boxes(int64_t node);
   void merge_boxes_above(int64_t node, const std::vector<int64_t>& parts);
 
+  bool sorted_;
   int64_t num_points_;
   int dim_;
   int64_t num_leaves_;
@@ -102,18 +106,23 @@ class KdTree {
 };
 
 template <typename T>
-KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
-    : num_points_(num_points),
+KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads, bool sorted)
+    : sorted_(sorted),
+      num_points_(num_points),
       dim_(dim),
       num_leaves_((num_points + kLeafSize - 1) / kLeafSize),
       order_(static_cast<size_t>(num_places())),
-      first_leaf_(static_cast<size_t>(num_nodes())),
-      leaf_count_(static_cast<size_t>(num_nodes())),
-      lowest_row_(static_cast<size_t>(num_nodes())),
-      boxes_(static_cast<size_t>(num_nodes() * 2 * dim)),
-      columns_(static_cast<size_t>(num_points * dim)),
+      first_leaf_(static_cast<size_t>(sorted ? num_nodes() : 0)),
+      leaf_count_(static_cast<size_t>(sorted ? num_nodes() : 0)),
+      lowest_row_(static_cast<size_t>(sorted ? num_nodes() : 0)),
+      boxes_(static_cast<size_t>(sorted ? num_nodes() * 2 * dim : 0)),
+      columns_(static_cast<size_t>(sorted ? num_points * dim : 0)),
       leaves_(static_cast<size_t>(num_places() * dim), std::numeric_limits<T>::infinity()) {
   for (int64_t i = 0; i < num_places(); ++i) order_[i] = static_cast<int32_t>(i);
+  if (!sorted) {
+    copy_leaves(points, num_threads);
+    return;
+  }
   for_each_run(num_points, num_threads, [&](int64_t from, int64_t to, int64_t) {
     for (int c = 0; c < dim_; ++c)
       for (int64_t i = from; i < to; ++i) column(c)[i] = points[i * dim_ + c];
@@ -121,6 +130,18 @@ KdTree<T>::KdTree(const T* points, int64_t num_points, int dim, int num_threads)
   lay_out_nodes();
   split_all(num_threads);
   std::vector<T>().swap(columns_);
+}
+
+template <typename T>
+void KdTree<T>::copy_leaves(const T* points, int num_threads) {
+  for_each_run(num_leaves_, num_threads, [&](int64_t from, int64_t to, int64_t) {
+    for (int64_t leaf = from; leaf < to; ++leaf) {
+      T* const columns = leaves_.data() + leaf * kLeafSize * dim_;
+      const int64_t num = std::min<int64_t>(kLeafSize, num_points_ - leaf * kLeafSize);
+      for (int64_t i = 0; i < num; ++i)
+        for (int c = 0; c < dim_; ++c) columns[c * kLeafSize + i] = points[(leaf * kLeafSize + i) * dim_ + c];
+    }
+  });
 }
 
 template <typename T>

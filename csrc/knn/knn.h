@@ -21,6 +21,7 @@ constexpr int32_t kNoRow = std::numeric_limits<int32_t>::max();
 // With `exclude_within` = w >= 0, points whose rows are at most w apart are not neighbors. With w = 0, only the point
 // itself is excluded. `rows` (num_points, ascending) are the row numbers of the points; null stands for 0, 1, 2, ...
 
+// Where there are fewer than k neighbors, the distances of the others are infinite.
 struct KnnSearch {
   DType dtype;          // float64 or float32
   const void* points;   // (batch, num_points, dim)
@@ -33,8 +34,14 @@ struct KnnSearch {
   int k;
   Metric metric;
   int64_t exclude_within;
-  void* distances;   // (batch, num_queries, k), ascending
-  int64_t* indices;  // same shape; among equal distances the lower index comes first; may be null
+  const int32_t* ks;  // (num_ks,), of which k is the largest: only these neighbors are asked for; null: all k of them
+  int num_ks;
+  const int32_t* groups;  // (dim,): with `reaches`, the group of each column
+  int num_groups;
+  void* distances;   // (batch, num_queries, k), ascending; with `ks`, (num_ks, batch, num_queries)
+  int64_t* indices;  // (batch, num_queries, k); among equal distances the lower index comes first; may be null
+  void* reaches;  // (num_ks, num_groups, batch, num_queries): with `ks`, the largest Chebyshev distance in a group of
+                  // columns to any of the k nearest; may be null
   int num_threads;
 };
 

@@ -1,14 +1,17 @@
 // The k nearest neighbors of a vector of queries at a time. The lanes hold queries that are close together in the tree,
-// and each point of a leaf is broadcast to all lanes.
+// and each point of a leaf is broadcast to all lanes. For large k, see block_search.h.
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "common/parallel.h"
 #include "knn/batch.h"
+#include "knn/block_search.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/search_job.h"
 #include "knn/simd_distance.h"
+#include "knn/sorted_column.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
@@ -16,18 +19,6 @@ namespace {
 
 constexpr int64_t kLeavesPerTask = 16;
 constexpr int kPointsAtOnce = 4;  // points of a leaf whose distances are independent work
-
-template <typename T>
-struct SearchJob {
-  const KdTree<T>& points;
-  const KdTree<T>& queries;  // the same object if the points search among themselves
-  const LaneInt<T>* rows;    // of the points, in the order of the tree
-  int k;
-  int64_t exclude_within;
-  T* distances;
-  int64_t* indices;
-  bool among_themselves() const { return &points == &queries; }
-};
 
 // What the groups of one task share: buffers, for sizes that are not known at compile time, and whether pruning pays
 // off. The first group measures that. If it visits most leaves anyway, the other groups scan all leaves without looking
@@ -87,7 +78,7 @@ class GroupSearch {
       if constexpr (kIndices) rows_.set(r, I{} + kNoRow);
     }
     const bool self = job_.among_themselves();
-    exclude_ = self ? job_.exclude_within : -1;
+    exclude_ = job_.exclude_within();
     if (self) own_rows_ = load_ints<T>(job_.rows + place);
 
     // Descend from the root to the nearest leaf, then return upward: near points come first and tighten the bound.
@@ -113,8 +104,8 @@ class GroupSearch {
 
  private:
   int dim() const { return kDim ? kDim : tree_.dim(); }
-  int slots() const { return kSlots ? kSlots : job_.k; }
-  V bound() const { return nearest_.get(job_.k - 1); }
+  int slots() const { return kSlots ? kSlots : job_.k(); }
+  V bound() const { return nearest_.get(job_.k() - 1); }
 
   V box_distance(int64_t node) const {
     const T* low = tree_.low(node);
@@ -136,7 +127,7 @@ class GroupSearch {
     const V distance = box_distance(node);
     I is_candidate = distance < bound();
     if constexpr (kIndices)
-      is_candidate |= (distance == bound()) & (rows_.get(job_.k - 1) > LaneInt<T>{tree_.lowest_row(node)});
+      is_candidate |= (distance == bound()) & (rows_.get(job_.k() - 1) > LaneInt<T>{tree_.lowest_row(node)});
     return any<T>(is_candidate);
   }
 
@@ -171,7 +162,7 @@ class GroupSearch {
         for (int e = 0; e < kPointsAtOnce; ++e)
           distances[e] = extend_distance<M, T>(distances[e], points[c * kLeafSize + e] - query.get(c));
       for (int e = 0; e < kPointsAtOnce; ++e) {
-        if (kDim == 0 && !any<T>(within<kIndices, T>(distances[e], nearest.get(job_.k - 1)))) continue;
+        if (kDim == 0 && !any<T>(within<kIndices, T>(distances[e], nearest.get(job_.k() - 1)))) continue;
         const int64_t place = leaf * kLeafSize + first + e;
         V distance = distances[e];
         I row = I{} + tree_.order()[place];
@@ -209,9 +200,19 @@ class GroupSearch {
   void write(int64_t place) const {
     for (int64_t lane = 0; lane < kLanes<T> && place + lane < job_.queries.num_points(); ++lane) {
       const int64_t row = job_.queries.order()[place + lane];
-      for (int r = 0; r < slots() && r < job_.k; ++r) {
-        job_.distances[row * job_.k + r] = nearest_.get(r)[lane];
-        if constexpr (kIndices) job_.indices[row * job_.k + r] = rows_.get(r)[lane];
+      if (job_.search.num_ks > 0) {
+        for (int i = 0; i < job_.search.num_ks; ++i) {
+          const int k = job_.search.ks[i];
+          job_.kth_distance(i, row) = nearest_.get(k - 1)[lane];
+          if constexpr (kIndices) write_reaches(job_, i, row, k, [&](int64_t r) { return rows_.get(r)[lane]; });
+        }
+        continue;
+      }
+      T* const distances = job_.distances(row);
+      for (int r = 0; r < slots() && r < job_.k(); ++r) distances[r] = nearest_.get(r)[lane];
+      if constexpr (kIndices) {
+        int64_t* const indices = job_.indices(row);
+        for (int r = 0; r < job_.k(); ++r) indices[r] = rows_.get(r)[lane];
       }
     }
   }
@@ -233,8 +234,8 @@ void search_all(const SearchJob<T>& job, int num_threads) {
   parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
     SearchScratch<T> scratch;
     if (kDim == 0) scratch.query.resize(static_cast<size_t>(job.points.dim() * kLanes<T>));
-    if (kSlots == 0) scratch.nearest.resize(static_cast<size_t>(job.k * kLanes<T>));
-    if (kSlots == 0 && kIndices) scratch.nearest_rows.resize(static_cast<size_t>(job.k * kLanes<T>));
+    if (kSlots == 0) scratch.nearest.resize(static_cast<size_t>(job.k() * kLanes<T>));
+    if (kSlots == 0 && kIndices) scratch.nearest_rows.resize(static_cast<size_t>(job.k() * kLanes<T>));
     PollCounter polls;
     for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf) {
       const int64_t begin = leaf * KdTree<T>::kLeafSize;
@@ -245,18 +246,49 @@ void search_all(const SearchJob<T>& job, int num_threads) {
   });
 }
 
+// Longer lists take longer to keep in order than a selection, which is worse at excluding nodes in many columns.
+template <typename T>
+int longest_list(const SearchJob<T>& job) {
+  const bool with_rows = job.search.indices != nullptr || job.search.reaches != nullptr;
+  return with_rows ? 16 + 3 * job.points.dim() : 32 + 4 * job.points.dim();
+}
+
 template <typename T, Metric M, int kDim>
 void search_distances(const SearchJob<T>& job, int num_threads) {
-  if (job.k == 1) return search_all<T, M, kDim, 1, false>(job, num_threads);
-  if (job.k <= 3) return search_all<T, M, kDim, 3, false>(job, num_threads);
-  if (job.k <= 5) return search_all<T, M, kDim, 5, false>(job, num_threads);
+  if (job.k() == 1) return search_all<T, M, kDim, 1, false>(job, num_threads);
+  if (job.k() <= 3) return search_all<T, M, kDim, 3, false>(job, num_threads);
+  if (job.k() <= 5) return search_all<T, M, kDim, 5, false>(job, num_threads);
   return search_all<T, M, kDim, 0, false>(job, num_threads);
+}
+
+template <typename T, Metric M, int kDim, bool kRows>
+void search_blocks(const SearchJob<T>& job, int num_threads) {
+  const int64_t leaves = job.queries.num_leaves();
+  parallel_for((leaves + kLeavesPerTask - 1) / kLeavesPerTask, num_threads, [&](int64_t task, int) {
+    BlockSearch<T, M, kDim, kRows> search(job);
+    for (int64_t leaf = task * kLeavesPerTask; leaf < std::min(leaves, (task + 1) * kLeavesPerTask); ++leaf)
+      search.run(leaf);
+  });
+}
+
+template <typename T, Metric M, bool kRows>
+void search_blocks(const SearchJob<T>& job, int num_threads) {
+  switch (job.points.dim()) {
+    case 2: return search_blocks<T, M, 2, kRows>(job, num_threads);
+    case 3: return search_blocks<T, M, 3, kRows>(job, num_threads);
+    default: return search_blocks<T, M, 0, kRows>(job, num_threads);
+  }
 }
 
 // What estimators mostly ask for has its own code: few distances in the metric of the KSG estimators, in few columns.
 template <typename T, Metric M>
-void search_any(const SearchJob<T>& job, int num_threads) {
-  if (job.indices != nullptr) return search_all<T, M, 0, 0, true>(job, num_threads);
+void search_any(const SearchJob<T>& job, bool prunes, int num_threads) {
+  if (job.k() > longest_list(job) || !prunes) {
+    if (job.keeps_rows()) return search_blocks<T, M, true>(job, num_threads);
+    return search_blocks<T, M, false>(job, num_threads);
+  }
+  if (job.search.indices != nullptr || job.search.reaches != nullptr)
+    return search_all<T, M, 0, 0, true>(job, num_threads);
   if constexpr (is_largest_of_columns(M)) {
     switch (job.points.dim()) {
       case 1: return search_distances<T, M, 1>(job, num_threads);
@@ -269,24 +301,25 @@ void search_any(const SearchJob<T>& job, int num_threads) {
   }
 }
 
+// Whether it is worthwhile to sort the points into a tree, instead of comparing every query with all of them. Sorting
+// takes as long as so many comparisons in any number of points; in many columns, boxes exclude too little.
+bool tree_pays(const KnnSearch& p) { return p.queries == nullptr || (p.dim < 12 && p.num_queries > 100 + 50 * p.dim); }
+
 template <typename T>
 void search_one(const KnnSearch& p, int64_t item, int num_threads) {
+  const bool prunes = tree_pays(p);
   const auto* points = static_cast<const T*>(p.points) + item * p.num_points * p.dim;
-  const KdTree<T> tree(points, p.num_points, p.dim, num_threads);
+  const KdTree<T> tree(points, p.num_points, p.dim, num_threads, prunes);
+  std::vector<int> by_k(static_cast<size_t>(p.num_ks));
+  for (int i = 0; i < p.num_ks; ++i) by_k[static_cast<size_t>(i)] = i;
+  std::sort(by_k.begin(), by_k.end(), [&](int a, int b) { return p.ks[a] > p.ks[b]; });
   const auto search = [&](const KdTree<T>& queries, const LaneInt<T>* rows) {
-    const int64_t offset = item * p.num_queries * p.k;
-    const SearchJob<T> job{tree,
-                           queries,
-                           rows,
-                           p.k,
-                           p.exclude_within,
-                           static_cast<T*>(p.distances) + offset,
-                           p.indices == nullptr ? nullptr : p.indices + offset};
-    with_metric(p.metric, [&](auto metric) { search_any<T, metric()>(job, num_threads); });
+    const SearchJob<T> job{tree, queries, rows, p, item, by_k};
+    with_metric(p.metric, [&](auto metric) { search_any<T, metric()>(job, prunes, num_threads); });
   };
   if (p.queries != nullptr) {
     const auto* queries = static_cast<const T*>(p.queries) + item * p.num_queries * p.dim;
-    search(KdTree<T>(queries, p.num_queries, p.dim, num_threads), nullptr);
+    search(KdTree<T>(queries, p.num_queries, p.dim, num_threads, prunes), nullptr);
     return;
   }
   std::vector<LaneInt<T>> rows(static_cast<size_t>(tree.num_places()));

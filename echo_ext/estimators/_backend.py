@@ -46,6 +46,30 @@ class Backend(Protocol):
     ) -> None:
         """Find the k nearest points of each query, or of each point where there are no queries."""
 
+    def search_kth(
+        self,
+        prepared: Any,
+        ks: Sequence[int],
+        *,
+        metric: Metric,
+        exclude_within: int,
+        rows: Tensor | None,
+        distances: Tensor,
+    ) -> None:
+        """Find the distances from each point to its ks-th nearest others: (K, *batch, N)."""
+
+    def search_reaches(
+        self,
+        prepared: Any,
+        ks: Sequence[int],
+        groups: Sequence[int],
+        *,
+        exclude_within: int,
+        rows: Tensor | None,
+        reaches: Tensor,
+    ) -> None:
+        """Find how far the k nearest others of each point reach in each group of columns: (K, G, *batch, N)."""
+
     def count(
         self,
         prepared: Any,

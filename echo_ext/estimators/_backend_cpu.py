@@ -47,21 +47,78 @@ class Cpu:
         distances: Tensor,
         indices: Tensor | None,
     ) -> None:
-        *batch, n, dim = prepared.shape
+        self._search(prepared, k, queries, metric, exclude_within, rows, distances=distances, indices=indices)
+
+    def search_kth(
+        self,
+        prepared: Tensor,
+        ks: Sequence[int],
+        *,
+        metric: Metric,
+        exclude_within: int,
+        rows: Tensor | None,
+        distances: Tensor,
+    ) -> None:
+        self._search(prepared, max(ks), None, metric, exclude_within, rows, distances=distances, ks=ks)
+
+    def search_reaches(
+        self,
+        prepared: Tensor,
+        ks: Sequence[int],
+        groups: Sequence[int],
+        *,
+        exclude_within: int,
+        rows: Tensor | None,
+        reaches: Tensor,
+    ) -> None:
+        distances = reaches.new_empty((len(ks), *reaches.shape[2:]))
+        self._search(
+            prepared,
+            max(ks),
+            None,
+            "chebyshev",
+            exclude_within,
+            rows,
+            distances=distances,
+            ks=ks,
+            groups=groups,
+            reaches=reaches,
+        )
+
+    def _search(
+        self,
+        points: Tensor,
+        k: int,
+        queries: Tensor | None,
+        metric: Metric,
+        exclude_within: int,
+        rows: Tensor | None,
+        *,
+        distances: Tensor,
+        indices: Tensor | None = None,
+        ks: Sequence[int] = (),
+        groups: Sequence[int] = (),
+        reaches: Tensor | None = None,
+    ) -> None:
+        *batch, n, dim = points.shape
         _C.knn_search(
-            dtype=dtype_code(prepared.dtype),
-            points=prepared.data_ptr(),
+            dtype=dtype_code(points.dtype),
+            points=points.data_ptr(),
             queries=address(queries),
             rows=address(rows),
             batch=math.prod(batch),
             num_points=n,
-            num_queries=distances.shape[-2],
+            num_queries=n if queries is None else queries.shape[-2],
             dim=dim,
             k=k,
             metric=metric,
             exclude_within=exclude_within,
+            ks=ks,
+            groups=groups,
+            num_groups=max(groups, default=-1) + 1,
             distances=distances.data_ptr(),
             indices=address(indices),
+            reaches=address(reaches),
             num_threads=torch.get_num_threads(),
         )
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from echo_ext import _C
 from echo_ext._native import address, device_and_stream, dtype_code, workspace
 from echo_ext._types import Metric
+from echo_ext.estimators import _all_pairs
+from echo_ext.estimators._metric import reaches_of
 
 if TYPE_CHECKING:
     from echo_ext.estimators.options import Options
@@ -56,10 +58,21 @@ class Cuda:
         indices: Tensor | None,
     ) -> None:
         place = self.place(prepared.points)
-        self._check_num_neighbors(k, place["device"])
+        flat = None if queries is None else _flatten_batch(queries)
+        if not self._can_keep(k, place["device"]):
+            _all_pairs.search(
+                prepared.points,
+                queries=flat,
+                metric=metric,
+                exclude_within=exclude_within,
+                rows=rows,
+                distances=_flatten_batch(distances),
+                indices=None if indices is None else _flatten_batch(indices),
+            )
+            return
         query_tree = start = None
-        if queries is not None:
-            query_tree = self._build(_flatten_batch(queries), like=prepared)
+        if flat is not None:
+            query_tree = self._build(flat, like=prepared)
             start = _first_tiles(prepared, query_tree)
         self.core.knn_cuda_search(
             points=prepared.native,
@@ -73,6 +86,64 @@ class Cuda:
             indices=address(indices),
             **place,
         )
+
+    def search_kth(
+        self,
+        prepared: Tree,
+        ks: Sequence[int],
+        *,
+        metric: Metric,
+        exclude_within: int,
+        rows: Tensor | None,
+        distances: Tensor,
+    ) -> None:
+        k = max(ks)
+        if not self._can_keep(k, self.place(prepared.points)["device"]):
+            _all_pairs.search_kth(
+                prepared.points,
+                ks,
+                metric=metric,
+                exclude_within=exclude_within,
+                rows=rows,
+                distances=distances.view(len(ks), *prepared.points.shape[:2]),
+            )
+            return
+        found = distances.new_empty((*distances.shape[1:], k))
+        self.search(
+            prepared,
+            k,
+            queries=None,
+            metric=metric,
+            exclude_within=exclude_within,
+            rows=rows,
+            distances=found,
+            indices=None,
+        )
+        torch.stack([found[..., k - 1] for k in ks], out=distances)
+
+    def search_reaches(
+        self,
+        prepared: Tree,
+        ks: Sequence[int],
+        groups: Sequence[int],
+        *,
+        exclude_within: int,
+        rows: Tensor | None,
+        reaches: Tensor,
+    ) -> None:
+        found = prepared.points.new_empty((*prepared.points.shape[:2], max(ks)))
+        indices = torch.empty_like(found, dtype=torch.int64)
+        self.search(
+            prepared,
+            max(ks),
+            queries=None,
+            metric="chebyshev",
+            exclude_within=exclude_within,
+            rows=rows,
+            distances=found,
+            indices=indices,
+        )
+        reaches.copy_(reaches_of(prepared.points, prepared.points, indices, ks, groups).view_as(reaches))
 
     def count(
         self,
@@ -114,7 +185,13 @@ class Cuda:
         indices: Tensor,
     ) -> None:
         place = self.place(prepared.points)
-        self._check_num_neighbors(width + 1, place["device"])
+        if not self._can_keep(width + 1, place["device"]):
+            flat = (each.view(*prepared.points.shape[:2], *each.shape[radii.ndim :]) for each in (radii, skip, indices))
+            radii, skip, indices = flat
+            _all_pairs.boundary(
+                prepared.points, radii, skip, width=width, exclude_within=exclude_within, indices=indices
+            )
+            return
         self.core.knn_cuda_boundary(
             points=prepared.native,
             radii=radii.data_ptr(),
@@ -211,11 +288,9 @@ class Cuda:
         )
         return estimates
 
-    def _check_num_neighbors(self, k: int, device: int) -> None:
-        if k > 32:
-            most = self.core.knn_cuda_max_neighbors(device)
-            if k > most:
-                raise ValueError(f"k must be at most {most} on this CUDA device, got {k}; on the CPU it may be larger")
+    def _can_keep(self, k: int, device: int) -> bool:
+        """Return whether the lists of k neighbors of a block fit into its shared memory."""
+        return k <= 32 or k <= self.core.knn_cuda_max_neighbors(device)
 
     # ---- Array steps
 

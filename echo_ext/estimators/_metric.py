@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -89,6 +90,23 @@ def rules_of(metric: Metric) -> Rules:
 def log_unit_ball(dim: int) -> float:
     """Return the log of the volume of the Euclidean ball of radius 1."""
     return 0.5 * dim * math.log(math.pi) - math.lgamma(0.5 * dim + 1)
+
+
+def reaches_of(points: Tensor, queries: Tensor, indices: Tensor, ks: Sequence[int], groups: Sequence[int]) -> Tensor:
+    """Return the largest Chebyshev distance to any of the k nearest neighbors, in each group of columns: (K, G, B, M).
+
+    Args:
+        points: (B, N, d).
+        queries: (B, M, d).
+        indices: The queries' neighbors, nearest first: (B, M, k).
+        ks: The numbers of neighbors.
+        groups: The group of each column.
+    """
+    item = torch.arange(indices.shape[0], device=indices.device).view(-1, 1, 1)
+    differences = (points[item, indices] - queries.unsqueeze(2)).abs()
+    columns = [[c for c, of_column in enumerate(groups) if of_column == group] for group in range(max(groups) + 1)]
+    farthest = [differences[..., of_group].amax(-1).cummax(-1).values for of_group in columns]
+    return torch.stack([torch.stack([each[..., k - 1] for each in farthest]) for k in ks])
 
 
 def _differences(points: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -151,13 +151,14 @@ def entropy(
 def _local_values(inputs: Tensor, metric: Metric, rules: Rules, options: Options) -> Tensor:
     points = PointSet(inputs)
     window, rows = options.exclude_within, options.rows
+    order = constants(options.ks, torch.int64, inputs.device) - 1
     if gradients.is_recording(inputs):
-        distances, neighbors = points.search(options.max_k, metric=metric, exclude_within=window, rows=rows)
+        lists, neighbors = points.search(options.max_k, metric=metric, exclude_within=window, rows=rows)
+        distances = points.backend.select_kth(lists, options.ks)
     else:
         neighbors = None
-        distances = points.search_distances(options.max_k, metric=metric, exclude_within=window, rows=rows)
-    order = constants(options.ks, torch.int64, inputs.device) - 1
-    eps = rules.distances(distances.double().movedim(-1, 0)[order])
+        distances = points.search_kth(options.ks, metric=metric, exclude_within=window, rows=rows)
+    eps = rules.distances(distances.double())
     note_tied(eps, options)
     psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
     psi_n = torch.digamma(local_values.num_samples(options, inputs))

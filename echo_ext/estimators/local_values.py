@@ -145,32 +145,23 @@ def join(variables: Sequence[PointSet]) -> PointSet:
 
 def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "chebyshev") -> Tensor:
     """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
-    distances = points.search_distances(
-        options.max_k,
+    return points.search_kth(
+        options.ks,
         metric=metric,
         exclude_within=options.exclude_within,
         rows=options.rows,
         part=options.part,
     )
-    return points.backend.select_kth(distances, options.ks)
 
 
-def _reaches(variables: Sequence[PointSet], options: Options) -> list[Tensor]:
+def _reaches(variables: Sequence[PointSet], options: Options) -> tuple[Tensor, ...]:
     """Return how far the k nearest neighbors in the joint space reach in each variable: (K, *batch, N) for each."""
-    joint = join(variables)
-    distances, indices = joint.search(
-        options.max_k, exclude_within=options.exclude_within, rows=options.rows, part=options.part
+    groups = [i for i, variable in enumerate(variables) for _ in range(variable.dim)]
+    reaches = join(variables).search_reaches(
+        options.ks, groups, exclude_within=options.exclude_within, rows=options.rows, part=options.part
     )
-    note_tied(joint.backend.select_kth(distances, options.ks), options)
-    index = indices.flatten(0, -3) if joint.batch else indices.unsqueeze(0)
-    item = torch.arange(index.shape[0], device=index.device).view(-1, 1, 1)
-    reaches = []
-    for variable in variables:
-        points = variable.expand(joint.batch).reshape(index.shape[0], joint.num_points, variable.dim)
-        differences = points[item, index] - points[:, options.part].unsqueeze(2)
-        reach = differences.abs().amax(-1).cummax(-1).values
-        reaches.append(joint.backend.select_kth(reach.view(indices.shape), options.ks))
-    return reaches
+    note_tied(reaches.amax(1), options)
+    return reaches.unbind(1)
 
 
 def _count(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from echo_ext._types import Metric
 from echo_ext.estimators._backend import backend_of, constants
+from echo_ext.estimators._metric import reaches_of
 
 # All points, where a part of them could be asked for.
 ALL = slice(None)
@@ -98,6 +99,56 @@ class PointSet:
         distances = self._empty_lists(k, None)
         self._fill(distances, None, None, metric, exclude_within, rows)
         return distances
+
+    def search_kth(
+        self,
+        ks: Sequence[int],
+        *,
+        metric: Metric = "chebyshev",
+        exclude_within: int = 0,
+        rows: Tensor | None = None,
+        part: slice = ALL,
+    ) -> Tensor:
+        """Find the distances from each point to its ks-th nearest others: (K, *batch, N), without lists of them."""
+        if part != ALL:
+            lists = self._search_part(max(ks), metric=metric, exclude_within=exclude_within, part=part)[0]
+            return self.backend.select_kth(lists, ks)
+        distances = self.points.new_empty((len(ks), *self.points.shape[:-1]))
+        if distances.numel() > 0:
+            self.backend.search_kth(
+                self.prepared, ks, metric=metric, exclude_within=exclude_within, rows=rows, distances=distances
+            )
+        return distances
+
+    def search_reaches(
+        self,
+        ks: Sequence[int],
+        groups: Sequence[int],
+        *,
+        exclude_within: int = 0,
+        rows: Tensor | None = None,
+        part: slice = ALL,
+    ) -> Tensor:
+        """Find how far the k nearest others (Chebyshev) of each point reach in each group of columns.
+
+        Args:
+            ks: The numbers of neighbors. Of equally near points, those with the lower index are taken.
+            groups: The group of each column, of G.
+
+        Returns:
+            (K, G, *batch, N).
+        """
+        if part != ALL:
+            indices = self._search_part(max(ks), metric="chebyshev", exclude_within=exclude_within, part=part)[1]
+            each_of = (self.points, self.points[..., part, :], indices)
+            points, queries, found = (each.reshape(math.prod(self.batch), *each.shape[-2:]) for each in each_of)
+            return reaches_of(points, queries, found, ks, groups).view(len(ks), max(groups) + 1, *indices.shape[:-1])
+        reaches = self.points.new_empty((len(ks), max(groups) + 1, *self.points.shape[:-1]))
+        if reaches.numel() > 0:
+            self.backend.search_reaches(
+                self.prepared, ks, groups, exclude_within=exclude_within, rows=rows, reaches=reaches
+            )
+        return reaches
 
     def _empty_lists(self, k: int, queries: Tensor | None) -> Tensor:
         num_queries = self.num_points if queries is None else queries.shape[-2]

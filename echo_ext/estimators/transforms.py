@@ -22,7 +22,7 @@ def _standardize(points: Tensor) -> Tensor:
     """Subtract the mean and divide by the standard deviation; a constant column becomes 0."""
     values = points.double()
     constant = values.amax(-2, keepdim=True) == values.amin(-2, keepdim=True)
-    # The result does not change with the scale, but sums and squares would overflow at some scales and vanish at others.
+    # The result does not change with the scale, but sums and squares would overflow at some and vanish at others.
     largest = values.detach().abs().amax(-2, keepdim=True)
     values = values / torch.where(constant, 1.0, largest)
     centered = torch.where(constant, 0.0, values - values.mean(-2, keepdim=True))
