@@ -1,30 +1,51 @@
-"""Figures of models and of their codes, as matplotlib figures that ``figure.savefig(path)`` writes."""
+"""Figures of models, of their codes and of estimates, as matplotlib figures that ``figure.savefig(path)`` writes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from echo_ext.estimators import Convergence
 from echo_ext.metrics import RateDistortion, marginal_statistics
 from echo_ext.metrics.likelihood import RATE_WORDS
 from echo_ext.models import Model
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
+
+    from echo_ext._figures import (
+        COLORS,
+        DPI,
+        GRAY,
+        INK,
+        PALE,
+        colors_of,
+        make_panels,
+        scatter,
+        set_title,
+        show_grid,
+        show_points,
+        show_rows,
+        show_vectors,
+        style_axes,
+        to_numbers,
+    )
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError("figures need matplotlib: pip install 'echo-ext[demo]'") from missing
 
 __all__ = [
     "History",
+    "convergence",
     "curves",
     "embedding",
     "factors_against_latents",
@@ -38,22 +59,6 @@ __all__ = [
     "variances_against_information",
 ]
 
-_COLORS = (
-    "#c8553d",
-    "#3d6fa5",
-    "#5b8c5a",
-    "#8a5a9e",
-    "#d19a2e",
-    "#4aa3a2",
-    "#b0577f",
-    "#8c7355",
-    "#777777",
-    "#2f4858",
-)
-_INK = "#333333"
-_GRAY = "#888888"
-_PALE = "#e6e6e6"
-_DPI = 150
 _Value = TypeVar("_Value")
 
 
@@ -67,16 +72,16 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
     two columns are shown as points, with a line from each point to its reconstruction; for d = 1 there is a histogram.
     """
     if x.ndim != 4:
-        figure, panels = _panels(len(reconstructed))
+        figure, panels = make_panels(len(reconstructed))
         for axes, (name, mean) in zip(panels, reconstructed.items(), strict=True):
             if x.shape[1] > 1:
                 joined = torch.stack([x, mean]).detach().cpu()  # one line for each row
-                axes.plot(joined[..., 0], joined[..., 1], color=_PALE, linewidth=0.8, zorder=0)
-            _show_vectors(axes, x, _GRAY, label="data")
-            _show_vectors(axes, mean, _COLORS[0], label="reconstruction")
-            _title(axes, name)
+                axes.plot(joined[..., 0], joined[..., 1], color=PALE, linewidth=0.8, zorder=0)
+            show_vectors(axes, x, GRAY, label="data")
+            show_vectors(axes, mean, COLORS[0], label="reconstruction")
+            set_title(axes, name)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=_INK)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
         return figure
     return rows({label: x, **reconstructed})
 
@@ -84,20 +89,20 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
 def rows(images: Mapping[str, Tensor]) -> Figure:
     """Plot rows of images (n, channels, height, width) with their labels."""
     columns = max(map(len, images.values()))
-    figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=_DPI, layout="constrained")
-    _show_rows(figure, images)
+    figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=DPI, layout="constrained")
+    show_rows(figure, images)
     return figure
 
 
 def samples(drawn: Mapping[str, Tensor], *, columns: int = 8) -> Figure:
     """Plot samples of each model side by side: images (n, channels, height, width), or vectors (n, d) as points."""
-    figure, panels = _panels(len(drawn))
+    figure, panels = make_panels(len(drawn))
     for axes, (title, x) in zip(panels, drawn.items(), strict=True):
         if x.ndim == 4:
-            _show_grid(axes, x, columns=columns)
+            show_grid(axes, x, columns=columns)
         else:
-            _show_vectors(axes, x, _COLORS[0])
-        _title(axes, title)
+            show_vectors(axes, x, COLORS[0])
+        set_title(axes, title)
     return figure
 
 
@@ -127,11 +132,11 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
         rate_floor: The minimum rate of the Echo latents, which is drawn as a line; None for no line.
     """
     quantities = {_titled(name): None for each in history.values() for name in (*each.training, *each.validation)}
-    figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr, call-arg]
     for axes, title in zip(figure.subplots(1, len(quantities), squeeze=False).flat, quantities, strict=True):
         late_values: list[float] = []
-        for color, each in zip(_colors(history), history.values(), strict=True):
+        for color, each in zip(colors_of(history), history.values(), strict=True):
             for series, style in (
                 (each.training, {"alpha": 0.35, "linewidth": 1}),
                 (each.validation, {"linewidth": 1.8}),
@@ -151,10 +156,10 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
             _limit_from_zero(axes, late_values, rate_floor)
         else:
             _limit(axes, late_values)
-        _style_axes(axes, title, "epoch", "nats per sample")
+        style_axes(axes, title, "epoch", "nats per sample")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     handles = _legend_handles(history, rate_floor is not None)
-    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=_INK, fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 
@@ -176,32 +181,28 @@ def rate_distortion_curves(
     if reconstructed:
         columns = max(map(len, reconstructed.values()))
         widths = (5.4, 0.08 * max(map(len, reconstructed)) + 0.5 * columns)
-        figure = Figure(figsize=(sum(widths), 4.0), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(sum(widths), 4.0), dpi=DPI, layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=widths)  # type: ignore[misc]  # an array of two subfigures
         axes = left.subplots()
-        _show_rows(right, reconstructed)
+        show_rows(right, reconstructed)
     else:
-        figure = Figure(figsize=(5.4, 4.0), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(5.4, 4.0), dpi=DPI, layout="constrained")
         axes = figure.subplots()
-    for color, (name, points) in zip(_colors(measured), measured.items(), strict=True):
+    for color, (name, points) in zip(colors_of(measured), measured.items(), strict=True):
         ordered = sorted(points, key=lambda point: point.rate)
-        axes.errorbar(
+        _draw_curve(
+            axes,
             [point.rate for point in ordered],
             [point.distortion for point in ordered],
-            xerr=[_known(point.rate_error) for point in ordered],
-            yerr=[_known(point.distortion_error) for point in ordered],
+            x_errors=[point.rate_error for point in ordered],
+            y_errors=[point.distortion_error for point in ordered],
             color=color,
-            marker="o",
-            markersize=4,
-            linewidth=1.5,
-            elinewidth=1,
-            capsize=2,
             label=f"{name} ({RATE_WORDS[ordered[0].rate_name]})",
         )
         if min_rates and name in min_rates:
             axes.axvline(min_rates[name], color=color, linewidth=1, linestyle="--", label=f"minimum rate of {name}")
-    _style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
-    axes.legend(frameon=False, labelcolor=_INK, fontsize=9)
+    style_axes(axes, "", "rate (nats per sample)", "distortion (nats per sample)")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 
@@ -218,18 +219,18 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
         raise ValueError(f"points must have shape (N, 2), got {tuple(points.shape)}")
     if labels is not None and labels.shape != points.shape[:1]:
         raise ValueError(f"labels must have shape ({len(points)},), one for each point, got {tuple(labels.shape)}")
-    figure = Figure(figsize=(4.8, 4.2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(4.8, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     if labels is None:
-        _show_points(axes, points, _COLORS[1])
+        show_points(axes, points, COLORS[1])
     else:
         values = torch.unique(labels).tolist()
-        for color, value in zip(_colors(values), values, strict=True):
-            _show_points(axes, points[labels == value], color, label=str(value))
+        for color, value in zip(colors_of(values), values, strict=True):
+            show_points(axes, points[labels == value], color, label=str(value))
         axes.legend(
-            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=_INK, fontsize=9, markerscale=2.5
+            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, labelcolor=INK, fontsize=9, markerscale=2.5
         )
-    _title(axes, title)
+    set_title(axes, title)
     return figure
 
 
@@ -243,18 +244,18 @@ def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
     found = marginal_statistics(codes)
     columns = min(columns, codes.shape[1])
     rows = -(-codes.shape[1] // columns)
-    figure = Figure(figsize=(max(2.4, 1.25 * columns), 0.2 + 1.2 * rows), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(2.4, 1.25 * columns), 0.2 + 1.2 * rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for latent, axes in enumerate(panels):
         axes.set_axis_off()
         if latent >= codes.shape[1]:
             continue
         values, mean, std = codes[:, latent], found.mean[latent].item(), found.std[latent].item()
-        axes.hist(_numbers(values), bins=40, density=True, color=_COLORS[1], alpha=0.55)
+        axes.hist(to_numbers(values), bins=40, density=True, color=COLORS[1], alpha=0.55)
         x = torch.linspace(mean - 3.5 * std, mean + 3.5 * std, 100, dtype=torch.float64)
         density = (-0.5 * ((x - mean) / std) ** 2).exp() / (std * math.sqrt(2 * math.pi))
-        axes.plot(_numbers(x), _numbers(density), color=_COLORS[0], linewidth=1)
-        axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=_INK, fontsize=7, pad=2)
+        axes.plot(to_numbers(x), to_numbers(density), color=COLORS[0], linewidth=1)
+        axes.set_title(f"{latent}: p = {found.p_value[latent]:.2g}", color=INK, fontsize=7, pad=2)
     return figure
 
 
@@ -263,11 +264,11 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
 
     Both are results of :func:`echo_ext.metrics.rates_and_activations`.
     """
-    figure = Figure(figsize=(4.2, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(4.2, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    _scatter(axes, torch.stack([norms, rates], 1), _COLORS[0])
+    scatter(axes, torch.stack([norms, rates], 1), COLORS[0])
     correlation = torch.corrcoef(torch.stack([norms, rates]).double())[0, 1]
-    _style_axes(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
+    style_axes(axes, f"correlation {correlation:.2f}", "|f(x)|", "rate (nats)")
     return figure
 
 
@@ -294,7 +295,7 @@ def traversals(model: Model, codes: Tensor, values: Mapping[int, Tensor]) -> Fig
         raise ValueError("values must have at least one latent, got none")
     steps = max(each.shape[-1] for each in values.values())
     size = (0.4 + 0.35 * steps * len(values), 0.5 + 0.37 * len(codes))
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     for axes, (latent, wanted) in zip(figure.subplots(1, len(values), squeeze=False).flat, values.items(), strict=True):
         if not 0 <= latent < codes.shape[1]:
             raise ValueError(f"values must name latents from 0 to {codes.shape[1] - 1}, got {latent}")
@@ -302,8 +303,8 @@ def traversals(model: Model, codes: Tensor, values: Mapping[int, Tensor]) -> Fig
             raise ValueError(f"values must have shape (steps,) or ({len(codes)}, steps), got {tuple(wanted.shape)}")
         varied = codes.repeat_interleave(wanted.shape[-1], 0)
         varied[:, latent] = wanted.expand(len(codes), -1).flatten().to(codes)
-        _show_grid(axes, model.decode(varied), columns=wanted.shape[-1])
-        _title(axes, f"z_{latent}")
+        show_grid(axes, model.decode(varied), columns=wanted.shape[-1])
+        set_title(axes, f"z_{latent}")
     return figure
 
 
@@ -314,15 +315,15 @@ def variances_against_information(variances: Mapping[str, Tensor], information: 
         variances: The variance (d,) of each latent over the data, for each model.
         information: I(z_j; x) of each latent, as of :func:`echo_ext.metrics.latent_information`, (d,), in nats.
     """
-    figure, (left, right) = _panels(2)
-    for color, (name, variance) in zip(_colors(variances), variances.items(), strict=True):
-        ordered = [0.0, *_numbers(variance.sort().values)]
+    figure, (left, right) = make_panels(2)
+    for color, (name, variance) in zip(colors_of(variances), variances.items(), strict=True):
+        ordered = [0.0, *to_numbers(variance.sort().values)]
         shares = [index / len(variance) for index in range(len(ordered))]
         left.step(ordered, shares, where="post", color=color, label=name)
-        right.plot(_numbers(variance), _numbers(information[name]), ".", color=color, label=name)
-    _style_axes(left, "", "var(z_j)", "share of latents below")
-    _style_axes(right, "", "var(z_j)", "I(z_j; x) (nats)")
-    left.legend(frameon=False, labelcolor=_INK, fontsize=9)
+        right.plot(to_numbers(variance), to_numbers(information[name]), ".", color=color, label=name)
+    style_axes(left, "", "var(z_j)", "share of latents below")
+    style_axes(right, "", "var(z_j)", "I(z_j; x) (nats)")
+    left.legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 
@@ -341,26 +342,83 @@ def factors_against_latents(codes: Tensor, factors: Tensor, names: Sequence[str]
         wanted = f"({len(codes)}, {len(names)}), one column for each name"
         raise ValueError(f"factors must have shape {wanted}, got {tuple(factors.shape)}")
     standard = (codes - codes.mean(0)) / codes.std(0).clamp(min=torch.finfo(codes.dtype).tiny)
-    figure, panels = _panels(len(names))
+    figure, panels = make_panels(len(names))
     for axes, name, factor in zip(panels, names, factors.T, strict=True):
         means = [standard[factor == value].mean(0).tolist() for value in factor.unique()]
         image = axes.imshow(torch.tensor(means).T.numpy(), cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto")
         axes.set(xlabel="value", ylabel="latent" if axes is panels[0] else "")
-        _title(axes, name)
+        set_title(axes, name)
     figure.colorbar(image, ax=panels[-1], label="mean, in standard deviations")
+    return figure
+
+
+# ---- Estimates -------------------------------------------------------------------------------------------------------
+
+
+def convergence(found: Mapping[str, Convergence[Any]], *, truths: Mapping[str, float] | None = None) -> Figure:
+    """Plot estimates against the number of samples, with one curve for each k and error bars of one standard error.
+
+    Args:
+        found: Results of :func:`echo_ext.mutual_information_convergence`, without a batch, in one panel each, by their
+            titles.
+        truths: True values, which are drawn as dashed lines, by the same titles.
+
+    Raises:
+        ValueError: A result has a batch.
+    """
+    figure, panels = make_panels(len(found))
+    for axes, (title, each) in zip(panels, found.items(), strict=True):
+        if np.ndim(each.estimates) != 2:
+            shape = tuple(each.estimates.shape)
+            raise ValueError(f"estimates must have shape (sizes, k), without a batch, got {shape} of {title!r}")
+        order = np.argsort(each.sizes)
+        estimates, errors = (torch.as_tensor(values).double().cpu()[order] for values in each[2:])
+        for index, (color, k) in enumerate(zip(colors_of(each.k), each.k, strict=True)):
+            _draw_curve(
+                axes,
+                [each.sizes[i] for i in order],
+                to_numbers(estimates[:, index]),
+                x_errors=None,
+                y_errors=to_numbers(errors[:, index]),
+                color=color,
+                label=f"k = {k}",
+            )
+        if truths is not None and title in truths:
+            axes.axhline(truths[title], color=INK, linewidth=1, linestyle="--", label="true")
+        axes.set_xscale("log")
+        style_axes(axes, title, "number of samples", "estimate" if axes is panels[0] else "")
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    panels[0].legend(frameon=False, labelcolor=INK, fontsize=9)
     return figure
 
 
 # ---- Helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _colors(names: Iterable[object]) -> list[str]:
-    return [_COLORS[index % len(_COLORS)] for index, _ in enumerate(names)]
-
-
-def _numbers(values: Tensor) -> list[float]:
-    numbers: list[float] = values.detach().cpu().tolist()
-    return numbers
+def _draw_curve(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    x_errors: Sequence[float] | None,
+    y_errors: Sequence[float],
+    color: str,
+    label: str,
+) -> None:
+    """Draw a curve with error bars; errors that are NaN have none."""
+    axes.errorbar(
+        x,
+        y,
+        xerr=None if x_errors is None else [_known(error) for error in x_errors],
+        yerr=[_known(error) for error in y_errors],
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        label=label,
+    )
 
 
 def _known(error: float) -> float:
@@ -382,73 +440,9 @@ def _averaged(values: Sequence[float], points: int = 100) -> tuple[list[float], 
     return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Make square panels side by side."""
-    figure = Figure(figsize=(3.8 * count, 4.1), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr, call-arg]
-    return figure, list(figure.subplots(1, count, squeeze=False).flat)
-
-
-def _show_rows(figure: FigureBase, rows: Mapping[str, Tensor]) -> None:
-    """Show rows of images with their labels."""
-    columns = max(map(len, rows.values()))
-    for axes, (label, images) in zip(figure.subplots(len(rows), 1, squeeze=False).flat, rows.items(), strict=True):
-        _show_grid(axes, images, columns=columns)
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, color=_INK)
-
-
-def _show_grid(axes: Axes, images: Tensor, *, columns: int) -> None:
-    """Show images in a grid on white, with thin gaps between them: in color, or gray levels dark on light."""
-    rows = -(-len(images) // columns)
-    channels, height, width = images.shape[1:]
-    gap = max(1, width // 14)
-    shown = images if channels == 3 else 1 - images.mean(dim=1, keepdim=True)
-    grid = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, shown.shape[1])
-    for index, image in enumerate(shown.detach().cpu()):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        grid[top : top + height, left : left + width] = image.clamp(0, 1).permute(1, 2, 0)
-    # The means of some likelihoods lie outside of [0, 1].
-    axes.imshow(grid.squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _hide_axes(axes)
-
-
-def _show_vectors(axes: Axes, x: Tensor, color: str, **style: str) -> None:
-    """Show the first two columns of (n, d) as points, or a single column as a histogram."""
-    if x.shape[1] > 1:
-        _show_points(axes, x[:, :2], color, **style)
-    else:
-        axes.hist(_numbers(x[:, 0]), bins=60, density=True, color=color, alpha=0.6, **style)  # type: ignore[arg-type]
-        _style_axes(axes, "", "x", "density")
-
-
-def _show_points(axes: Axes, points: Tensor, color: str, **style: str) -> None:
-    """Show points (n, 2) without axes, since only their relative positions matter."""
-    _scatter(axes, points, color, **style)
-    axes.set_aspect("equal", adjustable="datalim")
-    _hide_axes(axes)
-
-
-def _scatter(axes: Axes, points: Tensor, color: str, **style: str) -> None:
-    """Show points (n, 2), which are more transparent the more there are."""
-    alpha = min(0.9, max(0.15, 40 / math.sqrt(max(len(points), 1)) / 2))
-    x, y = map(_numbers, points.T)
-    axes.scatter(x, y, s=6, color=color, alpha=alpha, linewidths=0, **style)  # type: ignore[arg-type]
-
-
-def _hide_axes(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _title(axes: Axes, title: str) -> None:
-    axes.set_title(title, color=_INK, fontsize=11)
-
-
 def _limit_from_zero(axes: Axes, late_values: Sequence[float], floor: float | None) -> None:
     if floor is not None:
-        axes.axhline(floor, color=_INK, linewidth=1, linestyle=":")
+        axes.axhline(floor, color=INK, linewidth=1, linestyle=":")
     axes.set_ylim(0, 1.06 * max(*late_values, floor or 0.0, 1e-3))
 
 
@@ -458,24 +452,13 @@ def _limit(axes: Axes, late_values: Sequence[float]) -> None:
     axes.set_ylim(min(late_values) - margin, max(late_values) + margin)
 
 
-def _style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
-    _title(axes, title)
-    axes.set_xlabel(xlabel, color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
-    axes.grid(axis="y", color=_PALE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-
-
 def _legend_handles(history: Mapping[str, History], has_floor: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], color=color, linewidth=3, label=name)
-        for color, name in zip(_colors(history), history, strict=True)
+        for color, name in zip(colors_of(history), history, strict=True)
     ]
     if has_floor:
-        handles.append(Line2D([], [], color=_INK, linewidth=1, linestyle=":", label="minimum rate of Echo"))
+        handles.append(Line2D([], [], color=INK, linewidth=1, linestyle=":", label="minimum rate of Echo"))
     styles = {
         "validation": {"linewidth": 1.8},
         "training": {"linewidth": 1, "alpha": 0.5},
@@ -484,5 +467,5 @@ def _legend_handles(history: Mapping[str, History], has_floor: bool) -> list[Lin
     labels = {"test": "test, after training"}
     for part, style in styles.items():
         if any(getattr(each, part) for each in history.values()):
-            handles.append(Line2D([], [], color=_GRAY, label=labels.get(part, part), **style))  # type: ignore[arg-type]
+            handles.append(Line2D([], [], color=GRAY, label=labels.get(part, part), **style))  # type: ignore[arg-type]
     return handles

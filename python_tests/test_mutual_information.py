@@ -34,8 +34,21 @@ def published(d):
         (5, 5, "bi-ksg", 1.07249769087, 5e-12),
     ],
 )
+@pytest.mark.filterwarnings("ignore:method 'bi-ksg' is for at most 4 columns")
 def test_reference_values(d, k, method, value, digits):
     assert echo_ext.mutual_information(*published(d), k=k, method=method) == pytest.approx(value, abs=1e-12 + digits)
+
+
+def test_bi_ksg_warns_of_many_columns():
+    x, y = np.random.default_rng(0).standard_normal((2, 3000, 10))
+    with pytest.warns(UserWarning, match="at most 4 columns in each variable, got 4 and 5: it reads") as caught:
+        echo_ext.mutual_information(x[:, :4], y[:, :5], method="bi-ksg")
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="got 10 and 10"):
+        assert echo_ext.mutual_information(x, y, method="bi-ksg") == pytest.approx(1.7, abs=0.1)
+    assert abs(echo_ext.mutual_information(x[:, :3], y[:, :3], method="bi-ksg")) < 0.05
+    for method in ("ksg1", "ksg2", "mixed"):
+        assert abs(echo_ext.mutual_information(x, y, method=method)) < 0.05
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.image import imread
 
 from echo_ext import metrics, plots
+from echo_ext.estimators import Convergence
 from echo_ext.metrics import RateDistortion
 from echo_ext.models import build
 from echo_ext.plots import History
@@ -213,3 +214,26 @@ def test_means_of_latents_by_factor():
     torch.testing.assert_close(shape[0], torch.tensor([-1.0, 1.0]) * 0.5 / codes[:, 0].std())
     with pytest.raises(ValueError, match=r"factors must have shape \(6, 1\)"):
         plots.factors_against_latents(codes, factors, ["shape"])
+
+
+def test_convergence_has_a_curve_for_each_k():
+    estimates = np.array([[0.3, 0.2], [0.1, 0.15], [0.2, 0.1]])
+    errors = np.array([[0.01, 0.02], [0.02, 0.01], [math.nan, 0.0]])
+    found = Convergence((400, 100, 200), (3, 10), estimates, errors)
+    tensors = Convergence((100,), (4,), torch.tensor([[0.5]]), torch.tensor([[0.1]]))
+    figure = plots.convergence({"x and y": found, "x and z": tensors}, truths={"x and y": 0.4})
+    drawn(figure)
+    first, second = figure.axes
+    for curve, column, k in zip(first.containers, estimates.T, found.k, strict=True):
+        assert curve.get_label() == f"k = {k}"
+        assert list(curve.lines[0].get_xdata()) == [100, 200, 400]
+        np.testing.assert_array_equal(curve.lines[0].get_ydata(), column[[1, 2, 0]])
+    bars = np.array(first.containers[1].lines[2][0].get_segments())[..., 1]
+    np.testing.assert_allclose((bars[:, 1] - bars[:, 0]) / 2, [0.01, 0.0, 0.02], atol=1e-12)
+    assert [line.get_label() for line in first.lines if line.get_linestyle() == "--"] == ["true"]
+    assert [line.get_ydata()[0] for line in first.lines if line.get_linestyle() == "--"] == [0.4]
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "log"]
+    assert [axes.get_title() for axes in figure.axes] == ["x and y", "x and z"]
+    assert len(second.containers) == 1
+    with pytest.raises(ValueError, match=r"estimates must have shape \(sizes, k\), .* got \(1, 1, 2\) of 'x'"):
+        plots.convergence({"x": Convergence((100,), (4,), torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))})

@@ -5,6 +5,7 @@ and at the end to learn how many samples are tied (`DegenerateDataWarning`). Not
 missing or rows are out of order.
 """
 
+from echo_ext.estimators.convergence import Convergence, mutual_information_convergence
 from echo_ext.estimators.count_within import count_within
 from echo_ext.estimators.discrete import mutual_information_discrete
 from echo_ext.estimators.entropy import entropy
@@ -17,6 +18,7 @@ from echo_ext.estimators.transfer import transfer_entropy
 from echo_ext.estimators.uncertainty import UncertainEstimate, with_standard_error
 
 __all__ = [
+    "Convergence",
     "DegenerateDataWarning",
     "IndependenceTest",
     "UncertainEstimate",
@@ -26,6 +28,7 @@ __all__ = [
     "independence_test",
     "knn",
     "mutual_information",
+    "mutual_information_convergence",
     "mutual_information_discrete",
     "mutual_information_matrix",
     "total_correlation",

@@ -111,7 +111,8 @@ def mutual_information(
       farthest of the k neighbors is in x (eq. 9). Of equally near neighbors, those with the lower index are taken.
     * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``. nx counts the samples that are no farther
       in x than the k-th neighbor is in (x, y); c_d is the volume of the d-dimensional unit ball (Gao, Oh and
-      Viswanath 2018).
+      Viswanath 2018). It is for at most 4 columns in each variable, and warns if there are more: with 5 it reads 0.2
+      nats from independent normal variables, with 10 1.7 nats, with 25 9.4 nats (3000 samples, k = 3).
     * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, for variables that are partly discrete. nx counts the
       samples that are strictly nearer. Where the k-th neighbor is at distance 0, the numbers of samples with equal
       values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017).
@@ -167,6 +168,9 @@ def mutual_information(
 
     Warns:
         DegenerateDataWarning: More than 5 % of the samples equal k others, and the method is not for such data.
+
+    Warns:
+        UserWarning: Method "bi-ksg" with more than 4 columns in x or y.
 
     Example:
         >>> import numpy as np

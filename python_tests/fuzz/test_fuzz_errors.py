@@ -142,6 +142,16 @@ NOT_GROUPS = {
     "text": lambda _: "ab",
     "fractions": lambda _: [[0.5], [1]],
 }
+NOT_SIZES = {
+    "empty": lambda _: [],
+    "number": lambda _: 3,
+    "too large": lambda _: [N + 1],
+    "zero": lambda _: [N, 0],
+    "fraction": lambda _: [6.5],
+    "text": lambda _: "12",
+    "list of text": lambda _: ["12"],
+    "too small for k": lambda _: [2, N],
+}
 
 
 # ---- Valid calls -----------------------------------------------------------------------------------------------------
@@ -236,6 +246,11 @@ CALLS = {
             repeats=(2, NOT_COUNTS),
         ),
     ),
+    "mutual_information_convergence": Call(
+        echo_ext.mutual_information_convergence,
+        ("x", "y"),
+        _options(**METHOD, sizes=([N], NOT_SIZES), repeats=(2, NOT_COUNTS), seed=(1, NOT_SEEDS)),
+    ),
     "echo_sample": Call(echo_ext.echo_sample, (), NOISE),
     "echo_sample from a bank": Call(echo_ext.echo_sample, (), {**NOISE, "bank": (None, NOT_BANKS)}),
     "echo_noise": Call(echo_ext.echo_noise, (), {**NOISE, "bank": (None, NOT_BANKS), "size": (5, NOT_COUNTS)}),
@@ -247,6 +262,7 @@ RIGHT = {
     ("independence_test", "n_resamples", "huge"),
     ("independence_test", "z", "none"),
     ("with_standard_error", "repeats", "huge"),
+    ("mutual_information_convergence", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),
     ("mutual_information_matrix", "y", "none"),
     ("count_within", "points", "no rows"),

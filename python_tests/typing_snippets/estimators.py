@@ -16,13 +16,14 @@ from echo_ext import (
     independence_test,
     knn,
     mutual_information,
+    mutual_information_convergence,
     mutual_information_discrete,
     mutual_information_matrix,
     total_correlation,
     transfer_entropy,
     with_standard_error,
 )
-from echo_ext.estimators import IndependenceTest, UncertainEstimate
+from echo_ext.estimators import Convergence, IndependenceTest, UncertainEstimate
 from echo_ext.metrics import knn_accuracy, mig
 from echo_ext.sklearn import MutualInformationSelector, mutual_info_classif, mutual_info_regression
 
@@ -56,6 +57,7 @@ assert_type(count_within(tensor, tensor[:, 0], tensor, inclusive=True), Tensor)
 assert_type(knn(tensor, tensor, 2), tuple[Tensor, Tensor])
 assert_type(with_standard_error(mutual_information, tensor, tensor), UncertainEstimate[Tensor])
 assert_type(independence_test(tensor, tensor, tensor).null_distribution, Tensor)
+assert_type(mutual_information_convergence(tensor, tensor, sizes=[10, 30]), Convergence[Tensor])
 assert_type(echo_ext.distributed.mutual_information(tensor, tensor), Tensor)
 
 # ---- Arrays in, arrays and floats out
@@ -76,6 +78,7 @@ assert_type(entropy(array, groups=("a", None, 3)), Array | float)
 assert_type(knn(array), tuple[Array, Indices])
 assert_type(count_within(array, [0.5] * 30), Indices)
 assert_type(independence_test(array, array), IndependenceTest[Array | float, Array])
+assert_type(mutual_information_convergence(array, array, k=0.1, transform="rank", groups=labels).estimates, Array)
 assert_type(echo_ext.distributed.mutual_information(array, array), Array | float)
 assert_type(mutual_info_regression(array, numbers), npt.NDArray[np.float64])
 assert_type(mutual_info_classif(array, numbers, discrete_features=[0]), npt.NDArray[np.float64])
