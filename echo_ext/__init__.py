@@ -39,12 +39,14 @@ from echo_ext.estimators import (
 )
 
 if _TYPE_CHECKING:
+    from echo_ext import causallearn as causallearn
     from echo_ext import data as data
     from echo_ext import distributed as distributed
     from echo_ext import metrics as metrics
     from echo_ext import models as models
     from echo_ext import reference as reference
     from echo_ext import sklearn as sklearn
+    from echo_ext import tigramite as tigramite
     from echo_ext import training as training
 
 __version__ = "0.1.0"
@@ -76,7 +78,17 @@ __all__ = [
 ]
 
 # Imported when they are first used: some need packages that are optional, and all take time.
-_SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn", "training")
+_SUBMODULES = (
+    "causallearn",
+    "data",
+    "distributed",
+    "metrics",
+    "models",
+    "reference",
+    "sklearn",
+    "tigramite",
+    "training",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -158,11 +158,12 @@ def unknown(kind: str, name: str, known: Collection[str], *, owner: str | None =
     return ValueError(f"{begin} {brief(name)}; the most similar are {', '.join(near)}")
 
 
-def installed(*packages: str, purpose: str, extra: str = "train") -> None:
-    """Raise a ModuleNotFoundError that names the missing packages and the extra that installs them."""
+def installed(*packages: str, purpose: str, extra: str = "train", install: str | None = None) -> None:
+    """Raise a ModuleNotFoundError that names the missing packages and the extra, or the package, that installs them."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ModuleNotFoundError(f"{purpose} needs {' and '.join(missing)}: pip install 'echo-ext[{extra}]'")
+        install = install or f"'echo-ext[{extra}]'"
+        raise ModuleNotFoundError(f"{purpose} needs {' and '.join(missing)}: pip install {install}")
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:

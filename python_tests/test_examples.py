@@ -1,6 +1,8 @@
 """The examples in the docstrings of what users import."""
 
 import doctest
+import importlib
+import importlib.util
 import warnings
 
 import numpy as np
@@ -11,6 +13,11 @@ import echo_ext
 
 pytest.importorskip("sklearn")
 MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed, echo_ext.models]
+MODULES += [
+    importlib.import_module(f"echo_ext.{package}")
+    for package in ("causallearn", "tigramite")
+    if importlib.util.find_spec(package) is not None
+]
 NAMES = [(module, name) for module in MODULES for name in module.__all__ if name not in ("LatentModel", "Model")]
 
 

@@ -10,7 +10,23 @@ import pytest
 
 import echo_ext
 
-SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn", "training")
+SUBMODULES = (
+    "causallearn",
+    "data",
+    "distributed",
+    "metrics",
+    "models",
+    "reference",
+    "sklearn",
+    "tigramite",
+    "training",
+)
+NEEDED = {
+    "causallearn": ("causallearn",),
+    "sklearn": ("sklearn",),
+    "tigramite": ("tigramite",),
+    "training": ("lightning", "yaml"),
+}
 
 
 def run(program):
@@ -28,24 +44,32 @@ def test_optional_packages_are_left_for_later():
 
 @pytest.mark.parametrize("name", SUBMODULES)
 def test_submodules_need_no_second_import(name):
-    needed = {"sklearn": ("sklearn",), "training": ("lightning", "yaml")}.get(name, ())
+    needed = NEEDED.get(name, ())
     if any(importlib.util.find_spec(package) is None for package in needed):
         pytest.skip(f"echo_ext.{name} needs {needed}")
     assert run(f"import echo_ext; print(echo_ext.{name}.__name__)") == f"echo_ext.{name}\n"
 
 
-def test_a_missing_package_is_named():
-    program = """
+@pytest.mark.parametrize(
+    ("module", "package", "command"),
+    [
+        ("sklearn", "sklearn", "pip install 'echo-ext[train]'"),
+        ("tigramite", "tigramite", "pip install tigramite"),
+        ("causallearn", "causallearn", "pip install causal-learn"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(module, package, command):
+    program = f"""
         import importlib.util
         find_spec = importlib.util.find_spec
-        importlib.util.find_spec = lambda name, *rest: None if name == "sklearn" else find_spec(name, *rest)
+        importlib.util.find_spec = lambda name, *rest: None if name == {package!r} else find_spec(name, *rest)
         import echo_ext
         try:
-            echo_ext.sklearn
+            echo_ext.{module}
         except ModuleNotFoundError as error:
             print(error)
     """
-    assert run(textwrap.dedent(program)) == "echo_ext.sklearn needs sklearn: pip install 'echo-ext[train]'\n"
+    assert run(textwrap.dedent(program)) == f"echo_ext.{module} needs {package}: {command}\n"
 
 
 def test_submodules_are_attributes(monkeypatch):
