@@ -277,6 +277,16 @@ def test_transform_comes_first():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("transform", ["rank", "normal"])
+def test_ranks_of_tied_values_do_not_depend_on_each_other(transform):
+    x, y = torch.randint(3, (2, 80, 100, 1)).double()
+    found = independence_test(x, y, n_resamples=39, k=5, transform=transform)
+    assert (found.pvalue <= 0.05).double().mean() < 0.05 + 5 * (0.0475 / 80) ** 0.5
+    assert found.statistic.abs().max() < 0.5
+    with pytest.warns(UserWarning, match="z is constant"):
+        independence_test(x[0], y[0], torch.ones(100, 1, dtype=F64), n_resamples=9, transform=transform)
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("surrogate", [None, "circular", "block"])
 def test_surrogates_do_not_cross_groups(surrogate, conditional):

@@ -73,6 +73,8 @@ def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: st
 
 def evaluate_in_order(formula: Formula, names: Sequence[str], variables: Sequence[Tensor], options: Options) -> Tensor:
     """Return the formula's local values for variables without missing values, in the order of their rows."""
+    if options.transform in ("rank", "normal"):
+        warn_of_ranked_ties(names, variables, options)
     if options.transform is not None or options.discrete:
         variables = prepare_columns(names, variables, options)
     if options.rows is None:
@@ -145,6 +147,21 @@ def warn_if_tied(shares: Sequence[Tensor], remedy: str) -> None:
             f"{up_to}{100 * most:.3g} % of the samples have their k-th neighbor at distance 0; {remedy}",
             DegenerateDataWarning,
         )
+
+
+def warn_of_ranked_ties(names: Sequence[str], variables: Sequence[Tensor], options: Options) -> None:
+    """Warn if ranks would order many equal values of a column by their rows."""
+    for name, points in zip(names, variables, strict=True):
+        if not points.is_floating_point() or options.discrete.get(name, False) is not False or points.numel() == 0:
+            continue
+        ordered = points.detach().sort(-2).values
+        share = float((ordered.diff(dim=-2) == 0).double().mean(-2).max()) if points.shape[-2] > 1 else 0.0
+        if share > TIED_SHARE:
+            _checks.warn(
+                f"{name}: {100 * share:.3g} % of the values of a column repeat others, and "
+                f"transform={options.transform!r} orders equal values by their rows; use transform=None, method='mixed'",
+                DegenerateDataWarning,
+            )
 
 
 # ---- Output ----------------------------------------------------------------------------------------------------------

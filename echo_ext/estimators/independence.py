@@ -167,7 +167,8 @@ def independence_test(
         early_stopping: A significance level, such as 0.05. The test stops as soon as so many surrogates have reached
             the statistic that it can no longer be rejected at this level, with p = reached / (number of surrogates so
             far) (Besag and Clifford 1991). A batch stops when all its tests have.
-        unit, exclude_within, nan_policy, transform: As in :func:`mutual_information`.
+        unit, exclude_within, nan_policy: As in :func:`mutual_information`.
+        transform: As in :func:`mutual_information`, but ranks of equal values are in a random order.
         groups: As in :func:`mutual_information`. Surrogates exchange rows only within a group.
         seed: The seed of the surrogates. None draws one from PyTorch's generator. The same seed gives the same p-value
             on each device and for any number of threads.
@@ -300,7 +301,8 @@ def _read_settings(
 
 def _test(names: Sequence[str], part: Part, settings: Settings, progress: Callable[[int], object] | None) -> Resampled:
     """Test the items of a part: (B, M, d)."""
-    variables = prepare_columns(names, [v.detach() for v in part.variables], part.options)
+    raw = [v.detach() for v in part.variables]
+    variables = _prepare(names, raw, part.options, settings.seed)
     options, sizes = part.options, [part.options.total]
     if settings.groups is not None:
         groups, order = settings.groups[part.kept.cpu()].sort(stable=True)
@@ -311,7 +313,7 @@ def _test(names: Sequence[str], part: Part, settings: Settings, progress: Callab
     if options.rows is not None:
         options = replace(options, rows=options.rows.to(variables[0].device))
     conditional = len(variables) == 3
-    if conditional and bool((variables[2] == variables[2][..., :1, :]).all()):
+    if conditional and bool((raw[2] == raw[2][..., :1, :]).all()):
         _checks.warn("z is constant, so independence_test ignores it and permutes all rows of y")
         conditional, variables = False, variables[:2]
     formulas = local_values.CONDITIONAL if conditional else local_values.MUTUAL_INFORMATION
@@ -325,6 +327,21 @@ def _test(names: Sequence[str], part: Part, settings: Settings, progress: Callab
         native=conditional and settings.method == "ksg1",
         progress=progress,
     )
+
+
+def _prepare(names: Sequence[str], variables: Sequence[Tensor], options: Options, seed: int) -> list[Tensor]:
+    """Transform the variables; ranks break ties at random, for each variable in another way.
+
+    In the order of the rows, which is the same in all variables, ranks of tied values would depend on each other.
+    """
+    if options.transform not in ("rank", "normal"):
+        return prepare_columns(names, variables, options)
+    prepared = []
+    for stream, (name, variable) in enumerate(zip(names, variables, strict=True)):
+        order = surrogates.shuffled(options.total, seed, stream=-2 - stream)(0, 1)[0].to(variable.device)
+        (ranked,) = prepare_columns([name], [variable.index_select(-2, order)], options)
+        prepared.append(ranked.index_select(-2, order.argsort()))
+    return prepared
 
 
 def _orders(variables: Sequence[Tensor], sizes: Sequence[int], options: Options, settings: Settings) -> Orders:
