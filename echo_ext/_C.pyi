@@ -196,7 +196,7 @@ def knn_count(
     dtype: int,
     points: int,
     radii: int,
-    groups: int,
+    groups: Sequence[int],
     rows: int,
     batch: int,
     num_points: int,

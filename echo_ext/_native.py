@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -33,6 +34,12 @@ def dense(tensor: Tensor) -> Tensor:
 def address(tensor: Tensor | None) -> int:
     """Return where a dense tensor lies in memory; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a few numbers on a device, which fills them in itself: nothing is copied from the host."""
+    runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def workspace(size: int, device: torch.device) -> Tensor:

@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import echo_ext
+from echo_ext._native import constants
 from echo_ext.estimators import _all_pairs, discrete, evaluation, ksg, pairs, samples
-from echo_ext.estimators._backend import BACKENDS, constants
+from echo_ext.estimators._backend import BACKENDS
 from echo_ext.estimators._backend_cuda import Cuda
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import read_options

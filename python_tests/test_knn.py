@@ -64,7 +64,7 @@ def test_reaches_are_those_of_the_nearest(kind, dtype):
         ks, groups = [int(k) for k in rng.integers(1, largest, 3)], [0, *rng.integers(0, 2, d - 2).tolist(), 1]
         _, nearest = reference.knn(points, k=max(ks), exclude_within=window)
         apart = np.abs(points[nearest] - points[:, None])
-        reaches = PointSet(torch.from_numpy(points)).search_reaches(ks, groups, exclude_within=window)
+        _, reaches = PointSet(torch.from_numpy(points)).search_reaches(ks, groups, exclude_within=window)
         for k, reaches_of_k in zip(ks, reaches.numpy(), strict=True):
             for group, reach in enumerate(reaches_of_k):
                 np.testing.assert_array_equal(reach, apart[:, :k, np.equal(groups, group)].max((1, 2)))

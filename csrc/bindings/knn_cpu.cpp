@@ -26,11 +26,11 @@ void bind_knn_cpu(py::module_& m) {
       py::arg("indices"), py::arg("reaches"), py::arg("num_threads"));
   m.def(
       "knn_count",
-      [](int dtype, uintptr_t points, uintptr_t radii, uintptr_t groups, uintptr_t rows, int64_t batch,
-         int64_t num_points, int64_t num_radii, int num_groups, int dim, const std::string& metric, bool inclusive,
-         int64_t exclude_within, uintptr_t counts, int num_threads) {
-        knn_count()({static_cast<DType>(dtype), at<>(points), at<>(radii), at<int32_t>(groups), at<int64_t>(rows),
-                     batch, num_points, num_radii, num_groups, dim, metric_of(metric), inclusive, exclude_within,
+      [](int dtype, uintptr_t points, uintptr_t radii, const std::vector<int32_t>& groups, uintptr_t rows,
+         int64_t batch, int64_t num_points, int64_t num_radii, int num_groups, int dim, const std::string& metric,
+         bool inclusive, int64_t exclude_within, uintptr_t counts, int num_threads) {
+        knn_count()({static_cast<DType>(dtype), at<>(points), at<>(radii), groups.data(), at<int64_t>(rows), batch,
+                     num_points, num_radii, num_groups, dim, metric_of(metric), inclusive, exclude_within,
                      at<int64_t>(counts), num_threads});
       },
       NoGil(), py::kw_only(), py::arg("dtype"), py::arg("points"), py::arg("radii"), py::arg("groups"), py::arg("rows"),

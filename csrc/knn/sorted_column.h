@@ -10,6 +10,7 @@
 
 #include "common/isa.h"
 #include "knn/counting_sort.h"
+#include "knn/select.h"
 
 namespace echo_ext {
 namespace ECHO_EXT_ISA {
@@ -25,6 +26,16 @@ class SortedColumn {
   const T* values() const { return values_.data() + 1; }
 
  private:
+  static constexpr int64_t kFew = 1024;
+
+  void sort_few(const T* values, int64_t size) {
+    std::vector<LaneInt<T>> rows(static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i) rows[i] = static_cast<LaneInt<T>>(i);
+    std::copy(values, values + size, values_.begin() + 1);
+    PairSort<T>().sort(values_.data() + 1, rows.data(), size);
+    std::copy(rows.begin(), rows.end(), order_.begin());
+  }
+
   std::vector<int32_t> order_;
   std::vector<T> values_;
 };
@@ -41,12 +52,18 @@ __attribute__((noinline)) void sort_ties(const T* values, int32_t* begin, int32_
   if (!std::is_sorted(begin, end, before)) std::sort(begin, end, before);
 }
 
-// Sorts by radix on the 32 leading bits of an order-preserving integer form of the values, then ties by the values
-// themselves, and equal values by row. A typical value is subtracted first, so that the leading bits resolve
-// differences relative to the spread of the data and not relative to its distance from zero.
+// Few values are sorted as pairs with their rows. Many are sorted by radix on the 32 leading bits of an
+// order-preserving integer form of the values, then ties by the values themselves, and equal values by row. A typical
+// value is subtracted first, so that the leading bits resolve differences relative to the spread of the data and not
+// relative to its distance from zero.
 template <typename T>
 SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
     : order_(static_cast<size_t>(size)), values_(static_cast<size_t>(size) + 2) {
+  values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();
+  if (size <= kFew) {
+    sort_few(values, size);
+    return;
+  }
   T sample[15];
   for (int i = 0; i < 15; ++i) sample[i] = values[size * i / 15];
   std::nth_element(sample, sample + 7, sample + 15);
@@ -85,7 +102,6 @@ SortedColumn<T>::SortedColumn(const T* values, int64_t size, int num_threads)
       if (sorted_end - begin > 1) sort_ties(values, order_.data() + begin, order_.data() + sorted_end);
     }
   });
-  values_.front() = values_.back() = std::numeric_limits<T>::quiet_NaN();
   for_each_run(size, num_threads, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t i = begin; i < end; ++i) values_[i + 1] = values[order_[i]];
   });

@@ -52,9 +52,18 @@ def search_kth(
             kth.copy_(found[:, k - 1].where(found[:, k - 1] == found[:, k - 1], torch.inf))
 
 
-def boundary(points: Tensor, radii: Tensor, skip: Tensor, *, width: int, exclude_within: int, indices: Tensor) -> None:
+def boundary(
+    points: Tensor,
+    radii: Tensor,
+    skip: Tensor,
+    *,
+    width: int,
+    exclude_within: int,
+    rows: Tensor | None,
+    indices: Tensor,
+) -> None:
     """Find the ``width`` farthest neighbors within each radius, and the ``width + 1`` nearest beyond it."""
-    for item, block, apart in _blocks(points, None, "chebyshev", exclude_within, None):
+    for item, block, apart in _blocks(points, None, "chebyshev", exclude_within, rows):
         apart.scatter_(1, skip[item, block].unsqueeze(1), torch.nan)
         is_inside = apart < radii[item, block].unsqueeze(1)
         farthest, inside = torch.where(is_inside, apart, -1).sort(descending=True, stable=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -66,17 +65,20 @@ class Backend(Protocol):
         *,
         exclude_within: int,
         rows: Tensor | None,
+        distances: Tensor,
         reaches: Tensor,
     ) -> None:
-        """Find how far the k nearest others of each point reach in each group of columns: (K, G, *batch, N)."""
+        """Find the distances (K, *batch, N) from each point to its ks-th nearest others, and their reaches.
+
+        These are how far the k nearest reach in each group of columns: (K, G, *batch, N).
+        """
 
     def count(
         self,
         prepared: Any,
         radii: Tensor,
         *,
-        groups: Tensor,
-        num_groups: int,
+        groups: Sequence[int],
         num_radii: int,
         inclusive: bool,
         metric: Metric,
@@ -147,12 +149,6 @@ BACKENDS: dict[str, Backend] = {"cpu": Cpu(), "cuda": Cuda()}
 def backend_of(tensor: Tensor) -> Backend:
     """Return the backend of a tensor's device."""
     return BACKENDS["cuda" if tensor.is_cuda else "cpu"]  # tensor.device.type takes seven times as long
-
-
-def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a few numbers on a device, which fills them in itself: nothing is copied from the host."""
-    runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
-    return runs[0] if len(runs) == 1 else torch.cat(runs)
 
 
 def digamma(counts: Tensor) -> Tensor:

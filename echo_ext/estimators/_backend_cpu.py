@@ -69,9 +69,9 @@ class Cpu:
         *,
         exclude_within: int,
         rows: Tensor | None,
+        distances: Tensor,
         reaches: Tensor,
     ) -> None:
-        distances = reaches.new_empty((len(ks), *reaches.shape[2:]))
         self._search(
             prepared,
             max(ks),
@@ -127,8 +127,7 @@ class Cpu:
         prepared: Tensor,
         radii: Tensor,
         *,
-        groups: Tensor,
-        num_groups: int,
+        groups: Sequence[int],
         num_radii: int,
         inclusive: bool,
         metric: Metric,
@@ -141,12 +140,12 @@ class Cpu:
             dtype=dtype_code(prepared.dtype),
             points=prepared.data_ptr(),
             radii=radii.data_ptr(),
-            groups=groups.data_ptr(),
+            groups=groups,
             rows=address(rows),
             batch=math.prod(batch),
             num_points=n,
             num_radii=num_radii,
-            num_groups=num_groups,
+            num_groups=max(groups) + 1,
             dim=dim,
             metric=metric,
             inclusive=inclusive,
@@ -242,12 +241,14 @@ class Cpu:
         return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
 
     def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return torch.from_numpy(np.broadcast_to(values.numpy(), shape).copy())
+        copy = np.empty(shape)
+        copy[...] = values.numpy()
+        return torch.from_numpy(copy)
 
     def mean(self, values: Tensor) -> Tensor:
         if values.requires_grad:  # only PyTorch records it
             return values.mean(-1)
-        return torch.from_numpy(np.asarray(values.numpy().mean(-1)))
+        return torch.from_numpy(np.asarray(np.add.reduce(values.numpy(), -1) / values.shape[-1]))
 
     def share_of_zeros(self, values: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray((values.numpy() == 0).mean(-1)))

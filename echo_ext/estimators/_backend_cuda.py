@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _C
-from echo_ext._native import address, device_and_stream, dtype_code, workspace
+from echo_ext._native import address, constants, device_and_stream, dtype_code, workspace
 from echo_ext._types import Metric
 from echo_ext.estimators import _all_pairs
 from echo_ext.estimators._metric import reaches_of
@@ -119,7 +119,7 @@ class Cuda:
             distances=found,
             indices=None,
         )
-        torch.stack([found[..., k - 1] for k in ks], out=distances)
+        distances.copy_(self.select_kth(found, ks))
 
     def search_reaches(
         self,
@@ -129,6 +129,7 @@ class Cuda:
         *,
         exclude_within: int,
         rows: Tensor | None,
+        distances: Tensor,
         reaches: Tensor,
     ) -> None:
         found = prepared.points.new_empty((*prepared.points.shape[:2], max(ks)))
@@ -143,6 +144,7 @@ class Cuda:
             distances=found,
             indices=indices,
         )
+        distances.copy_(self.select_kth(found, ks).view_as(distances))
         reaches.copy_(reaches_of(prepared.points, prepared.points, indices, ks, groups).view_as(reaches))
 
     def count(
@@ -150,8 +152,7 @@ class Cuda:
         prepared: Tree,
         radii: Tensor,
         *,
-        groups: Tensor,
-        num_groups: int,
+        groups: Sequence[int],
         num_radii: int,
         inclusive: bool,
         metric: Metric,
@@ -159,13 +160,14 @@ class Cuda:
         rows: Tensor | None,
         counts: Tensor,
     ) -> None:
+        of_columns = constants(groups, torch.int32, radii.device)
         self.core.knn_cuda_count(
             points=prepared.native,
             radii=radii.data_ptr(),
-            groups=groups.data_ptr(),
+            groups=of_columns.data_ptr(),
             rows=address(rows),
             num_radii=num_radii,
-            num_groups=num_groups,
+            num_groups=max(groups) + 1,
             metric=metric,
             inclusive=inclusive,
             exclude_within=exclude_within,
@@ -189,7 +191,7 @@ class Cuda:
             flat = (each.view(*prepared.points.shape[:2], *each.shape[radii.ndim :]) for each in (radii, skip, indices))
             radii, skip, indices = flat
             _all_pairs.boundary(
-                prepared.points, radii, skip, width=width, exclude_within=exclude_within, indices=indices
+                prepared.points, radii, skip, width=width, exclude_within=exclude_within, rows=rows, indices=indices
             )
             return
         self.core.knn_cuda_boundary(

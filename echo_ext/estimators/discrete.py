@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from echo_ext._native import constants
 from echo_ext._types import Array, Estimate, Labels, NanPolicy, NumNeighbors, TensorOrArray, Transform, Unit
 from echo_ext.estimators import gradients
-from echo_ext.estimators._backend import backend_of, constants, digamma
+from echo_ext.estimators._backend import backend_of, digamma
 from echo_ext.estimators.cells import join_cells, number_cells
 from echo_ext.estimators.evaluation import evaluate, reduce_local_values
 from echo_ext.estimators.labels import read_labels

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
+from echo_ext._native import constants
 from echo_ext._types import (
     Array,
     EntropyMethod,
@@ -23,7 +24,6 @@ from echo_ext._types import (
     Unit,
 )
 from echo_ext.estimators import cells, gradients, local_values
-from echo_ext.estimators._backend import constants
 from echo_ext.estimators._metric import Rules, rules_of
 from echo_ext.estimators.evaluation import evaluate, note_tied, reduce_local_values
 from echo_ext.estimators.labels import read_categories

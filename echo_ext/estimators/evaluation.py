@@ -159,7 +159,7 @@ def warn_of_ranked_ties(names: Sequence[str], variables: Sequence[Tensor], optio
         if share > TIED_SHARE:
             _checks.warn(
                 f"{name}: {100 * share:.3g} % of the values of a column repeat others, and "
-                f"transform={options.transform!r} orders equal values by their rows; use transform=None, method='mixed'",
+                f"transform={options.transform!r} orders equal ones by their rows; use transform=None, method='mixed'",
                 DegenerateDataWarning,
             )
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
+from echo_ext._native import constants
 from echo_ext._types import Metric
 from echo_ext.estimators import cells
-from echo_ext.estimators._backend import backend_of, constants, digamma
+from echo_ext.estimators._backend import backend_of, digamma
 from echo_ext.estimators._metric import log_unit_ball
 from echo_ext.estimators.evaluation import note_tied
 from echo_ext.estimators.neighbors import PointSet, count_neighbors, count_neighbors_among
@@ -155,21 +156,17 @@ def join(variables: Sequence[PointSet]) -> PointSet:
 def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "chebyshev") -> Tensor:
     """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
     return points.search_kth(
-        options.ks,
-        metric=metric,
-        exclude_within=options.exclude_within,
-        rows=options.rows,
-        part=options.part,
+        options.ks, metric=metric, exclude_within=options.exclude_within, rows=options.rows, part=options.part
     )
 
 
 def _reaches(variables: Sequence[PointSet], options: Options) -> tuple[Tensor, ...]:
     """Return how far the k nearest neighbors in the joint space reach in each variable: (K, *batch, N) for each."""
     groups = [i for i, variable in enumerate(variables) for _ in range(variable.dim)]
-    reaches = join(variables).search_reaches(
+    radii, reaches = join(variables).search_reaches(
         options.ks, groups, exclude_within=options.exclude_within, rows=options.rows, part=options.part
     )
-    note_tied(reaches.amax(1), options)
+    note_tied(radii, options)
     return reaches.unbind(1)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from echo_ext._types import Metric
-from echo_ext.estimators._backend import backend_of, constants
+from echo_ext.estimators._backend import backend_of
 from echo_ext.estimators._metric import reaches_of
 
 # All points, where a part of them could be asked for.
@@ -59,7 +59,7 @@ class PointSet:
 
     def expand(self, batch: torch.Size) -> Tensor:
         """Return the points, broadcast to a batch."""
-        return self.points.expand(*batch, *self.points.shape[-2:])
+        return self.points if self.batch == batch else self.points.expand(*batch, *self.points.shape[-2:])
 
     def search(
         self,
@@ -128,7 +128,7 @@ class PointSet:
         exclude_within: int = 0,
         rows: Tensor | None = None,
         part: slice = ALL,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Find how far the k nearest others (Chebyshev) of each point reach in each group of columns.
 
         Args:
@@ -136,19 +136,27 @@ class PointSet:
             groups: The group of each column, of G.
 
         Returns:
-            (K, G, *batch, N).
+            The distances to the ks-th neighbors, (K, *batch, N), and the reaches, (K, G, *batch, N).
         """
         if part != ALL:
-            indices = self._search_part(max(ks), metric="chebyshev", exclude_within=exclude_within, part=part)[1]
+            lists, indices = self._search_part(max(ks), metric="chebyshev", exclude_within=exclude_within, part=part)
             each_of = (self.points, self.points[..., part, :], indices)
             points, queries, found = (each.reshape(math.prod(self.batch), *each.shape[-2:]) for each in each_of)
-            return reaches_of(points, queries, found, ks, groups).view(len(ks), max(groups) + 1, *indices.shape[:-1])
+            reaches = reaches_of(points, queries, found, ks, groups)
+            return self.backend.select_kth(lists, ks), reaches.view(*reaches.shape[:2], *indices.shape[:-1])
+        distances = self.points.new_empty((len(ks), *self.points.shape[:-1]))
         reaches = self.points.new_empty((len(ks), max(groups) + 1, *self.points.shape[:-1]))
         if reaches.numel() > 0:
             self.backend.search_reaches(
-                self.prepared, ks, groups, exclude_within=exclude_within, rows=rows, reaches=reaches
+                self.prepared,
+                ks,
+                groups,
+                exclude_within=exclude_within,
+                rows=rows,
+                distances=distances,
+                reaches=reaches,
             )
-        return reaches
+        return distances, reaches
 
     def _empty_lists(self, k: int, queries: Tensor | None) -> Tensor:
         num_queries = self.num_points if queries is None else queries.shape[-2]
@@ -210,13 +218,14 @@ class PointSet:
         if groups is None:
             groups, radii = [0] * self.dim, radii.unsqueeze(-2)
         order, num_own = _shared_first(self.batch, radii.shape[1:-2])
-        ordered = self.backend.contiguous(radii.permute(*order, radii.ndim - 2, radii.ndim - 1))
+        is_in_order = order == sorted(order)  # mostly; to permute takes longer than to look
+        ordered = radii if is_in_order else radii.permute(*order, radii.ndim - 2, radii.ndim - 1)
+        ordered = self.backend.contiguous(ordered)
         counts = torch.empty((*ordered.shape[:-2], self.num_points), dtype=torch.int64, device=radii.device)
         self.backend.count(
             self.prepared,
             ordered,
-            groups=constants(groups, torch.int32, radii.device),
-            num_groups=max(groups) + 1,
+            groups=groups,
             num_radii=math.prod(ordered.shape[:-2]) // max(num_own, 1),
             inclusive=inclusive,
             metric=metric,
@@ -224,8 +233,8 @@ class PointSet:
             rows=rows,
             counts=counts,
         )
-        back = sorted(range(len(order)), key=order.__getitem__)
-        counts = counts.permute(*back, len(order))
+        if not is_in_order:
+            counts = counts.permute(*sorted(range(len(order)), key=order.__getitem__), len(order))
         return counts if part == ALL else counts[..., part]
 
     def boundary(
