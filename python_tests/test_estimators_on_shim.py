@@ -78,7 +78,7 @@ class Device:
             self.pretend(patch)
             patch.setattr(samples, "check_finite", lambda *_: None)
             patch.setattr(evaluation, "warn_if_tied", lambda *_: None)
-            patch.setattr(pairs, "_warn_if_tied", lambda *_, **__: None)
+            patch.setattr(pairs, "warn_if_pairs_are_tied", lambda *_, **__: None)
             patch.setattr(pairs, "_may_be_tied", lambda *_: False)
             if estimate is echo_ext.mutual_information_discrete:
                 settings = read_options(len(arguments[1]), k=1, exclude_within=options.get("exclude_within", 0))

@@ -1,46 +1,50 @@
-"""The command ``echo-ext mi``, which estimates the mutual information between columns of a file."""
+"""The command ``echo-ext mi``, which estimates the mutual information between columns of files."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from echo_ext import _checks, estimators
-from echo_ext.cli.printing import print_table
-from echo_ext.cli.tables import Column, read_table
-from echo_ext.estimators.ksg import METHODS
+from echo_ext import _checks
+from echo_ext.cli.mi_results import Question, estimate_lags, estimate_matrix, estimate_pair
+from echo_ext.cli.tables import Table, join_tables, read_table
+from echo_ext.estimators.independence import NULL_DISTRIBUTIONS, SURROGATES
+from echo_ext.estimators.ksg import METHODS, MULTIVARIATE_METHODS
+from echo_ext.estimators.options import TRANSFORMS
+from echo_ext.estimators.samples import NAN_POLICIES
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = "estimate the mutual information between columns of a CSV, NPY, NPZ or Parquet file by nearest neighbors"
-
-Names: TypeAlias = dict[str, list[str]]
+HELP = "estimate the mutual information between columns of CSV, NPY, NPZ or Parquet files by nearest neighbors"
+WITHOUT_ORDER = ("mixed", "plug-in", "miller-madow")  # the methods for categories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
     add = parser.add_argument
-    add("file", type=Path, help="a .csv, .npy, .npz or .parquet file whose rows are samples")
+    what = "a .csv, .npy, .npz or .parquet file whose rows are samples; the columns of several stand side by side"
+    add("files", metavar="FILE", type=Path, nargs="+", help=what)
     add("--x", metavar="COLS", help="columns of the first variable: names or numbers from 0, separated by commas")
     add("--y", metavar="COLS", help="columns of the second variable")
     add("--given", metavar="COLS", help="columns of a third variable to condition on")
-    what = "number of neighbors; more lower the variance but can increase the bias"
-    add("--k", type=int, default=3, help=what)
-    add("--method", default="ksg1", choices=METHODS, help="name of the estimator")
+    what = "number of neighbors, or a fraction of the rows; more lower the variance but can increase the bias"
+    add("--k", type=_read_k, default=3, help=what)
+    what = "name of the estimator (default: mixed if a column holds words, which are categories, and ksg1 otherwise)"
+    add("--method", choices=METHODS, help=what)
     add("--unit", default="nats", choices=("nats", "bits"), help="unit of the result")
+    what = "what is done to each column of numbers first (default: standardize next to categories, otherwise none)"
+    add("--transform", choices=[str(each or "none") for each in TRANSFORMS], help=what)
     what = "number of rows before and after a sample that are not its neighbors, for time series"
     add("--exclude-within", type=int, default=0, metavar="ROWS", help=what)
-    add("--permutations", type=int, default=0, metavar="N", help="test independence by N permutations")
-    add("--seed", type=int, default=0, help="seed of the permutations")
-    add("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t) for lags from 0 to MAX")
+    add("--groups", metavar="COL", help="column that labels the trial or recording of each row, for time series")
+    what = "refuse missing values, or leave out the rows of an estimate that have any"
+    add("--nan-policy", default="raise", choices=NAN_POLICIES, help=what)
+    _add_tests(parser)
+    add("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t | given at t) for lags from 0 to MAX")
     what = "estimate every pair of columns, or every pair of --x and --y if given"
     add("--matrix", action="store_true", help=what)
     add("--plot", type=Path, metavar="OUT.png", help="write a plot of the matrix or of the lags")
@@ -49,10 +53,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the result as JSON")
 
 
+def _add_tests(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--permutations", type=int, default=0, metavar="N", help="test independence by N surrogates")
+    what = "how rows are exchanged (default: local with --given, otherwise shuffle)"
+    add("--surrogate", choices=SURROGATES, help=what)
+    add("--block-length", type=int, metavar="ROWS", help="length of the blocks of --surrogate block")
+    what = "empirical p-values, or the tail of a distribution that is fitted to the surrogates' estimates"
+    add("--null", default="empirical", choices=NULL_DISTRIBUTIONS, help=what)
+    what = "stop once independence can no longer be rejected at this level"
+    add("--early-stopping", type=float, metavar="ALPHA", help=what)
+    add("--fdr", action="store_true", help="adjust the p-values of a matrix for its number of pairs")
+    add("--seed", type=int, default=0, help="seed of the surrogates")
+
+
+def _read_k(text: str) -> int | float:
+    try:
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an int or a fraction in (0, 1), got {text!r}") from None
+
+
 def run(args: argparse.Namespace) -> None:
     """Estimate and print the mutual information."""
-    if args.matrix and (args.given or args.permutations or args.lag is not None):
-        raise ValueError("--matrix can be combined only with --x, --y, --k, --method, --unit and --plot")
+    _check_flags(args)
+    tables = [read_table(path, args.header if path.suffix.lower() == ".csv" else None) for path in args.files]
+    if args.header is not None and not any(path.suffix.lower() == ".csv" for path in args.files):
+        raise ValueError(f"--header and --no-header need a CSV file, got {args.files[0]}")
+    table = join_tables(tables)
+    question = _read_question(args, table)
+    estimate = estimate_matrix if args.matrix else estimate_pair if args.lag is None else estimate_lags
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        result = estimate(args, question)
+    texts = list(dict.fromkeys(" ".join(str(each.message).split()) for each in caught))
+    if not args.x and (left_out := [name for name in table.names if name not in question.names["x"]]):
+        print(f"echo-ext mi: left out as not numeric: {', '.join(left_out)}", file=sys.stderr)
+    for text in texts:
+        print(f"echo-ext mi: warning: {text}", file=sys.stderr)
+    if args.json:
+        source = _one_or_all([{"file": str(each.path), "header_line": each.header_line} for each in tables])
+        described = {"n": question.num_rows, **question.names, "categories": question.categories, **question.settings}
+        print(json.dumps({**source, **described, **result.numbers, "warnings": texts}))
+        return
+    files = "; ".join(f"{each.path}{_describe_header(each)}" for each in tables)
+    print(f"echo-ext mi: {question.num_rows} rows from {files}", file=sys.stderr)
+    result.show()
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, before any file is read."""
     if args.plot and not (args.matrix or args.lag is not None):
         raise ValueError("--plot needs --matrix or --lag")
     if not args.matrix and not (args.x and args.y):
@@ -60,119 +111,77 @@ def run(args: argparse.Namespace) -> None:
     _checks.whole("--permutations", args.permutations, minimum=0)
     if args.lag is not None:
         _checks.whole("--lag", args.lag, minimum=0)
-    if args.given and (args.permutations or args.lag is not None):
-        raise ValueError("--given cannot be combined with --permutations or --lag")
+        if args.matrix or args.permutations:
+            raise ValueError(f"--lag cannot be combined with {'--matrix' if args.matrix else '--permutations'}")
+    if args.fdr and not (args.matrix and args.permutations):
+        raise ValueError("--fdr needs --matrix and --permutations, since it adjusts the p-values of all pairs")
+    of_one_test = {
+        "--surrogate": args.surrogate,
+        "--block-length": args.block_length,
+        "--early-stopping": args.early_stopping,
+        "--null": None if args.null == "empirical" else args.null,
+    }
+    for flag, value in of_one_test.items():
+        if value is not None and not args.permutations:
+            raise ValueError(f"{flag} needs --permutations, the number of surrogates")
+        if value is not None and args.matrix:
+            raise ValueError(f"{flag} cannot be combined with --matrix")
     if args.plot:
         _checks.installed("matplotlib", purpose="--plot", extra="mi")
-    table = read_table(args.file, args.header)
+
+
+def _read_question(args: argparse.Namespace, table: Table) -> Question:
+    """Return the variables, and the keywords of the estimators."""
     names = {"x": table.find(args.x) if args.x else table.numeric_names()}
     names["y"] = table.find(args.y) if args.y else names["x"]
     if args.given:
         names["given"] = table.find(args.given)
     if not names["x"]:
-        raise ValueError(f"{args.file} has no numeric columns")
-    values = [table.numbers(columns) for columns in names.values()]
-    options = {"k": args.k, "method": args.method, "unit": args.unit, "exclude_within": args.exclude_within}
-    estimate = _matrix if args.matrix else _pair if args.lag is None else _lags
-    numbers, rows = estimate(args, names, values, options)
-    if not args.x and (left_out := [name for name in table.names if name not in names["x"]]):
-        print(f"echo-ext mi: left out as not numeric: {', '.join(left_out)}", file=sys.stderr)
-    if args.json:
-        source = {"file": str(args.file), "n": len(values[0]), "header_line": table.header_line}
-        print(json.dumps({**source, **names, **options, **numbers}))
-        return
-    header = ""
-    if args.file.suffix.lower() == ".csv":
-        header = f", header in line {table.header_line}" if table.header_line else ", no header"
-    print(f"echo-ext mi: {len(values[0])} rows from {args.file}{header}", file=sys.stderr)
-    print_table(rows)
+        raise ValueError(f"{table.path} has no numeric columns")
+    flags = {key: [table.is_categorical(name) for name in columns] for key, columns in names.items()}
+    categories = [name for key in names for name, flag in zip(names[key], flags[key], strict=True) if flag]
+    method = args.method or ("mixed" if categories else "ksg1")
+    if categories and method not in WITHOUT_ORDER:
+        raise ValueError(
+            f"--method {method} is for numbers, but column {categories[0]!r} holds categories; "
+            f"for these there are {', '.join(WITHOUT_ORDER)}"
+        )
+    if args.given and method not in MULTIVARIATE_METHODS:
+        raise ValueError(f"--method {method} cannot be combined with --given")
+    # Different categories are at distance 1, which says nothing next to numbers of another spread.
+    transform = args.transform or ("standardize" if categories and method == "mixed" else "none")
+    settings = {
+        "k": args.k,
+        "method": method,
+        "unit": args.unit,
+        "exclude_within": args.exclude_within,
+        "nan_policy": args.nan_policy,
+        "transform": None if transform == "none" else transform,
+    }
+    return Question(
+        names=names,
+        values={key: table.numbers(each, args.nan_policy, categories=True) for key, each in names.items()},
+        # The methods that count cells take all columns as categories.
+        discrete={key: each for key, each in flags.items() if method == "mixed" and any(each)},
+        categories=list(dict.fromkeys(categories)),
+        settings=settings,
+        groups=_read_groups(args.groups, table) if args.groups else None,
+    )
 
 
-# Each of the following returns the numbers of the JSON result, and the rows of the table that is printed otherwise.
-Result: TypeAlias = tuple[dict[str, Any], Sequence[Sequence[str]]]
+def _read_groups(wanted: str, table: Table) -> Any:
+    columns = table.find(wanted)
+    if len(columns) != 1:
+        raise ValueError(f"--groups must be one column, got {', '.join(columns)}")
+    return table.labels(columns[0])
 
 
-def _pair(args: argparse.Namespace, names: Names, values: list[Column], options: dict[str, Any]) -> Result:
-    x, y = values[:2]
-    found: dict[str, Any] = {}
-    if args.given:
-        found["estimate"] = estimators.conditional_mutual_information(x, y, values[2], **options)
-    elif args.permutations:
-        with _progress(args.permutations) as progress:
-            test = estimators.independence_test(
-                x, y, n_resamples=args.permutations, seed=args.seed, progress=progress, **options
-            )
-        found = {"estimate": test.statistic, "p_value": test.pvalue, "permutations": args.permutations}
-    else:
-        found["estimate"] = estimators.mutual_information(x, y, **options)
-    if not args.given and len(x) // 10 > max(args.k, 2 * args.exclude_within + args.k):
-        uncertain = estimators.with_standard_error(estimators.mutual_information, x, y, seed=args.seed, **options)
-        found["standard_error"] = uncertain.standard_error
-    first, *others = (",".join(columns) for columns in names.values())
-    line = f"I({first}; {' | '.join(others)}) = {found['estimate']:.6g}"
-    if "standard_error" in found:
-        line += f" +- {found['standard_error']:.2g}"
-    line += f" {args.unit}   ({args.method}, k = {args.k}, {len(x)} rows)"
-    if args.permutations:
-        line += f"   p = {found['p_value']:.4g} ({args.permutations} permutations)"
-    return found, [(line,)]
+def _describe_header(table: Table) -> str:
+    if table.path.suffix.lower() != ".csv":
+        return ""
+    return f", header in line {table.header_line}" if table.header_line else ", no header"
 
 
-def _lags(args: argparse.Namespace, names: Names, values: list[Column], options: dict[str, Any]) -> Result:
-    x, y = values
-    if args.lag >= len(x):
-        raise ValueError(f"--lag must be less than the number of rows, {len(x)}, got {args.lag}")
-    lags = range(args.lag + 1)
-    found = [float(estimators.mutual_information(x[: len(x) - lag], y[lag:], **options)) for lag in lags]
-    best = int(np.argmax(found))
-    if args.plot:
-        with _figure(args.plot, (6.4, 3.6)) as axes:
-            axes.plot(lags, found, marker="o", markersize=3)
-            axes.axvline(best, color="0.7", linewidth=1, zorder=0)
-            axes.set_xlabel(f"lag of {','.join(names['x'])} (rows)")
-            axes.set_ylabel(f"mutual information with {','.join(names['y'])} ({args.unit})")
-    marks = ["<- largest" if lag == best else "" for lag in lags]
-    rows = [(f"{lag}", f"{value:.6f}", mark) for lag, value, mark in zip(lags, found, marks, strict=True)]
-    return {"lags": list(lags), "mi": found}, rows
-
-
-def _matrix(args: argparse.Namespace, names: Names, values: list[Column], options: dict[str, Any]) -> Result:
-    matrix = np.asarray(estimators.mutual_information_matrix(values[0], values[1] if args.y else None, **options))
-    if args.plot:
-        _heat_map(args.plot, matrix, names["x"], names["y"], args.unit)
-    cells = zip(names["x"], matrix, strict=True)
-    rows = [("", *names["y"]), *((name, *(f"{value:.4f}" for value in row)) for name, row in cells)]
-    return {"mi": matrix.tolist()}, rows
-
-
-def _heat_map(path: Path, matrix: npt.NDArray[Any], rows: list[str], columns: list[str], unit: str) -> None:
-    # The information of a variable about itself grows with N and would dominate the color scale.
-    shown = np.where([[r == c for c in columns] for r in rows], np.nan, matrix)
-    side = min(2.5 + 0.3 * max(len(rows), len(columns)), 20.0)
-    with _figure(path, (side + 1, side)) as axes:
-        image = axes.imshow(shown, cmap="viridis", vmin=0)
-        axes.set_xticks(range(len(columns)), columns, rotation=90)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.figure.colorbar(image, label=f"mutual information ({unit})")
-
-
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    yield figure.subplots()
-    figure.savefig(path, dpi=150)
-    print(f"wrote {path}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object] | None]:
-    """Show a progress bar if stderr is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(desc="permutations", total=total, leave=False, disable=None) as bar:
-        yield lambda done: bar.update(done - bar.n)
+def _one_or_all(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what describes one file, or lists with an entry for each of several."""
+    return each[0] if len(each) == 1 else {key: [one[key] for one in each] for key in each[0]}

@@ -1,4 +1,4 @@
-"""Numeric columns of CSV, NPY, NPZ and Parquet files."""
+"""Columns of CSV, NPY, NPZ and Parquet files, as numbers and as categories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import itertools
 import re
 import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,19 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from echo_ext import _checks
+from echo_ext._types import NanPolicy
 from echo_ext.data._files import Archive, InvalidFile, check_header, parsing
 
 Column: TypeAlias = npt.NDArray[np.float64]
 
 # The name of each format and the packages that read it; the columns of NPZ may differ in length, which pandas forbids.
 _FORMATS = {".csv": ("CSV", "pandas"), ".npy": ("NPY",), ".npz": ("NPZ",), ".parquet": ("Parquet", "pandas", "pyarrow")}
+_LETTER = re.compile(r"[^\W\d_]")
+_REMEDY = "; --nan-policy omit leaves such rows out"
 _NUMBER = re.compile(r"\s*[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|inf|infinity)\s*", re.ASCII | re.IGNORECASE)
 # The other cells that are values for pandas: a missing one or a bool.
 _MISSING = re.compile(r"-?1\.#(ind|qnan)|<?na>?|#?n/a( n/a)?|#na|null|none|true|false", re.IGNORECASE)
 
 
 class Table:
-    """The columns of a file by name. Columns that are not numeric raise an error only when they are used.
+    """The columns of a file by name. Columns that cannot be read raise an error only when they are used.
 
     ``header_line`` is the number of the line with the names, from 1; ``describe_row`` names a row in error messages.
     """
@@ -39,6 +43,8 @@ class Table:
         self.header_line = header_line
         self.describe_row: Callable[[int], str] = "row {}".format
         self._columns: dict[str, npt.NDArray[Any]] = {}
+        # For each column of several tables side by side, its table and its name there.
+        self._sources: dict[str, tuple[Table, str]] = {}
         for name, values in columns:
             if name in self._columns:
                 raise InvalidFile(f"{path} must have distinct column names, got two columns {name!r}")
@@ -50,6 +56,11 @@ class Table:
     def names(self) -> list[str]:
         """The names of all columns, in order."""
         return list(self._columns)
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of the first column."""
+        return len(next(iter(self._columns.values())))
 
     def numeric_names(self) -> list[str]:
         """The names of the numeric columns."""
@@ -68,38 +79,102 @@ class Table:
             found += columns
         return found
 
-    def numbers(self, names: list[str]) -> Column:
-        """The values of these columns, (N, d) float64."""
-        columns = [self._numbers(name) for name in names]
+    def is_categorical(self, name: str) -> bool:
+        """Whether a column holds words: every cell that is not missing has a letter, and none is a number."""
+        values = self._columns[name]
+        known = [value for value in values if not _is_missing(value)] if values.dtype.kind in "OU" else []
+        return bool(known) and all(
+            isinstance(value, str | bool) and _LETTER.search(str(value)) and not _NUMBER.fullmatch(str(value))
+            for value in known
+        )
+
+    def labels(self, name: str) -> npt.NDArray[Any]:
+        """The values of a column as they are."""
+        return self._columns[name]
+
+    def numbers(self, names: list[str], nan_policy: NanPolicy = "raise", *, categories: bool = False) -> Column:
+        """The values of these columns, (N, d) float64; if ``categories``, with numbers for those of words.
+
+        Missing values are refused, or NaN if the policy is "omit".
+        """
+        columns = [self._read(name, nan_policy, categories) for name in names]
         lengths = {len(column) for column in columns}
         if len(lengths) > 1:
             raise ValueError(f"{self.path}: columns {', '.join(names)} must have one length, got {sorted(lengths)}")
         return np.stack(columns, axis=1)
 
-    def _numbers(self, name: str) -> Column:
+    def _read(self, name: str, nan_policy: NanPolicy, categories: bool) -> Column:
+        table, name = self._sources.get(name, (self, name))  # which errors are about
+        read = table._categories if categories and table.is_categorical(name) else table._numbers
+        return read(name, nan_policy)
+
+    def _refusal(self, name: str, must: str, row: int | None = None, remedy: str = "") -> ValueError:
+        where = "" if row is None else f" in {self.describe_row(row)}"
+        return ValueError(f"{self.path}: column {name!r} must {must}{where}{remedy}")
+
+    def _categories(self, name: str, nan_policy: NanPolicy) -> Column:
         values = self._columns[name]
+        missing = np.array([_is_missing(value) for value in values])
+        if nan_policy == "raise" and missing.any():
+            got = f"have no missing values, got {missing.sum()}, the first"
+            raise self._refusal(name, got, int(missing.argmax()), _REMEDY)
+        codes = np.unique([str(value) for value in values], return_inverse=True)[1].astype(np.float64)
+        return np.where(missing, np.nan, codes)
 
-        def refusal(must: str, row: int | None = None, remedy: str = "") -> ValueError:
-            where = "" if row is None else f" in {self.describe_row(row)}"
-            return ValueError(f"{self.path}: column {name!r} must {must}{where}{remedy}")
-
+    def _numbers(self, name: str, nan_policy: NanPolicy) -> Column:
+        values = self._columns[name]
         if values.ndim != 1:
-            raise refusal(f"have one value per row, got shape {values.shape}")
+            raise self._refusal(name, f"have one value per row, got shape {values.shape}")
         for row, value in enumerate(() if values.dtype.kind in "biuf" else values):
-            if not _NUMBER.fullmatch(str(value)):
-                raise refusal(f"be numeric, got {str(value)[:80]!r}", row)
+            if not _is_missing(value) and not _NUMBER.fullmatch(str(value)):
+                raise self._refusal(name, f"be numeric, got {str(value)[:80]!r}", row)
+        if values.dtype.kind == "O":
+            values = np.array([np.nan if _is_missing(value) else value for value in values], dtype=object)
         with np.errstate(over="ignore"):
             numbers = values.astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(numbers)).tolist()
+        bad = np.flatnonzero(np.isinf(numbers) if nan_policy == "omit" else ~np.isfinite(numbers)).tolist()
         if bad:
-            raise refusal(f"have finite values, got {len(bad)} missing or infinite ones, the first", bad[0])
+            what = "infinite ones" if nan_policy == "omit" else "missing or infinite ones"
+            remedy = "" if np.isinf(numbers).any() else _REMEDY
+            raise self._refusal(name, f"have finite values, got {len(bad)} {what}, the first", bad[0], remedy)
         # Different integers that float64 cannot represent would become equal.
         for row in np.flatnonzero(np.abs(numbers) >= 2**53).tolist():
             text = str(values[row]).strip()
             if _is_integer(text) and int(text) != int(numbers[row]):
                 got = f"have integers that float64 can represent, got {text[:80]}"
-                raise refusal(got, row, "; subtract a constant first")
+                raise self._refusal(name, got, row, "; subtract a constant first")
         return numbers
+
+
+def join_tables(tables: Sequence[Table]) -> Table:
+    """Return one table with the columns of all, side by side; names that several have are prefixed by the file's.
+
+    Raises:
+        ValueError: Their numbers of rows differ; the message is one line.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    for table in tables[1:]:
+        if table.num_rows != tables[0].num_rows:
+            raise ValueError(
+                f"{tables[0].path} and {table.path} must have the same number of rows, got {tables[0].num_rows} and "
+                f"{table.num_rows}"
+            )
+    times = Counter(name for table in tables for name in table.names)
+    places = [
+        (f"{table.path.stem}.{name}" if times[name] > 1 else name, table, name)
+        for table in tables
+        for name in table.names
+    ]
+    path = Path(", ".join(str(table.path) for table in tables))
+    joined = Table(path, ((name, table.labels(original)) for name, table, original in places))
+    joined._sources = {name: (table, original) for name, table, original in places}
+    return joined
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is None, NaN or pandas' NA."""
+    return value is None or str(value) == "<NA>" or (isinstance(value, float) and value != value)
 
 
 def read_table(path: Path, header: bool | None = None) -> Table:

@@ -13,7 +13,7 @@ from echo_ext.estimators.evaluation import DegenerateDataWarning
 from echo_ext.estimators.independence import IndependenceTest, independence_test
 from echo_ext.estimators.knn import knn
 from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information, total_correlation
-from echo_ext.estimators.pairs import mutual_information_matrix
+from echo_ext.estimators.matrix import MatrixTest, mutual_information_matrix
 from echo_ext.estimators.transfer import transfer_entropy
 from echo_ext.estimators.uncertainty import UncertainEstimate, with_standard_error
 
@@ -21,6 +21,7 @@ __all__ = [
     "Convergence",
     "DegenerateDataWarning",
     "IndependenceTest",
+    "MatrixTest",
     "UncertainEstimate",
     "conditional_mutual_information",
     "count_within",

@@ -19,7 +19,7 @@ from echo_ext.estimators.samples import check_finite, read_tensor
 from echo_ext.estimators.tables import encode_labels, is_series, is_table, read_array, read_numbers
 from echo_ext.estimators.transforms import transform_columns
 
-__all__ = ["has_labels", "prepare_columns", "read_categories", "read_labels"]
+__all__ = ["has_labels", "prepare_columns", "read_categories", "read_flags", "read_labels"]
 
 
 def read_labels(
@@ -118,7 +118,7 @@ def prepare_columns(names: Sequence[str], variables: Sequence[Tensor], options: 
     """
     prepared = []
     for name, points in zip(names, variables, strict=True):
-        flags = _read_flags(name, options.discrete.get(name, False), points.shape[-1])
+        flags = read_flags(name, options.discrete.get(name, False), points.shape[-1])
         if not any(flags):
             prepared.append(transform_columns(points, options.transform))
             continue
@@ -130,7 +130,7 @@ def prepare_columns(names: Sequence[str], variables: Sequence[Tensor], options: 
     return prepared
 
 
-def _read_flags(name: str, discrete: Discrete, dim: int) -> Sequence[bool] | npt.NDArray[np.bool_]:
+def read_flags(name: str, discrete: Discrete, dim: int) -> Sequence[bool] | npt.NDArray[np.bool_]:
     """Return whether each of the columns of a variable is discrete."""
     if isinstance(discrete, (bool, np.bool_)):
         return [bool(discrete)] * dim

@@ -1,139 +1,52 @@
-"""Mutual information of every pair of columns."""
+"""Estimates for every pair of columns at once."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, overload
 
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from echo_ext import _checks
-from echo_ext._types import Array, Estimate, Method, NanPolicy, NumNeighbors, TensorOrArray, Transform, Unit
-from echo_ext.estimators import gradients, local_values
+from echo_ext._types import Method
+from echo_ext.estimators import local_values
 from echo_ext.estimators._backend import backend_of
-from echo_ext.estimators.evaluation import TIED_SHARE, convert_estimates, warn_if_tied
-from echo_ext.estimators.ksg import METHODS, USE_MIXED
+from echo_ext.estimators.evaluation import TIED_SHARE, warn_if_tied
+from echo_ext.estimators.ksg import USE_MIXED
 from echo_ext.estimators.neighbors import PointSet
-from echo_ext.estimators.options import Options, read_options
-from echo_ext.estimators.samples import read_samples
-from echo_ext.estimators.tables import is_table
+from echo_ext.estimators.options import Options
 from echo_ext.estimators.transforms import transform_columns
 
-__all__ = ["mutual_information_matrix"]
+__all__ = ["estimate", "estimate_surrogates", "estimate_without_missing", "transform_each", "warn_if_pairs_are_tied"]
 
-# Numbers held on the CPU for the joint spaces of the pairs that are estimated together. Larger blocks of a symmetric
-# matrix would spend on pairs below the diagonal what they save.
+# Numbers held on the CPU for the joint spaces of the pairs that are estimated together.
 BLOCK = 1 << 22
+# Blocks of a triangle: larger ones would spend on pairs below the diagonal more than they save.
+BLOCKS_OF_TRIANGLE = 8
 
 
-@overload
-def mutual_information_matrix(
-    x: Tensor,
-    y: Tensor | None = None,
-    *,
-    k: NumNeighbors = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    nan_policy: NanPolicy = "raise",
-    transform: Transform | None = None,
-) -> Tensor: ...
-@overload
-def mutual_information_matrix(
-    x: npt.ArrayLike,
-    y: npt.ArrayLike | None = None,
-    *,
-    k: NumNeighbors = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    nan_policy: NanPolicy = "raise",
-    transform: Transform | None = None,
-) -> Array: ...
-def mutual_information_matrix(
-    x: TensorOrArray,
-    y: TensorOrArray | None = None,
-    *,
-    k: NumNeighbors = 3,
-    method: Method = "ksg1",
-    unit: Unit = "nats",
-    exclude_within: int = 0,
-    nan_policy: NanPolicy = "raise",
-    transform: Transform | None = None,
-) -> Estimate:
-    """Estimate the mutual information of each column of x with each column of y.
-
-    This is much faster than one call of :func:`mutual_information` for each pair: columns are sorted once for many
-    pairs.
-
-    Args:
-        x: (..., N, p), or (N,) for one column, of any kind that :func:`mutual_information` reads.
-        y: (..., N, q) of the same kind. None stands for x itself: the matrix is then symmetric, each pair is estimated
-            once, and the diagonal holds I(x; x) as the method counts it (psi(N) - psi(k) for "ksg1", the entropy for
-            "plug-in").
-        k, method, unit, exclude_within, transform: As in :func:`mutual_information`.
-        nan_policy: "raise", or "omit" to leave out of each pair the rows in which one of its two columns is NaN.
-
-    Returns:
-        (..., p, q), an array or a tensor as x is, with one more leading dimension if k is a sequence. Of a DataFrame x,
-        with no y or a DataFrame, and one k it is a DataFrame with the labels of the columns. It has no gradient.
-
-    Raises:
-        TypeError, ValueError: As in :func:`mutual_information`.
-
-    Warns:
-        DegenerateDataWarning: Once for all pairs in which more than 5 % of the samples equal k others.
-
-    Example:
-        >>> import numpy as np
-        >>> from echo_ext import mutual_information_matrix
-        >>> x = np.random.default_rng(0).standard_normal((1000, 3))
-        >>> x[:, 1] += x[:, 0]  # their information is ln(2) / 2 = 0.35 nats
-        >>> mutual_information_matrix(x).round(1)
-        array([[6. , 0.4, 0. ],
-               [0.4, 6. , 0. ],
-               [0. , 0. , 6. ]])
-    """
-    given: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
-    _checks.choice("method", method, METHODS)
-    samples = read_samples(nan_policy=nan_policy, **given)
-    options = read_options(
-        samples.count, k=k, unit=unit, exclude_within=exclude_within, transform=transform, method=method
-    )
-    columns = [  # (*batch, p, N) and (*batch, q, N)
-        v.detach().expand(*samples.batch, *v.shape[-2:]).transpose(-1, -2) for v in samples.variables
-    ]
-    estimate = _estimate if samples.missing is None else _estimate_without_missing
-    values, shares = estimate(columns[0], None if y is None else columns[1], method, options)
-    _warn_if_tied(shares, symmetric=y is None)
-    values = gradients.without_gradient(values, "mutual_information_matrix", *samples.variables)
-    matrix = convert_estimates(values, samples, options)
-    if is_table(x) and (y is None or is_table(y)) and options.single_k:
-        table: Any = type(x)
-        matrix = table(matrix, index=x.columns, columns=(x if y is None else y).columns)
-    return matrix
-
-
-def _estimate(columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options) -> tuple[Tensor, Tensor]:
+def estimate(
+    columns_x: Tensor, columns_y: Tensor | None, given: Tensor | None, method: Method, options: Options
+) -> tuple[Tensor, Tensor]:
     """Estimate all pairs of columns without missing values.
 
-    Columns (*batch, p, N) and (*batch, q, N), or None for x itself.
+    Args:
+        columns_x, columns_y: (*batch, p, N) and (*batch, q, N), or None for x itself.
+        given: Conditions (*batch, N, c), or None.
+        method: The estimator.
+        options: Of all rows.
 
     Returns:
         The estimates and the shares of tied samples, both (K, *batch, p, q) float64.
     """
-    columns_x = transform_columns(columns_x.mT, options.transform).mT
-    columns_y = None if columns_y is None else transform_columns(columns_y.mT, options.transform).mT
-    values = None
-    if method == "ksg1" and options.exclude_within == 0:
-        values = backend_of(columns_x).estimate_pairs(columns_x, columns_y, options.ks)
+    columns_x = transform_each(columns_x, options)
+    columns_y = None if columns_y is None else transform_each(columns_y, options)
+    given = None if given is None else transform_columns(given, options.transform)
+    values = None if given is not None else _estimate_by_kernel(columns_x, columns_y, method, options)
     if values is None:
-        values, shares = _estimate_by_blocks(columns_x, columns_y, method, options)
+        values, shares = _estimate_by_blocks(columns_x, columns_y, given, method, options)
     elif _may_be_tied(columns_x, columns_y, min(options.ks)):  # the one kernel does not tell
-        shares = _estimate_by_blocks(columns_x, columns_y, method, options)[1]
+        shares = _estimate_by_blocks(columns_x, columns_y, None, method, options)[1]
     else:
         shares = torch.zeros_like(values)
     if columns_y is None:
@@ -141,34 +54,70 @@ def _estimate(columns_x: Tensor, columns_y: Tensor | None, method: Method, optio
     return values, shares
 
 
+def estimate_surrogates(
+    columns_x: Tensor, columns_y: Tensor, method: Method, options: Options, *, triangle: bool
+) -> Tensor:
+    """Return the estimates (K, *batch, p, q) for transformed columns; only above the diagonal if ``triangle``."""
+    values = _estimate_by_kernel(columns_x, columns_y, method, options)
+    if values is None:
+        values = _estimate_by_blocks(columns_x, columns_y, None, method, options, triangle=triangle)[0]
+    return values
+
+
+def transform_each(columns: Tensor, options: Options) -> Tensor:
+    """Transform columns (*batch, p, N)."""
+    return transform_columns(columns.mT, options.transform).mT
+
+
+def _estimate_by_kernel(columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options) -> Tensor | None:
+    """Return the estimates in one call of a kernel, or None where there is none for them."""
+    if method != "ksg1" or options.exclude_within > 0:
+        return None
+    return backend_of(columns_x).estimate_pairs(columns_x, columns_y, options.ks)
+
+
 def _estimate_by_blocks(
-    columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options
+    columns_x: Tensor,
+    columns_y: Tensor | None,
+    given: Tensor | None,
+    method: Method,
+    options: Options,
+    *,
+    triangle: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Do what `_estimate` does, some columns of x at a time; nothing below the diagonal if y is x itself."""
-    symmetric = columns_y is None
+    """Do what `estimate` does for transformed columns, some columns of x at a time.
+
+    Nothing is estimated below the diagonal if y is x itself, or if ``triangle``.
+    """
+    triangle = triangle or columns_y is None
     columns_y = columns_x if columns_y is None else columns_y
     *batch, p, n = columns_x.shape
     q = columns_y.shape[-2]
     backend = backend_of(columns_x)
     values, shares = columns_x.new_zeros((2, len(options.ks), p, q, *batch), dtype=torch.float64)
-    numbers_of_a_column = n * options.max_k * q * math.prod(batch)
+    numbers_of_a_sample = options.max_k if given is None else max(options.max_k, 2 + given.shape[-1])
+    numbers_of_a_column = n * numbers_of_a_sample * q * math.prod(batch)
     step = max(1, backend.block_scale * BLOCK // max(numbers_of_a_column, 1))
+    step = max(1, min(step, -(-p // BLOCKS_OF_TRIANGLE))) if triangle else step
     x = PointSet(columns_x.movedim(-2, 0)[:, None, ..., None])
     y = PointSet(columns_y.movedim(-2, 0)[..., None])
+    formula, conditions = local_values.MUTUAL_INFORMATION[method], []
+    if given is not None:
+        formula, conditions = local_values.CONDITIONAL[method], [PointSet(given[None, None])]
     for begin in range(0, p, step):
-        end, start = min(begin + step, p), begin if symmetric else 0
+        end, start = min(begin + step, p), begin if triangle else 0
         of_block = replace(options, tied_shares=[])
-        block = local_values.MUTUAL_INFORMATION[method]([x.take(begin, end), y.take(start, q)], of_block)
+        block = formula([x.take(begin, end), y.take(start, q), *conditions], of_block)
         values[:, begin:end, start:] = backend.mean(block)
         for share in of_block.tied_shares:
             shares[:, begin:end, start:] = share
     return values.movedim((1, 2), (-2, -1)), shares.movedim((1, 2), (-2, -1))
 
 
-def _estimate_without_missing(
+def estimate_without_missing(
     columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Do what `_estimate` does from the rows that neither column of a pair misses.
+    """Do what `estimate` does from the rows that neither column of a pair misses.
 
     Columns that miss the same rows are estimated together.
     """
@@ -191,7 +140,7 @@ def _estimate_without_missing(
                 if part.rows is not None:
                     part = replace(part, rows=part.rows.to(device))
                 left, right = (columns[each.to(device)][:, kept.to(device)] for columns, each in ((x, of_x), (y, of_y)))
-                block = torch.stack(_estimate(left, None if symmetric and a == b else right, method, part))
+                block = torch.stack(estimate(left, None if symmetric and a == b else right, None, method, part))
                 found[:, :, item, of_x.to(device).unsqueeze(-1), of_y.to(device)] = block
                 if symmetric:
                     found[:, :, item, of_y.to(device).unsqueeze(-1), of_x.to(device)] = block.mT
@@ -221,7 +170,7 @@ def _share_in_runs(ascending: Tensor, length: int) -> Tensor:
     return (change.cumsum(-1)[..., :n] > 0).double().mean(-1)
 
 
-def _warn_if_tied(shares: Tensor, *, symmetric: bool) -> None:
+def warn_if_pairs_are_tied(shares: Tensor, *, symmetric: bool) -> None:
     """Warn once of all pairs with many tied samples, from their shares (K, *batch, p, q)."""
     p, q = shares.shape[-2:]
     tied = (shares > TIED_SHARE).reshape(-1, p, q).any(0)

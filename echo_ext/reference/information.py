@@ -212,12 +212,13 @@ def mutual_information_discrete(
     )
 
 
-def mutual_information_matrix(x: Any, y: Any = None, **options: Any) -> Any:
-    """Estimate each column of x with each column of y."""
+def mutual_information_matrix(x: Any, y: Any = None, *, given: Any = None, **options: Any) -> Any:
+    """Estimate each column of x with each column of y, perhaps given conditions."""
     left = _columns(x)
     right = left if y is None else _columns(y)
+    estimate, conditions = (mutual_information, ()) if given is None else (conditional_mutual_information, (given,))
     rows = [
-        [mutual_information(left[..., [a]], right[..., [b]], **options) for b in range(right.shape[-1])]
+        [estimate(left[..., [a]], right[..., [b]], *conditions, **options) for b in range(right.shape[-1])]
         for a in range(left.shape[-1])
     ]
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))

@@ -204,7 +204,11 @@ CALLS = {
         ("source", "target"),
         _options(**METHOD, **TRIALS, history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
     ),
-    "mutual_information_matrix": Call(echo_ext.mutual_information_matrix, ("x", "y"), _options(**METHOD)),
+    "mutual_information_matrix": Call(
+        echo_ext.mutual_information_matrix,
+        ("x", "y", "given"),
+        _options(**METHOD, **TRIALS, n_resamples=(2, NOT_COUNTS), seed=(1, NOT_SEEDS)),
+    ),
     "knn": Call(
         echo_ext.knn,
         ("points",),
@@ -265,6 +269,9 @@ RIGHT = {
     ("mutual_information_convergence", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),
     ("mutual_information_matrix", "y", "none"),
+    ("mutual_information_matrix", "given", "none"),
+    ("mutual_information_matrix", "n_resamples", "zero"),
+    ("mutual_information_matrix", "n_resamples", "huge"),
     ("count_within", "points", "no rows"),
     ("mutual_information_discrete", "given", "none"),
 }

@@ -331,25 +331,28 @@ def check_transfer_entropy(case):
 
 
 def check_matrix(case):
-    arrays = variables(case, 2)
-    case, method = with_method(case, *METHODS)
+    with_itself, conditional = case.option % 3 == 0, case.numbers % 3 == 0
+    x, y, z = variables(case, 3)
+    case, method = with_method(case, *(MULTIVARIATE if conditional else METHODS))
     keywords = {key: value for key, value in options(case).items() if key != "local"}
-    with_itself = case.option % 3 == 0
-    passed = given(replace(case, numbers=1), arrays)
-    actual = echo_ext.mutual_information_matrix(*(passed[:1] if with_itself else passed), method=method, **keywords)
-    used = [arrays[0], arrays[0]] if with_itself else arrays
+    x_given, y_given, z_given = given(replace(case, numbers=1), [x, y, z])
+    actual = echo_ext.mutual_information_matrix(
+        x_given, None if with_itself else y_given, given=z_given if conditional else None, method=method, **keywords
+    )
+    used = [x, x if with_itself else y, *([z] if conditional else [])]
+    estimate = definitions.conditional_mutual_information if conditional else definitions.mutual_information
     batch, each = items(case, used)
     values = np.array(
         [
             [
                 [
                     [
-                        definitions.mutual_information(Sample([x[:, [i]], y[:, [j]]], case.window), k, method).mean()
+                        estimate(Sample([x[:, [i]], y[:, [j]], *others], case.window), k, method).mean()
                         for j in range(y.shape[1])
                     ]
                     for i in range(x.shape[1])
                 ]
-                for x, y in each
+                for x, y, *others in each
             ]
             for k in ks(case)
         ],

@@ -23,7 +23,7 @@ from echo_ext import (
     transfer_entropy,
     with_standard_error,
 )
-from echo_ext.estimators import Convergence, IndependenceTest, UncertainEstimate
+from echo_ext.estimators import Convergence, IndependenceTest, MatrixTest, UncertainEstimate
 from echo_ext.metrics import knn_accuracy, mig
 from echo_ext.sklearn import MutualInformationSelector, mutual_info_classif, mutual_info_regression
 
@@ -49,6 +49,8 @@ assert_type(mutual_information_discrete(tensor, labels), Tensor)
 assert_type(mutual_information_discrete(tensor, ["a", "b"] * 15), Tensor)
 assert_type(mutual_information_matrix(tensor), Tensor)
 assert_type(mutual_information_matrix(tensor, tensor), Tensor)
+assert_type(mutual_information_matrix(tensor, given=tensor, discrete_given=True, method="mixed"), Tensor)
+assert_type(mutual_information_matrix(tensor, n_resamples=9, fdr=True, seed=0), MatrixTest[Tensor])
 assert_type(mutual_information(tensor, labels, k=0.1, nan_policy="omit", transform="rank", groups=labels), Tensor)
 assert_type(transfer_entropy(tensor, tensor, groups=["a"] * 30, k=[0.1, 3]), Tensor)
 assert_type(knn(tensor), tuple[Tensor, Tensor])
@@ -73,6 +75,7 @@ assert_type(mutual_information_discrete(array, labels), Array | float)
 assert_type(mutual_information_discrete(array, ["a", None], given=["b", ("c", 1)]), Array | float)
 assert_type(mutual_information(array, np.array(["a", "b"]), method="mixed", discrete_y=True), Array | float)
 assert_type(mutual_information_matrix(array), Array)
+assert_type(mutual_information_matrix(array, given=numbers, n_resamples=9).pvalue, Array)
 assert_type(mutual_information([True, False, True], numbers, k=0.5, transform="normal"), Array | float)
 assert_type(entropy(array, groups=("a", None, 3)), Array | float)
 assert_type(knn(array), tuple[Array, Indices])
@@ -112,6 +115,7 @@ count_within(array, 0.5, metric="l1")  # error
 knn(tensor, k=[3, 5])  # error
 transfer_entropy(tensor, tensor, method="bi-ksg")  # error
 mutual_information_matrix(array, local=True)  # error
+mutual_information_matrix(tensor, n_resamples=None)  # error
 independence_test(array, array, k=[3, 5])  # error
 echo_ext.distributed.mutual_information(tensor, tensor, method="ksg3")  # error
 mig(tensor, labels, method="tree")  # error

@@ -1,0 +1,283 @@
+"""The results of ``echo-ext mi``: a pair of variables with its test, a scan of lags, or a matrix."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from echo_ext import estimators
+from echo_ext.cli.printing import print_table
+from echo_ext.cli.tables import Column
+from echo_ext.estimators.tables import read_groups
+
+__all__ = ["Question", "Result", "estimate_lags", "estimate_matrix", "estimate_pair"]
+
+SIGNIFICANT = 0.05  # the p-value up to which the heat map marks a pair
+PARTS = 10  # those from which a standard error is estimated
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be estimated.
+
+    Attributes:
+        names: The names of the columns of "x", "y" and perhaps "given".
+        values: Their values, (N, d).
+        discrete: For those with categories, which columns hold them.
+        categories: The names of the columns that hold categories.
+        settings: The keywords that all estimators have.
+        groups: The trial of each row, or None.
+    """
+
+    names: dict[str, list[str]]
+    values: dict[str, Column]
+    discrete: dict[str, list[bool]]
+    categories: list[str]
+    settings: dict[str, Any]
+    groups: npt.NDArray[Any] | None
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of x."""
+        return len(self.values["x"])
+
+    def keywords(self, given: str) -> dict[str, Any]:
+        """The keywords of an estimator, in which conditions have this name."""
+        discrete = {f"discrete_{given if key == 'given' else key}": flags for key, flags in self.discrete.items()}
+        return {**self.settings, **discrete, "groups": self.groups}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result.
+
+    Attributes:
+        numbers: What is written as JSON.
+        show: Prints it as text.
+    """
+
+    numbers: dict[str, Any]
+    show: Callable[[], None]
+
+
+# ---- A pair ----------------------------------------------------------------------------------------------------------
+
+
+def estimate_pair(args: argparse.Namespace, question: Question) -> Result:
+    """Estimate the information of x and y, perhaps given conditions, and test it."""
+    variables, keywords = list(question.values.values()), question.keywords("z")
+    estimator: Any = (
+        estimators.conditional_mutual_information if "given" in question.names else estimators.mutual_information
+    )
+    found: dict[str, Any] = {}
+    if args.permutations:
+        found.update(_test(args, variables, keywords))
+    else:
+        found["estimate"] = estimator(*variables, **keywords)
+    missing = np.any([np.isnan(each).any(-1) for each in variables], axis=0)
+    found["rows"] = int((~missing).sum())
+    if (error := _standard_error(estimator, variables, found["rows"], args.seed, keywords)) is not None:
+        found["standard_error"] = error
+    return Result(found, lambda: print(_describe_pair(args, question, found)))
+
+
+def _test(args: argparse.Namespace, variables: Sequence[Column], keywords: dict[str, Any]) -> dict[str, Any]:
+    options = {
+        "surrogate": args.surrogate,
+        "block_length": args.block_length,
+        "null": args.null,
+        "early_stopping": args.early_stopping,
+    }
+    independence_test: Any = estimators.independence_test
+    with _progress(args.permutations) as progress:
+        test = independence_test(
+            *variables, n_resamples=args.permutations, seed=args.seed, progress=progress, **options, **keywords
+        )
+    return {
+        "estimate": test.statistic,
+        "p_value": test.pvalue,
+        "permutations": len(test.null_distribution),
+        "seed": args.seed,
+        **options,
+    }
+
+
+def _standard_error(
+    estimator: Any, variables: Sequence[Column], num_rows: int, seed: int, keywords: dict[str, Any]
+) -> float | None:
+    """Return the standard error, or None if there are too few rows for it."""
+    k = keywords["k"]
+    if num_rows // PARTS <= (k if isinstance(k, int) else 1) + 2 * keywords["exclude_within"]:
+        return None
+    try:
+        found = estimators.with_standard_error(estimator, *variables, parts=PARTS, seed=seed, **keywords)
+    except ValueError:  # a part has too few rows of a trial
+        return None
+    return float(found.standard_error)
+
+
+def _describe_pair(args: argparse.Namespace, question: Question, found: dict[str, Any]) -> str:
+    first, *others = (",".join(columns) for columns in question.names.values())
+    line = f"I({first}; {' | '.join(others)}) = {found['estimate']:.6g}"
+    if "standard_error" in found:
+        line += f" +- {found['standard_error']:.2g}"
+    rows = f"{question.num_rows} rows"
+    if found["rows"] < question.num_rows:
+        rows = f"{found['rows']} of {rows}"
+    settings = question.settings
+    transform = f", {settings['transform']}" if settings["transform"] else ""
+    line += f" {args.unit}   ({settings['method']}{transform}, k = {args.k}, {rows})"
+    if args.permutations:
+        line += f"   p = {found['p_value']:.4g} ({found['permutations']} permutations)"
+    return line
+
+
+# ---- Lags ------------------------------------------------------------------------------------------------------------
+
+
+def estimate_lags(args: argparse.Namespace, question: Question) -> Result:
+    """Estimate the information of x some rows earlier and y, perhaps given conditions at the time of y."""
+    n = question.num_rows
+    if args.lag >= n:
+        raise ValueError(f"--lag must be less than the number of rows, {n}, got {args.lag}")
+    lags = range(args.lag + 1)
+    found = [_estimate_lag(question, lag) for lag in lags]
+    best = int(np.argmax(found))
+    if args.plot:
+        given = f" given {','.join(question.names['given'])}" if "given" in question.names else ""
+        with _figure(args.plot, (6.4, 3.6)) as axes:
+            axes.plot(lags, found, marker="o", markersize=3)
+            axes.axvline(best, color="0.7", linewidth=1, zorder=0)
+            axes.set_xlabel(f"lag of {','.join(question.names['x'])} (rows)")
+            axes.set_ylabel(f"mutual information with {','.join(question.names['y'])}{given} ({args.unit})")
+    marks = ["<- largest" if lag == best else "" for lag in lags]
+    rows = [(f"{lag}", f"{value:.6f}", mark) for lag, value, mark in zip(lags, found, marks, strict=True)]
+    return Result({"lags": list(lags), "mi": found}, lambda: print_table(rows))
+
+
+def _estimate_lag(question: Question, lag: int) -> float:
+    """Return one estimate; rows of x and y that are paired belong to one trial."""
+    n, keywords = question.num_rows, question.keywords("z")
+    x, *others = question.values.values()
+    order = np.arange(n)
+    if question.groups is not None:
+        codes = read_groups(question.groups, n)
+        order = np.argsort(codes, kind="stable")
+        order = np.stack([order[: n - lag], order[lag:]])
+        order = order[:, codes[order[0]] == codes[order[1]]]
+        keywords["groups"] = codes[order[1]]
+    else:
+        order = np.stack([order[: n - lag], order[lag:]])
+    earlier, now = order
+    variables = [x[earlier], *(each[now] for each in others)]
+    if len(variables) == 3:
+        return float(estimators.conditional_mutual_information(*variables, **keywords))
+    return float(estimators.mutual_information(*variables, **keywords))
+
+
+# ---- A matrix --------------------------------------------------------------------------------------------------------
+
+
+def estimate_matrix(args: argparse.Namespace, question: Question) -> Result:
+    """Estimate every pair of columns of x, or of x and y, perhaps given conditions, and test them."""
+    rows, columns = question.names["x"], question.names["y"]
+    keywords = question.keywords("given")
+    if not args.y:
+        keywords.pop("discrete_y", None)
+    values = question.values
+    with _progress(args.permutations) as progress:
+        found: Any = estimators.mutual_information_matrix(
+            values["x"],
+            values["y"] if args.y else None,
+            given=values.get("given"),
+            n_resamples=args.permutations,
+            fdr=args.fdr,
+            seed=args.seed,
+            progress=progress,
+            **keywords,
+        )
+    matrix, p = (found.statistic, found.pvalue) if args.permutations else (found, None)
+    numbers: dict[str, Any] = {"mi": matrix.tolist()}
+    if p is not None:
+        known = [[None if np.isnan(value) else value for value in row] for row in p.tolist()]
+        numbers.update({"p_values": known, "fdr": args.fdr, "permutations": args.permutations, "seed": args.seed})
+    if args.plot:
+        _plot_matrix(args.plot, matrix, p, rows, columns, args.unit)
+
+    def show() -> None:
+        _print_matrix(matrix, rows, columns)
+        if p is not None:
+            adjusted = ", adjusted for the number of pairs" if args.fdr else ""
+            print(f"\np-values ({args.permutations} permutations{adjusted}):")
+            _print_matrix(p, rows, columns)
+
+    return Result(numbers, show)
+
+
+def _print_matrix(matrix: npt.NDArray[Any], rows: list[str], columns: list[str]) -> None:
+    """Print a matrix with pandas, or without it where it is not installed."""
+    try:
+        import pandas
+    except ImportError:
+        cells = zip(rows, matrix, strict=True)
+        print_table([("", *columns), *((name, *(f"{value:.4f}" for value in row)) for name, row in cells)])
+        return
+    print(pandas.DataFrame(matrix, rows, columns).to_string(float_format="{:.4f}".format, na_rep=""))
+
+
+def _plot_matrix(
+    path: Path,
+    matrix: npt.NDArray[Any],
+    p: npt.NDArray[Any] | None,
+    rows: list[str],
+    columns: list[str],
+    unit: str,
+) -> None:
+    """Write a heat map in which small p-values have a star."""
+    # The information of a variable about itself grows with N and would dominate the color scale.
+    shown = np.where([[r == c for c in columns] for r in rows], np.nan, matrix)
+    side = min(2.5 + 0.3 * max(len(rows), len(columns)), 20.0)
+    with _figure(path, (side + 1, side)) as axes:
+        image = axes.imshow(shown, cmap="viridis", vmin=0)
+        axes.set_xticks(range(len(columns)), columns, rotation=90)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.figure.colorbar(image, label=f"mutual information ({unit})")
+        if p is not None:
+            axes.set_title(f"* p <= {SIGNIFICANT}", fontsize="small")
+            for row, column in np.argwhere((p <= SIGNIFICANT) & ~np.isnan(shown)):
+                is_bright = image.norm(shown[row, column]) > 0.6
+                color = "black" if is_bright else "white"
+                axes.text(column, row, "*", color=color, ha="center", va="center")
+
+
+# ---- Output ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    yield figure.subplots()
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}", file=sys.stderr)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], object] | None]:
+    """Show a progress bar if stderr is a terminal and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield None
+        return
+    with tqdm(desc="permutations", total=total, leave=False, disable=None) as bar:
+        yield lambda done: bar.update(done - bar.n)
