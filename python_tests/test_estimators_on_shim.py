@@ -187,6 +187,8 @@ def test_any_strides(device):
     device.check(echo_ext.mutual_information, x, y)
     device.check(echo_ext.mutual_information, x[::2, 1], y[::2])
     device.check(echo_ext.transfer_entropy, x[:, 0], y[:, 1], history=2)
+    device.check(echo_ext.transfer_entropy, x[:, 0], y[:, 1], given=y[:, ::2], given_history=2)
+    device.check(echo_ext.delayed_mutual_information, x[:, 1], y, lags=[-3, 0, 5], groups=[0] * 30 + [1] * 50, k=[1, 4])
 
 
 def test_uncertainty(device):

@@ -190,7 +190,9 @@ def test_dependence_is_seen_and_progress_is_told():
     for given in (None, fresh().standard_normal(400)):
         told = []
         found = mutual_information_matrix(columns, given=given, n_resamples=39, progress=told.append, fdr=True)
-        assert found.pvalue[0, 3] == pytest.approx(6 / 40)
+        assert (
+            found.pvalue[0, 3] <= 6 / 40 + 1e-12
+        )  # the smallest, 1 / 40, times six pairs; less if another is as small
         assert told == sorted(told)
         assert told[-1] == 39
 

@@ -32,6 +32,11 @@ def test_standard_error_of_series_takes_consecutive_parts():
     each = [echo_ext.transfer_entropy(x[rows, 0], y[rows], **options) for rows in parts_of(403, 4)]
     assert estimate == echo_ext.transfer_entropy(x, y, **options)
     assert error == pytest.approx(np.std(each, ddof=1) / 4**0.5)
+    z = fresh().standard_normal((403, 2))
+    estimate, error = with_standard_error(echo_ext.transfer_entropy, x, y, given=z, given_history=2, parts=4)
+    each = [echo_ext.transfer_entropy(x[rows], y[rows], given=z[rows], given_history=2) for rows in parts_of(403, 4)]
+    assert estimate == echo_ext.transfer_entropy(x, y, given=z, given_history=2)
+    assert error == pytest.approx(np.std(each, ddof=1) / 4**0.5)
 
 
 def cases():

@@ -7,6 +7,7 @@ missing or rows are out of order.
 
 from echo_ext.estimators.convergence import Convergence, mutual_information_convergence
 from echo_ext.estimators.count_within import count_within
+from echo_ext.estimators.delays import delayed_mutual_information
 from echo_ext.estimators.discrete import mutual_information_discrete
 from echo_ext.estimators.entropy import entropy
 from echo_ext.estimators.evaluation import DegenerateDataWarning
@@ -25,6 +26,7 @@ __all__ = [
     "UncertainEstimate",
     "conditional_mutual_information",
     "count_within",
+    "delayed_mutual_information",
     "entropy",
     "independence_test",
     "knn",

@@ -49,14 +49,15 @@ class DegenerateDataWarning(UserWarning):
 # ---- Local values ----------------------------------------------------------------------------------------------------
 
 
-def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: str = "") -> Tensor:
+def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: str | None = None) -> Tensor:
     """Return the formula's local values (K, *batch, N), NaN where a row is left out.
 
     Args:
         formula: From variables and options to local values.
         samples: The variables.
         options: Of all N samples.
-        remedy: What to do about tied samples, of which the formula notes the share in its options.
+        remedy: What to do about tied samples, of which the formula notes the share in its options. None leaves the
+            warning to the caller.
     """
     if samples.missing is None:
         values = evaluate_in_order(formula, samples.names, samples.variables, options)
@@ -67,7 +68,8 @@ def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: st
             found = evaluate_in_order(formula, samples.names, part.variables, part.options)
             values[:, part.items.unsqueeze(-1), part.kept] = found
         values = values.view(len(options.ks), *samples.batch, samples.count)
-    warn_if_tied(options.tied_shares, remedy)
+    if remedy is not None:
+        warn_if_tied(options.tied_shares, remedy)
     return values
 
 
@@ -169,13 +171,13 @@ def warn_of_ranked_ties(names: Sequence[str], variables: Sequence[Tensor], optio
 
 def reduce_local_values(local_values: Tensor, samples: Samples, options: Options) -> Estimate:
     """Reduce local values in nats, (K, *batch, N), to what the caller asked for; rows left out are NaN among them."""
-    if options.local:
-        values = local_values
-    elif samples.missing is None:
-        values = backend_of(local_values).mean(local_values)
-    else:
-        values = local_values.nanmean(-1)
+    values = local_values if options.local else mean_of_samples(local_values, samples)
     return convert_estimates(values, samples, options)
+
+
+def mean_of_samples(local_values: Tensor, samples: Samples) -> Tensor:
+    """Return the mean of local values (K, *batch, N) over the rows that are not left out, (K, *batch)."""
+    return backend_of(local_values).mean(local_values) if samples.missing is None else local_values.nanmean(-1)
 
 
 def convert_estimates(estimates: Tensor, samples: Samples, options: Options) -> Estimate:

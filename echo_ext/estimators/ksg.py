@@ -26,7 +26,7 @@ from echo_ext._types import (
 )
 from echo_ext.estimators import gradients, local_values
 from echo_ext.estimators._metric import CHEBYSHEV
-from echo_ext.estimators.evaluation import evaluate, reduce_local_values
+from echo_ext.estimators.evaluation import Formula, evaluate, reduce_local_values
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import Options, read_options
@@ -36,6 +36,7 @@ __all__ = [
     "METHODS",
     "MULTIVARIATE_METHODS",
     "conditional_mutual_information",
+    "formula_of_pairs",
     "mutual_information",
     "total_correlation",
 ]
@@ -198,14 +199,7 @@ def mutual_information(
         method=method,
         discrete=discrete,
     )
-    width = _checks.whole("boundary_width", boundary_width, minimum=1)
-
-    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
-        if method == "ksg1" and gradients.is_recording(*variables):
-            return _ksg1_with_gradient(variables, options, width)
-        values = local_values.MUTUAL_INFORMATION[method]([PointSet(v) for v in variables], options)
-        return gradients.without_gradient(values, f"method {method!r}", *variables)
-
+    formula = formula_of_pairs(method, _checks.whole("boundary_width", boundary_width, minimum=1))
     return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
 
 
@@ -419,6 +413,18 @@ def total_correlation(
         return gradients.without_gradient(values, "total_correlation", points)
 
     return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
+
+
+def formula_of_pairs(method: Method, boundary_width: int = 10) -> Formula:
+    """Return the formula of mutual information, which has a gradient with "ksg1"."""
+
+    def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
+        if method == "ksg1" and gradients.is_recording(*variables):
+            return _ksg1_with_gradient(variables, options, boundary_width)
+        values = local_values.MUTUAL_INFORMATION[method]([PointSet(v) for v in variables], options)
+        return gradients.without_gradient(values, f"method {method!r}", *variables)
+
+    return formula
 
 
 def _read_columns(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:

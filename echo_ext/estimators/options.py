@@ -98,13 +98,10 @@ def read_options(
     groups: Groups | None = None,
     transform: Transform | None = None,
     part: slice = ALL,
-    rows: Tensor | None = None,
     method: str = "knn",
     discrete: Mapping[str, Discrete] | None = None,
 ) -> Options:
     """Check the keywords that all estimators have, for n samples.
-
-    ``rows`` are row numbers for which groups have been accounted already, in the place of ``groups``.
 
     Raises:
         TypeError: k is neither a number nor a sequence of numbers, or exclude_within is not an int.
@@ -120,6 +117,7 @@ def read_options(
     if counts_cells and transform is not None:
         raise ValueError(f"transform is for methods of neighbors, got transform={transform!r} with method={method!r}")
     window = _checks.whole("exclude_within", exclude_within, minimum=0)
+    rows = None
     if groups is not None:
         window = min(window, MAX_SAMPLES)
         rows = number_rows(torch.from_numpy(read_groups(groups, n)), window)

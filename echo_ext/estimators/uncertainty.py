@@ -149,7 +149,7 @@ SAMPLES: dict[Callable[..., Any], tuple[str, ...]] = {
     mutual_information: ("x", "y"),
     conditional_mutual_information: ("x", "y", "z"),
     total_correlation: ("x",),
-    transfer_entropy: ("source", "target"),
+    transfer_entropy: ("source", "target", "given"),
     entropy: ("x",),
     mutual_information_discrete: ("x",),
 }
@@ -213,7 +213,9 @@ def _read_rows(estimator: Callable[..., Any], arguments: dict[str, Any]) -> dict
     """
     rows = {}
     for name in SAMPLES[estimator]:
-        given = arguments[name]
+        given = arguments.get(name)
+        if given is None:
+            continue
         if not isinstance(given, Tensor):
             given = np.asarray(given) if has_labels(given) else read_numbers(name, given, masked=np.nan)
         rows[name] = given[:, None] if given.ndim == 1 else given

@@ -20,16 +20,25 @@ _INFORMATION = (
     "mutual_information_discrete",
     "mutual_information_matrix",
     "total_correlation",
-    "transfer_entropy",
 )
+_SERIES = ("delayed_mutual_information", "transfer_entropy")
 
-__all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "random_orderings", *_INFORMATION]
+__all__ = [
+    "echo_circle",
+    "echo_matrix_circle",
+    "echo_noise",
+    "echo_sample",
+    "random_orderings",
+    *_INFORMATION,
+    *_SERIES,
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _INFORMATION:
+    if name not in (*_INFORMATION, *_SERIES):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("echo_ext.reference.information"), name)
+    module = "information" if name in _INFORMATION else "series"
+    return getattr(importlib.import_module(f"echo_ext.reference.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -98,49 +98,6 @@ def conditional_mutual_information(
     return _estimate(values, variables, k, unit, local, groups if exclude_within else None, nan_policy, transforms)
 
 
-def transfer_entropy(
-    source: Any,
-    target: Any,
-    *,
-    history: int = 1,
-    source_history: int = 1,
-    lag: int = 1,
-    k: Any = 3,
-    method: str = "ksg1",
-    unit: str = "nats",
-    local: bool = False,
-    exclude_within: int = 0,
-    groups: Any = None,
-    nan_policy: str = "raise",
-    transform: str | None = None,
-) -> Any:
-    """Estimate the quantity of Schreiber 2000 by the methods of `conditional_mutual_information`."""
-
-    first = max(history, lag + source_history - 1)
-    series = [_columns(source), _columns(target)]
-    n = series[0].shape[-2]
-    label = np.zeros(n) if groups is None else np.asarray(groups)
-    members = [np.flatnonzero(label == each) for each in dict.fromkeys(label.tolist())]
-    # At each time, its row and those before it in its group, the latest first.
-    pasts = sorted((rows[i - first : i + 1][::-1] for rows in members for i in range(first, len(rows))), key=_first)
-    past = np.array(pasts).reshape(-1, first + 1)
-
-    def embedded(given: Numbers, delay: int, length: int) -> Numbers:
-        return np.concatenate([given[..., past[:, delay + i], :] for i in range(length)], -1)
-
-    def values(k: int, rows: Numbers, *variables: Numbers) -> Numbers:
-        x, y, z = variables
-        return _conditional(x, y, z, k, method, rows, exclude_within)
-
-    future, driver, own = (
-        embedded(series[1], 0, 1),
-        embedded(series[0], lag, source_history),
-        embedded(series[1], 1, history),
-    )
-    rows = _row_numbers(groups if exclude_within else None, n)[past[:, 0]]
-    return _estimate(values, [future, driver, own], k, unit, local, None, nan_policy, transform, rows)
-
-
 def entropy(
     x: Any,
     *,
@@ -479,7 +436,3 @@ def _row_numbers(groups: Any, n: int) -> Numbers:
         for place, each in enumerate(dict.fromkeys(label.tolist())):
             numbers[label == each] = 2 * n * place + np.arange(np.sum(label == each))
     return numbers
-
-
-def _first(rows: Numbers) -> int:
-    return int(rows[0])

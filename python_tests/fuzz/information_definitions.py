@@ -271,12 +271,15 @@ def _ross(x, labels, k, usable):
     return values
 
 
-def embedding(source, target, history, source_history, lag):
-    """Return target values, source past and target past at the times where all three exist."""
-    times = range(max(history, lag + source_history - 1), len(target))
+def embedding(source, target, given=None, *, history, source_history, lag, given_history=0):
+    """Return target values, source past, and the pasts of target and given, at the times where all exist."""
+    times = range(max(history, lag + source_history - 1, given_history), len(target))
     future = np.stack([target[t] for t in times])
     driver = np.stack([np.concatenate([source[t - lag - i] for i in range(source_history)]) for t in times])
     past = np.stack([np.concatenate([target[t - 1 - i] for i in range(history)]) for t in times])
+    if given is not None:
+        others = [np.concatenate([given[t - 1 - i] for i in range(given_history)]) for t in times]
+        past = np.concatenate([past, np.stack(others)], 1)
     return future, driver, past
 
 

@@ -124,6 +124,19 @@ NOT_TRIALS = {
     "number": lambda _: 3,
     "dictionary": lambda _: {},
 }
+NOT_LAGS = {
+    "none": lambda _: None,
+    "number": lambda _: 3,
+    "empty": lambda _: [],
+    "text": lambda _: "3",
+    "fractions": lambda _: [1.0],
+    "bools": lambda _: [True],
+    "too large": lambda _: [0, N],
+    "too negative": lambda _: [-(2**70)],
+    "nested": lambda _: [[1], [1, 2]],
+    "matrix": lambda _: np.zeros((2, 2), int),
+    "dictionary": lambda _: {},
+}
 NOT_RADII = {
     "nan": lambda _: float("nan"),
     "text": lambda _: "3",
@@ -204,6 +217,14 @@ CALLS = {
         ("source", "target"),
         _options(**METHOD, **TRIALS, history=(1, NOT_COUNTS), source_history=(1, NOT_COUNTS), lag=(1, NOT_COUNTS)),
     ),
+    "conditional transfer_entropy": Call(
+        echo_ext.transfer_entropy,
+        ("source", "target", "given"),
+        _options(**METHOD, **TRIALS, given_history=(1, NOT_COUNTS)),
+    ),
+    "delayed_mutual_information": Call(
+        echo_ext.delayed_mutual_information, ("x", "y"), _options(**METHOD, **TRIALS, lags=([-1, 0, 1], NOT_LAGS))
+    ),
     "mutual_information_matrix": Call(
         echo_ext.mutual_information_matrix,
         ("x", "y", "given"),
@@ -265,6 +286,7 @@ CALLS = {
 RIGHT = {
     ("independence_test", "n_resamples", "huge"),
     ("independence_test", "z", "none"),
+    ("conditional transfer_entropy", "given", "none"),
     ("with_standard_error", "repeats", "huge"),
     ("mutual_information_convergence", "repeats", "huge"),
     ("mutual_information", "boundary_width", "huge"),

@@ -178,13 +178,14 @@ def row_numbers(case, groups):
     return np.array([1000 * first[label] + np.sum(groups[:i] == label) for i, label in enumerate(groups)])
 
 
-def expected(case, arrays, local_values, *, groups=None, split=None):
+def expected(case, arrays, local_values, *, groups=None, rows=None, split=None):
     """Return the expected result, from a function that maps (sample, k) to N local values.
 
-    ``split`` makes several variables of each item's.
+    ``rows`` are the row numbers if ``groups`` do not say all; ``split`` makes several variables of each item's.
     """
     batch, each = items(case, arrays)
-    rows, n = row_numbers(case, groups), arrays[0].shape[-2]
+    n = arrays[0].shape[-2]
+    rows = row_numbers(case, groups) if rows is None else rows
     values = np.full((len(ks(case)), len(each), n), np.nan)
     for place, item in enumerate(each):
         kept = np.flatnonzero(~np.any([np.isnan(v).any(1) for v in item], axis=0))
@@ -314,20 +315,50 @@ def check_discrete(case):
 
 
 def check_transfer_entropy(case):
-    arrays = variables(case, 2)
+    arrays = variables(case, 3 if case.option % 4 < 2 else 2)
     history, source_history, lag = case.pick(1, 2, 3), case.pick(1, 2), case.pick(1, 1, 2)
-    first = max(history, lag + source_history - 1)
+    given_history = case.option % 5 + 1 if len(arrays) == 3 else 0
+    first = max(history, lag + source_history - 1, given_history)
     if max(ks(case)) > case.n - first - 1 - 2 * case.window:
         return 0
     case, method = with_method(case, *MULTIVARIATE)
     histories = {"history": history, "source_history": source_history, "lag": lag}
-    actual = echo_ext.transfer_entropy(*given(case, arrays), method=method, **histories, **options(case))
+    if given_history:
+        histories["given_history"] = given_history
+    source, target, *others = given(case, arrays)
+    passed = {"given": others[0]} if others else {}
+    actual = echo_ext.transfer_entropy(source, target, method=method, **passed, **histories, **options(case))
     batch, each = items(case, arrays)
-    samples = [Sample(definitions.embedding(*item, history, source_history, lag), case.window) for item in each]
+    samples = [Sample(definitions.embedding(*item, **histories), case.window) for item in each]
     conditional = definitions.conditional_mutual_information
-    # The arguments (x, y, z) are the future of the target, the past of the source and the past of the target.
+    # The arguments (x, y, z) are the future of the target, the past of the source and the condition.
     values = np.array([[conditional(sample, k, method) for sample in samples] for k in ks(case)], dtype=np.float64)
     return compare(case, actual, shaped(case, values.reshape(len(ks(case)), *batch, case.n - first)))
+
+
+def check_delays(case):
+    arrays, groups = with_missing(case, variables(case, 2)), trials(case)
+    case, method = with_method(case, *METHODS)
+    lags = np.random.default_rng(case.numbers + 4).integers(-4, 5, case.pick(1, 3)).tolist()
+    label = np.zeros(case.n) if groups is None else groups
+    wanted = []
+    for lag in lags:
+        place = {(label[t], np.sum(label[:t] == label[t])): t for t in range(case.n)}  # by trial and time within it
+        pairs = [(place[trial, time - lag], t) for (trial, time), t in place.items() if (trial, time - lag) in place]
+        early, late = np.array(sorted(pairs, key=max), int).reshape(-1, 2).T
+        at_lag = replace(case, n=len(pairs), local=False)
+        sides = [arrays[0][..., early, :], arrays[1][..., late, :]]
+        rows = row_numbers(case, groups)[np.maximum(early, late)]
+        usable = definitions.allowed(len(pairs), case.window, rows)
+        if len(pairs) < 2 or max(ks(case)) > usable.sum(1).min():
+            raise TooFew
+        definition = lambda sample, k: definitions.mutual_information(sample, k, method)  # noqa: E731
+        wanted.append(expected(at_lag, sides, definition, rows=rows))
+    keywords = {key: value for key, value in table_options(case).items() if key != "local"}
+    actual = echo_ext.delayed_mutual_information(
+        *given(case, arrays), lags=lags, method=method, groups=groups, **keywords
+    )
+    return compare(case, actual, np.stack(wanted, 1 if isinstance(case.k, tuple) else 0))
 
 
 def check_matrix(case):
@@ -455,6 +486,7 @@ CALLS = {
     "entropy": check_entropy,
     "mutual_information_discrete": check_discrete,
     "transfer_entropy": check_transfer_entropy,
+    "delayed_mutual_information": check_delays,
     "mutual_information_matrix": check_matrix,
     "knn": check_knn,
     "count_within": check_count_within,

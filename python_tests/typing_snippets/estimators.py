@@ -12,6 +12,7 @@ import echo_ext
 from echo_ext import (
     conditional_mutual_information,
     count_within,
+    delayed_mutual_information,
     entropy,
     independence_test,
     knn,
@@ -41,6 +42,8 @@ assert_type(mutual_information(x=tensor, y=tensor, k=[3, 5], method="bi-ksg", un
 assert_type(conditional_mutual_information(tensor, tensor, tensor, method="ksg2"), Tensor)
 assert_type(total_correlation(tensor, groups=[[0], [1]]), Tensor)
 assert_type(transfer_entropy(tensor, tensor, history=2), Tensor)
+assert_type(transfer_entropy(tensor, tensor, given=tensor, given_history=2), Tensor)
+assert_type(delayed_mutual_information(tensor, tensor, lags=range(-3, 4), k=[3, 5], groups=labels), Tensor)
 assert_type(entropy(tensor, metric="euclidean"), Tensor)
 assert_type(entropy(tensor, method="plug-in"), Tensor)
 assert_type(conditional_mutual_information(tensor, tensor, tensor, method="mixed", discrete_x=[True, False]), Tensor)
@@ -70,6 +73,8 @@ assert_type(mutual_information(array, array, k=np.array([3, 5])), Array | float)
 assert_type(conditional_mutual_information(array, array, array), Array | float)
 assert_type(total_correlation(array), Array | float)
 assert_type(transfer_entropy(array, array), Array | float)
+assert_type(transfer_entropy(array, array, given=numbers), Array | float)
+assert_type(delayed_mutual_information(array, numbers, lags=np.arange(3)), Array)
 assert_type(entropy(array), Array | float)
 assert_type(mutual_information_discrete(array, labels), Array | float)
 assert_type(mutual_information_discrete(array, ["a", None], given=["b", ("c", 1)]), Array | float)
@@ -114,6 +119,8 @@ mutual_information_discrete(array, labels, groups=labels)  # error
 count_within(array, 0.5, metric="l1")  # error
 knn(tensor, k=[3, 5])  # error
 transfer_entropy(tensor, tensor, method="bi-ksg")  # error
+delayed_mutual_information(array, array)  # error
+delayed_mutual_information(array, array, lags=3)  # error
 mutual_information_matrix(array, local=True)  # error
 mutual_information_matrix(tensor, n_resamples=None)  # error
 independence_test(array, array, k=[3, 5])  # error
