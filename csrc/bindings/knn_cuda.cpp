@@ -91,18 +91,9 @@ void bind_knn_cuda(py::module_& m) {
       "knn_cuda_boundary",
       [](const KnnTree& points, uintptr_t radii, uintptr_t skip, uintptr_t rows, int width, int64_t exclude_within,
          uintptr_t indices, int device, uintptr_t stream) {
-        const KnnBoundary p{points.dtype,
-                            points.points,
-                            at<>(radii),
-                            at<int64_t>(skip),
-                            at<int64_t>(rows),
-                            points.batch,
-                            points.num_points,
-                            points.dim,
-                            width,
-                            exclude_within,
-                            at<int64_t>(indices),
-                            0};
+        const KnnBoundary p{
+            points.dtype,      points.points, at<>(radii), at<int64_t>(skip), at<int64_t>(rows),    points.batch,
+            points.num_points, points.dim,    width,       exclude_within,    at<int64_t>(indices), 0};
         check_cuda(with_real(
             p.dtype, [&](auto zero) { return knn_cuda_boundary<decltype(zero)>(p, points, device, at<>(stream)); }));
       },
