@@ -290,3 +290,11 @@ def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message) as caught:
         mutual_information_matrix(**{"x": fresh().standard_normal((20, 3)), **arguments})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::echo_ext.DegenerateDataWarning")  # of the diagonal
+def test_ranks_of_tied_columns_hold_the_level():
+    columns = fresh().integers(0, 3, (100, 9)).astype(float)
+    found = mutual_information_matrix(columns, k=5, n_resamples=39, transform="rank", seed=1)
+    p = found.pvalue[np.triu_indices(9, 1)]
+    assert np.mean(p <= 0.05) < 0.05 + 5 * (0.0475 / 36) ** 0.5

@@ -57,7 +57,9 @@ def estimate_and_test(samples: Samples, options: Options, settings: Settings) ->
     has_missing = samples.missing is not None
     beyond_estimates = settings.n > 0 or "given" in each
     is_special = any(map(any, flags.values())) or settings.groups is not None
-    if is_special or (has_missing and beyond_estimates) or (settings.n > 0 and "given" in each):
+    # Tests need ranks that order equal values at random, which `independence_test` has.
+    needs_test = settings.n > 0 and ("given" in each or options.transform in ("rank", "normal"))
+    if is_special or needs_test or (has_missing and beyond_estimates):
         return _estimate_one_by_one(each, flags, options, settings)
     x, y = each["x"].mT, each["y"].mT if "y" in each else None
     if has_missing:
