@@ -117,6 +117,8 @@ def test_bad_input():
     x, y = np.arange(40.0), np.arange(40.0)
     with pytest.raises(ValueError, match="parts=20 leaves 2 samples in a part: k must be less than"):
         with_standard_error(mutual_information, x, y, parts=20)
+    with pytest.raises(ValueError, match="parts must be at most the number of samples, 40, got 1180591620717411303424"):
+        with_standard_error(mutual_information, x, y, parts=2**70)
     with pytest.raises(ValueError, match="parts must be at least 2, got 1"):
         with_standard_error(mutual_information, x, y, parts=1)
     with pytest.raises(ValueError, match=r"estimator must be one of mutual_information, .* got <function knn"):

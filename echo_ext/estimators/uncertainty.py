@@ -125,6 +125,8 @@ def with_standard_error(
             rows = _drop_missing(rows)
         n = next(iter(rows.values())).shape[-2]
         size = n // parts
+        if size == 0:
+            raise ValueError(f"parts must be at most the number of samples, {n}, got {_checks.brief(parts)}")
         if is_series:
             trials = _trials(estimator, arguments, n)
             orders = [torch.arange(n, device="cpu") if trials is None else trials.argsort(stable=True)]

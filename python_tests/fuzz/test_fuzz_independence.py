@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -75,11 +76,10 @@ cases = _cases()
 
 
 def check(case):
-    with num_threads(case.threads), np.errstate(all="ignore"):
-        check_call = {"independence_test": check_test, "conditional": check_conditional_test}.get(
-            case.call, check_error
-        )
-        return check_call(case)
+    checks = {"independence_test": check_test, "conditional": check_conditional_test}
+    with num_threads(case.threads), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return checks.get(case.call, check_error)(case)
 
 
 def variables(case):
