@@ -286,6 +286,7 @@ CALLS = {
 RIGHT = {
     ("independence_test", "n_resamples", "huge"),
     ("independence_test", "z", "none"),
+    ("independence_test", "surrogate", "none"),
     ("conditional transfer_entropy", "given", "none"),
     ("with_standard_error", "repeats", "huge"),
     ("mutual_information_convergence", "repeats", "huge"),
