@@ -1,7 +1,6 @@
 // Conditional mutual information with many surrogates of y. For each query, the points that can be among its neighbors
 // and their distances from it in (x, z) and in z are found once. A surrogate then takes two passes over them.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "knn/batch.h"
 #include "knn/kdtree.h"
 #include "knn/knn.h"
+#include "knn/select.h"
 #include "knn/simd_distance.h"
 
 namespace echo_ext {
@@ -18,14 +18,12 @@ namespace {
 
 constexpr int64_t kQueriesPerTask = 8;  // they share a surrogate's values while these are in the cache
 
-int64_t padded(int64_t n, int lanes) { return (n + lanes - 1) / lanes * lanes; }
-
 // The points in the order of a tree, so that those near in z lie near in memory; columns are padded to whole vectors.
 template <typename T>
 class Columns {
  public:
   Columns(const T* points, int dim, const std::vector<int64_t>& order)
-      : stride_(padded(static_cast<int64_t>(order.size()), kLanes<T>)), dim_(dim) {
+      : stride_(rounded_up(static_cast<int64_t>(order.size()), kLanes<T>)), dim_(dim) {
     values_.assign(static_cast<size_t>(stride_ * dim), T(0));
     for (int c = 0; c < dim; ++c)
       for (size_t i = 0; i < order.size(); ++i)
@@ -68,9 +66,10 @@ class Query {
 
  public:
   // `reach` is a guess of how far the neighbors are.
-  Query(const ResampleJob<T>& job, int64_t place, T reach) : job_(job), place_(place) {
-    const auto size = static_cast<size_t>(padded(job.p.num_points, kLanes<T>) + kLanes<T>);
-    for (auto* buffer : {&fixed_, &given_, &both_, &candidates_, &near_}) buffer->resize(size);
+  Query(const ResampleJob<T>& job, Selection<T>& selection, int64_t place, T reach)
+      : job_(job), selection_(selection), place_(place) {
+    const auto size = static_cast<size_t>(rounded_up(job.p.num_points, kLanes<T>) + kLanes<T>);
+    for (auto* buffer : {&fixed_, &given_, &both_, &candidates_}) buffer->resize(size);
     places_.resize(size);
     keep_within(reach);
   }
@@ -113,11 +112,13 @@ class Query {
       const I places = load_ints<T>(job_.places.data() + first);
       const I kept = (given <= broadcast<T>(reach)) & ((apart > window) | (apart < -window)) &
                      (places < static_cast<LaneInt<T>>(job_.p.num_points));
-      append<T>(fixed_.data(), num_kept_, job_.fixed.distances(place_, first), kept);
-      append<T>(places_.data(), num_kept_, places, kept);
-      num_kept_ = append<T>(given_.data(), num_kept_, given, kept);
+      const uint32_t bits = lane_bits<T>(kept);
+      store_selected<T>(fixed_.data() + num_kept_, job_.fixed.distances(place_, first), bits);
+      store_selected<T>(places_.data() + num_kept_, places, bits);
+      store_selected<T>(given_.data() + num_kept_, given, bits);
+      num_kept_ += count_bits(bits);
     }
-    size_ = padded(num_kept_, kLanes<T>);
+    size_ = rounded_up(num_kept_, kLanes<T>);
     for (int64_t i = num_kept_; i < size_; ++i) {  // nothing is farther away than the padding
       places_[static_cast<size_t>(i)] = 0;
       fixed_[static_cast<size_t>(i)] = given_[static_cast<size_t>(i)] = kInfinity;
@@ -144,11 +145,13 @@ class Query {
     for (int64_t i = 0; i < size_; i += kLanes<T>) {
       const V distance = distances(moved, i);
       below -= distance < low;
-      num = append<T>(candidates_.data(), num, distance, (distance >= low) & (distance <= high));
+      const uint32_t bits = lane_bits<T>((distance >= low) & (distance <= high));
+      store_selected<T>(candidates_.data() + num, distance, bits);
+      num += count_bits(bits);
     }
     const int64_t rank = job_.p.k - 1 - static_cast<int64_t>(sum(below));
     if (rank < 0 || rank >= num) return false;
-    radius = select_between(low_, high_, rank, num);
+    radius = selection_.value_at(candidates_.data(), num, rank);
     return true;
   }
 
@@ -157,37 +160,11 @@ class Query {
     for (;;) {
       for (int64_t i = 0; i < size_; i += kLanes<T>) store(candidates_.data() + i, distances(moved, i));
       if (num_kept_ >= job_.p.k) {
-        const T radius = select(candidates_, job_.p.k - 1, num_kept_);
+        const T radius = selection_.value_at(candidates_.data(), num_kept_, job_.p.k - 1);
         if (radius <= reach_) return radius;
       }
       keep_within(kInfinity);
     }
-  }
-
-  // Selects among candidates between two values: first those around the value that their ranks suggest.
-  T select_between(T low, T high, int64_t rank, int64_t num) {
-    constexpr int64_t kFew = 32;
-    if (num <= kFew) return select(candidates_, rank, num);
-    const T place = (static_cast<T>(rank) + T(0.5)) / static_cast<T>(num);
-    const T margin = T(1.5) / std::sqrt(static_cast<T>(num));
-    const V from = broadcast<T>(low + (place - margin) * (high - low));
-    const V to = broadcast<T>(low + (place + margin) * (high - low));
-    for (int64_t i = num; i < padded(num, kLanes<T>); ++i) candidates_[static_cast<size_t>(i)] = kInfinity;
-    I below = I{};
-    int64_t num_near = 0;
-    for (int64_t i = 0; i < num; i += kLanes<T>) {
-      const V candidate = load(candidates_.data() + i);
-      below -= candidate < from;
-      num_near = append<T>(near_.data(), num_near, candidate, (candidate >= from) & (candidate <= to));
-    }
-    const int64_t near_rank = rank - static_cast<int64_t>(sum(below));
-    const bool is_near = near_rank >= 0 && near_rank < num_near;
-    return is_near ? select(near_, near_rank, num_near) : select(candidates_, rank, num);
-  }
-
-  static T select(std::vector<T>& values, int64_t rank, int64_t num) {
-    std::nth_element(values.begin(), values.begin() + rank, values.begin() + num);
-    return values[static_cast<size_t>(rank)];
   }
 
   // Adapts the range and the kept points to a radius that was out of range.
@@ -201,6 +178,7 @@ class Query {
   }
 
   const ResampleJob<T>& job_;
+  Selection<T>& selection_;
   int64_t place_;
   int64_t num_kept_ = 0;
   int64_t size_ = 0;
@@ -214,7 +192,6 @@ class Query {
   std::vector<T> both_;
   std::vector<LaneInt<T>> places_;
   std::vector<T> candidates_;
-  std::vector<T> near_;
 };
 
 // The values of y that stand at each place: (num_surrogates, moved_dim, num_points).
@@ -243,7 +220,7 @@ void resample_item(const KnnResample& p, int64_t item, int num_threads) {
   const std::vector<int64_t> order(tree.order(), tree.order() + n);
   const Columns<T> fixed(all_fixed, p.fixed_dim, order);
   const Columns<T> given(all_given, p.given_dim, order);
-  std::vector<LaneInt<T>> places(static_cast<size_t>(padded(n, kLanes<T>)));
+  std::vector<LaneInt<T>> places(static_cast<size_t>(rounded_up(n, kLanes<T>)));
   std::vector<LaneInt<T>> times(places.size());
   std::vector<double> psi(static_cast<size_t>(n));
   for (size_t i = 0; i < places.size(); ++i) places[i] = static_cast<LaneInt<T>>(i);
@@ -259,10 +236,11 @@ void resample_item(const KnnResample& p, int64_t item, int num_threads) {
   parallel_for(num_tasks, num_threads, [&](int64_t task, int) {
     PollCounter polls;
     double* sum = sums.data() + task * p.num_surrogates;
+    Selection<T> selection;
     std::vector<Query<T>> queries;
     T reach = std::numeric_limits<T>::infinity();
     for (int64_t place = task * kQueriesPerTask; place < std::min(n, (task + 1) * kQueriesPerTask); ++place) {
-      queries.emplace_back(job, place, reach);
+      queries.emplace_back(job, selection, place, reach);
       sum[0] += queries.back().value(0);
       reach = queries.back().reach();
       polls.add(n);

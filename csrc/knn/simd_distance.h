@@ -86,30 +86,6 @@ inline Mask<T> load_ints(const LaneInt<T>* from) {
   return v;
 }
 
-// Writes the values of the lanes that are kept one after another from to[num] on, and returns their new number. The
-// buffer must have room for a whole vector. The values are of type T, or integers of its size.
-template <typename T, typename Value, typename Values>
-inline int64_t append(Value* to, int64_t num, Values values, Mask<T> keep) {
-  static_assert(sizeof(Value) == sizeof(T) && sizeof(Values) == kVectorBytes);
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 8) {
-    const __mmask8 lanes = _mm512_movepi64_mask((__m512i)keep);
-    _mm512_storeu_pd(to + num, _mm512_maskz_compress_pd(lanes, (__m512d)values));
-    return num + __builtin_popcount(lanes);
-  } else {
-    const __mmask16 lanes = _mm512_movepi32_mask((__m512i)keep);
-    _mm512_storeu_ps(to + num, _mm512_maskz_compress_ps(lanes, (__m512)values));
-    return num + __builtin_popcount(lanes);
-  }
-#else
-  for (int lane = 0; lane < kLanes<T>; ++lane) {
-    to[num] = values[lane];
-    num -= keep[lane];
-  }
-  return num;
-#endif
-}
-
 // values[places[lane]] for each lane.
 template <typename T>
 inline Vector<T> gather(const T* values, Mask<T> places) {
