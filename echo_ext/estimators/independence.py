@@ -209,27 +209,28 @@ def independence_test(
         method=method,
         discrete=discrete,
     )
-    settings = _read_settings(
-        samples,
-        options,
+    if not options.single_k:
+        raise TypeError(f"k must be one int or fraction, got {_checks.brief(options.given_k)}")
+    settings = Settings(
         method=method,
-        n_resamples=n_resamples,
+        n=n_resamples,
         surrogate=surrogate,
         shuffle_neighbors=shuffle_neighbors,
         block_length=block_length,
         null=null,
         early_stopping=early_stopping,
-        groups=groups,
-        seed=seed,
+        groups=None if groups is None else torch.from_numpy(read_groups(groups, samples.count)),
+        seed=read_seed(seed),
     )
+    settings.check(samples.count, conditional=z is not None)
     found = [(part, _test(samples.names, part, settings, progress)) for part in split_by_missing(samples, options)]
     warn_if_tied(options.tied_shares, USE_MIXED)
     return _collect(found, samples, options, settings)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The keywords of the test, checked.
+    """The keywords of the test.
 
     Attributes:
         method: The estimator.
@@ -237,7 +238,7 @@ class Settings:
         surrogate: Their kind, or None for the default.
         shuffle_neighbors, block_length: As given.
         null: The kind of p-value.
-        enough: Stop once so many surrogates have reached the statistic.
+        early_stopping: The significance level, or None.
         groups: The group of each row, int64 (N,) on the CPU, or None.
         seed: The seed.
     """
@@ -248,55 +249,36 @@ class Settings:
     shuffle_neighbors: int
     block_length: int | None
     null: NullDistribution
-    enough: int | None
+    early_stopping: float | None
     groups: Tensor | None
     seed: int
 
+    @property
+    def enough(self) -> int | None:
+        """How many surrogates may reach the statistic before the test can no longer be rejected."""
+        return None if self.early_stopping is None else int(self.early_stopping * self.n) + 1
 
-def _read_settings(
-    samples: Samples,
-    options: Options,
-    *,
-    method: Method,
-    n_resamples: int,
-    surrogate: Surrogate | None,
-    shuffle_neighbors: int,
-    block_length: int | None,
-    null: NullDistribution,
-    early_stopping: float | None,
-    groups: Groups | None,
-    seed: int | None,
-) -> Settings:
-    conditional = len(samples.variables) == 3
-    n = samples.count
-    if not options.single_k:
-        raise TypeError(f"k must be one int or fraction, got {_checks.brief(options.given_k)}")
-    _checks.choice("surrogate", surrogate, (None, *SURROGATES))
-    _checks.choice("null", null, NULL_DISTRIBUTIONS)
-    if surrogate == "local" and not conditional:
-        raise ValueError("surrogate='local' needs z, whose neighbors it exchanges, got z=None")
-    _checks.whole("n_resamples", n_resamples, minimum=1 if null == "empirical" else FEWEST_TO_FIT)
-    _checks.whole("shuffle_neighbors", shuffle_neighbors, minimum=2)
-    if surrogate in (None, "local") and conditional and shuffle_neighbors > n - 1:
-        raise ValueError(f"shuffle_neighbors must be at most N - 1, got {shuffle_neighbors} of {n} rows")
-    if block_length is not None:
-        if surrogate != "block":
-            raise ValueError(f"block_length={block_length} needs surrogate='block', got {surrogate!r}")
-        _checks.whole("block_length", block_length, minimum=1)
-        if block_length > n // 2:
-            raise ValueError(f"block_length must be at most half the number of rows, got {block_length} of {n}")
-    enough = None
-    if early_stopping is not None:
-        alpha = _checks.number("early_stopping", early_stopping, above=0)
-        if alpha >= 1:
-            raise ValueError(f"early_stopping must be a significance level below 1, got {early_stopping}")
-        if null != "empirical":
-            raise ValueError(f"early_stopping needs null='empirical', got {null!r}")
-        enough = int(alpha * n_resamples) + 1
-    codes = None if groups is None else torch.from_numpy(read_groups(groups, n))
-    return Settings(
-        method, n_resamples, surrogate, shuffle_neighbors, block_length, null, enough, codes, read_seed(seed)
-    )
+    def check(self, num_rows: int, *, conditional: bool) -> None:
+        """Refuse what does not fit the samples, or each other."""
+        _checks.choice("surrogate", self.surrogate, (None, *SURROGATES))
+        _checks.choice("null", self.null, NULL_DISTRIBUTIONS)
+        if self.surrogate == "local" and not conditional:
+            raise ValueError("surrogate='local' needs z, whose neighbors it exchanges, got z=None")
+        _checks.whole("n_resamples", self.n, minimum=1 if self.null == "empirical" else FEWEST_TO_FIT)
+        near = _checks.whole("shuffle_neighbors", self.shuffle_neighbors, minimum=2)
+        if self.surrogate in (None, "local") and conditional and near > num_rows - 1:
+            raise ValueError(f"shuffle_neighbors must be at most N - 1, got {near} of {num_rows} rows")
+        if self.block_length is not None:
+            if self.surrogate != "block":
+                raise ValueError(f"block_length={self.block_length} needs surrogate='block', got {self.surrogate!r}")
+            length = _checks.whole("block_length", self.block_length, minimum=1)
+            if length > num_rows // 2:
+                raise ValueError(f"block_length must be at most half the number of rows, got {length} of {num_rows}")
+        if self.early_stopping is not None:
+            if _checks.number("early_stopping", self.early_stopping, above=0) >= 1:
+                raise ValueError(f"early_stopping must be a significance level below 1, got {self.early_stopping}")
+            if self.null != "empirical":
+                raise ValueError(f"early_stopping needs null='empirical', got {self.null!r}")
 
 
 def _test(names: Sequence[str], part: Part, settings: Settings, progress: Callable[[int], object] | None) -> Resampled:
@@ -383,15 +365,10 @@ def _collect(
     for part, each in found:
         statistic[part.items] = each.statistic
         null[: len(each.null), part.items] = each.null
-        p[part.items] = {
-            "empirical": lambda each=each: null_distribution.empirical_p_value(each, settings.enough),
-            "normal": lambda each=each: null_distribution.normal_p_value(each),
-            "gamma": lambda each=each: null_distribution.gamma_p_value(each),
-        }[settings.null]()
+        p[part.items] = null_distribution.p_value(each, settings.null, settings.enough)
     scale = UNITS[options.unit]
-    values = restore_form((null * scale).view(num, *samples.batch), samples)
     return IndependenceTest(
         restore_form((statistic * scale).view(samples.batch), samples),
         restore_form(p.view(samples.batch), samples),
-        values,
+        restore_form((null * scale).view(num, *samples.batch), samples),
     )

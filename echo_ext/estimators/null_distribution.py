@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from echo_ext._types import NullDistribution
 from echo_ext.estimators import local_values
 from echo_ext.estimators._backend import backend_of
 from echo_ext.estimators.neighbors import PointSet
@@ -66,6 +67,7 @@ def resample(
     batch = broadcast(*(v.shape[:-2] for v in variables))
     aligned = [v.reshape((1,) * (len(batch) + 2 - v.ndim) + v.shape) for v in variables]
     statistic = _mean(formula([PointSet(v) for v in aligned], options))[0].expand(batch)
+    options = replace(options, tied_shares=[])  # only the ties of the statistic are worth a warning
     null: list[Tensor] = []
     reached = torch.zeros(batch, dtype=torch.int64, device=statistic.device)
     used = torch.zeros_like(reached)
@@ -96,18 +98,25 @@ def resample(
     return Resampled(statistic, torch.cat(null)[:most], reached, used)
 
 
-def empirical_p_value(found: Resampled, enough: int | None = None) -> Tensor:
+def p_value(found: Resampled, null: NullDistribution, enough: int | None) -> Tensor:
+    """Return the p-value by one kind of null distribution; ``enough`` is that of `resample`."""
+    if null == "empirical":
+        return _empirical(found, enough)
+    return _normal(found) if null == "normal" else _gamma(found)
+
+
+def _empirical(found: Resampled, enough: int | None = None) -> Tensor:
     """Return (1 + reached) / (1 + n), or reached / n where the test has stopped (Besag and Clifford 1991)."""
     p = (1 + found.reached).double() / (1 + found.used)
     return p if enough is None else torch.where(found.reached == enough, found.reached.double() / found.used, p)
 
 
-def normal_p_value(found: Resampled) -> Tensor:
+def _normal(found: Resampled) -> Tensor:
     """Return the upper tail of the normal distribution with the mean and the standard deviation of the null."""
     return _where_spread(found, torch.special.ndtr(-_standardized(found)))
 
 
-def gamma_p_value(found: Resampled) -> Tensor:
+def _gamma(found: Resampled) -> Tensor:
     """Return the upper tail of the shifted gamma distribution with the first three moments of the null."""
     centered = found.null - found.null.mean(0)
     skewness = centered.pow(3).mean(0) / centered.square().mean(0).pow(1.5)
@@ -115,7 +124,7 @@ def gamma_p_value(found: Resampled) -> Tensor:
     skewed = skewness.clamp(min=1e-3)
     shape = 4 / skewed.square()
     tail = torch.special.gammaincc(shape, (shape + _standardized(found) * shape.sqrt()).clamp(min=0))
-    return torch.where(skewness > 1e-3, _where_spread(found, tail), normal_p_value(found))
+    return torch.where(skewness > 1e-3, _where_spread(found, tail), _normal(found))
 
 
 def _standardized(found: Resampled) -> Tensor:
@@ -124,7 +133,7 @@ def _standardized(found: Resampled) -> Tensor:
 
 def _where_spread(found: Resampled, p: Tensor) -> Tensor:
     """Return p, or the empirical value where all surrogates have one estimate, to which no distribution fits."""
-    return torch.where(found.null.std(0) > ROUNDING, p, empirical_p_value(found))
+    return torch.where(found.null.std(0) > ROUNDING, p, _empirical(found))
 
 
 def _blocks(variables: Sequence[Tensor], batch: torch.Size, n: int, enough: int | None) -> Iterator[tuple[int, int]]:
