@@ -16,10 +16,10 @@ from echo_ext import _checks
 from echo_ext._types import Array, Discrete, Groups, Method, NanPolicy, NumNeighbors, TensorOrArray, Transform, Unit
 from echo_ext.estimators.ksg import METHODS, mutual_information
 from echo_ext.estimators.labels import read_categories
-from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.options import Options, read_generator, read_options
 from echo_ext.estimators.samples import read_samples, restore_form
 from echo_ext.estimators.tables import read_groups
-from echo_ext.estimators.uncertainty import _generator
+from echo_ext.estimators.uncertainty import estimate_parts
 
 __all__ = ["Convergence", "mutual_information_convergence"]
 
@@ -149,7 +149,7 @@ def mutual_information_convergence(
         n, k=k, unit=unit, exclude_within=exclude_within, groups=groups, transform=transform, method=method
     )
     repeats = _checks.whole("repeats", repeats, minimum=1)
-    generator = _generator(seed)
+    generator = read_generator(seed)
     is_series = options.exclude_within > 0
     trials = torch.from_numpy(read_groups(groups, n)) if is_series and groups is not None else None
     rows = torch.arange(n, device="cpu") if trials is None else trials.argsort(stable=True)
@@ -160,7 +160,7 @@ def mutual_information_convergence(
     ndim = len(samples.batch) + 2
     variables = [v.detach().reshape((1,) * (ndim - v.ndim) + v.shape) for v in samples.variables]
 
-    def estimate(part: Tensor, groups: Tensor | None = None) -> Tensor:
+    def estimate(part: Tensor, groups: Tensor | None) -> Tensor:
         """Return the estimates (parts, K, *batch) from rows (parts, size)."""
         part = part.to(variables[0].device)
         found = mutual_information(
@@ -189,11 +189,7 @@ def mutual_information_convergence(
                 if size < max(read_sizes):
                     warnings.simplefilter("ignore", UserWarning)  # the largest size warns
                 try:
-                    if trials is None:
-                        of_orders.append(estimate(partition))
-                    else:
-                        each = [estimate(part.unsqueeze(0), groups=trials[part]) for part in partition]
-                        of_orders.append(torch.cat(each))
+                    of_orders.append(estimate_parts(estimate, partition, trials))
                 except ValueError as refusal:
                     raise ValueError(f"sizes must be large enough for k, got {size}: {refusal}") from None
         found = torch.stack(of_orders)  # (orders, parts, K, *batch)

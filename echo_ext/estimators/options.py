@@ -121,11 +121,20 @@ def read_options(
     if groups is not None:
         window = min(window, MAX_SAMPLES)
         rows = number_rows(torch.from_numpy(read_groups(groups, n)), window)
-    rows = rows if window > 0 else None
-    single = not several
     return _fit(
         Options(
-            (), single, unit, bool(local), window, n, part, rows, transform, given_k, counts_cells, dict(discrete or {})
+            ks=(),
+            single_k=not several,
+            unit=unit,
+            local=bool(local),
+            exclude_within=window,
+            total=n,
+            part=part,
+            rows=rows if window > 0 else None,
+            transform=transform,
+            given_k=given_k,
+            counts_cells=counts_cells,
+            discrete=dict(discrete or {}),
         )
     )
 
@@ -147,6 +156,11 @@ def read_seed(seed: int | None) -> int:
     if seed is None:
         return int(torch.randint(_checks.INT64[1], (), device="cpu"))
     return _checks.whole("seed", seed, minimum=_checks.INT64[0], maximum=_checks.INT64[1])
+
+
+def read_generator(seed: int | None) -> torch.Generator:
+    """Return a generator on the CPU with the seed, or with a random one."""
+    return torch.Generator().manual_seed(read_seed(seed))
 
 
 def _read_k(k: object) -> int | float:

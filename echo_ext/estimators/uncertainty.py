@@ -19,12 +19,13 @@ from echo_ext.estimators.discrete import mutual_information_discrete, read_class
 from echo_ext.estimators.entropy import entropy
 from echo_ext.estimators.evaluation import DegenerateDataWarning
 from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information, total_correlation
-from echo_ext.estimators.labels import has_labels
-from echo_ext.estimators.options import read_seed
-from echo_ext.estimators.tables import read_groups, read_numbers
+from echo_ext.estimators.labels import has_labels, read_labels
+from echo_ext.estimators.options import read_generator
+from echo_ext.estimators.samples import merge_missing
+from echo_ext.estimators.tables import read_groups, read_numbers, tensor_of
 from echo_ext.estimators.transfer import transfer_entropy
 
-__all__ = ["UncertainEstimate", "with_standard_error"]
+__all__ = ["UncertainEstimate", "estimate_parts", "with_standard_error"]
 
 Value = TypeVar("Value")
 
@@ -111,32 +112,44 @@ def with_standard_error(
         known = ", ".join(each.__name__ for each in SAMPLES)
         raise ValueError(f"estimator must be one of {known}, got {_checks.brief(estimator)}")
     parts, repeats = _checks.whole("parts", parts, minimum=2), _checks.whole("repeats", repeats, minimum=1)
-    generator = _generator(seed)
+    generator = read_generator(seed)
     if np.ndim(options.get("k", 1)) > 0:
         raise TypeError(f"k must be a single number, got {_checks.brief(options['k'])}")
     if options.get("local"):
         raise ValueError(f"local must be False for a standard error, got {_checks.brief(options['local'])}")
     arguments = inspect.signature(estimator).bind(*variables, **options).arguments
+    is_series = estimator is transfer_entropy or bool(arguments.get("exclude_within", 0))
     with torch.no_grad():
         estimate = estimator(**arguments)
         rows = _read_rows(estimator, arguments)
-        is_series = _is_series(estimator, arguments)
         if arguments.get("nan_policy") == "omit" and not is_series:
             rows = _drop_missing(rows)
         n = next(iter(rows.values())).shape[-2]
         size = n // parts
         if size == 0:
             raise ValueError(f"parts must be at most the number of samples, {n}, got {_checks.brief(parts)}")
+        # The groups of columns of `total_correlation` are something else.
+        groups = None if estimator is total_correlation else arguments.pop("groups", None)
+        # Rows without an order in time have no use for trials.
+        trials = None if groups is None or not is_series else torch.from_numpy(read_groups(groups, n))
         if is_series:
-            trials = _trials(estimator, arguments, n)
             orders = [torch.arange(n, device="cpu") if trials is None else trials.argsort(stable=True)]
         else:
             orders = [torch.randperm(n, generator=generator, device="cpu") for _ in range(repeats)]
+
+        def estimate_rows(part: Tensor, groups: Tensor | None) -> Tensor:
+            taken = {name: _take_parts(value, part, name in LABELS[estimator]) for name, value in rows.items()}
+            trial = {} if groups is None else {"groups": groups}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DegenerateDataWarning)  # the whole sample has warned
+                found: Tensor = estimator(**{**arguments, **taken, **trial})
+            return found
+
         variances = []
         for order in orders:
             partition = order[: size * parts].view(parts, size)
             try:
-                of_parts = _estimate_parts(estimator, arguments, rows, partition)
+                of_parts = estimate_parts(estimate_rows, partition, trials)
             except ValueError as refusal:
                 raise ValueError(f"parts={parts} leaves {size} samples in a part: {refusal}") from None
             variances.append(of_parts.double().var(0) / parts)
@@ -161,86 +174,62 @@ LABELS: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 
-def _drop_missing(rows: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the rows that every item of the batch misses."""
-    missing: Any = False
-    for value in rows.values():
-        absent = (value != value).any(-1)
-        absent = absent if isinstance(absent, Tensor) else torch.from_numpy(absent)
-        missing = absent.cpu() | missing
-    kept = ~missing.reshape(-1, missing.shape[-1]).all(0)
-    return {
-        name: value[..., kept.to(value.device) if isinstance(value, Tensor) else kept.numpy(), :]
-        for name, value in rows.items()
-    }
-
-
-def _is_series(estimator: Callable[..., Any], arguments: dict[str, Any]) -> bool:
-    return estimator is transfer_entropy or bool(arguments.get("exclude_within", 0))
-
-
-def _trials(estimator: Callable[..., Any], arguments: dict[str, Any], n: int) -> Tensor | None:
-    """Return the trial of each row of a time series, int64 (N,), if there are any."""
-    if not _is_series(estimator, arguments) or estimator is total_correlation:
-        return None
-    groups = arguments.get("groups")
-    return None if groups is None else torch.from_numpy(read_groups(groups, n))
-
-
-def _estimate_parts(
-    estimator: Callable[..., Any], arguments: dict[str, Any], rows: dict[str, Any], partition: Tensor
+def estimate_parts(
+    estimate: Callable[[Tensor, Tensor | None], Tensor], partition: Tensor, trials: Tensor | None
 ) -> Tensor:
-    """Return the estimates on each part of a partition, int64 (parts, size): (parts, ...)."""
+    """Return the estimates on each part of a partition, int64 (parts, size): (parts, ...).
 
-    # Rows without an order have no use for trials; the groups of columns of `total_correlation` are something else.
-    without_groups = {} if estimator is total_correlation or "groups" not in arguments else {"groups": None}
-
-    def estimate(part: Tensor, **others: Any) -> Tensor:
-        taken = {name: _take_parts(value, part, name in LABELS[estimator]) for name, value in rows.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DegenerateDataWarning)  # the whole sample has warned
-            found = estimator(**{**arguments, **without_groups, **taken, **others})
-        return found if isinstance(found, Tensor) else torch.from_numpy(found)
-
-    trials = _trials(estimator, arguments, next(iter(rows.values())).shape[-2])
-    if trials is None:
-        return estimate(partition)
-    return torch.cat([estimate(part.unsqueeze(0), groups=trials[part]) for part in partition])
-
-
-def _read_rows(estimator: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that have rows as tensors or arrays (*batch, N, d), with as many dimensions each.
-
-    Labels have one column. The estimator has checked the arguments.
+    Args:
+        estimate: From rows (parts, size) and their trials, which all of these parts share, to estimates (parts, ...).
+        partition: The rows of each part.
+        trials: The trial of each of all rows, int64 (N,), or None. Parts differ in their trials, and are then estimated
+            one after another.
     """
-    rows = {}
+    if trials is None:
+        return estimate(partition, None)
+    return torch.cat([estimate(part.unsqueeze(0), trials[part]) for part in partition])
+
+
+def _drop_missing(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the rows that every item of the batch misses."""
+    missing = merge_missing(*(value.isnan().any(-1) for value in rows.values()))
+    if missing is None:
+        return rows
+    kept = (~missing.reshape(-1, missing.shape[-1]).all(0)).nonzero()[:, 0]
+    return {name: value.index_select(-2, kept) for name, value in rows.items()}
+
+
+def _read_rows(estimator: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the arguments that have rows as tensors (*batch, N, d), with as many dimensions each.
+
+    Labels have one column, and are NaN where they are missing. The estimator has checked the arguments.
+    """
+    rows: dict[str, Tensor] = {}
     for name in SAMPLES[estimator]:
         given = arguments.get(name)
         if given is None:
             continue
-        if not isinstance(given, Tensor):
-            given = np.asarray(given) if has_labels(given) else read_numbers(name, given, masked=np.nan)
-        rows[name] = given[:, None] if given.ndim == 1 else given
-    n = rows[SAMPLES[estimator][0]].shape[-2]
+        if has_labels(given):
+            given = _with_nan(*read_labels(name, given, "", "omit"))
+        elif not isinstance(given, Tensor):
+            given = tensor_of(read_numbers(name, given, masked=np.nan))
+        rows[name] = given.unsqueeze(-1) if given.ndim == 1 else given
+    first = rows[SAMPLES[estimator][0]]
     for name in LABELS[estimator]:
-        if arguments.get(name) is not None:
-            label = arguments[name]
-            codes, missing = read_conditions(label, n, "omit") if name == "given" else read_classes(label, "omit")
-            if missing is not None:
-                codes = torch.where(missing, torch.nan, codes.double())
-            rows[name] = codes.unsqueeze(-1)
+        label = arguments.get(name)
+        if label is not None:
+            is_given = name == "given"
+            codes = read_conditions(label, first.shape[-2], "omit") if is_given else read_classes(label, "omit")
+            rows[name] = _with_nan(*codes).to(first.device).unsqueeze(-1)
     ndim = max(value.ndim for value in rows.values())
     return {name: value.reshape((1,) * (ndim - value.ndim) + tuple(value.shape)) for name, value in rows.items()}
 
 
-def _take_parts(rows: Any, partition: Tensor, are_labels: bool) -> Any:
+def _with_nan(codes: Tensor, missing: Tensor | None) -> Tensor:
+    return codes if missing is None else torch.where(missing, torch.nan, codes.double())
+
+
+def _take_parts(rows: Tensor, partition: Tensor, are_labels: bool) -> Tensor:
     """Return rows (*batch, N, d) of each part, (parts, *batch, size, d); of labels, without the last dimension."""
-    if isinstance(rows, Tensor):
-        taken = rows[..., partition.to(rows.device), :].movedim(-3, 0)
-    else:
-        taken = np.moveaxis(rows[..., partition.numpy(), :], -3, 0)
+    taken = rows[..., partition.to(rows.device), :].movedim(-3, 0)
     return taken[..., 0] if are_labels else taken
-
-
-def _generator(seed: int | None) -> torch.Generator:
-    return torch.Generator().manual_seed(read_seed(seed))
