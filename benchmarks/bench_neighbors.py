@@ -160,13 +160,13 @@ def cells(found):
     seconds = dict(found["seconds"])
     ours, ksg2 = seconds.pop("ours"), seconds.pop("ksg2", None)
     each = [f"{name} {1e3 * taken:.3g} ms ({taken / ours:.1f}x)" for name, taken in seconds.items()]
-    least = f"{min(seconds.values()) / ours:.1f}x" if seconds else ""
+    ratio = f"{min(seconds.values()) / ours:.1f}x" if seconds else ""
     return (
         found["case"],
         found["k"],
         f"{1e3 * ours:.3g} ms",
         "" if ksg2 is None else f"{1e3 * ksg2:.3g} ms",
-        least,
+        ratio,
         *[", ".join(each)],
     )
 

@@ -15,7 +15,7 @@ from echo_ext.estimators._metric import rules_of
 from echo_ext.estimators.knn import read_queries
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.samples import broadcast_batches, in_one_dtype, read_samples, read_tensor
-from echo_ext.estimators.tables import double, read_numbers
+from echo_ext.estimators.tables import double, read_numbers, tensor_of
 
 __all__ = ["count_within"]
 
@@ -118,8 +118,7 @@ def _read_radii(radii: object, points: Tensor) -> Tensor:
         tensor = read_tensor("radii", radii.detach())
         tensor = tensor if tensor.is_floating_point() or tensor.is_complex() else double("radii", tensor)
     else:
-        array = read_numbers("radii", radii)
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensor = tensor_of(read_numbers("radii", radii))
     if tensor.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"radii must be float64 or float32, got {_checks.dtype_name(tensor.dtype)}")
     if tensor.device != points.device:

@@ -34,6 +34,7 @@ class DegenerateDataWarning(UserWarning):
 
     Example:
         >>> import warnings
+        >>> import numpy as np
         >>> from echo_ext import DegenerateDataWarning, mutual_information
         >>> answers = np.random.default_rng(0).integers(1, 6, (2, 1000))  # independent, so the information is 0
         >>> with warnings.catch_warnings(record=True) as caught:

@@ -16,7 +16,7 @@ from echo_ext._types import CellMethod, Discrete, NanPolicy
 from echo_ext.estimators.cells import number_cells
 from echo_ext.estimators.options import Options
 from echo_ext.estimators.samples import check_finite, read_tensor
-from echo_ext.estimators.tables import encode_labels, is_series, is_table, read_array, read_numbers
+from echo_ext.estimators.tables import encode_labels, is_series, is_table, read_array, read_numbers, tensor_of
 from echo_ext.estimators.transforms import transform_columns
 
 __all__ = ["has_labels", "prepare_columns", "read_categories", "read_flags", "read_labels"]
@@ -37,12 +37,11 @@ def read_labels(
     if isinstance(labels, Tensor):
         return _read_numeric_labels(name, read_tensor(name, labels.detach()), continuous, nan_policy)
     if is_series(labels) and labels.dtype.kind == "f":
-        return _read_numeric_labels(name, torch.from_numpy(read_numbers(name, labels)), continuous, nan_policy)
+        return _read_numeric_labels(name, tensor_of(read_numbers(name, labels)), continuous, nan_policy)
     if not is_series(labels):
         labels = _array_of_labels(name, labels)
         if labels.dtype.kind in "bif" and labels.dtype != np.longdouble:
-            labels = torch.from_numpy(labels if labels.flags.writeable else labels.copy())
-            return _read_numeric_labels(name, labels, continuous, nan_policy)
+            return _read_numeric_labels(name, tensor_of(labels), continuous, nan_policy)
         if labels.dtype.kind not in "uUSO":
             raise TypeError(f"{name} must be integers, booleans or strings, got dtype {labels.dtype}")
     codes, missing = encode_labels(name, labels)

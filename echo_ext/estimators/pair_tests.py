@@ -30,7 +30,7 @@ Flags: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Settings:
-    """The keywords of this function, checked.
+    """The keywords of `mutual_information_matrix` about tests, checked.
 
     Attributes:
         method: The estimator.

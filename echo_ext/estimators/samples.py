@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from echo_ext import _checks
 from echo_ext._types import Estimate, NanPolicy
 from echo_ext.estimators._backend import backend_of
-from echo_ext.estimators.tables import double, read_numbers
+from echo_ext.estimators.tables import double, read_numbers, tensor_of
 
 NAN_POLICIES: tuple[NanPolicy, ...] = get_args(NanPolicy)
 
@@ -184,8 +184,7 @@ def _read_variable(name: str, value: object, nan_policy: NanPolicy | EllipsisTyp
     if isinstance(value, Tensor):
         tensor = value
     else:
-        array = read_numbers(name, value, masked=math.nan if nan_policy == "omit" else None)
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        tensor = tensor_of(read_numbers(name, value, masked=math.nan if nan_policy == "omit" else None))
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, got {tensor.device}")
     tensor = read_tensor(name, tensor)

@@ -132,6 +132,11 @@ def read_groups(groups: object, n: int) -> npt.NDArray[np.int64]:
     return np.argsort(np.argsort(first))[codes].astype(np.int64)
 
 
+def tensor_of(array: npt.NDArray[Any]) -> Tensor:
+    """Return the array as a tensor; one that cannot be written to is copied, since PyTorch would warn of it."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 def double(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor of integers or booleans as float64."""
     if tensor.dtype in (torch.int64, torch.uint32, torch.uint64):
