@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from echo_ext import estimators
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.tables import Column
-from echo_ext.estimators.tables import read_groups
+from echo_ext.estimators.embedding import Times
 
 __all__ = ["Question", "Result", "estimate_lags", "estimate_matrix", "estimate_pair"]
 
@@ -165,19 +166,12 @@ def estimate_lags(args: argparse.Namespace, question: Question) -> Result:
 
 def _estimate_lag(question: Question, lag: int) -> float:
     """Return one estimate; rows of x and y that are paired belong to one trial."""
-    n, keywords = question.num_rows, question.keywords("z")
+    times, keywords = Times(question.num_rows, lag, question.groups), question.keywords("z")
     x, *others = question.values.values()
-    order = np.arange(n)
+    now = times.rows.numpy()
+    variables = [times.embed(torch.from_numpy(x), lag, 1).numpy(), *(each[now] for each in others)]
     if question.groups is not None:
-        codes = read_groups(question.groups, n)
-        order = np.argsort(codes, kind="stable")
-        order = np.stack([order[: n - lag], order[lag:]])
-        order = order[:, codes[order[0]] == codes[order[1]]]
-        keywords["groups"] = codes[order[1]]
-    else:
-        order = np.stack([order[: n - lag], order[lag:]])
-    earlier, now = order
-    variables = [x[earlier], *(each[now] for each in others)]
+        keywords["groups"] = question.groups[now]
     if len(variables) == 3:
         return float(estimators.conditional_mutual_information(*variables, **keywords))
     return float(estimators.mutual_information(*variables, **keywords))

@@ -40,6 +40,11 @@ class Times:
         """Where the rows have to be, for an error."""
         return "" if self.order is None else "in some group "
 
+    @property
+    def rows(self) -> Tensor:
+        """The rows of the times, int64, ascending."""
+        return torch.arange(self.first, self.n, device="cpu") if self.order is None else self.order[self.places]
+
     def restrict(self, options: Options, *, reason: str) -> Options:
         """Return the options of an estimate at these times, from those of the n rows.
 
@@ -48,7 +53,7 @@ class Times:
         """
         if self.order is None:
             return options.resize(self.count, reason=reason)
-        return options.keep(self.order[self.places], reason=reason)
+        return options.keep(self.rows, reason=reason)
 
     def embed(self, rows: Tensor, delay: int, length: int) -> Tensor:
         """Return, at each time, the rows (..., N, d) from ``delay`` rows before, and those before them."""
