@@ -20,7 +20,7 @@ from timing import time_calls
 
 import echo_ext
 
-PEER_SECONDS = 30.0  # a peer that took longer than this in a case is not measured in the next, larger one
+PEER_SECONDS = 3.0  # a peer that took longer than this in a case is not measured in the larger ones that follow
 MOST_PAIRS = 2000**2  # that NumPy's brute force is asked for
 
 
@@ -126,9 +126,9 @@ def knn_cases(options):
         for k in (1, 10, 100):
             yield case(f"knn, {n} points, d = {d}", k, knn_calls(points, None, k, slow), options, slow)
     for d in (10, 15, 20):
-        points = rng.standard_normal((n, d))
+        points, slow = rng.standard_normal((n, d)), set()
         for num in (500, 2000):
-            queries, slow = rng.standard_normal((num, d)), set()
+            queries = rng.standard_normal((num, d))
             for k in (1, 10, 100):
                 calls = knn_calls(points, queries, k, slow)
                 yield case(f"knn, {num} queries of {n} points, d = {d}", k, calls, options, slow)
@@ -145,7 +145,7 @@ def installed(peers, slow):
 
 
 def case(what, k, calls, options, slow):
-    times = time_calls(calls, options.seconds, threads=1, rounds=3)
+    times = time_calls(calls, options.seconds, threads=1, rounds=2)
     seconds = {name: found.summary()["minimum"] for name, found in times.items()}
     slow.update(name for name, each in seconds.items() if name not in ("ours", "ksg2") and each > PEER_SECONDS)
     found = {"case": what, "k": k, "seconds": seconds}

@@ -64,22 +64,41 @@ inline void store_selected(Lane* to, V v, uint32_t bits) {
 
 inline int64_t rounded_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
 
+// Adds one to the lanes of `counts` where a < b.
+template <typename T>
+inline Mask<T> count_where_less(Mask<T> counts, Vector<T> a, Vector<T> b) {
+#if defined(__AVX512F__)
+  const Mask<T> one = Mask<T>{} + 1;
+  if constexpr (sizeof(T) == 8)
+    return (Mask<T>)_mm512_mask_add_epi64((__m512i)counts, _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ),
+                                          (__m512i)counts, (__m512i)one);
+  else
+    return (Mask<T>)_mm512_mask_add_epi32((__m512i)counts, _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ),
+                                          (__m512i)counts, (__m512i)one);
+#else
+  return counts - (a < b);
+#endif
+}
+
+template <typename T, int kParts>
+inline void count_smaller_than(const T* own, const T* values, int64_t n, LaneInt<T>* smaller) {
+  Vector<T> each[kParts];
+  Mask<T> counts[kParts] = {};
+  for (int part = 0; part < kParts; ++part) each[part] = load(own + part * kLanes<T>);
+  for (int64_t j = 0; j < n; ++j) {
+    const Vector<T> other = broadcast(values[j]);
+    for (int part = 0; part < kParts; ++part) counts[part] = count_where_less<T>(counts[part], other, each[part]);
+  }
+  for (int part = 0; part < kParts; ++part)
+    std::memcpy(smaller + part * kLanes<T>, &counts[part], sizeof(counts[part]));
+}
+
 // Sets smaller[i] to the number of values below values[i]. Both arrays have a size that is a multiple of the lanes.
 template <typename T>
 void count_smaller(const T* values, int64_t n, LaneInt<T>* smaller) {
-  constexpr int kAtOnce = 4;
-  for (int64_t i = 0; i < n; i += kAtOnce * kLanes<T>) {
-    const int parts = static_cast<int>(std::min<int64_t>(kAtOnce, (n - i + kLanes<T> - 1) / kLanes<T>));
-    Vector<T> own[kAtOnce] = {};
-    Mask<T> below[kAtOnce] = {};
-    for (int part = 0; part < parts; ++part) own[part] = load(values + i + part * kLanes<T>);
-    for (int64_t j = 0; j < n; ++j) {
-      const Vector<T> other = broadcast(values[j]);
-      for (int part = 0; part < kAtOnce; ++part) below[part] -= other < own[part];
-    }
-    for (int part = 0; part < parts; ++part)
-      std::memcpy(smaller + i + part * kLanes<T>, &below[part], sizeof(below[part]));
-  }
+  int64_t i = 0;
+  for (; i + 4 * kLanes<T> <= n; i += 4 * kLanes<T>) count_smaller_than<T, 4>(values + i, values, n, smaller + i);
+  for (; i < n; i += kLanes<T>) count_smaller_than<T, 1>(values + i, values, n, smaller + i);
 }
 
 // Finds order statistics. One instance serves one thread.
@@ -146,11 +165,18 @@ class Selection {
     count_smaller(few_, padded, smaller_);
   }
 
-  // The largest value that at most `rank` values are below.
+  // The largest value that at most `rank` values are below; those that pad the last vector are infinite.
   T among_few(int64_t n, int64_t rank) const {
-    T found = -std::numeric_limits<T>::infinity();
-    for (int64_t i = 0; i < n; ++i) found = smaller_[i] <= rank ? std::max(found, few_[i]) : found;
-    return found;
+    const Vector<T> least = broadcast(-std::numeric_limits<T>::infinity());
+    const Mask<T> most = Mask<T>{} + static_cast<LaneInt<T>>(rank);
+    Vector<T> found = least;
+    for (int64_t i = 0; i < n; i += kLanes<T>) {
+      const Mask<T> is_low = load_ints<T>(smaller_ + i) <= most;
+      found = maximum(found, is_low ? load(few_ + i) : least);
+    }
+    T largest = found[0];
+    for (int lane = 1; lane < kLanes<T>; ++lane) largest = std::max(largest, found[lane]);
+    return largest;
   }
 
   static T by_comparisons(const T* values, int64_t n, int64_t rank, std::vector<T>& copy) {

@@ -17,7 +17,10 @@ class Rules(Protocol):
     """The rules of one metric."""
 
     def distances(self, found: Tensor) -> Tensor:
-        """Return the distances, given those of the kernels, which may be a monotone function of them."""
+        """Return the distances, given those of the kernels, which may be a monotone function of them.
+
+        They may overwrite what is given.
+        """
 
     def log_volume(self, dim: int) -> float:
         """Return the log of the volume of the ball of diameter 1."""
@@ -57,7 +60,7 @@ class Euclidean:
     """See `Rules`. The kernels compute squared distances."""
 
     def distances(self, found: Tensor) -> Tensor:
-        return found.sqrt()
+        return found.sqrt_()
 
     def log_volume(self, dim: int) -> float:
         return log_unit_ball(dim) - dim * math.log(2.0)
