@@ -250,7 +250,7 @@ void search_all(const SearchJob<T>& job, int num_threads) {
 template <typename T>
 int longest_list(const SearchJob<T>& job) {
   const bool with_rows = job.search.indices != nullptr || job.search.reaches != nullptr;
-  return with_rows ? 4 + 4 * job.points.dim() : 14 + 5 * job.points.dim();
+  return with_rows ? 4 + 4 * job.points.dim() : 20 + 5 * job.points.dim();
 }
 
 template <typename T, Metric M, int kDim>
