@@ -50,7 +50,7 @@ def exchanged_locally(z: Tensor, num_neighbors: int, seed: int, *, stream: int =
     """
     *batch, n, _ = z.shape
     rank = shuffled(n, seed, stream=_TIES)(stream, 1)[0].to(z.device, z.dtype)
-    # So small that only ties at distance 0 depend on it.
+    # So small that only ties depend on it: distances of 0, or below the smallest normal numbers.
     tie_breaker = (rank * torch.finfo(z.dtype).tiny).expand(*batch, n).unsqueeze(-1)
     points = torch.cat([z, tie_breaker], -1)
     neighbors = PointSet(points).search(num_neighbors, queries=points)[1].cpu().contiguous()
