@@ -210,6 +210,20 @@ def knn_count(
     num_threads: int,
 ) -> None: ...
 def knn_add_digamma(*, counts: int, values: int, size: int, shift: int, factor: float, num_threads: int) -> None: ...
+def knn_add_margins(
+    *,
+    dtype: int,
+    variables: Sequence[tuple[int, int]],
+    margins: Sequence[tuple[Sequence[int], float]],
+    ks: Sequence[int],
+    rows: int,
+    batch: int,
+    num_points: int,
+    exclude_within: int,
+    values: int,
+    tied_shares: int,
+    num_threads: int,
+) -> None: ...
 def knn_boundary(
     *,
     dtype: int,

@@ -36,7 +36,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def constants(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constants(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a few numbers on a device, which fills them in itself: nothing is copied from the host."""
     runs = [torch.full((len(list(run)),), value, dtype=dtype, device=device) for value, run in groupby(values)]
     return runs[0] if len(runs) == 1 else torch.cat(runs)

@@ -1,6 +1,7 @@
 // Bindings of the nearest-neighbor kernels on the CPU.
 #include <pybind11/stl.h>
 
+#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -84,6 +85,30 @@ void bind_knn_cpu(py::module_& m) {
       },
       NoGil(), py::kw_only(), py::arg("counts"), py::arg("values"), py::arg("size"), py::arg("shift"),
       py::arg("factor"), py::arg("num_threads"));
+  m.def(
+      "knn_add_margins",
+      [](int dtype, const std::vector<std::pair<uintptr_t, int>>& variables,
+         const std::vector<std::pair<std::vector<int>, double>>& margins, const std::vector<int32_t>& ks,
+         uintptr_t rows, int64_t batch, int64_t num_points, int64_t exclude_within, uintptr_t values,
+         uintptr_t tied_shares, int num_threads) {
+        KnnMargins p{static_cast<DType>(dtype),
+                     {},
+                     {},
+                     ks,
+                     at<int64_t>(rows),
+                     batch,
+                     num_points,
+                     exclude_within,
+                     at<double>(values),
+                     at<double>(tied_shares),
+                     num_threads};
+        for (const auto& [points, dim] : variables) p.variables.push_back({at<>(points), dim});
+        for (const auto& [of_margin, factor] : margins) p.margins.push_back({of_margin, factor});
+        knn_add_margins(p);
+      },
+      NoGil(), py::kw_only(), py::arg("dtype"), py::arg("variables"), py::arg("margins"), py::arg("ks"),
+      py::arg("rows"), py::arg("batch"), py::arg("num_points"), py::arg("exclude_within"), py::arg("values"),
+      py::arg("tied_shares"), py::arg("num_threads"));
 }
 
 }  // namespace echo_ext

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "common/dtype.h"
 #include "common/kernel_table.h"
@@ -84,6 +85,32 @@ struct KnnBoundary {
   int num_threads;
 };
 
+// Adds factor * digamma(n + 1) for each margin, where n is the number of points that are strictly nearer in the
+// margin's columns than the k-th neighbor in all columns: the samples' values of KSG1 and of its relatives, up to a
+// constant.
+struct KnnMargins {
+  // Some of the variables, whose columns are counted in together.
+  struct Margin {
+    std::vector<int> variables;
+    double factor;
+  };
+  struct Variable {
+    const void* points;  // (batch, num_points, dim)
+    int dim;
+  };
+  DType dtype;  // float64 or float32
+  std::vector<Variable> variables;
+  std::vector<Margin> margins;
+  std::vector<int32_t> ks;
+  const int64_t* rows;
+  int64_t batch;
+  int64_t num_points;
+  int64_t exclude_within;
+  double* values;       // (num_ks, batch, num_points), which is added to
+  double* tied_shares;  // (num_ks, batch): which share of the points has its k-th neighbor at distance 0
+  int num_threads;
+};
+
 // Estimates I(x; y | z) for many surrogates of y, by the formula of Frenzel and Pompe 2007 with Chebyshev distances.
 // What does not depend on the surrogate is computed once.
 struct KnnResample {
@@ -116,6 +143,7 @@ struct KnnDigamma {
 };
 
 void knn_add_digamma(const KnnDigamma& p);
+void knn_add_margins(const KnnMargins& p);
 double digamma(int64_t n);  // n >= 1
 
 using KnnSearchKernel = void (*)(const KnnSearch&);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from echo_ext.estimators._backend_cuda import Cuda
 
 if TYPE_CHECKING:
     from echo_ext.estimators.options import Options
+
+Margin: TypeAlias = tuple[tuple[int, ...], float]
+"""Which of the variables samples are counted in together, and the factor of the digamma of their number."""
 
 
 class Backend(Protocol):
@@ -108,6 +111,19 @@ class Backend(Protocol):
         below the diagonal 0 if y is None.
         """
 
+    def add_margins(
+        self, values: Tensor, variables: Sequence[Tensor], margins: Sequence[Margin], options: Options
+    ) -> Tensor | None:
+        """Add ``factor * psi(n + 1)`` for each margin to float64 values (K, *batch, N) in place, in one call.
+
+        n counts the samples that are strictly nearer in the margin than the k-th neighbor in all variables, which are
+        (*batch, N, d), all with the same batch.
+
+        Returns:
+            Which share of the samples has its k-th neighbor at distance 0, float64 (K, *batch); None if there is no
+            such kernel, and nothing was added.
+        """
+
     def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> Tensor | None:
         """Estimate I(x; y | z) by "ksg1" with surrogates of y in one kernel, or return None where there is none.
 
@@ -127,8 +143,8 @@ class Backend(Protocol):
     def select_kth(self, sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
         """Select from (..., k) the ks-th values, counted from 1: (K, ...), contiguous."""
 
-    def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
-        """Return a contiguous copy of the values, broadcast."""
+    def fill(self, each: Sequence[float], shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return one number for each k at all samples: float64 (K, *batch, N), contiguous."""
 
     def mean(self, values: Tensor) -> Tensor:
         """Average over the last dimension."""

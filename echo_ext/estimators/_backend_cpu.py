@@ -19,6 +19,7 @@ from echo_ext._native import address, dtype_code
 from echo_ext._types import Metric
 
 if TYPE_CHECKING:
+    from echo_ext.estimators._backend import Margin
     from echo_ext.estimators.options import Options
 
 
@@ -184,6 +185,25 @@ class Cpu:
     def estimate_pairs(self, x: Tensor, y: Tensor | None, ks: Sequence[int]) -> None:
         return None
 
+    def add_margins(
+        self, values: Tensor, variables: Sequence[Tensor], margins: Sequence[Margin], options: Options
+    ) -> Tensor:
+        tied_shares = torch.empty(values.shape[:-1], dtype=torch.float64, device="cpu")
+        _C.knn_add_margins(
+            dtype=dtype_code(variables[0].dtype),
+            variables=[(points.data_ptr(), points.shape[-1]) for points in variables],
+            margins=margins,
+            ks=options.ks,
+            rows=address(options.rows),
+            batch=math.prod(values.shape[1:-1]),
+            num_points=values.shape[-1],
+            exclude_within=options.exclude_within,
+            values=values.data_ptr(),
+            tied_shares=tied_shares.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+        return tied_shares
+
     def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> Tensor:
         x, y, z = variables
         batch = torch.broadcast_shapes(*(v.shape[:-2] for v in variables))
@@ -231,7 +251,7 @@ class Cpu:
     # ---- Array steps
 
     def contiguous(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
+        tensor = tensor.detach() if tensor.requires_grad else tensor
         return tensor if tensor.is_contiguous() else torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
 
     def concatenate(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -240,10 +260,10 @@ class Cpu:
     def select_kth(self, sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
         return torch.from_numpy(np.stack([sorted_values.numpy()[..., k - 1] for k in ks]))
 
-    def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
-        copy = np.empty(shape)
-        copy[...] = values.numpy()
-        return torch.from_numpy(copy)
+    def fill(self, each: Sequence[float], shape: Sequence[int], device: torch.device) -> Tensor:
+        values = np.empty(shape)
+        values.T[...] = each
+        return torch.from_numpy(values)
 
     def mean(self, values: Tensor) -> Tensor:
         if values.requires_grad:  # only PyTorch records it
@@ -251,7 +271,8 @@ class Cpu:
         return torch.from_numpy(np.asarray(np.add.reduce(values.numpy(), -1) / values.shape[-1]))
 
     def share_of_zeros(self, values: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray((values.numpy() == 0).mean(-1)))
+        zeros = np.add.reduce(values.numpy() == 0, -1, dtype=np.float64)
+        return torch.from_numpy(np.asarray(zeros / max(values.shape[-1], 1)))
 
     def all_finite(self, values: Tensor) -> bool:
         return bool(np.isfinite(values.detach().numpy()).all())

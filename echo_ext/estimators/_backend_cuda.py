@@ -20,6 +20,7 @@ from echo_ext.estimators import _all_pairs
 from echo_ext.estimators._metric import reaches_of
 
 if TYPE_CHECKING:
+    from echo_ext.estimators._backend import Margin
     from echo_ext.estimators.options import Options
 
 SAMPLE = 1024  # values of each column that divide it into parts of equal size, for the space-filling curve
@@ -214,6 +215,11 @@ class Cuda:
         values = torch.stack([self._estimate_pairs(columns_x, columns_y, k) for k in ks])
         return values.view(len(ks), *x.shape[:-1], values.shape[-1])
 
+    def add_margins(
+        self, values: Tensor, variables: Sequence[Tensor], margins: Sequence[Margin], options: Options
+    ) -> None:
+        return None
+
     def estimate_surrogates(self, variables: Sequence[Tensor], orders: Tensor, options: Options) -> None:
         return None
 
@@ -305,8 +311,9 @@ class Cuda:
     def select_kth(self, sorted_values: Tensor, ks: Sequence[int]) -> Tensor:
         return torch.stack([sorted_values[..., k - 1] for k in ks])
 
-    def broadcast_copy(self, values: Tensor, shape: torch.Size) -> Tensor:
-        return values.expand(shape).contiguous()
+    def fill(self, each: Sequence[float], shape: Sequence[int], device: torch.device) -> Tensor:
+        first = constants(each, torch.float64, device).view(-1, *[1] * (len(shape) - 1))
+        return first.expand(*shape).contiguous()
 
     def mean(self, values: Tensor) -> Tensor:
         return values.mean(-1)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext._native import constants
 from echo_ext._types import (
     Array,
     EntropyMethod,
@@ -24,11 +23,12 @@ from echo_ext._types import (
     Unit,
 )
 from echo_ext.estimators import cells, gradients, local_values
-from echo_ext.estimators._metric import Rules, rules_of
+from echo_ext.estimators._metric import CHEBYSHEV, Rules, rules_of
 from echo_ext.estimators.evaluation import evaluate, note_tied, reduce_local_values
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.plain import try_plain_samples
 from echo_ext.estimators.samples import read_samples
 
 __all__ = ["entropy"]
@@ -64,6 +64,7 @@ def entropy(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
+@try_plain_samples(lambda variables, options: _local_values(variables[0].points, "chebyshev", CHEBYSHEV, options))
 def entropy(
     x: TensorOrArray,
     *,
@@ -151,7 +152,6 @@ def entropy(
 def _local_values(inputs: Tensor, metric: Metric, rules: Rules, options: Options) -> Tensor:
     points = PointSet(inputs)
     window, rows = options.exclude_within, options.rows
-    order = constants(options.ks, torch.int64, inputs.device) - 1
     if gradients.is_recording(inputs):
         lists, neighbors = points.search(options.max_k, metric=metric, exclude_within=window, rows=rows)
         distances = points.backend.select_kth(lists, options.ks)
@@ -160,16 +160,15 @@ def _local_values(inputs: Tensor, metric: Metric, rules: Rules, options: Options
         distances = points.search_kth(options.ks, metric=metric, exclude_within=window, rows=rows)
     eps = rules.distances(distances.double())
     note_tied(eps, options)
-    psi_k = torch.digamma((order + 1).double()).view(-1, *([1] * (eps.ndim - 1)))
-    psi_n = torch.digamma(local_values.num_samples(options, inputs))
-    values = psi_n - psi_k + rules.log_volume(points.dim) + points.dim * torch.log(2 * eps)
+    each_k = [rules.log_volume(points.dim) - local_values.psi(k) for k in options.ks]
+    values = local_values.fill(each_k, 1, eps.shape, points, options) + points.dim * torch.log(2 * eps)
     if neighbors is None:
         return values
-    nearest = neighbors.movedim(-1, 0)[order]
+    nearest = points.backend.select_kth(neighbors, options.ks)
 
     def backward(grad: Tensor) -> tuple[Tensor]:
         slopes = (grad * points.dim / eps).unsqueeze(-1).to(inputs.dtype)
-        each_k = zip(nearest.unsqueeze(-1), slopes, strict=True)
-        return (torch.stack([rules.pull_back(inputs, *one_k) for one_k in each_k]).sum(0),)
+        pairs = zip(nearest.unsqueeze(-1), slopes, strict=True)
+        return (torch.stack([rules.pull_back(inputs, *pair) for pair in pairs]).sum(0),)
 
     return gradients.with_gradient(values, backward, inputs)

@@ -143,7 +143,7 @@ def note_tied(radii: Tensor, options: Options) -> None:
 
 def warn_if_tied(shares: Sequence[Tensor], remedy: str) -> None:
     """Warn if in some estimate too many samples have their k-th neighbor at distance 0."""
-    most = max((float(share.max()) for share in shares if share.numel() > 0), default=0.0)
+    most = max((share.max().item() for share in shares if share.numel() > 0), default=0.0)
     if most > TIED_SHARE:
         up_to = "up to " if sum(share.numel() for share in shares) > 1 else ""
         _checks.warn(
@@ -184,4 +184,4 @@ def mean_of_samples(local_values: Tensor, samples: Samples) -> Tensor:
 def convert_estimates(estimates: Tensor, samples: Samples, options: Options) -> Estimate:
     """Convert estimates in nats, (K, ...), to the caller's unit and form; a single k has no dimension of its own."""
     estimates = estimates[0] if options.single_k else estimates
-    return restore_form(estimates * UNITS[options.unit], samples)
+    return restore_form(estimates if options.unit == "nats" else estimates * UNITS[options.unit], samples)

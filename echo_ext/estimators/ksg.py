@@ -30,6 +30,7 @@ from echo_ext.estimators.evaluation import Formula, evaluate, reduce_local_value
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.plain import try_plain_samples
 from echo_ext.estimators.samples import read_samples
 
 __all__ = [
@@ -82,6 +83,7 @@ def mutual_information(
     transform: Transform | None = None,
     boundary_width: int = 10,
 ) -> Array | float: ...
+@try_plain_samples(local_values.ksg1)
 def mutual_information(
     x: TensorOrArray,
     y: TensorOrArray,
@@ -239,6 +241,7 @@ def conditional_mutual_information(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
+@try_plain_samples(local_values.conditional_ksg1)
 def conditional_mutual_information(
     x: TensorOrArray,
     y: TensorOrArray,
@@ -347,6 +350,7 @@ def total_correlation(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
+@try_plain_samples(local_values.ksg1, lambda samples: _each_column(*samples))
 def total_correlation(
     x: TensorOrArray,
     *,
@@ -425,6 +429,10 @@ def formula_of_pairs(method: Method, boundary_width: int = 10) -> Formula:
         return gradients.without_gradient(values, f"method {method!r}", *variables)
 
     return formula
+
+
+def _each_column(x: Tensor) -> Sequence[Tensor] | None:
+    return x.split(1, -1) if x.shape[-1] > 1 else None
 
 
 def _read_columns(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
-from echo_ext._types import CellMethod, Discrete, NanPolicy
+from echo_ext._types import Discrete, NanPolicy
 from echo_ext.estimators.cells import number_cells
-from echo_ext.estimators.options import Options
+from echo_ext.estimators.options import CELL_METHODS, Options
 from echo_ext.estimators.samples import check_finite, read_tensor
 from echo_ext.estimators.tables import encode_labels, is_series, is_table, read_array, read_numbers, tensor_of
 from echo_ext.estimators.transforms import transform_columns
@@ -66,7 +66,7 @@ def _read_numeric_labels(
     if not labels.is_floating_point():
         return labels.to(torch.int64), None  # unsigned labels beyond int64 wrap around, and stay different
     labels = labels.double()
-    missing = check_finite(name, labels.unsqueeze(-1), tuple(labels.shape), nan_policy)
+    missing = check_finite(name, labels.unsqueeze(-1), labels, nan_policy)
     labels = labels if missing is None else torch.where(missing, 0.0, labels)
     split = labels != labels.round()
     if bool(split.any()):
@@ -103,7 +103,7 @@ def read_categories(
     for name, flags in discrete.items():
         if method != "mixed" and not (isinstance(flags, (bool, np.bool_)) and not flags):
             raise ValueError(f"discrete_{name} needs method='mixed', got method={method!r}")
-    whole = {name for name in given if method in get_args(CellMethod) or discrete.get(name, False) is True}
+    whole = {name for name in given if method in CELL_METHODS or discrete.get(name, False) is True}
     labels = {name for name in whole if has_labels(given[name])}
     coded = {name: _coded(name, given[name], given, labels, nan_policy) for name in labels}
     return {name: coded.get(name, value) for name, value in given.items()}

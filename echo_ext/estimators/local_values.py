@@ -7,6 +7,7 @@ of neighbors. The docstrings of the public functions state the formulas.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -16,10 +17,10 @@ from echo_ext import _checks
 from echo_ext._native import constants
 from echo_ext._types import Metric
 from echo_ext.estimators import cells
-from echo_ext.estimators._backend import backend_of, digamma
+from echo_ext.estimators._backend import Margin, backend_of, digamma
 from echo_ext.estimators._metric import log_unit_ball
 from echo_ext.estimators.evaluation import note_tied
-from echo_ext.estimators.neighbors import PointSet, count_neighbors, count_neighbors_among
+from echo_ext.estimators.neighbors import ALL, PointSet, count_neighbors, count_neighbors_among
 from echo_ext.estimators.options import Options
 from echo_ext.estimators.samples import broadcast
 
@@ -31,18 +32,12 @@ BI_KSG_COLUMNS = 4
 
 def ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of Kraskov et al. 2004, eqs. 8 and 23."""
-    return ksg1_from_radii(variables, _kth_distances(join(variables), options), options)
+    return _sum_over_margins(variables, each_alone(variables), len(variables) - 1, options)
 
 
 def ksg1_from_radii(variables: Sequence[PointSet], radii: Tensor, options: Options) -> Tensor:
     """Return the values of `ksg1`, given the distances to the k-th neighbors in the joint space."""
-    note_tied(radii, options)
-    constant = _psi_k(options, radii) + (len(variables) - 1) * torch.digamma(num_samples(options, radii))
-    backend = backend_of(radii)
-    values = backend.broadcast_copy(constant, radii.shape)
-    for variable in variables:
-        backend.add_digamma(values, _count(variable, radii, options), shift=1, factor=-1.0)
-    return values
+    return _sum_within(radii, variables, each_alone(variables), len(variables) - 1, options)
 
 
 def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
@@ -50,12 +45,9 @@ def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
     reaches = _reaches(variables, options)
     like = reaches[0]
     margins = len(variables) - 1
-    constant = _psi_k(options, like) - margins / _k(options, like)
-    constant = constant + margins * torch.digamma(num_samples(options, like))
-    backend = backend_of(like)
-    values = backend.broadcast_copy(constant, like.shape)
+    values = fill([psi(k) - margins / k for k in options.ks], margins, like.shape, variables[0], options)
     for variable, reach in zip(variables, reaches, strict=True):
-        backend.add_digamma(values, _count(variable, reach, options, inclusive=True), factor=-1.0)
+        variable.backend.add_digamma(values, _count(variable, reach, options, inclusive=True), factor=-1.0)
     return values
 
 
@@ -70,7 +62,7 @@ def bi_ksg(variables: Sequence[PointSet], options: Options) -> Tensor:
     squares = _kth_distances(join(variables), options, metric="euclidean")
     note_tied(squares, options)
     volumes = sum(map(log_unit_ball, dims)) - log_unit_ball(sum(dims))
-    values = _psi_k(options, squares) + num_samples(options, squares).log() + volumes
+    values = _psi_k(options, squares) + num_samples(options, squares.device).log() + volumes
     for variable in variables:
         values = values - _count(variable, squares, options, inclusive=True, metric="euclidean").double().log()
     return values
@@ -85,7 +77,7 @@ def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
     psi_k = _psi_k(options, radii).expand(radii.shape)
     if some_tied:
         psi_k = torch.where(tied, digamma(_count(joint, radii, options, inclusive=True) + 1), psi_k)
-    values = psi_k + (len(variables) - 1) * num_samples(options, radii).log()
+    values = psi_k + (len(variables) - 1) * num_samples(options, radii.device).log()
     for variable in variables:
         inside = _count(variable, radii, options)
         if some_tied:
@@ -96,14 +88,7 @@ def mixed(variables: Sequence[PointSet], options: Options) -> Tensor:
 
 def conditional_ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of I(x; y | z) of Frenzel and Pompe 2007."""
-    x, y, z = variables
-    radii = _kth_distances(join(variables), options)
-    note_tied(radii, options)
-    backend = backend_of(radii)
-    values = backend.broadcast_copy(_psi_k(options, radii), radii.shape)
-    for margin, sign in ((z, 1.0), (join([x, z]), -1.0), (join([y, z]), -1.0)):
-        backend.add_digamma(values, _count(margin, radii, options), shift=1, factor=sign)
-    return values
+    return _sum_over_margins(variables, [((2,), 1.0), ((0, 2), -1.0), ((1, 2), -1.0)], 0, options)
 
 
 def conditional_ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
@@ -153,6 +138,43 @@ def join(variables: Sequence[PointSet]) -> PointSet:
     return PointSet(variables[0].backend.concatenate([variable.expand(batch) for variable in variables]))
 
 
+def each_alone(variables: Sequence[PointSet]) -> list[Margin]:
+    """Return the margins of the variables, whose digammas are subtracted."""
+    return [((i,), -1.0) for i in range(len(variables))]
+
+
+def _sum_over_margins(
+    variables: Sequence[PointSet], margins: Sequence[Margin], num_psi_n: int, options: Options
+) -> Tensor:
+    """Return psi(k) + num_psi_n psi(N) + the sum over the margins of factor psi(n + 1).
+
+    n counts the samples that are strictly nearer in the margin than the k-th neighbor in all variables.
+    """
+    first, *others = variables
+    batch = first.batch
+    if options.part == ALL and all(variable.batch == batch for variable in others):
+        shape = (len(options.ks), *batch, first.num_points)
+        values = fill([psi(k) for k in options.ks], num_psi_n, shape, first, options)
+        tied = first.backend.add_margins(values, [variable.points for variable in variables], margins, options)
+        if tied is not None:
+            options.tied_shares.append(tied)
+            return values
+    radii = _kth_distances(join(variables), options)
+    return _sum_within(radii, variables, margins, num_psi_n, options)
+
+
+def _sum_within(
+    radii: Tensor, variables: Sequence[PointSet], margins: Sequence[Margin], num_psi_n: int, options: Options
+) -> Tensor:
+    """Return the values of `_sum_over_margins`, given the distances to the k-th neighbors."""
+    note_tied(radii, options)
+    values = fill([psi(k) for k in options.ks], num_psi_n, radii.shape, variables[0], options)
+    for which, factor in margins:
+        margin = join([variables[i] for i in which]) if len(which) > 1 else variables[which[0]]
+        margin.backend.add_digamma(values, _count(margin, radii, options), shift=1, factor=factor)
+    return values
+
+
 def _kth_distances(points: PointSet, options: Options, *, metric: Metric = "chebyshev") -> Tensor:
     """Return the distances to the k-th neighbors, (K, *batch, N); squared if Euclidean."""
     return points.search_kth(
@@ -200,9 +222,24 @@ def _psi_k(options: Options, like: Tensor) -> Tensor:
     return torch.digamma(_k(options, like))
 
 
-def num_samples(options: Options, like: Tensor) -> Tensor:
+def fill(each_k: Sequence[float], num_psi_n: int, shape: Sequence[int], points: PointSet, options: Options) -> Tensor:
+    """Return one number for each k, plus num_psi_n psi(N), for all samples: float64 (K, *batch, N)."""
+    device = points.points.device
+    if num_psi_n == 0 or options.exclude_within == 0:
+        return points.backend.fill([value + num_psi_n * psi(options.total) for value in each_k], shape, device)
+    values = points.backend.fill(each_k, shape, device)
+    return values.add_(torch.digamma(num_samples(options, device)), alpha=num_psi_n)
+
+
+@lru_cache(1024)
+def psi(n: int) -> float:
+    """Return the digamma function of a number of samples or of neighbors."""
+    return float(torch.digamma(torch.tensor(n, dtype=torch.float64, device="cpu")))
+
+
+def num_samples(options: Options, device: torch.device) -> Tensor:
     """Return the effective number of samples: one more than each sample's possible neighbors, (N,) or (1,)."""
     if options.rows is not None:
         return count_neighbors_among(options.rows, options.exclude_within).double() + 1
-    others = count_neighbors(options.total, options.exclude_within, like.device)
+    others = count_neighbors(options.total, options.exclude_within, device)
     return (others if others.numel() == 1 else others[options.part]) + 1

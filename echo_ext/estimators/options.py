@@ -20,6 +20,7 @@ from echo_ext.estimators.tables import read_groups
 
 UNITS: dict[Unit, float] = {"nats": 1.0, "bits": 1.0 / math.log(2.0)}
 TRANSFORMS: tuple[Transform | None, ...] = (None, *get_args(Transform))
+CELL_METHODS: tuple[CellMethod, ...] = get_args(CellMethod)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Options:
         rows = None
         if self.exclude_within > 0:
             rows = kept if self.rows is None else self.rows.cpu()[kept]
-        return _fit(replace(self, total=len(kept), rows=rows), reason)
+        return self._resized(len(kept), rows, reason)
 
     def resize(self, n: int, *, reason: str = "") -> Options:
         """Return the options of an estimate from any n consecutive samples.
@@ -85,7 +86,11 @@ class Options:
         Raises:
             ValueError: They are too few for k.
         """
-        return _fit(replace(self, total=n, rows=None), reason)
+        return self._resized(n, None, reason)
+
+    def _resized(self, n: int, rows: Tensor | None, reason: str) -> Options:
+        ks = _numbers_of_neighbors(self.given_k, n, self.exclude_within, rows, self.counts_cells, reason)
+        return replace(self, ks=ks, total=n, rows=rows)
 
 
 def read_options(
@@ -108,12 +113,12 @@ def read_options(
         ValueError: The unit or transform is unknown, a fraction for k is not in (0, 1), groups have another length, or
             k and exclude_within leave a sample too few neighbors.
     """
-    several = isinstance(k, (Sequence, np.ndarray)) and np.ndim(k) == 1 and len(k) > 0
+    several = not isinstance(k, int) and isinstance(k, (Sequence, np.ndarray)) and np.ndim(k) == 1 and len(k) > 0
     each_k = k if isinstance(k, (Sequence, np.ndarray)) and several else [k]
     given_k = tuple(_read_k(each) for each in each_k)
     _checks.choice("unit", unit, UNITS)
     _checks.choice("transform", transform, TRANSFORMS)
-    counts_cells = method in get_args(CellMethod)
+    counts_cells = method in CELL_METHODS
     if counts_cells and transform is not None:
         raise ValueError(f"transform is for methods of neighbors, got transform={transform!r} with method={method!r}")
     window = _checks.whole("exclude_within", exclude_within, minimum=0)
@@ -121,21 +126,20 @@ def read_options(
     if groups is not None:
         window = min(window, MAX_SAMPLES)
         rows = number_rows(torch.from_numpy(read_groups(groups, n)), window)
-    return _fit(
-        Options(
-            ks=(),
-            single_k=not several,
-            unit=unit,
-            local=bool(local),
-            exclude_within=window,
-            total=n,
-            part=part,
-            rows=rows if window > 0 else None,
-            transform=transform,
-            given_k=given_k,
-            counts_cells=counts_cells,
-            discrete=dict(discrete or {}),
-        )
+    rows = rows if window > 0 else None
+    return Options(
+        ks=_numbers_of_neighbors(given_k, n, window, rows, counts_cells),
+        single_k=not several,
+        unit=unit,
+        local=bool(local),
+        exclude_within=window,
+        total=n,
+        part=part,
+        rows=rows,
+        transform=transform,
+        given_k=given_k,
+        counts_cells=counts_cells,
+        discrete={name: flags for name, flags in (discrete or {}).items() if flags is not False},
     )
 
 
@@ -166,25 +170,26 @@ def read_generator(seed: int | None) -> torch.Generator:
 def _read_k(k: object) -> int | float:
     """Return a number of neighbors or a fraction."""
     what = "an int, a fraction in (0, 1) or a sequence of these"
-    if isinstance(k, Real) and not isinstance(k, Integral):
+    if not isinstance(k, int) and isinstance(k, Real) and not isinstance(k, Integral):  # the first is the fastest
         if not 0 < float(k) < 1:
             raise ValueError(f"k must be an int or a fraction in (0, 1), got {_checks.brief(k)}")
         return float(k)
     return _checks.whole("k", k, minimum=1, what=what)
 
 
-def _fit(options: Options, reason: str = "") -> Options:
-    """Return the options with k for their number of samples; refuse one that leaves a sample too few neighbors."""
-    n, window = options.total, options.exclude_within
-    ks = tuple(k if isinstance(k, int) else max(1, int(k * n)) for k in options.given_k)
-    if options.counts_cells:
+def _numbers_of_neighbors(
+    given_k: Sequence[int | float], n: int, window: int, rows: Tensor | None, counts_cells: bool, reason: str = ""
+) -> tuple[int, ...]:
+    """Return k for n samples; refuse one that leaves a sample too few neighbors, for the given reason."""
+    ks = tuple(k if isinstance(k, int) else max(1, int(k * n)) for k in given_k)
+    if counts_cells:
         if n < 1:
             raise ValueError(f"methods that count symbols need at least 1 sample, got {n}{reason}")
-        return replace(options, ks=ks)
-    if options.rows is None:
+        return ks
+    if rows is None:
         fewest = max(n - 1 - 2 * window, 0)  # of a sample in the middle
     else:
-        fewest = int(count_neighbors_among(options.rows.sort().values, window).min()) if n > 0 else 0
+        fewest = int(count_neighbors_among(rows.sort().values, window).min()) if n > 0 else 0
     if max(ks) > fewest:
         raise ValueError(
             f"k must be less than the number of samples, got {max(ks)} of {n}{reason}"
@@ -192,4 +197,4 @@ def _fit(options: Options, reason: str = "") -> Options:
             else f"k must be at most {fewest}, the number of neighbors that exclude_within={window} leaves to some of "
             f"the {n} samples, got {max(ks)}{reason}"
         )
-    return replace(options, ks=ks)
+    return ks

@@ -71,18 +71,19 @@ def read_samples(*, nan_policy: NanPolicy | EllipsisType = ..., warn_if_wide: bo
     if nan_policy is not ...:
         _checks.choice("nan_policy", nan_policy, NAN_POLICIES)
     names = tuple(given)
+    values = list(given.values())
     tensors = [_read_variable(name, value, nan_policy) for name, value in given.items()]
-    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+    for name, value, tensor in zip(names[1:], values[1:], tensors[1:], strict=True):
         both = f"{names[0]} and {name}"
-        check_same_kind(both, given[names[0]], tensors[0], given[name], tensor)
+        check_same_kind(both, values[0], tensors[0], value, tensor)
         if tensor.shape[-2] != tensors[0].shape[-2]:
             raise ValueError(
                 f"{both} must have the same number of samples, got {tensors[0].shape[-2]} and {tensor.shape[-2]} "
-                f"(shapes {_shape(given[names[0]])} and {_shape(given[name])})"
+                f"(shapes {_shape(values[0])} and {_shape(value)})"
             )
     broadcast_batches(**{name: tensor.shape[:-2] for name, tensor in zip(names, tensors, strict=True)})
-    each = zip(names, tensors, given.values(), strict=True)
-    missing = [check_finite(name, tensor, _shape(value), nan_policy) for name, tensor, value in each]
+    each = zip(names, tensors, values, strict=True)
+    missing = [check_finite(name, tensor, value, nan_policy) for name, tensor, value in each]
     if warn_if_wide:
         for name, tensor in zip(names, tensors, strict=True):
             if tensor.ndim == 2 and 1 < tensor.shape[0] < tensor.shape[1]:
@@ -90,7 +91,7 @@ def read_samples(*, nan_policy: NanPolicy | EllipsisType = ..., warn_if_wide: bo
                     f"{name} has shape {tuple(tensor.shape)} and is read as {tensor.shape[0]} samples of "
                     f"{tensor.shape[1]} columns: rows are samples; transpose it if its columns are"
                 )
-    return Samples(in_one_dtype(tensors), names, not isinstance(given[names[0]], Tensor), merge_missing(*missing))
+    return Samples(in_one_dtype(tensors), names, not isinstance(values[0], Tensor), merge_missing(*missing))
 
 
 def in_one_dtype(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -134,15 +135,13 @@ def read_tensor(name: str, tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_neg() or tensor._is_zerotensor() else tensor
 
 
-def check_finite(
-    name: str, values: Tensor, shape: tuple[int, ...], nan_policy: NanPolicy | EllipsisType = ...
-) -> Tensor | None:
+def check_finite(name: str, values: Tensor, given: object, nan_policy: NanPolicy | EllipsisType = ...) -> Tensor | None:
     """Refuse infinity, and NaN unless the policy is to omit it; the error says how many and where the first is.
 
     Args:
         name: The name of the variable.
         values: (..., N, d).
-        shape: The shape in which the variable was given.
+        given: The variable as it was given: the error says where in it.
         nan_policy: An ellipsis if the caller has no such keyword.
 
     Returns:
@@ -154,7 +153,7 @@ def check_finite(
     bad = values.isinf() if nan_policy == "omit" else ~values.isfinite()
     count = int(bad.sum())
     if count > 0:
-        place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), shape)
+        place = np.unravel_index(int(bad.reshape(-1).to(torch.uint8).argmax()), _shape(given))
         found = f"the first at [{', '.join(str(int(i)) for i in place)}]"
         if nan_policy == "omit":
             raise ValueError(f"{name} must not be infinite, got {count} infinite values, {found}")
@@ -182,9 +181,22 @@ def merge_missing(*each: Tensor | None) -> Tensor | None:
 
 def _read_variable(name: str, value: object, nan_policy: NanPolicy | EllipsisType) -> Tensor:
     if isinstance(value, Tensor):
-        tensor = value
+        tensor = _read_tensor_of_numbers(name, value)
     else:
         tensor = tensor_of(read_numbers(name, value, masked=math.nan if nan_policy == "omit" else None))
+    if tensor.ndim == 0:
+        raise ValueError(f"{name} must have shape (..., N, d) or (N,), got a single number")
+    if tensor.ndim == 1:
+        tensor = tensor.unsqueeze(-1)
+    *_, count, dim = tensor.shape
+    if dim == 0:
+        raise ValueError(f"{name} must have at least one column, got shape {tuple(tensor.shape)}")
+    if count > MAX_SAMPLES:
+        raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, got {count}")
+    return tensor
+
+
+def _read_tensor_of_numbers(name: str, tensor: Tensor) -> Tensor:
     if tensor.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, got {tensor.device}")
     tensor = read_tensor(name, tensor)
@@ -192,14 +204,6 @@ def _read_variable(name: str, value: object, nan_policy: NanPolicy | EllipsisTyp
         tensor = double(name, tensor)
     if tensor.dtype not in (torch.float64, torch.float32):
         raise TypeError(f"{name} must be float64 or float32, got {_checks.dtype_name(tensor.dtype)}")
-    if tensor.ndim == 0:
-        raise ValueError(f"{name} must have shape (..., N, d) or (N,), got a single number")
-    if tensor.ndim == 1:
-        tensor = tensor.unsqueeze(-1)
-    if tensor.shape[-1] == 0:
-        raise ValueError(f"{name} must have at least one column, got shape {tuple(tensor.shape)}")
-    if tensor.shape[-2] > MAX_SAMPLES:
-        raise ValueError(f"{name} must have at most {MAX_SAMPLES} samples, got {tensor.shape[-2]}")
     return tensor
 
 

@@ -28,6 +28,7 @@ from echo_ext.estimators.ksg import MULTIVARIATE_METHODS, USE_MIXED
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import Options, read_options
+from echo_ext.estimators.plain import try_plain_samples
 from echo_ext.estimators.samples import Samples, broadcast, read_samples, rows_with_nan
 
 __all__ = ["transfer_entropy"]
@@ -71,6 +72,7 @@ def transfer_entropy(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
+@try_plain_samples(local_values.conditional_ksg1, lambda series: _with_last_rows(*series))
 def transfer_entropy(
     source: TensorOrArray,
     target: TensorOrArray,
@@ -179,6 +181,11 @@ def transfer_entropy(
         return gradients.without_gradient(values, "transfer_entropy", *variables)
 
     return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
+
+
+def _with_last_rows(source: Tensor, target: Tensor) -> Sequence[Tensor]:
+    """Return target[t], source[t-1] and target[t-1]."""
+    return target[1:], source[:-1], target[:-1]
 
 
 def _listed(words: Sequence[str]) -> str:
