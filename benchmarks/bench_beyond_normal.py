@@ -1,4 +1,4 @@
-"""Mutual information read by nearest neighbors in the tasks of the "beyond normal" benchmark (Czyz et al. 2023).
+"""Mutual information estimated from nearest neighbors in the tasks of the "beyond normal" benchmark (Czyz et al. 2023).
 
     python benchmarks/bench_beyond_normal.py [--seeds 10] [--quick] [--out DIR] [--report]
 

@@ -115,12 +115,12 @@ def table(result):
         "# Tests of conditional independence",
         "",
         f"{machine(result)}, one thread, processor time of a whole test with {result['surrogates']} surrogates, ranks.",
-        f"tigramite is its CMIknn; its time is extrapolated from {FEW[0]} and {FEW[1]} surrogates.",
+        f"The times of tigramite's CMIknn are extrapolated from {FEW[0]} and {FEW[1]} surrogates.",
     ]
     first = result["cases"][0]
     if "tigramite_whole" in first:
         lines.append(
-            f"With all {result['surrogates']}, the first case took it {first['tigramite_whole']:.1f} s "
+            f"With all {result['surrogates']}, its first case took {first['tigramite_whole']:.1f} s "
             f"(p = {first['tigramite_pvalue']:.3f}, and {first['pvalue']:.3f} with echo_ext)."
         )
     return "\n".join([*lines, "", *markdown_table(heads, rows)]) + "\n"

@@ -1,4 +1,4 @@
-"""What each method reads of discrete data: the mean and the standard deviation of the estimates over data sets.
+"""What each method gives for discrete data: the mean and the standard deviation of the estimates over data sets.
 
     python benchmarks/bench_ties.py [--sets 100] [--quick] [--out DIR] [--report]
 

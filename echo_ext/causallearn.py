@@ -52,6 +52,7 @@ class CMIknn(CIT_Base):  # type: ignore[misc]  # causal-learn has no types
         TypeError, ValueError: An argument has the wrong type or value.
 
     Example:
+        >>> import numpy as np
         >>> from causallearn.search.ConstraintBased.PC import pc
         >>> import echo_ext.causallearn
         >>> rng = np.random.default_rng(0)

@@ -359,9 +359,12 @@ def convergence(found: Mapping[str, Convergence[Any]], *, truths: Mapping[str, f
     """Plot estimates against the number of samples, with one curve for each k and error bars of one standard error.
 
     Args:
-        found: Results of :func:`echo_ext.mutual_information_convergence`, without a batch, in one panel each, by their
-            titles.
+        found: Results of :func:`echo_ext.mutual_information_convergence`, without a batch, by the titles of their
+            panels.
         truths: True values, which are drawn as dashed lines, by the same titles.
+
+    Returns:
+        The figure.
 
     Raises:
         ValueError: A result has a batch.

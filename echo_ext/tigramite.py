@@ -57,6 +57,7 @@ class CMIknn(CondIndTest):  # type: ignore[misc]  # tigramite has no types
         TypeError, ValueError: An argument has the wrong type or value.
 
     Example:
+        >>> import numpy as np
         >>> from tigramite.data_processing import DataFrame
         >>> from tigramite.pcmci import PCMCI
         >>> from echo_ext.tigramite import CMIknn

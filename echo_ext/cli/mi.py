@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("files", metavar="FILE", type=Path, nargs="+", help=what)
     add("--x", metavar="COLS", help="columns of the first variable: names or numbers from 0, separated by commas")
     add("--y", metavar="COLS", help="columns of the second variable")
-    add("--given", metavar="COLS", help="columns of a third variable to condition on")
-    what = "number of neighbors, or a fraction of the rows; more lower the variance but can increase the bias"
+    add("--given", metavar="COLS", help="columns of a variable to condition on")
+    what = "number of neighbors, or a fraction of the rows; more of them lower the variance but can increase the bias"
     add("--k", type=_read_k, default=3, help=what)
     what = "name of the estimator (default: mixed if a column holds words, which are categories, and ksg1 otherwise)"
     add("--method", choices=METHODS, help=what)
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_tests(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--permutations", type=int, default=0, metavar="N", help="test independence by N surrogates")
-    what = "how rows are exchanged (default: local with --given, otherwise shuffle)"
+    what = "kind of surrogates (default: local with --given, otherwise shuffle)"
     add("--surrogate", choices=SURROGATES, help=what)
     add("--block-length", type=int, metavar="ROWS", help="length of the blocks of --surrogate block")
     what = "empirical p-values, or the tail of a distribution that is fitted to the surrogates' estimates"

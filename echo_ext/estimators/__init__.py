@@ -2,7 +2,7 @@
 
 On CUDA they wait for the device twice, so a CUDA graph cannot record them: first to learn whether the input is finite,
 and at the end to learn how many samples are tied (`DegenerateDataWarning`). Nothing in between waits, unless values are
-missing or rows are out of order.
+missing, variables are discrete or rows are out of order.
 """
 
 from echo_ext.estimators.convergence import Convergence, mutual_information_convergence

@@ -99,23 +99,23 @@ def mutual_information_convergence(
 
     An estimate that is flat in the number of samples and in k, within its standard errors, has converged. One that
     still rises with the number of samples, or falls as k grows, is biased toward zero, as are all estimates from many
-    columns or of strong dependence: the information is larger than any of them. A flat estimate is no proof: where a
-    dependence is finer than the distances between neighbors at every size, all sizes miss it.
+    columns and where the dependence is strong: the information is larger than any of them. A flat estimate is no proof:
+    where a dependence is finer than the distances between neighbors at every size, all sizes miss it.
 
-    The estimate of a size is the mean of the estimates on disjoint random parts of so many rows; with a Theiler window
-    (``exclude_within``) the rows are a time series, and the parts are consecutive. The variance of an estimate falls as
-    1 / N, so the standard errors come from the variance between the parts of a size, times the size, pooled over all
-    sizes with at least two parts.
+    The estimate of a size is the mean of the estimates on disjoint random parts of that many rows; with a Theiler
+    window (``exclude_within``) the rows are a time series, and the parts are consecutive. The variance of an estimate
+    falls as 1 / N, so the standard errors come from the variance between the parts of a size, times the size, pooled
+    over all sizes with at least two parts.
 
     Args:
         x, y, method, discrete_x, discrete_y, unit, exclude_within, groups, nan_policy: As in
-            :func:`mutual_information`. Sizes do not count rows that miss a value, but for those of time series.
+            :func:`mutual_information`. Rows with missing values do not count in the sizes, except in time series.
         transform: As in :func:`mutual_information`, over the rows of each part.
         sizes: The numbers of rows of a part, each at most N and more than k. None takes N/8, N/4, N/2 and N, or those
             of them that are large enough.
         k: The number of neighbors, or several; a fraction is one of the rows of a part.
         repeats: The number of random partitions, over which the estimates and the variances are averaged. More take
-            more time, and leave less of the chance of a partition; the standard errors remain those of one.
+            more time and depend less on the random partitions; the standard errors remain those of one partition.
         seed: The seed of the partitions. None draws one from PyTorch's generator.
 
     Returns:
@@ -126,6 +126,9 @@ def mutual_information_convergence(
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also sizes above N, or too small for k.
+
+    Warns:
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`, for the largest size.
 
     Example:
         >>> import numpy as np

@@ -70,7 +70,7 @@ def count_within(
     Raises:
         TypeError: The points or the radii are not numbers, or some are tensors and others arrays.
         ValueError: Points are not finite; radii are NaN or of a shape that does not broadcast; the numbers of columns
-            differ; the metric is unknown.
+            differ; the metric is unknown; ``exclude_within`` with queries.
 
     Example:
         >>> import numpy as np

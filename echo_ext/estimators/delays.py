@@ -89,6 +89,9 @@ def delayed_mutual_information(
         TypeError, ValueError: As in :func:`mutual_information`. Also no lags, lags that are not ints, and a lag that
             leaves too few times.
 
+    Warns:
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`.
+
     Example:
         >>> import numpy as np
         >>> from echo_ext import delayed_mutual_information

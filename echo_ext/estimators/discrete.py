@@ -91,12 +91,15 @@ def mutual_information_discrete(
     of each stratum, and the mean over the strata is weighted by the numbers of samples that are not left out: a stratum
     in which no label occurs twice has no weight.
 
+    x is continuous: where many of its values are equal, the estimate is too large. For such data there is
+    :func:`mutual_information` with ``method="mixed", discrete_y=True``.
+
     Args:
         x: (..., N, d), or (N,) for one column, of any kind that :func:`mutual_information` reads.
         labels: (..., N): integers, booleans, strings, whole numbers or hashable objects; a tensor, an array, a list or
             a column of a table, such as a pandas Series of strings or categories.
-        given: Discrete conditions, of which the estimate is the mutual information given them: labels (..., N), or
-            several columns of them, (N, c). For continuous conditions there is :func:`conditional_mutual_information`
+        given: Discrete conditions, for an estimate of I(x; labels | given): labels (..., N), or several columns of
+            them, (N, c). For continuous conditions there is :func:`conditional_mutual_information`
             with ``method="mixed", discrete_y=True``.
         k: The number of neighbors of the same label, less than N; a label with fewer samples uses all of them. A
             larger k reduces the variance of the estimate and increases its bias.
@@ -110,10 +113,13 @@ def mutual_information_discrete(
         (...). It has no gradient.
 
     Raises:
-        TypeError: x does not hold numbers; the labels are dates or not hashable.
+        TypeError: x does not hold numbers; the labels are an array of dates or not hashable.
         ValueError: Values are not finite; labels are missing (None or NaN; the error says how many) or not whole
             numbers; the numbers of labels and of samples differ; no label occurs twice; k or exclude_within leave too
             few neighbors.
+
+    Warns:
+        UserWarning: x has more columns than rows and no batch.
 
     Example:
         >>> import numpy as np

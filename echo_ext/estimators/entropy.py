@@ -113,7 +113,7 @@ def entropy(
         TypeError, ValueError: As in :func:`mutual_information`.
 
     Warns:
-        DegenerateDataWarning: More than 5 % of the samples equal k others.
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`.
 
     Example:
         >>> import numpy as np

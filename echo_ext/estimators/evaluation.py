@@ -29,8 +29,8 @@ TIED_SHARE = 0.05
 class DegenerateDataWarning(UserWarning):
     """More than 5 % of the samples equal so many others that their k-th neighbor is at distance 0.
 
-    Estimators for continuous variables, which assume that this does not happen, then read far too much or minus
-    infinity.
+    Estimates for continuous variables, which assume that this does not happen, are then wrong: far too large, negative
+    ("ksg2") or minus infinity (entropy).
 
     Example:
         >>> import warnings

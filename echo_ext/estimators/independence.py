@@ -138,8 +138,8 @@ def independence_test(
     The statistic is I(x; y), or I(x; y | z). It is compared with estimates from surrogates of y: the same rows in other
     orders, in which the null hypothesis holds.
 
-    * "shuffle" permutes all rows. The test is exact if rows are exchangeable. It does not keep what y has to do with z,
-      and is the default without z.
+    * "shuffle" permutes all rows. The test is exact if rows are exchangeable. It does not keep the dependence of y on
+      z, and is the default without z.
     * "local" exchanges each row of y with one of the rows that are nearest in z, each used once as far as possible, so
       that y keeps its dependence on z (Runge 2018). It is the default with z.
     * "circular" rotates y by a random offset, which is larger than the window of ``exclude_within`` in both directions.
@@ -159,14 +159,14 @@ def independence_test(
         surrogate: "shuffle", "local", "circular" or "block", as above.
         shuffle_neighbors: The number of nearest rows in z, the row itself among them, for "local" surrogates. More make
             surrogates more random, and keep less of the dependence of y on z.
-        block_length: The number of rows in a block. By default the root of the number of rows.
+        block_length: The number of rows in a block. By default the square root of the number of rows.
         null: "empirical": p = (1 + reached) / (1 + n_resamples), where ``reached`` surrogates have at least the
             statistic. "normal" and "gamma" fit a normal distribution, or a gamma distribution with the skewness of the
             surrogates' estimates: some tens of surrogates then suffice, also for smaller p-values, as far as the
             distribution fits.
         early_stopping: A significance level, such as 0.05. The test stops as soon as so many surrogates have reached
-            the statistic that it can no longer be rejected at this level, with p = reached / (number of surrogates so
-            far) (Besag and Clifford 1991). A batch stops when all its tests have.
+            the statistic that independence can no longer be rejected at this level, with p = reached / (number of
+            surrogates so far) (Besag and Clifford 1991). A batch stops when all its tests have.
         unit, exclude_within, nan_policy: As in :func:`mutual_information`.
         transform: As in :func:`mutual_information`, but ranks of equal values are in a random order.
         groups: As in :func:`mutual_information`. Surrogates exchange rows only within a group.
@@ -181,7 +181,12 @@ def independence_test(
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also a number of resamples, neighbors or rows that does
-            not fit the samples, and "local" without z.
+            not fit the samples, "local" without z, ``block_length`` without "block", and ``early_stopping`` with a
+            fitted null distribution.
+
+    Warns:
+        DegenerateDataWarning: As in :func:`mutual_information`, except for ranks.
+        UserWarning: As in :func:`mutual_information`. Also a constant z.
 
     Example:
         >>> import numpy as np

@@ -67,7 +67,7 @@ def knn(
     Raises:
         TypeError: The points or queries are not numbers, or some are tensors and others arrays.
         ValueError: Values are not finite; the numbers of columns differ; k or exclude_within is too large; the metric
-            is unknown.
+            is unknown; ``exclude_within`` with queries.
 
     Example:
         >>> import numpy as np

@@ -102,10 +102,10 @@ def mutual_information(
 ) -> Estimate:
     """Estimate the mutual information I(x; y) from nearest neighbors.
 
-    Distances are Chebyshev (Euclidean for "bi-ksg"), in the precision of the inputs and on their values as they are:
-    nothing is scaled, jittered or clipped, and an estimate near zero may be negative. In the formulas below, N is the
-    number of samples, nx is the number of other samples that are near a sample in x, ny likewise in y, and ``<>`` is
-    the mean over the samples.
+    Distances are Chebyshev (Euclidean for "bi-ksg"), in the precision of the inputs. Values are scaled only if
+    ``transform`` asks for it, never jittered or clipped: an estimate near zero may be negative. In the formulas, N is
+    the number of samples, nx is the number of other samples that are near a sample in x, ny likewise in y, and ``<>``
+    is the mean over the samples.
 
     * "ksg1": ``psi(k) + psi(N) - <psi(nx + 1) + psi(ny + 1)>``. nx counts the samples that are strictly nearer in x
       than the k-th neighbor in (x, y) (Kraskov et al. 2004, eq. 8). A sample that k or more others equal has
@@ -114,8 +114,8 @@ def mutual_information(
       farthest of the k neighbors is in x (eq. 9). Of equally near neighbors, those with the lower index are taken.
     * "bi-ksg": ``psi(k) + ln N + ln(c_dx c_dy / c_dxy) - <ln nx + ln ny>``. nx counts the samples that are no farther
       in x than the k-th neighbor is in (x, y); c_d is the volume of the d-dimensional unit ball (Gao, Oh and
-      Viswanath 2018). It is for at most 4 columns in each variable, and warns if there are more: with 5 it reads 0.2
-      nats from independent normal variables, with 10 1.7 nats, with 25 9.4 nats (3000 samples, k = 3).
+      Viswanath 2018). It is for at most 4 columns in each variable; with more, it is far too large: 1.7 nats for
+      independent normal variables of 10 columns (3000 samples, k = 3).
     * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, for variables that are partly discrete. nx counts the
       samples that are strictly nearer. Where the k-th neighbor is at distance 0, the numbers of samples with equal
       values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017).
@@ -124,7 +124,8 @@ def mutual_information(
     * "miller-madow": the same, with each entropy corrected by (number of symbols - 1) / (2N).
 
     "plug-in" and "miller-madow" have no neighbors: ``k``, ``exclude_within`` and ``boundary_width`` do not change them,
-    and a sequence of k repeats the estimate. Their variables may also be labels, as for ``discrete_x=True``.
+    a sequence of k repeats the estimate, and ``transform`` must be None. Their variables may also be labels, as for
+    ``discrete_x=True``.
 
     Args:
         x, y: The variables: (..., N, d), each with its own d, or (N,) for one column. Both are tensors, or both arrays,
@@ -167,13 +168,13 @@ def mutual_information(
             arrays; k is neither a number nor a sequence of numbers.
         ValueError: Values are not finite (the error says how many, and where the first is); the numbers of samples or
             of groups' labels differ; batches do not broadcast; k or exclude_within leave too few neighbors; the method,
-            unit, policy or transform is unknown; discrete columns with another method than "mixed".
+            unit, policy or transform is unknown; discrete columns with another method than "mixed"; a transform with
+            "plug-in" or "miller-madow".
 
     Warns:
-        DegenerateDataWarning: More than 5 % of the samples equal k others, and the method is not for such data.
-
-    Warns:
-        UserWarning: Method "bi-ksg" with more than 4 columns in x or y.
+        DegenerateDataWarning: More than 5 % of the samples equal k others, and the method is not for such data; or more
+            than 5 % of the values of a column repeat others, and the transform is "rank" or "normal".
+        UserWarning: A variable has more columns than rows and no batch; or method "bi-ksg" with more than 4 columns.
 
     Example:
         >>> import numpy as np
@@ -268,7 +269,7 @@ def conditional_mutual_information(
     * "mixed": ``<psi(k') + psi(nz) - psi(nxz) - psi(nyz)>``, for variables that are partly or wholly discrete. The
       counts are of other samples no farther than the k-th neighbor in (x, y, z), and k' is this count in (x, y, z)
       itself: k, or more where neighbors tie (Mesner and Shalizi 2021, arXiv 1912.03387, as in their code, which counts
-      ties at every distance). They replace a negative estimate by 0; here it stays negative.
+      ties at every distance). The authors replace a negative estimate by 0; here it stays negative.
     * "plug-in": ``H(x, z) + H(y, z) - H(z) - H(x, y, z)`` for discrete variables, with the entropies of the sample's
       frequencies as in :func:`entropy`; "miller-madow": the same with the corrected entropies. Both are biased upwards
       where (x, y, z) has about as many symbols as there are samples.
@@ -288,6 +289,9 @@ def conditional_mutual_information(
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`.
+
+    Warns:
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`.
 
     Example:
         >>> import numpy as np
@@ -388,6 +392,9 @@ def total_correlation(
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also groups that are not two or more disjoint sets of
             columns.
+
+    Warns:
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`.
 
     Example:
         >>> import numpy as np

@@ -155,7 +155,8 @@ def mutual_information_matrix(
     """Estimate the mutual information of each column of x with each column of y, and test their independence.
 
     This is much faster than one call of :func:`mutual_information` for each pair: columns are sorted once for many
-    pairs.
+    pairs. Pairs are estimated one after another, which takes longer, with discrete columns or ``groups``, in tests with
+    conditions or ranks, and in tests or with conditions where values are missing.
 
     Args:
         x: (..., N, p), or (N,) for one column, of any kind that :func:`mutual_information` reads.
@@ -182,9 +183,6 @@ def mutual_information_matrix(
         with no y or a DataFrame, and one k it is a DataFrame with the labels of the columns. It has no gradient. With
         ``n_resamples``, the named tuple ``(statistic, pvalue)`` of two such matrices. If y is None, the p-values are
         symmetric, with NaN on the diagonal.
-
-        Pairs are estimated one by one, which takes longer, where categories, groups, or tests with conditions or
-        missing values are asked for.
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information` and :func:`independence_test`.

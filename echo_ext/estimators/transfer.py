@@ -112,7 +112,7 @@ def transfer_entropy(
             values repeat, as in counts of events, "plug-in" and "miller-madow" for series of few symbols.
         k, unit, local, exclude_within, transform: As in :func:`mutual_information`. N is the number of times, and the
             columns that are transformed are those of the terms at these times. The local values are those of the times
-            from ``max(history, lag + source_history - 1, given_history)`` on.
+            from ``max(history, lag + source_history - 1, given_history)`` on, in each group.
         groups: The trial or recording of each row, (N,) labels of any kind. A time exists where all its terms lie in
             one group, and the window reaches rows of the same group alone.
         nan_policy: "raise", or "omit" to leave out the times at which a term is NaN.
@@ -123,6 +123,9 @@ def transfer_entropy(
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also too few rows for the histories and k.
+
+    Warns:
+        DegenerateDataWarning, UserWarning: As in :func:`mutual_information`.
 
     Example:
         >>> import numpy as np

@@ -89,7 +89,7 @@ def with_standard_error(
             more precisely; smaller parts are less like the whole sample.
         repeats: The number of random partitions. More make the standard error more precise and take more time.
         seed: The seed of the partitions. None draws one from PyTorch's generator.
-        options: The estimator's keywords, but for ``local``; ``k`` is a single number.
+        options: The estimator's keywords, except ``local``; ``k`` is a single number.
 
     Returns:
         The named tuple ``(estimate, standard_error)``, each in the form of the estimator's result, without gradients.
@@ -97,6 +97,9 @@ def with_standard_error(
     Raises:
         TypeError, ValueError: As the estimator does. Also another estimator, too few rows in a part, several k, or
             local values.
+
+    Warns:
+        DegenerateDataWarning, UserWarning: As the estimator does for the whole sample.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Greedy selection of features by what they tell about a target, and not each other."""
+"""Greedy selection of features by the information that they add about a target."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TERMS: dict[Criterion, tuple[Callable[[Features, Sequence[int], int], Numbers], 
 
 
 class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """Select features one after another by what each tells about the target that those before it do not.
+    """Select features one after another by the information about the target that each adds to those before it.
 
     The first feature is the one with the largest mutual information I(x_j; y). Each next one has the largest value of
     the criterion, where s runs over the features selected so far:
@@ -68,8 +68,8 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
     * All are discrete: the empirical distribution. Its bias grows with the number of distinct values, so features with
       many values look better than they are.
 
-    Estimates of pairs need samples: noise of 0.02 nats is usual with 1000. Where features beyond those that matter are
-    selected, their order is that of the noise.
+    Estimates are noisy: a standard deviation of 0.02 nats is usual with 1000 samples. If more features are selected
+    than matter, the order of the others is random.
 
     Args:
         n_features_to_select: How many features to select. If there are fewer, all are kept, with a warning.
