@@ -14,6 +14,7 @@ from echo_ext import _checks
 from echo_ext._native import num_threads
 from echo_ext._types import Surrogate, Transform
 from echo_ext.estimators import conditional_mutual_information, independence_test, mutual_information
+from echo_ext.estimators.independence import FEWEST_TO_FIT
 
 CMIknnTransform: TypeAlias = Literal["ranks", "standardize", "uniform", False]
 NullFit: TypeAlias = Literal["normal", "gamma"]
@@ -53,6 +54,10 @@ class CMIknnTest:
         _checks.choice("permute", self.permute, ("X", "Y"))
         if self.early_stopping is not None and self.null_fit is not None:
             raise ValueError(f"early_stopping needs null_fit=None, got {self.null_fit!r}")
+
+    def check_samples(self, sig_samples: object) -> int:
+        """Return the number of surrogates; refuse one from which no p-value follows."""
+        return _checks.whole("sig_samples", sig_samples, minimum=1 if self.null_fit is None else FEWEST_TO_FIT)
 
     def num_neighbors(self) -> int | float:
         """Return the number of neighbors, or the fraction of the rows."""

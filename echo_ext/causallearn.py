@@ -83,7 +83,7 @@ class CMIknn(CIT_Base):  # type: ignore[misc]  # causal-learn has no types
     ) -> None:
         super().__init__(data, cache_path)
         self._test = CMIknnTest(knn, shuffle_neighbors, transform, workers, null_fit, permute, early_stopping)
-        self._sig_samples = _checks.whole("sig_samples", sig_samples, minimum=1)
+        self._sig_samples = self._test.check_samples(sig_samples)
         self._seed = _checks.whole("seed", seed)
         settings = f"{knn} {shuffle_neighbors} {transform} {sig_samples} {null_fit} {permute} {early_stopping} {seed}"
         self.check_cache_method_consistent(NAME, hashlib.sha256(settings.encode()).hexdigest())

@@ -88,6 +88,7 @@ class CMIknn(CondIndTest):  # type: ignore[misc]  # tigramite has no types
         self.two_sided = False
         self.residual_based = False
         super().__init__(significance=significance, **kwargs)
+        self._test.check_samples(self.sig_samples)
 
     @property
     def measure(self) -> str:

@@ -63,13 +63,31 @@ def test_transfer_between_bits_warns():
 
 def test_methods_for_ties_do_not_warn():
     x = with_ties(0.5)
-    labels = np.arange(N) % 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         echo_ext.mutual_information(x, x, method="mixed")
         echo_ext.mutual_information_matrix(x, method="mixed")
-        echo_ext.mutual_information_discrete(x, labels)
         echo_ext.knn(x)
+
+
+def test_discrete_x_next_to_labels_warns():
+    rng = fresh()
+    answers, labels = rng.integers(1, 6, N), rng.integers(0, 2, N)
+    with pytest.warns(DegenerateDataWarning, match="100 % of the samples .* method='mixed' and discrete_y=True"):
+        assert echo_ext.mutual_information_discrete(answers, labels) > 1  # more than the labels have
+    mixed = echo_ext.mutual_information(answers, labels, method="mixed", discrete_y=True)
+    assert mixed == pytest.approx(0, abs=0.05)
+    x = rng.standard_normal(N)
+    x[: N // 25] = 9.0  # 4 %
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        echo_ext.mutual_information_discrete(x, labels)
+
+
+def test_ranks_of_a_matrix_warn():
+    answers = fresh().integers(1, 6, (N, 2))
+    with pytest.warns(DegenerateDataWarning, match=r"x: 9\d.* transform='rank' orders equal ones by their rows"):
+        echo_ext.mutual_information_matrix(answers, transform="rank")
 
 
 def test_the_share_is_that_of_the_smallest_k_and_of_the_worst_item():

@@ -319,6 +319,12 @@ def test_lag(mi, tmp_path):
         ("a.csv", b"x,y\n1,2\n", [*XY, "--fdr"], "--fdr needs --matrix and --permutations"),
         ("a.csv", b"x,y\n1,2\n", [*XY, "--surrogate", "local"], "--surrogate needs --permutations"),
         ("a.csv", b"x,y\n1,2\n", [*XY, "--early-stopping", "0.1"], "--early-stopping needs --permutations"),
+        (
+            "a.csv",
+            b"x,y\n1,2\n",
+            [*XY, *TESTS, "--early-stopping", "0.1", "--null", "gamma"],
+            "--early-stopping needs --null empirical, got --null gamma",
+        ),
         ("a.csv", b"x,y\n1,2\n", ["--matrix", *TESTS, "--null", "gamma"], "--null cannot be combined with --matrix"),
         ("a.csv", b"x,y\n1,2\n", [*XY, "--lag", "1", *TESTS], "--lag cannot be combined with --permutations"),
         ("a.csv", b"x,y\n1,2\n", [*XY, "--lag", "1"], "k must be less than|--lag must be less than the number of rows"),

@@ -222,6 +222,7 @@ def test_discrete_data_are_refused():
         ({"workers": 0}, "workers must be a number of threads, or -1, got 0"),
         ({"model_selection_folds": 1}, "model_selection_folds must be at least 2, got 1"),
         ({"null_fit": "beta"}, "null_fit must be one of None, 'normal', 'gamma', got 'beta'"),
+        ({"null_fit": "gamma", "sig_samples": 5}, "sig_samples must be at least 10, got 5"),
         ({"permute": "Z"}, "permute must be one of 'X', 'Y', got 'Z'"),
         ({"null_fit": "gamma", "early_stopping": 0.05}, "early_stopping needs null_fit=None, got 'gamma'"),
     ],

@@ -126,6 +126,8 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} needs --permutations, the number of surrogates")
         if value is not None and args.matrix:
             raise ValueError(f"{flag} cannot be combined with --matrix")
+    if args.early_stopping is not None and args.null != "empirical":
+        raise ValueError(f"--early-stopping needs --null empirical, got --null {args.null}")
     if args.plot:
         _checks.installed("matplotlib", purpose="--plot", extra="mi")
 

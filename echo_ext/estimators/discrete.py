@@ -113,12 +113,13 @@ def mutual_information_discrete(
         (...). It has no gradient.
 
     Raises:
-        TypeError: x does not hold numbers; the labels are an array of dates or not hashable.
+        TypeError: x does not hold numbers, or the labels are not hashable.
         ValueError: Values are not finite; labels are missing (None or NaN; the error says how many) or not whole
             numbers; the numbers of labels and of samples differ; no label occurs twice; k or exclude_within leave too
             few neighbors.
 
     Warns:
+        DegenerateDataWarning: More than 5 % of the samples equal k others of their label.
         UserWarning: x has more columns than rows and no batch.
 
     Example:
@@ -150,7 +151,8 @@ def mutual_information_discrete(
         samples.are_arrays,
         merge_missing(samples.missing, *missing),
     )
-    values = evaluate(_local_values_of_batch, samples, options)
+    remedy = "x is not continuous; use mutual_information with method='mixed' and discrete_y=True"
+    values = evaluate(_local_values_of_batch, samples, options, remedy=remedy)
     if not local:  # the mean over those that are not left out
         values = values.nanmean(-1, keepdim=True)
     values = gradients.without_gradient(values, "mutual_information_discrete", points)
@@ -187,13 +189,15 @@ class RossCounts:
         numbers: Their row numbers, which the Theiler window refers to: (M,).
         own_others: How many of these samples with its own label are neighbors of each: (M,).
         own_k: The number of neighbors of its own label that determine the radius: (K, M).
-        nearer: How many samples of any label are strictly nearer than the last of these: (K, *batch, M).
+        radii: The distance to the last of these: (K, *batch, M).
+        nearer: How many samples of any label are strictly nearer than the radius: (K, *batch, M).
     """
 
     rows: Tensor
     numbers: Tensor
     own_others: Tensor
     own_k: Tensor
+    radii: Tensor
     nearer: Tensor
 
 
@@ -259,7 +263,7 @@ def count_by_ross(
     kept = points if len(rows) == points.shape[-2] else points[..., rows, :]
     numbers = rows if numbers is None else numbers[rows]
     nearer = PointSet(kept).count(radius_of_rows, exclude_within=exclude_within, rows=numbers)
-    return RossCounts(rows, numbers, own_others, own_k, nearer)
+    return RossCounts(rows, numbers, own_others, own_k, radius_of_rows, nearer)
 
 
 def _radii(distances: Tensor, group: LabelGroup, ks: Sequence[int]) -> Tensor:
@@ -286,12 +290,15 @@ def _local_values_of_batch(variables: Sequence[Tensor], options: Options) -> Ten
 def _local_values(points: Tensor, strata: Sequence[Sequence[LabelGroup]], options: Options) -> Tensor:
     """Return the local values (K, N) of points (N, d), NaN where a label is unique in its stratum."""
     values = torch.full((len(options.ks), len(points)), torch.nan, dtype=torch.float64, device=points.device)
+    num_tied = values.new_zeros(len(options.ks))
     for groups in strata:
         counts = count_by_ross(points, groups, options.ks, exclude_within=options.exclude_within, numbers=options.rows)
         others = count_neighbors_among(counts.numbers, options.exclude_within)
         psi_all, psi_own = (torch.digamma(each.double() + 1) for each in (others, counts.own_others))
         psi_k = torch.digamma(counts.own_k.double())
+        num_tied += (counts.radii == 0).sum(-1)
         values[:, counts.rows] = psi_all + psi_k - psi_own - digamma(counts.nearer + 1)
+    options.tied_shares.append(num_tied / sum(len(group.rows) for groups in strata for group in groups))
     return values
 
 

@@ -76,8 +76,7 @@ def evaluate(formula: Formula, samples: Samples, options: Options, *, remedy: st
 
 def evaluate_in_order(formula: Formula, names: Sequence[str], variables: Sequence[Tensor], options: Options) -> Tensor:
     """Return the formula's local values for variables without missing values, in the order of their rows."""
-    if options.transform in ("rank", "normal"):
-        warn_of_ranked_ties(names, variables, options)
+    warn_of_ranked_ties(names, variables, options)
     if options.transform is not None or options.discrete:
         variables = prepare_columns(names, variables, options)
     if options.rows is None:
@@ -154,6 +153,8 @@ def warn_if_tied(shares: Sequence[Tensor], remedy: str) -> None:
 
 def warn_of_ranked_ties(names: Sequence[str], variables: Sequence[Tensor], options: Options) -> None:
     """Warn if ranks would order many equal values of a column by their rows."""
+    if options.transform not in ("rank", "normal"):
+        return
     for name, points in zip(names, variables, strict=True):
         if not points.is_floating_point() or options.discrete.get(name, False) is not False or points.numel() == 0:
             continue

@@ -42,8 +42,8 @@ def read_labels(
         labels = _array_of_labels(name, labels)
         if labels.dtype.kind in "bif" and labels.dtype != np.longdouble:
             return _read_numeric_labels(name, tensor_of(labels), continuous, nan_policy)
-        if labels.dtype.kind not in "uUSO":
-            raise TypeError(f"{name} must be integers, booleans or strings, got dtype {labels.dtype}")
+        if labels.dtype.kind not in "uUSOMm":
+            raise TypeError(f"{name} must be integers, booleans, strings or dates, got dtype {labels.dtype}")
     codes, missing = encode_labels(name, labels)
     if codes.ndim == 0:
         raise ValueError(f"{name} must have shape (..., N), got a single one")
@@ -156,7 +156,7 @@ def has_labels(value: object) -> bool:
         return False
     if is_series(value) and not isinstance(value.dtype, np.dtype):  # an extension of pandas
         return value.dtype.kind not in "biuf"
-    return not is_table(value) and np.asarray(value).dtype.kind in "USO"
+    return not is_table(value) and np.asarray(value).dtype.kind in "USOMm"
 
 
 def _coded(name: str, value: object, given: dict[str, object], labels: set[str], nan_policy: NanPolicy) -> object:

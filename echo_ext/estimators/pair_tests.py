@@ -15,6 +15,7 @@ from torch import Tensor
 from echo_ext import _checks
 from echo_ext._types import Groups
 from echo_ext.estimators import pairs, surrogates
+from echo_ext.estimators.evaluation import warn_of_ranked_ties
 from echo_ext.estimators.independence import independence_test
 from echo_ext.estimators.ksg import conditional_mutual_information, mutual_information
 from echo_ext.estimators.labels import read_flags
@@ -61,6 +62,7 @@ def estimate_and_test(samples: Samples, options: Options, settings: Settings) ->
     needs_test = settings.n > 0 and ("given" in each or options.transform in ("rank", "normal"))
     if is_special or needs_test or (has_missing and beyond_estimates):
         return _estimate_one_by_one(each, flags, options, settings)
+    warn_of_ranked_ties(samples.names, samples.variables, options)
     x, y = each["x"].mT, each["y"].mT if "y" in each else None
     if has_missing:
         values, shares = pairs.estimate_without_missing(x, y, settings.method, options)

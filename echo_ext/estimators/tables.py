@@ -94,7 +94,10 @@ def encode_labels(name: str, labels: object) -> tuple[npt.NDArray[np.int64], npt
     if is_table(labels):
         raise TypeError(f"{name} must be one column of labels, got a DataFrame")
     if is_series(labels):
-        codes, _ = pandas.factorize(labels)
+        try:
+            codes, _ = pandas.factorize(labels)
+        except TypeError as error:
+            raise TypeError(f"{name} must be hashable, got a Series with an {error}") from None
         return _without_missing(codes.astype(np.int64), codes < 0)
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else read_array(name, labels)
     if array.dtype.kind != "O":
