@@ -42,6 +42,7 @@ class BlockSearch {
     queries_ = job_.queries.leaf(leaf);
     first_query_ = begin;
     own_leaf_ = job_.among_themselves() ? leaf : -1;
+    if (leaf % kGroup == 0) group_radius_ = -1;
     low_.resize(static_cast<size_t>(dim()));
     high_.resize(static_cast<size_t>(dim()));
     for (int c = 0; c < dim(); ++c) {
@@ -60,12 +61,32 @@ class BlockSearch {
   }
 
  private:
+  static constexpr int64_t kGroup = 8;                                          // leaves whose queries share a list
+  static constexpr T kGroupSpare = is_largest_of_columns(M) ? T(1.2) : T(1.4);  // for the guesses of the others
+
   // Radii that are guessed are longer by so much.
   static constexpr T kSpare = is_largest_of_columns(M) ? T(1.05) : T(1.1);
 
   struct Query {
     T bound;
     int64_t count;
+  };
+
+  // Leaves of the tree, and their boxes column by column.
+  struct Leaves {
+    std::vector<Place> leaves;
+    std::vector<T> boxes;  // (2 * dim, stride)
+    int64_t size = 0;
+    int64_t stride = 0;
+
+    // Makes room for some leaves, and for the lanes that the last vector writes in vain.
+    void resize(int64_t most, int dim) {
+      stride = rounded_up(most, kLanes<T>) + kLanes<T>;
+      leaves.resize(static_cast<size_t>(stride));
+      boxes.resize(static_cast<size_t>(2 * dim * stride));
+    }
+    T* low(int c) { return boxes.data() + 2 * c * stride; }
+    T* high(int c) { return boxes.data() + (2 * c + 1) * stride; }
   };
 
   // How much farther k neighbors are, if the density around the query that found the fewest stays the same.
@@ -85,7 +106,8 @@ class BlockSearch {
     while (!tree_.is_leaf(node)) {
       const int64_t left = node + 1;
       const int64_t right = tree_.second_child(node);
-      const int64_t nearer = box_distance(left) <= box_distance(right) ? left : right;
+      const auto distance = [&](int64_t child) { return box_distance(child, low_.data(), high_.data()); };
+      const int64_t nearer = distance(left) <= distance(right) ? left : right;
       if (tree_.points_under(nearer) < wanted) break;
       node = nearer;
     }
@@ -102,70 +124,120 @@ class BlockSearch {
     return kSpare * selection_.value_at(distances.data(), static_cast<int64_t>(distances.size()), wanted - 1);
   }
 
-  // From the box of the queries to the box of a node.
-  T box_distance(int64_t node) const {
-    const T* low = tree_.low(node);
-    const T* high = tree_.high(node);
+  // From a box to the box of a node.
+  T box_distance(int64_t node, const T* low, const T* high) const {
     T distance = 0;
-    for (int c = 0; c < dim(); ++c)
-      distance = extend_distance<M>(distance, std::max(std::max(low[c] - high_[c], low_[c] - high[c]), T(0)));
+    for (int c = 0; c < dim(); ++c) {
+      const T outside = std::max(tree_.low(node)[c] - high[c], low[c] - tree_.high(node)[c]);
+      distance = extend_distance<M>(distance, std::max(outside, T(0)));
+    }
     return distance;
   }
 
-  // Lists the leaves that may have points within the radius of some query, and their boxes, column by column. The list
-  // starts near the queries: what is found there tightens the bounds.
+  // Lists the leaves that may have points within the radius of some query. The list starts near the queries: what is
+  // found there tightens the bounds.
   void list_leaves(T radius) {
     if (!tree_.is_sorted()) return list_all_leaves();
-    list_.clear();
-    int64_t nearest = 0;
-    T nearest_distance = kInfinity;
+    if (!(radius <= group_radius_)) list_leaves_of_group(radius);
+    listed_.resize(group_.size, dim());
+    const int64_t start = start_in_group();
+    int64_t count = keep_near(start, group_.size, radius, 0);
+    listed_.size = keep_near(0, start, radius, count);
+    polls_.add(group_.size * dim());
+  }
+
+  // Lists the leaves that may have points within about the radius of some query of the group, which lie close together.
+  void list_leaves_of_group(T radius) {
+    std::vector<T>& low = group_low_;
+    std::vector<T>& high = group_high_;
+    low = low_;
+    high = high_;
+    const int64_t begin = first_query_ / (kGroup * kLeafSize) * (kGroup * kLeafSize);
+    const int64_t end = std::min(begin + kGroup * kLeafSize, job_.queries.num_points());
+    for (int64_t place = begin; place < end; ++place) {
+      const T* query = job_.queries.leaf(place / kLeafSize) + place % kLeafSize;
+      for (int c = 0; c < dim(); ++c) {
+        low[c] = std::min(low[c], query[c * kLeafSize]);
+        high[c] = std::max(high[c], query[c * kLeafSize]);
+      }
+    }
+    group_radius_ = kGroupSpare * radius;
+    group_nodes_.clear();
+    nearest_in_group_ = 0;
+    T nearest = kInfinity;
     for (int64_t node = 0; node < tree_.num_nodes();) {
-      const T distance = box_distance(node);
-      if (!(distance <= radius)) {
+      const T distance = box_distance(node, low.data(), high.data());
+      if (!(distance <= group_radius_)) {
         node = tree_.after_subtree(node);
         continue;
       }
       if (tree_.is_leaf(node)) {
-        const bool is_nearest = own_leaf_ < 0 ? distance < nearest_distance : tree_.first_leaf(node) == own_leaf_;
-        if (is_nearest) {
-          nearest = static_cast<int64_t>(list_.size());
-          nearest_distance = distance;
+        if (distance < nearest) {
+          nearest = distance;
+          nearest_in_group_ = static_cast<int64_t>(group_nodes_.size());
         }
-        list_.push_back(static_cast<Place>(node));
+        group_nodes_.push_back(static_cast<Place>(node));
       }
       ++node;
     }
-    polls_.add(static_cast<int64_t>(list_.size()) * dim());
-    const auto size = static_cast<int64_t>(list_.size());
-    const int64_t leaves_at_a_time = kAtATime / leaf_bytes();
-    std::rotate(list_.begin(), list_.begin() + std::max<int64_t>(0, nearest - leaves_at_a_time / 2), list_.end());
-    stride_ = rounded_up(size, kLanes<T>);
-    list_.resize(static_cast<size_t>(stride_));
-    boxes_.resize(static_cast<size_t>(2 * dim() * stride_));
-    for (int64_t i = 0; i < size; ++i) {
-      const int64_t node = list_[static_cast<size_t>(i)];
+    group_.resize(static_cast<int64_t>(group_nodes_.size()), dim());
+    group_.size = static_cast<int64_t>(group_nodes_.size());
+    for (int64_t i = 0; i < group_.size; ++i) {
+      const int64_t node = group_nodes_[static_cast<size_t>(i)];
       for (int c = 0; c < dim(); ++c) {
-        boxes_[static_cast<size_t>(2 * c * stride_ + i)] = tree_.low(node)[c];
-        boxes_[static_cast<size_t>((2 * c + 1) * stride_ + i)] = tree_.high(node)[c];
+        group_.low(c)[i] = tree_.low(node)[c];
+        group_.high(c)[i] = tree_.high(node)[c];
       }
-      list_[static_cast<size_t>(i)] = static_cast<Place>(tree_.first_leaf(node));
+      group_.leaves[static_cast<size_t>(i)] = static_cast<Place>(tree_.first_leaf(node));
     }
-    num_listed_ = size;
+    polls_.add(2 * group_.size * dim());
+  }
+
+  // Where in the group's list the leaves near the queries begin.
+  int64_t start_in_group() const {
+    int64_t nearest = nearest_in_group_;
+    if (own_leaf_ >= 0) {
+      const auto begin = group_.leaves.begin();
+      nearest = std::lower_bound(begin, begin + group_.size, static_cast<Place>(own_leaf_)) - begin;
+    }
+    const int64_t before = kAtATime / leaf_bytes() / 2;
+    return nearest <= before ? 0 : (nearest - before) / kLanes<T> * kLanes<T>;
+  }
+
+  // Appends the leaves of the group in [begin, end) that are near enough, and their boxes; returns their new number.
+  int64_t keep_near(int64_t begin, int64_t end, T radius, int64_t count) {
+    for (int64_t i = begin; i < end; i += kLanes<T>) {
+      V distance = V{};
+      for (int c = 0; c < dim(); ++c) {
+        const V below = load(group_.low(c) + i) - high_[c];
+        const V above = low_[c] - load(group_.high(c) + i);
+        distance = extend_distance<M, T>(distance, maximum(maximum(below, above), V{}));
+      }
+      uint32_t bits = lane_bits<T>(distance <= radius);
+      if (end - i < kLanes<T>) bits &= (uint32_t{1} << (end - i)) - 1;
+      if (bits == 0) continue;
+      store_selected<T>(listed_.leaves.data() + count, load_ints<T>(group_.leaves.data() + i), bits);
+      for (int c = 0; c < dim(); ++c) {
+        store_selected<T>(listed_.low(c) + count, load(group_.low(c) + i), bits);
+        store_selected<T>(listed_.high(c) + count, load(group_.high(c) + i), bits);
+      }
+      count += count_bits(bits);
+    }
+    return count;
   }
 
   void list_all_leaves() {
-    if (num_listed_ > 0) return;
-    num_listed_ = tree_.num_leaves();
-    stride_ = rounded_up(num_listed_, kLanes<T>);
-    for (int64_t leaf = 0; leaf < num_listed_; ++leaf) list_.push_back(static_cast<Place>(leaf));
+    if (listed_.size > 0) return;
+    listed_.size = tree_.num_leaves();
+    for (int64_t leaf = 0; leaf < listed_.size; ++leaf) listed_.leaves.push_back(static_cast<Place>(leaf));
     boxes_pay_ = false;
   }
 
   // Compares the listed leaves with the waiting queries, and writes the results of those that found enough.
   void scan(T radius, uint32_t& waiting) {
-    const bool at_once = num_listed_ * leaf_bytes() <= kAllAtOnce;
-    const int64_t chunk =
-        at_once ? std::max<int64_t>(stride_, 1) : rounded_up(std::max<int64_t>(1, kAtATime / leaf_bytes()), kLanes<T>);
+    const bool at_once = listed_.size * leaf_bytes() <= kAllAtOnce;
+    const int64_t chunk = at_once ? std::max<int64_t>(listed_.size, 1)
+                                  : rounded_up(std::max<int64_t>(1, kAtATime / leaf_bytes()), kLanes<T>);
     const size_t room = static_cast<size_t>(limit_ + kLeafSize + kLanes<T>);
     values_.resize(room * (at_once ? 1 : kLeafSize));
     if (kRows) places_.resize(values_.size());
@@ -174,19 +246,19 @@ class BlockSearch {
     const T bound = kRows || radius == kInfinity ? radius : std::nextafter(radius, kInfinity);
     Query states[kLeafSize];
     for (Query& query : states) query = {bound, 0};
-    for (int64_t begin = 0; begin < stride_; begin += chunk) {
-      const int64_t end = std::min(begin + chunk, num_listed_);
+    for (int64_t begin = 0; begin < listed_.size; begin += chunk) {
+      const int64_t end = std::min(begin + chunk, listed_.size);
       for (uint32_t left = waiting; left != 0; left &= left - 1) {
         const int q = __builtin_ctz(left);
         T* values = values_.data() + (at_once ? 0 : room * static_cast<size_t>(q));
         Place* places = kRows ? places_.data() + (values - values_.data()) : nullptr;
         compare(q, begin, end, states[q], values, places);
         polls_.add((end - begin) * dim());
-        if (end == num_listed_ && finish(q, states[q].count, values, places, radius == kInfinity))
+        if (end == listed_.size && finish(q, states[q].count, values, places, radius == kInfinity))
           waiting &= ~(uint32_t{1} << q);
       }
     }
-    if (num_listed_ == 0 && radius == kInfinity) waiting = 0;
+    if (listed_.size == 0 && radius == kInfinity) waiting = 0;
   }
 
   // The first query's share of leaves whose boxes are near enough decides whether the boxes are looked at.
@@ -199,20 +271,20 @@ class BlockSearch {
         V distance = V{};
         for (int c = 0; c < dim(); ++c) {
           const T value = own[c * kLeafSize];
-          const V low = load(boxes_.data() + 2 * c * stride_ + i);
-          const V high = load(boxes_.data() + (2 * c + 1) * stride_ + i);
+          const V low = load(listed_.low(c) + i);
+          const V high = load(listed_.high(c) + i);
           distance = extend_distance<M, T>(distance, maximum(maximum(low - value, value - high), V{}));
         }
         uint32_t bits = lane_bits<T>(distance <= bound);
         if (end - i < kLanes<T>) bits &= (uint32_t{1} << (end - i)) - 1;
-        store_selected<T>(near_.data() + num_near, load_ints<T>(list_.data() + i), bits);
+        store_selected<T>(near_.data() + num_near, load_ints<T>(listed_.leaves.data() + i), bits);
         num_near += count_bits(bits);
       }
       tested_ += end - begin;
       passed_ += num_near;
       if (tested_ > 1000) boxes_pay_ = 8 * passed_ < 7 * tested_;
     } else {
-      std::copy(list_.begin() + begin, list_.begin() + end, near_.begin());
+      std::copy(listed_.leaves.begin() + begin, listed_.leaves.begin() + end, near_.begin());
       num_near = end - begin;
     }
     int64_t count = state.count;
@@ -355,11 +427,16 @@ class BlockSearch {
   T guess_ = -1;
   int64_t fewest_ = 0;  // neighbors found for one of them, of those that have not found enough
 
-  // The leaves that they are compared with.
-  std::vector<Place> list_, near_;
-  std::vector<T> boxes_;  // (2 * dim, stride_)
-  int64_t num_listed_ = 0;
-  int64_t stride_ = 0;
+  // The leaves near the queries of some consecutive leaves.
+  Leaves group_;
+  T group_radius_ = -1;  // negative: not listed yet
+  int64_t nearest_in_group_ = 0;
+  std::vector<T> group_low_, group_high_;
+  std::vector<Place> group_nodes_;
+
+  // The leaves that the queries of the current leaf are compared with, and those that one query is compared with.
+  Leaves listed_;
+  std::vector<Place> near_;
   bool boxes_pay_ = true;
   int64_t tested_ = 0, passed_ = 0;
 
