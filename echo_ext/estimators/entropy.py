@@ -161,7 +161,7 @@ def _local_values(inputs: Tensor, metric: Metric, rules: Rules, options: Options
     eps = rules.distances(distances.double())
     note_tied(eps, options)
     each_k = [rules.log_volume(points.dim) - local_values.psi(k) for k in options.ks]
-    values = local_values.fill(each_k, 1, eps.shape, points, options) + points.dim * torch.log(2 * eps)
+    values = local_values.constant_term(each_k, 1, eps.shape, points, options) + points.dim * torch.log(2 * eps)
     if neighbors is None:
         return values
     nearest = points.backend.select_kth(neighbors, options.ks)

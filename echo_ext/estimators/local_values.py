@@ -32,12 +32,12 @@ BI_KSG_COLUMNS = 4
 
 def ksg1(variables: Sequence[PointSet], options: Options) -> Tensor:
     """Return the values of Kraskov et al. 2004, eqs. 8 and 23."""
-    return _sum_over_margins(variables, each_alone(variables), len(variables) - 1, options)
+    return _sum_over_margins(variables, _each_alone(variables), len(variables) - 1, options)
 
 
 def ksg1_from_radii(variables: Sequence[PointSet], radii: Tensor, options: Options) -> Tensor:
     """Return the values of `ksg1`, given the distances to the k-th neighbors in the joint space."""
-    return _sum_within(radii, variables, each_alone(variables), len(variables) - 1, options)
+    return _sum_within(radii, variables, _each_alone(variables), len(variables) - 1, options)
 
 
 def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
@@ -45,7 +45,7 @@ def ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
     reaches = _reaches(variables, options)
     like = reaches[0]
     margins = len(variables) - 1
-    values = fill([psi(k) - margins / k for k in options.ks], margins, like.shape, variables[0], options)
+    values = constant_term([psi(k) - margins / k for k in options.ks], margins, like.shape, variables[0], options)
     for variable, reach in zip(variables, reaches, strict=True):
         variable.backend.add_digamma(values, _count(variable, reach, options, inclusive=True), factor=-1.0)
     return values
@@ -138,7 +138,7 @@ def join(variables: Sequence[PointSet]) -> PointSet:
     return PointSet(variables[0].backend.concatenate([variable.expand(batch) for variable in variables]))
 
 
-def each_alone(variables: Sequence[PointSet]) -> list[Margin]:
+def _each_alone(variables: Sequence[PointSet]) -> list[Margin]:
     """Return the margins of the variables, whose digammas are subtracted."""
     return [((i,), -1.0) for i in range(len(variables))]
 
@@ -154,7 +154,7 @@ def _sum_over_margins(
     batch = first.batch
     if options.part == ALL and all(variable.batch == batch for variable in others):
         shape = (len(options.ks), *batch, first.num_points)
-        values = fill([psi(k) for k in options.ks], num_psi_n, shape, first, options)
+        values = constant_term([psi(k) for k in options.ks], num_psi_n, shape, first, options)
         tied = first.backend.add_margins(values, [variable.points for variable in variables], margins, options)
         if tied is not None:
             options.tied_shares.append(tied)
@@ -168,7 +168,7 @@ def _sum_within(
 ) -> Tensor:
     """Return the values of `_sum_over_margins`, given the distances to the k-th neighbors."""
     note_tied(radii, options)
-    values = fill([psi(k) for k in options.ks], num_psi_n, radii.shape, variables[0], options)
+    values = constant_term([psi(k) for k in options.ks], num_psi_n, radii.shape, variables[0], options)
     for which, factor in margins:
         margin = join([variables[i] for i in which]) if len(which) > 1 else variables[which[0]]
         margin.backend.add_digamma(values, _count(margin, radii, options), shift=1, factor=factor)
@@ -222,7 +222,9 @@ def _psi_k(options: Options, like: Tensor) -> Tensor:
     return torch.digamma(_k(options, like))
 
 
-def fill(each_k: Sequence[float], num_psi_n: int, shape: Sequence[int], points: PointSet, options: Options) -> Tensor:
+def constant_term(
+    each_k: Sequence[float], num_psi_n: int, shape: Sequence[int], points: PointSet, options: Options
+) -> Tensor:
     """Return one number for each k, plus num_psi_n psi(N), for all samples: float64 (K, *batch, N)."""
     device = points.points.device
     if num_psi_n == 0 or options.exclude_within == 0:

@@ -19,6 +19,7 @@ from echo_ext.estimators.evaluation import TIED_SHARE
 from echo_ext.estimators.local_values import LocalValues
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import read_options
+from echo_ext.estimators.samples import MAX_SAMPLES
 
 __all__ = ["try_plain_samples"]
 
@@ -43,8 +44,11 @@ def try_plain_samples(formula: LocalValues, prepare: Prepare | None = None) -> C
 
         @wraps(estimator)
         def estimate(*given: Any, **keywords: Any) -> Any:
-            is_default = all(name == "k" or value is defaults.get(name, ...) for name, value in keywords.items())
-            if is_default and len(given) == num_samples:
+            has_others = any(
+                name != "k" and (name not in defaults or value is not defaults[name])
+                for name, value in keywords.items()
+            )
+            if not has_others and len(given) == num_samples:
                 found = _estimate(formula, prepare, given, keywords.get("k", defaults["k"]))
                 if found is not None:
                     return found
@@ -71,12 +75,14 @@ def _estimate(formula: LocalValues, prepare: Prepare | None, given: Sequence[obj
 
 def _read(given: Sequence[object]) -> Sequence[Tensor] | None:
     """Return plain samples as tensors (N, d); None if any are not plain, or differ in number."""
-    tensors = []
+    tensors: list[Tensor] = []
     for value in given:
         if type(value) is not np.ndarray or value.dtype != FLOAT64 or not value.flags.carray:
             return None
         n, dim = value.shape if value.ndim == 2 else (value.size, 1)
-        if value.ndim not in (1, 2) or n != len(given[0]) or not 0 < dim <= n or not np.isfinite(value).all():  # type: ignore[arg-type]
+        if value.ndim not in (1, 2) or not 0 < dim <= n <= MAX_SAMPLES or not np.isfinite(value).all():
+            return None
+        if tensors and n != tensors[0].shape[0]:
             return None
         tensors.append(torch.from_numpy(value.reshape(n, dim)))
     return tensors
