@@ -22,8 +22,9 @@ class Margins {
     std::vector<int> all(p_.variables.size());
     std::iota(all.begin(), all.end(), 0);
     radii_.resize(p_.ks.size() * size_);
-    counts_.resize(radii_.size());
     search(all);
+    std::vector<T>().swap(joined_);
+    counts_.resize(radii_.size());
     for (size_t i = 0; i < p_.ks.size() * static_cast<size_t>(p_.batch); ++i) {
       const auto begin = radii_.begin() + static_cast<std::ptrdiff_t>(i) * p_.num_points;
       p_.tied_shares[i] =
