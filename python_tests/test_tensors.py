@@ -303,7 +303,7 @@ def test_distinct_labels_stay_distinct(two):
         (np.ma.masked_array([1, 2] * 5, [0] * 9 + [1]), ValueError, "labels must have no masked values, got 1"),
         (np.array([1, 2] * 5, complex), TypeError, "labels must be .* got dtype complex128"),
         (torch.ones(10, dtype=torch.complex64), TypeError, "labels must be .* got torch.complex64"),
-        (np.ones(10, np.longdouble), TypeError, "labels must be integers, booleans or strings, got dtype"),
+        (np.ones(10, np.longdouble), TypeError, "labels must be integers, booleans, strings or dates, got dtype"),
         (torch.tensor([1.0, math.nan] * 5), ValueError, "labels must be finite, got 5 NaN"),
     ],
 )

@@ -62,7 +62,7 @@ def _read_numeric_labels(
     if labels.ndim == 0:
         raise ValueError(f"{name} must have shape (..., N), got a single one")
     if labels.is_complex():
-        raise TypeError(f"{name} must be integers, booleans or strings, got {labels.dtype}")
+        raise TypeError(f"{name} must be integers, booleans, strings or dates, got {labels.dtype}")
     if not labels.is_floating_point():
         return labels.to(torch.int64), None  # unsigned labels beyond int64 wrap around, and stay different
     labels = labels.double()
