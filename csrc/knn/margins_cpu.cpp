@@ -3,7 +3,6 @@
 // longer.
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <numeric>
 #include <vector>
 

@@ -167,12 +167,12 @@ class Selection {
 
   // The largest value that at most `rank` values are below; those that pad the last vector are infinite.
   T among_few(int64_t n, int64_t rank) const {
-    const Vector<T> least = broadcast(-std::numeric_limits<T>::infinity());
+    const Vector<T> lowest = broadcast(-std::numeric_limits<T>::infinity());
     const Mask<T> most = Mask<T>{} + static_cast<LaneInt<T>>(rank);
-    Vector<T> found = least;
+    Vector<T> found = lowest;
     for (int64_t i = 0; i < n; i += kLanes<T>) {
       const Mask<T> is_low = load_ints<T>(smaller_ + i) <= most;
-      found = maximum(found, is_low ? load(few_ + i) : least);
+      found = maximum(found, is_low ? load(few_ + i) : lowest);
     }
     T largest = found[0];
     for (int lane = 1; lane < kLanes<T>; ++lane) largest = std::max(largest, found[lane]);

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import get_args, overload
 
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from echo_ext import _checks
@@ -25,8 +24,8 @@ from echo_ext._types import (
     Unit,
 )
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators._metric import CHEBYSHEV
 from echo_ext.estimators.evaluation import Formula, evaluate, reduce_local_values
+from echo_ext.estimators.ksg1_gradient import ksg1_with_gradient
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
 from echo_ext.estimators.options import Options, read_options
@@ -328,6 +327,11 @@ def conditional_mutual_information(
     return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
 
 
+def _each_column(samples: Sequence[Tensor]) -> Sequence[Tensor] | None:
+    (x,) = samples
+    return x.split(1, -1) if x.shape[-1] > 1 else None
+
+
 @overload
 def total_correlation(
     x: Tensor,
@@ -354,7 +358,7 @@ def total_correlation(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
-@try_plain_samples(local_values.ksg1, lambda samples: _each_column(*samples))
+@try_plain_samples(local_values.ksg1, _each_column)
 def total_correlation(
     x: TensorOrArray,
     *,
@@ -431,15 +435,11 @@ def formula_of_pairs(method: Method, boundary_width: int = 10) -> Formula:
 
     def formula(variables: Sequence[Tensor], options: Options) -> Tensor:
         if method == "ksg1" and gradients.is_recording(*variables):
-            return _ksg1_with_gradient(variables, options, boundary_width)
+            return ksg1_with_gradient(variables, options, boundary_width)
         values = local_values.MUTUAL_INFORMATION[method]([PointSet(v) for v in variables], options)
         return gradients.without_gradient(values, f"method {method!r}", *variables)
 
     return formula
-
-
-def _each_column(x: Tensor) -> Sequence[Tensor] | None:
-    return x.split(1, -1) if x.shape[-1] > 1 else None
 
 
 def _read_columns(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list[int]]:
@@ -454,50 +454,3 @@ def _read_columns(groups: Sequence[Sequence[int]] | None, dim: int) -> list[list
         given = f"got {_checks.brief(groups)}" if groups is not None else f"but x has {dim} column"
         raise ValueError(f"groups must be two or more disjoint sets of columns, {given}")
     return read
-
-
-def _ksg1_with_gradient(inputs: Sequence[Tensor], options: Options, width: int) -> Tensor:
-    """Return the values of "ksg1", with the gradient of their expectation."""
-    variables = [PointSet(x) for x in inputs]
-    joint = local_values.join(variables)
-    distances, indices = joint.search(options.max_k, exclude_within=options.exclude_within, rows=options.rows)
-    radii = joint.backend.select_kth(distances, options.ks)
-    nearest = joint.backend.select_kth(indices, options.ks)
-
-    def backward(grad: Tensor) -> tuple[Tensor, ...]:
-        margins = [PointSet(variable.expand(joint.batch)) for variable in variables]
-        flux_of_each_k = [
-            _flux(joint.points, margins, *one_k, options, width) for one_k in zip(grad, radii, nearest, strict=True)
-        ]
-        return tuple(
-            torch.stack(parts).sum(0).sum_to_size(x.shape).to(x.dtype)
-            for x, parts in zip(inputs, zip(*flux_of_each_k, strict=True), strict=True)
-        )
-
-    return gradients.with_gradient(local_values.ksg1_from_radii(variables, radii, options), backward, *inputs)
-
-
-def _flux(
-    joint: Tensor,
-    margins: Sequence[PointSet],
-    grad: Tensor,
-    radii: Tensor,
-    nearest: Tensor,
-    options: Options,
-    width: int,
-) -> list[Tensor]:
-    """Return the gradient of one k's values: what the boundary of each ball gains or loses as samples move.
-
-    joint: (*batch, N, D); grad, radii, nearest: (*batch, N), of the k-th neighbor.
-    """
-    density = torch.where(radii > 0, grad.to(radii.dtype) / radii, 0.0)
-    own = -joint.shape[-1] * density.unsqueeze(-1)
-    pull = CHEBYSHEV.pull_back(joint, nearest.unsqueeze(-1), own)
-    parts = list(torch.split(pull, [margin.dim for margin in margins], -1))
-    for i, margin in enumerate(margins):
-        near = margin.boundary(radii, nearest, width=width, exclude_within=options.exclude_within, rows=options.rows)
-        found = near >= 0
-        share = margin.dim * density / found.sum(-1).clamp(min=1)
-        weights = share.unsqueeze(-1) * found
-        parts[i] = parts[i] + CHEBYSHEV.pull_back(margin.points, near.clamp(min=0), weights)
-    return parts

@@ -102,7 +102,7 @@ def conditional_ksg2(variables: Sequence[PointSet], options: Options) -> Tensor:
         return _count(join([variables[i] for i in which]), radii, options, groups=groups, inclusive=True)
 
     nxz, nyz, nz = count(0, 2), count(1, 2), count(2)
-    values = _psi_k(options, like) - 2 / _k(options, like) + digamma(nz)
+    values = constant_term([psi(k) - 2 / k for k in options.ks], 0, like.shape, variables[0], options) + digamma(nz)
     return values - digamma(nxz) + 1 / nxz.double() - digamma(nyz) + 1 / nyz.double()
 
 
@@ -212,14 +212,10 @@ def _count(
     )
 
 
-def _k(options: Options, like: Tensor) -> Tensor:
-    """Return k, float64, shaped to broadcast with (K, *batch, N)."""
-    ks = constants(options.ks, torch.float64, like.device)
-    return ks.view(-1, *([1] * (like.ndim - 1)))
-
-
 def _psi_k(options: Options, like: Tensor) -> Tensor:
-    return torch.digamma(_k(options, like))
+    """Return psi(k), float64, shaped to broadcast with (K, *batch, N)."""
+    each_k = constants([psi(k) for k in options.ks], torch.float64, like.device)
+    return each_k.view(-1, *([1] * (like.ndim - 1)))
 
 
 def constant_term(

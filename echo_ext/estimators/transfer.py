@@ -34,6 +34,12 @@ from echo_ext.estimators.samples import Samples, broadcast, read_samples, rows_w
 __all__ = ["transfer_entropy"]
 
 
+def _with_last_rows(series: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return target[t], source[t-1] and target[t-1]."""
+    source, target = series
+    return target[1:], source[:-1], target[:-1]
+
+
 @overload
 def transfer_entropy(
     source: Tensor,
@@ -72,7 +78,7 @@ def transfer_entropy(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Array | float: ...
-@try_plain_samples(local_values.conditional_ksg1, lambda series: _with_last_rows(*series))
+@try_plain_samples(local_values.conditional_ksg1, _with_last_rows)
 def transfer_entropy(
     source: TensorOrArray,
     target: TensorOrArray,
@@ -184,11 +190,6 @@ def transfer_entropy(
         return gradients.without_gradient(values, "transfer_entropy", *variables)
 
     return reduce_local_values(evaluate(formula, samples, options, remedy=USE_MIXED), samples, options)
-
-
-def _with_last_rows(source: Tensor, target: Tensor) -> Sequence[Tensor]:
-    """Return target[t], source[t-1] and target[t-1]."""
-    return target[1:], source[:-1], target[:-1]
 
 
 def _listed(words: Sequence[str]) -> str:
