@@ -1,0 +1,94 @@
+"""Every code block of the README and the site runs, page by page, and prints what the page shows."""
+
+import contextlib
+import doctest
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+sybil = pytest.importorskip("sybil")
+for needed in ("lightning", "matplotlib", "pandas", "sklearn", "yaml"):
+    pytest.importorskip(needed)
+
+from sybil.document import Document  # noqa: E402
+from sybil.evaluators.doctest import NUMBER, OutputChecker  # noqa: E402
+from sybil.evaluators.python import PythonEvaluator  # noqa: E402
+from sybil.parsers.myst import CodeBlockParser  # noqa: E402
+
+from echo_ext import cli  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in ROOT.glob("docs/**/*.md") if "```python\n" in page.read_text(encoding="utf-8")),
+]
+SAME = NUMBER | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+# What shortens a command; the rows of a training are limited, and then its epochs.
+SHORT = {command: {"--epochs": "1", "--limit": "200"} for command in ("train", "sweep")} | {"demo": {"--epochs": "1"}}
+# Pages whose blocks need packages that the tests do not.
+NEEDS = {"docs/causal_discovery.md": ("tigramite", "causallearn")}
+NOT_RUN = ("pip ", "git ", "pytest ", "torchrun ", "cmake ", "export ", "python ", "benchmarks/")
+
+
+class Page:
+    """Runs the blocks of a page, in order, and compares what they print."""
+
+    def __init__(self):
+        self.printed, self.end = "", 0
+
+    def run(self, example):
+        """Run a block of Python or of commands; what the block before it printed must have been shown."""
+        assert not self.printed, f"line {example.line}: the block before it prints {self.printed!r}, which is not shown"
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            run_commands(example) if example.region.lexemes["arguments"] == "shell" else PythonEvaluator()(example)
+        self.printed, self.end = output.getvalue(), example.end
+
+    def compare(self, example):
+        """Compare a block of text that follows immediately with what was printed; other text is not output."""
+        if example.document.text[self.end : example.start].strip() or not self.end:
+            return
+        assert OutputChecker().check_output(example.parsed, self.printed, SAME), (
+            f"line {example.line} shows\n{example.parsed}\nbut this is printed:\n{self.printed}"
+        )
+        self.printed = ""
+
+
+def run_commands(example):
+    """Run each line that calls echo-ext, shortened; the other programs are named in NOT_RUN."""
+    for line in re.sub(r"\\\n\s*", " ", example.parsed).splitlines():
+        words = shlex.split(line, comments=True)
+        if not words or line.startswith(NOT_RUN):
+            continue
+        assert words[0] == "echo-ext", f"{line!r} is not a command that this test knows"
+        for flag, value in SHORT.get(words[1], {}).items():
+            words = replaced(words, flag, value)
+        assert cli.main(words[1:]) == 0, line
+
+
+def replaced(words, flag, value):
+    """The words with this value of a flag, which is added if it is not there."""
+    if flag not in words:
+        return [*words, flag, value]
+    at = words.index(flag) + 1
+    return [*words[:at], value, *words[at + 1 :]]
+
+
+def page_id(page):
+    """The path of a page in the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_blocks_run_and_print_what_the_page_shows(path, tmp_path, monkeypatch):
+    for package in NEEDS.get(page_id(path), ()):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    page = Page()
+    parsers = [CodeBlockParser(language, page.run) for language in ("python", "shell")]
+    document = Document.parse(str(path), *parsers, CodeBlockParser("text", page.compare))
+    for example in document:
+        example.evaluate()
+    assert not page.printed, "the last block prints what is not shown"
