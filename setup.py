@@ -1,5 +1,6 @@
 """Drives CMake for pip; everything else is in pyproject.toml."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -40,6 +41,18 @@ def build_environment():
     return env
 
 
+def fingerprint(module):
+    """What a build in place depends on: the sources, the options and the compilers that would be chosen."""
+    options = [os.environ.get(f"ECHO_EXT_{name}", "") for name in ("CUDA", "CUDA_ARCHS", "WERROR")]
+    compilers = [
+        os.environ.get(name) or str(shutil.which(program)) for name, program in (("CXX", "c++"), ("CUDACXX", "nvcc"))
+    ]
+    digest = hashlib.sha256(repr((module, options, compilers, wheel_nvcc() is None)).encode())
+    for path in sorted([ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 class FreshBuild(build):
     """Builds wheels in a tree of their own: what an earlier build left behind never gets into a wheel."""
 
@@ -52,10 +65,27 @@ class FreshBuild(build):
 class CMakeBuild(build_ext):
     def build_extension(self, ext):
         if self.editable_mode:
-            output, tree = ROOT / "echo_ext", ROOT / "build" / "native"  # kept, so that a rebuild is quick
-            (tree / "CMakeCache.txt").unlink(missing_ok=True)  # the build environment's paths change every time
+            self.build_in_place(ext)
         else:
-            output, tree = Path(self.get_ext_fullpath(ext.name)).parent.resolve(), Path(self.build_temp).resolve()
+            self.run_cmake(Path(self.get_ext_fullpath(ext.name)).parent.resolve(), Path(self.build_temp).resolve())
+
+    def build_in_place(self, ext):
+        """Build the module in the source tree, unless it is there: installing other extras builds nothing again."""
+        module, tree = ROOT / self.get_ext_filename(ext.name), ROOT / "build" / "native"
+        built, current = tree / "fingerprint", fingerprint(module.name)
+        if not (module.exists() and built.exists() and built.read_text() == current):
+            built.unlink(missing_ok=True)
+            (tree / "CMakeCache.txt").unlink(missing_ok=True)  # the build environment's paths change every time
+            self.run_cmake(ROOT / "echo_ext", tree)
+            built.write_text(current)
+        # setuptools copies what lies in its build folder to the source tree, where the module is already.
+        copied_from = Path(self.get_ext_fullpath(ext.name))
+        copied_from.parent.mkdir(parents=True, exist_ok=True)
+        if not copied_from.exists():
+            shutil.copyfile(module, copied_from)
+
+    def run_cmake(self, output, tree):
+        """Configure and build in a tree, and put the module into the output folder."""
         tree.mkdir(parents=True, exist_ok=True)
         env = build_environment()
         pybind11 = importlib.util.find_spec("pybind11").submodule_search_locations[0]
@@ -80,12 +110,6 @@ class CMakeBuild(build_ext):
                     "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++); "
                     "ECHO_EXT_CUDA=0 leaves the CUDA part out."
                 )
-        if self.editable_mode:
-            # setuptools copies what lies in its build folder to the source tree, where the module is already.
-            module, copied_from = Path(self.get_ext_filename(ext.name)), Path(self.get_ext_fullpath(ext.name))
-            copied_from.parent.mkdir(parents=True, exist_ok=True)
-            if not copied_from.exists():
-                shutil.copyfile(ROOT / module, copied_from)
 
 
 setup(

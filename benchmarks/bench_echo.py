@@ -11,7 +11,7 @@ import functools
 
 import torch
 from memory import in_new_process, peak_bytes
-from reporting import finish, make_parser, markdown_table, parse
+from reporting import finish, make_parser, markdown_table, parse, three_digits
 from timing import recorded, time_calls
 
 import echo_ext
@@ -123,11 +123,11 @@ def ratios(numerators, denominators):
 
 
 def milliseconds(seconds):
-    return f"{seconds * 1e3:.3g}"
+    return three_digits(seconds * 1e3)
 
 
 def mebibytes(count):
-    return f"{count / 2**20:.3g}"
+    return three_digits(count / 2**20)
 
 
 def table(result):
@@ -140,10 +140,13 @@ def table(result):
         cells = [f"{rows} x {width}", scale, joined(ours, milliseconds)]
         for name in peers:
             theirs = pair(cases, name, scale, rows, width, "time")
-            cells += [joined(theirs, milliseconds), joined(ratios(theirs, ours), lambda r: f"**{r:.3g}x**")]
+            cells += [
+                joined(theirs, milliseconds),
+                joined(ratios(theirs, ours), lambda ratio: f"**{three_digits(ratio)}x**"),
+            ]
         ours, theirs = (pair(cases, name, scale, rows, width, "memory") for name in ("echo_ext", "reference"))
         cells += [joined(ours, mebibytes), joined(theirs, mebibytes)]
-        cells.append(joined(ratios(theirs, [max(m, 2**16) for m in ours]), lambda r: f"{r:.3g}x"))
+        cells.append(joined(ratios(theirs, [max(m, 2**16) for m in ours]), lambda ratio: f"{three_digits(ratio)}x"))
         rows_of_table.append(cells)
     ring = []
     for rows, width, scale in sorted({key[3:] + key[2:3] for key in cases if key[0] == "echo_ext ring"}):
@@ -152,7 +155,7 @@ def table(result):
         rates = [4 * TENSORS[direction] / seconds for direction, seconds in zip(DIRECTIONS, each, strict=True)]
         cells = [
             joined(times, milliseconds),
-            *(joined(v, lambda x: f"{x:.3g}") for v in ([t * 1e9 for t in each], [r / 1e9 for r in rates])),
+            *(joined(v, three_digits) for v in ([t * 1e9 for t in each], [r / 1e9 for r in rates])),
         ]
         ring.append([f"{rows} x {width}", scale, *cells])
     lines = [

@@ -5,7 +5,7 @@
 A full run takes some minutes; --quick takes some seconds. Peers are measured if they are installed (scikit-learn,
 SciPy, npeet-plus, ennemi, infomeasure), all of them on one CPU thread. With ``--device cuda`` echo_ext is measured on
 the GPU, from tensors on the device to the number on the host, and its values are compared with those of the CPU.
-Writes mutual_information.json and .png (mutual_information_cuda.* on CUDA).
+Writes mutual_information.json, .md and .png (mutual_information_cuda.* on CUDA).
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 from memory import in_new_process, peak_bytes
-from reporting import finish, make_parser, on_device, parse
+from reporting import finish, machine, make_parser, markdown_table, on_device, parse, three_digits
 from timing import growth_exponent, make_timer, time_calls, time_in_turn
 
 import echo_ext
@@ -188,6 +188,20 @@ def peak_of_estimate(n, device):
     return peak_bytes(partial(ours, *placed, 3), device)
 
 
+def table(result):
+    """The times of all sizes."""
+    heads = ["samples, columns", "echo_ext", *PEERS, "speedup over the best"]
+    rows = []
+    for case in result["cases"]:
+        times = {name: each["minimum"] for name, each in case["seconds"].items()}
+        cells = [three_digits(1e3 * times[name]) if name in times else "-" for name in ("echo_ext", *PEERS)]
+        best = min((time for name, time in times.items() if name != "echo_ext"), default=None)
+        speedup = "-" if best is None else f"**{three_digits(best / times['echo_ext'])}x**"
+        rows.append([f"{case['n']:,}, {case['d']}+{case['d']}", *cells, speedup])
+    first = f"{machine(result)}. Milliseconds, minimum of repeated calls, one CPU thread, float64:"
+    return "\n".join([first, "", *markdown_table(heads, rows), ""])
+
+
 def plot(result):
     from matplotlib.figure import Figure
 
@@ -213,7 +227,7 @@ def plot(result):
 
 def main():
     options = parse(make_parser(__doc__, device=True, seconds=0.6))
-    finish(on_device("mutual_information", options.device), options, measure, plot=plot)
+    finish(on_device("mutual_information", options.device), options, measure, table, plot)
 
 
 if __name__ == "__main__":

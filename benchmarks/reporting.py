@@ -112,3 +112,8 @@ def markdown_table(heads, rows):
     lines = [heads, *rows]
     text = ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
     return [text[0], "|---" * len(heads) + "|", *text[1:]]
+
+
+def three_digits(value):
+    """Three significant digits without an exponent: 1,790."""
+    return f"{float(f'{value:.3g}'):,g}"

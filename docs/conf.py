@@ -78,8 +78,8 @@ def link_to_repository(app, docname, source):
 
     def absolute(link):
         path = (page.parent / link[1]).resolve()
-        on_the_site = path.is_relative_to(ROOT / "docs") and path.suffix in (".md", ".ipynb", ".png", ".svg")
-        if on_the_site and path.name != "table.md":
+        is_page = path.is_relative_to(ROOT / "docs") and path.suffix in (".md", ".ipynb") and path.name != "table.md"
+        if is_page or path.suffix in (".png", ".svg"):
             return f"]({os.path.relpath(path, app.srcdir / Path(docname).parent)}{link[2] or ''})"
         if not path.exists():
             raise FileNotFoundError(f"{docname} links to {link[1]}, which does not exist")

@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import functools
 import io
 import re
 import shlex
@@ -34,22 +35,30 @@ NOT_RUN = ("pip ", "git ", "pytest ", "torchrun ", "cmake ", "export ", "python 
 
 
 class Page:
-    """Runs the blocks of a page, in order, and compares what they print."""
+    """Runs the blocks of a page, in order, and compares what they print.
+
+    What Python prints must be shown. What commands print, shortened, is compared only where it is shown.
+    """
 
     def __init__(self):
-        self.printed, self.end = "", 0
+        self.printed, self.end, self.must_be_shown = "", 0, False
 
-    def run(self, example):
-        """Run a block of Python or of commands; what the block before it printed must have been shown."""
-        assert not self.printed, f"line {example.line}: the block before it prints {self.printed!r}, which is not shown"
+    def run(self, evaluate, example):
+        """Run a block; what the block before it printed must have been shown."""
+        self.check_nothing_is_left()
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            run_commands(example) if example.region.lexemes["arguments"] == "shell" else PythonEvaluator()(example)
-        self.printed, self.end = output.getvalue(), example.end
+            evaluate(example)
+        self.printed, self.end, self.must_be_shown = output.getvalue(), example.end, evaluate is not run_commands
+
+    def check_nothing_is_left(self):
+        """Fail if the last block of Python printed what no block of text shows."""
+        assert not (self.printed and self.must_be_shown), f"this is printed, but not shown:\n{self.printed}"
 
     def compare(self, example):
         """Compare a block of text that follows immediately with what was printed; other text is not output."""
         if example.document.text[self.end : example.start].strip() or not self.end:
             return
+        assert example.parsed.strip(".\n "), f"line {example.line} shows nothing"
         assert OutputChecker().check_output(example.parsed, self.printed, SAME), (
             f"line {example.line} shows\n{example.parsed}\nbut this is printed:\n{self.printed}"
         )
@@ -87,8 +96,9 @@ def test_blocks_run_and_print_what_the_page_shows(path, tmp_path, monkeypatch):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     page = Page()
-    parsers = [CodeBlockParser(language, page.run) for language in ("python", "shell")]
+    evaluators = {"python": PythonEvaluator(), "shell": run_commands}
+    parsers = [CodeBlockParser(name, functools.partial(page.run, each)) for name, each in evaluators.items()]
     document = Document.parse(str(path), *parsers, CodeBlockParser("text", page.compare))
     for example in document:
         example.evaluate()
-    assert not page.printed, "the last block prints what is not shown"
+    page.check_nothing_is_left()
