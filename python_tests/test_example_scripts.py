@@ -20,9 +20,21 @@ NEEDED = {"causal_discovery": "tigramite", "causal_discovery_pc": "causallearn"}
 def test_script_succeeds(name, tmp_path):
     if name in NEEDED and importlib.util.find_spec(NEEDED[name]) is None:
         pytest.skip(f"{name}.py needs {NEEDED[name]}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(echo_ext.__file__).parents[1])}
-    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run(tmp_path, "-W", "error", EXAMPLES / f"{name}.py")
     assert done.stdout
     assert not done.stderr
+
+
+def test_distributed_script_succeeds_on_two_processes(tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = run(tmp_path, *launcher, EXAMPLES / "distributed_mutual_information.py", "--samples", "1001")
+    assert done.stdout.startswith("2 x 501 rows: ")
+
+
+def run(folder, *words):
+    """Run Python in a folder; it must succeed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(echo_ext.__file__).parents[1])}
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
