@@ -27,8 +27,9 @@ PAGES = [
     *sorted(page for page in ROOT.glob("docs/**/*.md") if "```python\n" in page.read_text(encoding="utf-8")),
 ]
 SAME = NUMBER | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-# What shortens a command; the rows of a training are limited, and then its epochs.
-SHORT = {command: {"--epochs": "1", "--limit": "200"} for command in ("train", "sweep")} | {"demo": {"--epochs": "1"}}
+# What shortens a command.
+TRAINING = {"--epochs": "1", "--limit": "200"}
+SHORT = {"train": TRAINING, "sweep": TRAINING | {"--beta": "1", "--seeds": "0"}, "demo": {"--epochs": "1"}}
 # Pages whose blocks need packages that the tests do not.
 NEEDS = {"docs/causal_discovery.md": ("tigramite", "causallearn")}
 NOT_RUN = ("pip ", "git ", "pytest ", "torchrun ", "cmake ", "export ", "python ", "benchmarks/")
