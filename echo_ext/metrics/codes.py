@@ -30,7 +30,19 @@ MIN_NORMALITY_ROWS = 20  # the test of normality is an approximation for large s
 class MarginalStatistics(NamedTuple):
     """Moments of each column, and the statistic and p-value of its normality test; each is float64 (d,).
 
-    ``excess_kurtosis`` is 0 for a normal distribution. A small ``p_value`` is evidence against one.
+    Attributes:
+        mean: The mean.
+        std: The standard deviation.
+        skewness: The skewness, 0 for a symmetric distribution.
+        excess_kurtosis: The kurtosis minus 3, 0 for a normal distribution.
+        statistic: The statistic of the test of D'Agostino and Pearson.
+        p_value: Its p-value. A small one is evidence against a normal distribution.
+
+    Example:
+        >>> codes = torch.stack([torch.randn(1000), torch.randn(1000).exp()], dim=1)
+        >>> found = echo_ext.metrics.marginal_statistics(codes)
+        >>> found.p_value < 1e-3  # the second column is not normal
+        tensor([False,  True])
     """
 
     mean: Tensor
@@ -51,6 +63,11 @@ def marginal_statistics(codes: TensorOrArray) -> MarginalStatistics:
         ModuleNotFoundError: SciPy is missing.
         TypeError: The codes are not float64 or float32.
         ValueError: Values are not finite, a column is constant, or there are fewer than 20 rows.
+
+    Example:
+        >>> found = echo_ext.metrics.marginal_statistics(torch.arange(1000.0).unsqueeze(1))  # a uniform distribution
+        >>> found.mean, found.excess_kurtosis.round(decimals=2)
+        (tensor([499.5000], dtype=torch.float64), tensor([-1.2000], dtype=torch.float64))
     """
     _checks.installed("scipy", purpose="the normality test")
     from scipy import stats
@@ -74,6 +91,13 @@ def rates_and_activations(model: Model, x: Data, *, batch_size: int = 100) -> tu
     Raises:
         TypeError: The model has no Echo channel, or several.
         ValueError: There are no rows.
+
+    Example:
+        >>> model = echo_ext.models.build("echo", (1, 8, 8), latent_dim=4, num_terms=31)
+        >>> x = torch.rand(100, 1, 8, 8)
+        >>> rates, activations = echo_ext.metrics.rates_and_activations(model, x)
+        >>> rates.shape, activations.shape
+        (torch.Size([100]), torch.Size([100]))
     """
     _, f, _, rate = measure_rows(model, x, batch_size, lambda batch: echo_signal(model, batch))
     return rate.sum(1), f.norm(dim=1)
@@ -123,6 +147,12 @@ def knn_accuracy(
     Raises:
         TypeError: Codes are not float64 or float32, or labels are not integers.
         ValueError: Values are not finite, shapes do not match, or k is out of range.
+
+    Example:
+        >>> labels = torch.arange(100) % 2
+        >>> codes = labels.unsqueeze(1) + 0.1 * torch.randn(100, 1)
+        >>> echo_ext.metrics.knn_accuracy(codes[:50], labels[:50], codes[50:], labels[50:], k=[1, 5])
+        [1.0, 1.0]
     """
     train, test = read_codes("train_codes", train_codes), read_codes("test_codes", test_codes)
     known = read_integers("train_labels", train_labels, rows=len(train)).to(train.device)
@@ -160,6 +190,10 @@ def tsne(codes: TensorOrArray, *, perplexity: float = 30.0, seed: int = 0) -> Te
         ModuleNotFoundError: scikit-learn is missing.
         TypeError: The codes are not float64 or float32.
         ValueError: Values are not finite, or the perplexity is not between 0 and N.
+
+    Example:
+        >>> echo_ext.metrics.tsne(torch.randn(50, 8), perplexity=10).shape
+        torch.Size([50, 2])
     """
     _checks.installed("sklearn", purpose="t-SNE", extra="demo")
     from sklearn.manifold import TSNE

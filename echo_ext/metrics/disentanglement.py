@@ -35,6 +35,13 @@ def mig(
 
     Raises:
         TypeError, ValueError: As in :func:`factor_information`. Also a single latent, or a constant factor.
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(2), torch.arange(4)).repeat(100, 1)
+        >>> codes = factors + 0.01 * torch.randn(800, 2)  # a latent for each factor
+        >>> rotated = codes @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+        >>> round(echo_ext.metrics.mig(codes, factors), 1), round(echo_ext.metrics.mig(rotated, factors), 1)
+        (1.0, 0.0)
     """
     points, labels = _read(codes, factors)
     if points.shape[1] < 2:
@@ -66,6 +73,13 @@ def factor_information(
         TypeError: Codes are not float64 or float32, or factors are not integers.
         ValueError: Values are not finite; the numbers of rows differ; the method is unknown; bins is below 2; k is out
             of range; a latent has more than k equal values and the method is "knn".
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(2), torch.arange(4)).repeat(100, 1)
+        >>> codes = factors + 0.01 * torch.randn(800, 2)  # a latent for each factor
+        >>> echo_ext.metrics.factor_information(codes, factors).abs().round(decimals=1)  # ln(2) = 0.69, ln(4) = 1.39
+        tensor([[0.7000, 0.0000],
+                [0.0000, 1.4000]], dtype=torch.float64)
     """
     _checks.choice("method", method, get_args(FactorMethod))
     points, labels = _read(codes, factors)
@@ -153,6 +167,12 @@ def factor_vae_score(
     Raises:
         TypeError: Codes are not float64 or float32, or factors are not integers.
         ValueError: Values are not finite; the numbers of rows differ; a factor is constant; a number is out of range.
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(2), torch.arange(4)).repeat(100, 1)
+        >>> codes = factors + 0.01 * torch.randn(800, 2)  # a latent for each factor
+        >>> echo_ext.metrics.factor_vae_score(codes, factors, train_votes=200, test_votes=100, seed=0)
+        1.0
     """
     points, labels = _read(codes, factors)
     num_factors = labels.shape[1]

@@ -40,6 +40,12 @@ def gaussian_total_correlation(samples: TensorOrArray) -> float:
     Raises:
         TypeError: The samples are not float64 or float32.
         ValueError: Values are not finite, a column is constant, or there are no more rows than columns.
+
+    Example:
+        >>> x = torch.randn(1000, 1)
+        >>> y = 0.6 * x + 0.8 * torch.randn(1000, 1)  # the correlation is 0.6
+        >>> round(echo_ext.metrics.gaussian_total_correlation(torch.cat([x, y], dim=1)), 1)  # -1/2 ln(1 - 0.36) = 0.22
+        0.2
     """
     points = read_codes("samples", samples).double()
     if len(points) <= points.shape[1]:
@@ -77,6 +83,13 @@ def latent_information(
     Raises:
         TypeError: The model has another posterior.
         ValueError: The method is unknown, or there are no more than k rows for "knn", or none.
+
+    Example:
+        >>> model = echo_ext.models.build("echo", (1, 8, 8), latent_dim=4, num_terms=31)
+        >>> x = torch.rand(100, 1, 8, 8)
+        >>> information = echo_ext.metrics.latent_information(model, x)
+        >>> information.shape
+        torch.Size([4])
     """
     _checks.choice("method", method, METHODS)
     statistics = measure_rows(model, x, batch_size, lambda batch: _statistics(model, batch, method))
@@ -191,7 +204,7 @@ def _information_from_aggregate(z: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def echo_signal(model: Model, x: Tensor) -> tuple[Tensor, ...]:
-    """Encode a batch (B, *data_shape) by an Echo channel; return z, f, s and the rate in nats, (B, d) each.
+    """Encode a batch ``(B, *data_shape)`` by an Echo channel; return z, f, s and the rate in nats, (B, d) each.
 
     ``z = f + s * noise`` is the code, or its log for a multiplicative channel.
 
