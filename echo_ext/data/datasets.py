@@ -37,7 +37,7 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
     both.
 
     Attributes:
-        stored: What x is made of, with one entry per row: by default x itself, float32 (rows, *data_shape).
+        stored: What x is made of, with one entry per row: by default x itself, float32 ``(rows, *data_shape)``.
         labels: The labels, int64 (rows,); -1 if the source has none.
         binary: Whether every x consists of zeros and ones.
         has_test_part: Whether the source has test rows, on which nothing is ever trained.
@@ -58,7 +58,7 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.labels)
 
     def __getitem__(self, rows: RowIndex) -> tuple[Tensor, Tensor]:
-        """One row or a batch of rows: x float32 (*data_shape), label int64."""
+        """One row or a batch of rows: x float32 ``(*data_shape)``, label int64."""
         return self.values(rows), self.labels[rows]
 
     @property

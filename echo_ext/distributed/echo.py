@@ -50,8 +50,8 @@ def echo_sample(
     their mean. torch.compile breaks its graph around this function.
 
     Args:
-        f, s: The tensors (B, *) of this rank, as in :func:`echo_ext.echo_sample`. B may differ between ranks and be 0;
-            the shape and dtype of a row may not.
+        f, s: The tensors ``(B, *)`` of this rank, as in :func:`echo_ext.echo_sample`. B may differ between ranks and be
+            0; the shape and dtype of a row may not.
         group: The ranks. None for all of them, or for this process alone where torch.distributed is not initialized.
         seed: Orders the rows of this rank, together with its rank. Ranks may pass the same seed or different ones.
         sampling: ``"ring"``; or ``"permutation"`` or ``"replacement"``, for which every rank gathers all rows, with
@@ -59,7 +59,7 @@ def echo_sample(
         num_terms: As in :func:`echo_ext.echo_sample`. Not for "ring", which has no last term.
 
     Returns:
-        z, (B, *), of the rows of this rank.
+        z, ``(B, *)``, of the rows of this rank.
 
     Raises:
         TypeError, ValueError: As in :func:`echo_ext.echo_sample`. Also fewer than two rows on all ranks together;

@@ -29,8 +29,8 @@ class ChannelOutput(NamedTuple):
     """The output of a channel.
 
     Attributes:
-        z: The latent, (B, *).
-        rate: Its rate in nats per dimension, (B, *).
+        z: The latent, ``(B, *)``.
+        rate: Its rate in nats per dimension, ``(B, *)``.
 
     Example:
         >>> z, rate = echo_ext.EchoChannel(num_terms=3)(torch.randn(8, 2), torch.zeros(8, 2))
@@ -97,7 +97,7 @@ class _BankedChannel(nn.Module):
         return -math.log(self.scale)
 
     def mean(self, f_raw: Tensor) -> Tensor:
-        """Return the code without noise, ``gain * f``, in the units of z: (B, *)."""
+        """Return the code without noise, ``gain * f``, in the units of z: ``(B, *)``."""
         f = self._code(f_raw)
         return f if self._needs_gain else self._in_units(f)
 
@@ -197,7 +197,7 @@ class _BankedChannel(nn.Module):
 
 
 def gain_for_std(wanted: float, z: Tensor, ranks: Ranks | None = None) -> Tensor:
-    """The factor that gives the dimensions of z (B, *) the wanted mean standard deviation, 0-d.
+    """The factor that gives the dimensions of z ``(B, *)`` the wanted mean standard deviation, 0-d.
 
     It is 1 if z does not vary beyond rounding.
 
@@ -298,10 +298,10 @@ class EchoChannel(_BankedChannel):
         """Encode pre-activations.
 
         Args:
-            f_raw, s_raw: (B, *), such as two outputs of a linear layer.
+            f_raw, s_raw: ``(B, *)``, such as two outputs of a linear layer.
 
         Returns:
-            z, of their dtype, and the exact rate in nats per dimension; both (B, *).
+            z, of their dtype, and the exact rate in nats per dimension; both ``(B, *)``.
         """
         if self.training and self._num_ranks() > 1:
             return self._encode_across_ranks(f_raw, s_raw)
@@ -329,7 +329,7 @@ class EchoChannel(_BankedChannel):
         return ChannelOutput(z.exp() if self.multiplicative else z, -log_s)
 
     def signal(self, f_raw: Tensor, s_raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``gain * f`` and ``log s`` of pre-activations; both (B, *)."""
+        """Return ``gain * f`` and ``log s`` of pre-activations; both ``(B, *)``."""
         return super().mean(f_raw), self._log_scale(s_raw)
 
     def _log_scale(self, s_raw: Tensor) -> Tensor:
@@ -338,17 +338,17 @@ class EchoChannel(_BankedChannel):
         return math.log(self.scale) + functional.logsigmoid(s_raw.to(wide))
 
     def mean(self, f_raw: Tensor) -> Tensor:
-        """Return the code without noise in the units of z, ``gain * f``, or its exp if it is multiplicative: (B, *)."""
+        """Return the code without noise in the units of z, ``gain * f``, or its exp if multiplicative: ``(B, *)``."""
         f = super().mean(f_raw)
         return f.exp() if self.multiplicative else f
 
     def without_gain(self, z: Tensor) -> Tensor:
-        """Return ``f + s * eps`` of codes z, in the units of the paper: (B, *)."""
+        """Return ``f + s * eps`` of codes z, in the units of the paper: ``(B, *)``."""
         plain = z.log() if self.multiplicative else z
         return plain if self._needs_gain else plain / self.gain.to(z.dtype, copy=True)
 
     def sample(self, n: int) -> Tensor:
-        """Draw from the marginal q(z), the optimal prior: (n, *), of the dtype and on the device of the bank."""
+        """Draw from the marginal q(z), the optimal prior: ``(n, *)``, of the dtype and on the device of the bank."""
         if not self.has_bank:
             raise ValueError("sample() draws from rows seen in training, and there are none yet: train a batch first")
         noise = echo_noise(

@@ -47,8 +47,8 @@ def echo_sample(
     never affected.
 
     Args:
-        f, s: Tensors of one shape (B, *), dtype and device; dimension 0 is the sample. The dtype is float64, float32,
-            bfloat16 or float16; half types accumulate in float32. Where ``|f|`` is bounded and
+        f, s: Tensors of one shape ``(B, *)``, dtype and device; dimension 0 is the sample. The dtype is float64,
+            float32, bfloat16 or float16; half types accumulate in float32. Where ``|f|`` is bounded and
             ``|s| <= max_scale(num_terms)``, truncating the sum changes nothing beyond rounding.
         num_terms: The number of terms of each noise. More terms allow larger scales, and so lower rates, and take more
             time. None takes all that there are: B - 1, or the number of rows of the bank.
@@ -60,13 +60,14 @@ def echo_sample(
               noise has the same distribution as with "permutation", at a cost that does not depend on num_terms. The
               noises of a batch depend on each other, however, which statistics across the batch (MMD, a
               discriminator) notice.
-        bank: A pair (f_bank, s_bank) of tensors (K, *). The noise is made of these rows instead, none excluded; f may
-            then have a single row.
+        bank: A pair (f_bank, s_bank) of tensors ``(K, *)``. The noise is made of these rows instead, none excluded; f
+            may then have a single row.
         seed: An int, or an int64 tensor of one element on f's device. None draws one from PyTorch's generator of that
             device, so that ``torch.manual_seed`` makes runs repeat; the host is never synchronized.
 
     Returns:
-        z, (B, *), of the dtype of f. With a given seed it is made of exactly the rows that :func:`echo_indices` names.
+        z, ``(B, *)``, of the dtype of f. With a given seed it is made of exactly the rows that :func:`echo_indices`
+        names.
 
     Raises:
         TypeError: A tensor is not floating point, or dtypes differ.
@@ -110,7 +111,7 @@ def echo_noise(
         num_terms, sampling, bank, seed: As in :func:`echo_sample`.
 
     Returns:
-        The noise, (B, *), or (size, *).
+        The noise, ``(B, *)``, or ``(size, *)``.
 
     Raises:
         TypeError, ValueError, RuntimeError: As in :func:`echo_sample`. Also a size without a bank, or below 1.

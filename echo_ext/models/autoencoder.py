@@ -27,7 +27,7 @@ class Autoencoder(LatentModel):
     Otherwise it is the rate bound ``E log q(z|x) - log p(z)``, in closed form where the prior knows it.
 
     Args:
-        encoder: Maps x (B, *data_shape) to the inputs of the channel: a tuple of tensors, or one tensor
+        encoder: Maps x ``(B, *data_shape)`` to the inputs of the channel: a tuple of tensors, or one tensor
             (B, 2 * latent_dim), whose halves they are.
         decoder: Maps z (B, latent_dim) to the parameters of the likelihood.
         channel: :class:`echo_ext.EchoChannel`, :class:`~echo_ext.models.GaussianChannel`, or another of the form that
@@ -83,7 +83,7 @@ class Autoencoder(LatentModel):
         self.fit_parts(data_shape)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
+        """The loss of a batch ``(B, *data_shape)`` and its terms, each 0-d and in nats per sample.
 
         The terms are "rate", or "rate_bound" if there is a prior, "distortion", "beta" if it is learned, and those of
         the regularizers.
@@ -104,7 +104,11 @@ class Autoencoder(LatentModel):
         return {"loss": loss, **terms}
 
     def transmit(self, x: Tensor) -> ChannelOutput:
-        """Encode x (B, *data_shape): one sample of z, and the rate of each latent, (B, latent_dim), or sample, (B,)."""
+        """Encode x ``(B, *data_shape)``.
+
+        Returns:
+            One sample of z for each x, and the rate of each latent, (B, latent_dim), or of each sample, (B,).
+        """
         output = self.posterior(x)
         if self.prior is None:
             return ChannelOutput(*output)
@@ -117,7 +121,7 @@ class Autoencoder(LatentModel):
         return output[0] if self.prior is None else output.rsample()
 
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x whose z are samples of the aggregate, the prior, or the channel: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples as :meth:`sample_latent` draws them: ``(n, *data_shape)``."""
         return self.decode(self.sample_latent(n))
 
     def sample_latent(self, n: int) -> Tensor:

@@ -39,14 +39,14 @@ class Model(nn.Module, abc.ABC):
         self.warm_up_weight = 1.0
 
     def checked(self, x: Tensor) -> Tensor:
-        """The batch x itself; raises ValueError if its shape is not (B, *data_shape)."""
+        """The batch x itself; raises ValueError if its shape is not ``(B, *data_shape)``."""
         if x.shape[1:] != self.data_shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}")
         return x
 
     @abc.abstractmethod
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """The "loss" of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
+        """The "loss" of a batch ``(B, *data_shape)`` and its terms, each 0-d and in nats per sample.
 
         "rate" is the exact information that z has about x, "rate_bound" an upper bound on it, and "distortion" is
         -E log p(x|z). Rate and distortion have no weights here, so their sum is the negative ELBO.
@@ -58,18 +58,18 @@ class Model(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of x given each z: (B, *data_shape)."""
+        """The mean of x given each z: ``(B, *data_shape)``."""
 
     @abc.abstractmethod
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x whose z are samples of the model's own distribution: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples of the model's own distribution: ``(n, *data_shape)``."""
 
     def encode_mean(self, x: Tensor) -> Tensor:
         """The code without noise for each x, in the units that the decoder sees: (B, latent_dim)."""
         raise TypeError(f"{type(self).__name__} must define encode_mean to encode without noise")
 
     def reconstruct(self, x: Tensor, draws: int = 1) -> Tensor:
-        """The mean of ``draws`` decoded samples of z for each x: (B, *data_shape)."""
+        """The mean of ``draws`` decoded samples of z for each x: ``(B, *data_shape)``."""
         total = self.decode(self.encode(x))
         for _ in range(_checks.whole("draws", draws, minimum=1) - 1):
             total = total + self.decode(self.encode(x))
@@ -84,10 +84,10 @@ class Model(nn.Module, abc.ABC):
         raise TypeError(f"importance sampling needs the density q(z|x), which {type(self).__name__} does not have")
 
     def prepare(self, x: Tensor) -> None:
-        """Initialize the parts that depend on the data from training rows (B, *data_shape), before the first step."""
+        """Initialize what depends on the data from training rows ``(B, *data_shape)``, before the first step."""
 
     def refresh(self, x: Tensor) -> None:
-        """Update stored statistics of training rows (B, *data_shape) to the final weights, after the last step."""
+        """Update stored statistics of training rows ``(B, *data_shape)`` to the final weights, after the last step."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The parameter groups for an Adam optimizer.
@@ -139,11 +139,11 @@ class LatentModel(Model):
         _check_marginal(channel, prior)
 
     def channel_inputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The inputs of the channel for x (B, *data_shape), such as the mean and log variance of a Gaussian."""
+        """The inputs of the channel for x ``(B, *data_shape)``, such as the mean and log variance of a Gaussian."""
         return channel_inputs(self.encoder, self.checked(x))
 
     def posterior(self, x: Tensor) -> Any:
-        """The output of the channel for x (B, *data_shape): the distribution q(z|x), or z and its rate."""
+        """The output of the channel for x ``(B, *data_shape)``: the distribution q(z|x), or z and its rate."""
         return self.channel(*self.channel_inputs(x))
 
     def observation(self, z: Tensor) -> Distribution:
@@ -167,11 +167,11 @@ class LatentModel(Model):
         return cast(Tensor, mean(inputs[0]))
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of x given each z: (B, *data_shape)."""
+        """The mean of x given each z: ``(B, *data_shape)``."""
         return self.observation(z).mean
 
     def sample(self, n: int) -> Tensor:
-        """The means of ``n`` x whose z are samples of the prior: (n, *data_shape)."""
+        """The means of ``n`` x whose z are samples of the prior: ``(n, *data_shape)``."""
         assert self.prior is not None
         return self.decode(self.prior.sample(n))
 
@@ -186,12 +186,12 @@ class LatentModel(Model):
         return self.observation(z).log_prob(x) + log_ratio
 
     def prepare(self, x: Tensor) -> None:
-        """Initialize a prior that depends on the data, such as a VampPrior, from training rows (B, *data_shape)."""
+        """Initialize a prior that depends on the data, such as a VampPrior, from training rows ``(B, *data_shape)``."""
         if self.prior is not None:
             self.prior.prepare(x)
 
     def checked(self, x: Tensor) -> Tensor:
-        """The batch x itself; raises ValueError if its shape is not (B, *data_shape)."""
+        """The batch x itself; raises ValueError if its shape is not ``(B, *data_shape)``."""
         if not self.data_shape:
             self.fit_parts(x.shape[1:])
         return super().checked(x)

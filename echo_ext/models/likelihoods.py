@@ -54,7 +54,7 @@ class BernoulliLikelihood:
     parameters_per_value: ClassVar[int] = 1
 
     def __call__(self, parameters: Tensor) -> Distribution:
-        """The distribution with these logits (B, *data_shape)."""
+        """The distribution with these logits ``(B, *data_shape)``."""
         values = Bernoulli(logits=parameters, validate_args=False)
         return Independent(values, parameters.ndim - 1, validate_args=False)
 
@@ -130,7 +130,7 @@ class FixedGaussianLikelihood:
         _checks.number("std", self.std, above=0)
 
     def __call__(self, parameters: Tensor) -> Distribution:
-        """The distribution with these means (B, *data_shape)."""
+        """The distribution with these means ``(B, *data_shape)``."""
         values = Normal(parameters, torch.full_like(parameters, self.std), validate_args=False)
         return Independent(values, parameters.ndim - 1, validate_args=False)
 

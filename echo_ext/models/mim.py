@@ -147,7 +147,7 @@ class MIM(LatentModel):
         self.fit_parts(data_shape)
 
     def loss(self, x: Tensor) -> dict[str, Tensor]:
-        """The loss of a batch (B, *data_shape) and its terms, each 0-d and in nats per sample.
+        """The loss of a batch ``(B, *data_shape)`` and its terms, each 0-d and in nats per sample.
 
         "rate_bound" and "distortion" are those of the encoder samples, whose sum is the negative ELBO for every
         objective. Objectives with decoder samples add "encoder_half" and "decoder_half".

@@ -64,7 +64,7 @@ def make_encoder(
     activation: str = "relu",
     initialization: str = "glorot",
 ) -> nn.Module:
-    """Build a network from x (B, *data_shape) to (B, outputs).
+    """Build a network from x ``(B, *data_shape)`` to (B, outputs).
 
     Args:
         architecture: One of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix E).
@@ -117,7 +117,7 @@ def make_decoder(
     activation: str = "relu",
     initialization: str = "glorot",
 ) -> nn.Module:
-    """Build a network from z (B, latent_dim) to (B, outputs * data_shape[0], *data_shape[1:]).
+    """Build a network from z (B, latent_dim) to ``(B, outputs * data_shape[0], *data_shape[1:])``.
 
     Args:
         architecture: One of :data:`ARCHITECTURES`.
@@ -173,7 +173,7 @@ class Split(nn.Module):
         self.widths = tuple(widths)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Encode x (B, *data_shape)."""
+        """Encode x ``(B, *data_shape)``."""
         return tuple(self.encoder(x).split(self.widths, dim=1))
 
 

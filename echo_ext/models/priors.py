@@ -69,7 +69,7 @@ class Prior(nn.Module, abc.ABC):
         return self.log_ratio(q, z)
 
     def prepare(self, x: Tensor) -> None:
-        """Initialize what depends on the data from training rows (B, *data_shape), before the first step."""
+        """Initialize what depends on the data from training rows ``(B, *data_shape)``, before the first step."""
 
 
 class StandardNormal(Prior):
@@ -224,7 +224,7 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
-        """Set the pseudo-inputs to random training rows (B, *data_shape) plus noise of standard deviation 0.01."""
+        """Set the pseudo-inputs to random training rows ``(B, *data_shape)`` plus noise of standard deviation 0.01."""
         self.pseudo_inputs.copy_(random_rows(x, len(self.pseudo_inputs)))
         self.pseudo_inputs.add_(torch.randn_like(self.pseudo_inputs), alpha=0.01)
 

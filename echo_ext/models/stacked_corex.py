@@ -237,7 +237,7 @@ class StackedCorEx(LatentModel):
 
     @torch.enable_grad()
     def prepare(self, x: Tensor) -> None:
-        """Train the layers one by one on training rows (B, *data_shape), if there are ``layerwise_steps``."""
+        """Train the layers one by one on training rows ``(B, *data_shape)``, if there are ``layerwise_steps``."""
         if not self.layerwise_steps:
             return super().prepare(x)
         x = x.to(next(self.parameters()).device)

@@ -68,7 +68,7 @@ class TwoLevelEncoder(nn.Module):
         self.features = _convolutions(channels, kernels=(3, 3, 3, 3, 3))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The parameters (B, 2 * level) and the features (B, features) of x (B, *data_shape)."""
+        """The parameters (B, 2 * level) and the features (B, features) of x ``(B, *data_shape)``."""
         return self.upper(x), self.features(x)
 
 
@@ -172,7 +172,7 @@ class TwoLevelPrior(Prior):
         return torch.cat([self.given(z2).rsample(), z2], dim=1)
 
     def prepare(self, x: Tensor) -> None:
-        """Initialize p(z2) from training rows (B, *data_shape)."""
+        """Initialize p(z2) from training rows ``(B, *data_shape)``."""
         self.upper.prepare(x)
 
 
@@ -202,7 +202,7 @@ class TwoLevelDecoder(nn.Module):
 
 
 def convolutional_decoder(data_shape: Sequence[int], level: int) -> TwoLevelDecoder:
-    """Build the decoder from z (B, 2 * level) to the logits of independent pixels, (B, *data_shape)."""
+    """Build the decoder from z (B, 2 * level) to the logits of independent pixels, ``(B, *data_shape)``."""
     from_z1, from_z2 = _gated_linear(level, HIDDEN), _gated_linear(level, HIDDEN)
     return TwoLevelDecoder(
         from_z1,

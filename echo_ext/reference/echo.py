@@ -27,12 +27,12 @@ def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Ten
     """Return ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``; autograd differentiates it.
 
     Args:
-        f, s: Floating-point tensors of one shape (B, *).
+        f, s: Floating-point tensors of one shape ``(B, *)``.
         indices: int64 (rows, D), the rows of f and s, or of the bank, that each noise is made of.
-        bank: A pair of tensors (K, *) to draw from instead of f and s.
+        bank: A pair of tensors ``(K, *)`` to draw from instead of f and s.
 
     Returns:
-        The noise, (rows, *), of the dtype of f; half types are computed in float32.
+        The noise, ``(rows, *)``, of the dtype of f; half types are computed in float32.
 
     Raises:
         ValueError: An index is not the number of a row.
@@ -66,11 +66,11 @@ def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
     product of all s.
 
     Args:
-        f, s: Floating-point tensors of one shape (B, *).
+        f, s: Floating-point tensors of one shape ``(B, *)``.
         order: int64 (B,), the row at each position.
 
     Returns:
-        z, (B, *), in the order of f.
+        z, ``(B, *)``, in the order of f.
     """
     z, scale = torch.zeros_like(f[0]), torch.ones_like(f[0])
     for row in order.flip(0):

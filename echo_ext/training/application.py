@@ -113,7 +113,7 @@ def sample(
 ) -> Tensor:
     """Draw samples from the model of a run; write ``samples.npz`` and ``samples.png``, and return them.
 
-    The array ``x`` of the file, float32 (n, *data_shape), has the mean of x given each sample of z.
+    The array ``x`` of the file, float32 ``(n, *data_shape)``, has the mean of x given each sample of z.
 
     Args:
         path: The folder of the run.
