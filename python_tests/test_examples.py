@@ -12,7 +12,7 @@ import torch
 import echo_ext
 
 pytest.importorskip("sklearn")
-MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed, echo_ext.models, echo_ext.metrics]
+MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed, echo_ext.models, echo_ext.metrics, echo_ext.data]
 MODULES += [
     importlib.import_module(f"echo_ext.{package}")
     for package in ("causallearn", "tigramite")

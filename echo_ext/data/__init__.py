@@ -10,7 +10,6 @@ from echo_ext.data.dsprites import DSprites
 from echo_ext.data.mixtures import MixtureDataset
 
 __all__ = [
-    "BINARIZATIONS",
     "BinaryImages",
     "DSprites",
     "ImageDataset",
@@ -28,7 +27,12 @@ def __dir__() -> list[str]:
 
 
 def names() -> list[str]:
-    """Return the names that :func:`load` accepts; the command ``echo-ext data`` describes them."""
+    """Return the names that :func:`load` accepts; the command ``echo-ext data`` describes them.
+
+    Example:
+        >>> "mnist" in echo_ext.data.names()
+        True
+    """
     return list(catalog.CATALOG)
 
 
@@ -51,7 +55,8 @@ def load(
     subfolder for each label. A random 80 / 10 / 10 % of the rows, the same on every call, are the three parts. They
     depend on the number of rows, so files are not to be added while models are compared.
 
-    The training rows of a mixture ("gmm2d", "normal", ...) are drawn again in each epoch set by ``set_epoch``.
+    The training rows of a mixture ("gmm2d", "normal", ...) are drawn again in each epoch set by
+    :meth:`LabeledDataset.set_epoch`.
 
     Args:
         name: One of :func:`names`, or the path of own data. A name is looked up first: write ``./mnist`` for a folder.
@@ -71,6 +76,14 @@ def load(
 
     Warns:
         UserWarning: The images of dSprites are rendered, because the original file cannot be had.
+
+    Example:
+        >>> parts = echo_ext.data.load("digits")
+        >>> {part: len(dataset) for part, dataset in parts.items()}
+        {'train': 1297, 'valid': 200, 'test': 300}
+        >>> x, labels = parts["train"][:100]
+        >>> x.shape, labels.shape
+        (torch.Size([100, 1, 8, 8]), torch.Size([100]))
     """
     entry = catalog.find(name)
     _checks.choice("binarization", binarization, BINARIZATIONS)

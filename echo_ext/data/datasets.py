@@ -41,6 +41,12 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
         labels: The labels, int64 (rows,); -1 if the source has none.
         binary: Whether every x consists of zeros and ones.
         has_test_part: Whether the source has test rows, on which nothing is ever trained.
+
+    Example:
+        >>> dataset = echo_ext.data.LabeledDataset(torch.randn(100, 3), torch.arange(100) % 2)
+        >>> x, labels = next(iter(torch.utils.data.DataLoader(dataset, batch_size=20)))
+        >>> x.shape, labels.shape, len(dataset.select(slice(50)))
+        (torch.Size([20, 3]), torch.Size([20]), 50)
     """
 
     binary = False
@@ -63,11 +69,11 @@ class LabeledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def data_shape(self) -> torch.Size:
-        """Shape of one x: (channels, height, width) for an image, (columns,) for a vector."""
+        """The shape of one x, (channels, height, width) for an image or (columns,) for a vector."""
         return self.values(slice(1)).shape[1:]
 
     def values(self, rows: RowIndex) -> Tensor:
-        """The x of these rows, without their labels: float32."""
+        """The x of these rows, float32, without their labels."""
         return self.stored[rows]
 
     def select(self, rows: slice | Tensor) -> Self:
@@ -110,6 +116,13 @@ class ImageDataset(LabeledDataset):
         levels: Gray levels from 0 to ``white``, uint8 (rows, channels, height, width).
         labels: Labels, int64 (rows,).
         white: The level that is scaled to 1.
+
+    Example:
+        >>> levels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)  # three images of one pixel
+        >>> dataset = echo_ext.data.ImageDataset(levels, torch.tensor([7, 8, 9]))
+        >>> x, label = dataset[1]
+        >>> x, label
+        (tensor([[[0.2000]]]), tensor(8))
     """
 
     def __init__(self, levels: Tensor, labels: Tensor, *, white: int = 255) -> None:
@@ -128,6 +141,11 @@ class VectorDataset(LabeledDataset):
     Args:
         stored: The vectors, float32 (rows, columns).
         labels: Labels, int64 (rows,).
+
+    Example:
+        >>> dataset = echo_ext.data.VectorDataset(torch.randn(100, 3), torch.full((100,), -1))  # without labels
+        >>> dataset.data_shape, dataset[:10][0].shape
+        (torch.Size([3]), torch.Size([10, 3]))
     """
 
 
@@ -144,6 +162,14 @@ class BinaryImages(ImageDataset):
         images: The gray images.
         seed: Seed of the pixels.
         fresh: Whether each epoch (:meth:`set_epoch`) has fresh pixels, or all have those of the first.
+
+    Example:
+        >>> digits = echo_ext.data.load("digits")["train"]
+        >>> images = echo_ext.data.BinaryImages(digits, seed=0, fresh=True)
+        >>> first = images.values(slice(10))
+        >>> images.set_epoch(1)
+        >>> first.unique(), first.equal(images.values(slice(10)))
+        (tensor([0., 1.]), False)
     """
 
     # The position of a row in the sequence of random numbers is kept by a selection.
@@ -193,6 +219,11 @@ def binarize(dataset: LabeledDataset, binarization: str, *, seed: int = 0) -> La
     Raises:
         ValueError: The binarization is unknown.
         TypeError: The data are not images.
+
+    Example:
+        >>> digits = echo_ext.data.load("digits")["train"]
+        >>> echo_ext.data.binarize(digits, "static", seed=0)[:100][0].unique()
+        tensor([0., 1.])
     """
     _checks.choice("binarization", binarization, BINARIZATIONS)
     if binarization == "none" or dataset.binary:

@@ -49,6 +49,13 @@ class DSprites(LabeledDataset):
     Args:
         bits: Packed images of the grid of factors, whose last factor varies fastest: uint8 (737280, 512).
         rows: Indices of the images in the data set, int64 (rows,). None means all.
+
+    Example:
+        >>> black = torch.zeros(1, 512, dtype=torch.uint8).expand(737_280, -1)  # load("dsprites") has the images
+        >>> dataset = echo_ext.data.DSprites(black)
+        >>> x, shape = dataset[500_000]
+        >>> x.shape, shape, dataset.factors[500_000]
+        (torch.Size([1, 64, 64]), tensor(2), tensor([2, 0, 8, 9, 0]))
     """
 
     binary = True
@@ -62,7 +69,7 @@ class DSprites(LabeledDataset):
 
     @property
     def factors(self) -> Tensor:
-        """The factors of each row as indices, in the order of ``FACTOR_NAMES``: int64 (rows, 5)."""
+        """The factors of each row, int64 (rows, 5), as indices of the shape, scale, orientation, x and y."""
         return torch.stack(torch.unravel_index(self.rows, FACTOR_SIZES), dim=1)
 
     def values(self, rows: RowIndex) -> Tensor:

@@ -51,6 +51,12 @@ class MixtureDataset(VectorDataset):
         rows: Number of rows.
         seed: Seed of the rows.
         fresh: Whether each epoch (:meth:`set_epoch`) has fresh rows, or all have those of the first.
+
+    Example:
+        >>> dataset = echo_ext.data.load("gmm2d")["train"]
+        >>> x, components = dataset[:5]
+        >>> x.shape, dataset.mixture.log_prob(x).shape  # the density of the distribution is known
+        (torch.Size([5, 2]), torch.Size([5]))
     """
 
     # The position of a row among all that are drawn is kept by a selection.

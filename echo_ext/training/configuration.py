@@ -14,7 +14,8 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from echo_ext import _checks, data, models
-from echo_ext.data import BINARIZATIONS, LabeledDataset, catalog, own
+from echo_ext.data import LabeledDataset, catalog, own
+from echo_ext.data.datasets import BINARIZATIONS
 from echo_ext.models.recipes import FOLLOW_BATCH, find
 from echo_ext.training.schedules import SCHEDULES, learning_rate_factor
 
