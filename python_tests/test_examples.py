@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import importlib.util
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ import torch
 import echo_ext
 
 pytest.importorskip("sklearn")
-MODULES = [echo_ext, echo_ext.sklearn, echo_ext.distributed, echo_ext.models, echo_ext.metrics, echo_ext.data]
+pytest.importorskip("lightning")
+MODULES = [echo_ext]
+MODULES += [getattr(echo_ext, name) for name in ("data", "distributed", "metrics", "models", "sklearn", "training")]
 MODULES += [
     importlib.import_module(f"echo_ext.{package}")
     for package in ("causallearn", "tigramite")
@@ -21,17 +25,34 @@ MODULES += [
 NAMES = [(module, name) for module in MODULES for name in module.__all__ if name not in ("LatentModel", "Model")]
 
 
-@pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module.__name__}.{name}" for module, name in NAMES])
-def test_every_public_name_has_an_example_that_holds(module, name, capsys):
-    public = getattr(module, name)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture(autouse=True)
+def _working_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def run_examples(module, name):
+    """Run the examples of a name and of its methods, and return how many of its own there are."""
     names = {"echo_ext": echo_ext, "torch": torch, "np": np}
-    finder = doctest.DocTestFinder()
-    tests = [test for test in finder.find(public, name, globs=names) if test.examples]  # those of methods too
-    assert any(test.name == name for test in tests), f"{module.__name__}.{name} has no example"
+    tests = doctest.DocTestFinder().find(getattr(module, name), name, globs=names)
     torch.manual_seed(0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for test in tests:
             runner.run(test)
-    assert runner.failures == 0, capsys.readouterr().out
+    assert runner.failures == 0
+    return sum(len(test.examples) for test in tests if test.name == name)
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module.__name__}.{name}" for module, name in NAMES])
+def test_every_public_name_has_an_example_that_holds(module, name):
+    if module is echo_ext.training and name == "train":
+        shutil.rmtree("runs", ignore_errors=True)
+    elif module is echo_ext.training and not Path("runs").exists():
+        run_examples(module, "train")  # whose run the other examples use
+    assert run_examples(module, name) > 0, f"{module.__name__}.{name} has no example"

@@ -57,6 +57,12 @@ def encode(
         TypeError: The model has no code without noise.
         ValueError: A file is damaged or of another version, a value is out of range, or the rows do not have the shape
             that the model needs.
+
+    Example:
+        >>> run = "runs/echo"  # see the example of train
+        >>> codes = echo_ext.training.encode(run, "digits", "codes.npz", part="test")
+        >>> {name: tuple(each.shape) for name, each in codes.items()}
+        {'z': (300, 4), 'mean': (300, 4), 'labels': (300,)}
     """
     _checks.choice("part", part, PARTS)
     SETTINGS["seed"].checked(seed)
@@ -125,6 +131,10 @@ def sample(
     Raises:
         FileNotFoundError: There is no trained run.
         ValueError: A file is damaged or of another version, or a value is out of range.
+
+    Example:
+        >>> echo_ext.training.sample("runs/echo", 4).shape  # see the example of train
+        torch.Size([4, 1, 8, 8])
     """
     _checks.whole("n", n, minimum=1)
     SETTINGS["seed"].checked(seed)

@@ -8,6 +8,7 @@ their errors, and defaults that depend on the recipe, which is as long as this.)
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import NoneType
@@ -38,6 +39,11 @@ class Configuration:
     Raises:
         TypeError: A value has the wrong type.
         ValueError: A name is unknown, a value is out of range, or the model has no beta but one is set.
+
+    Example:
+        >>> configuration = echo_ext.training.Configuration.of("echo", "digits", model_settings={"hidden": [64]})
+        >>> configuration.epochs, configuration.build((1, 8, 8)).latent_dim
+        (200, 32)
     """
 
     recipe: str = setting(dataclasses.MISSING, "model to train; echo-ext recipes lists them")
@@ -49,7 +55,7 @@ class Configuration:
     seed: int = setting(0, "seed of the weights, rows, noise and binarization", minimum=0, maximum=2**32 - 1)
     latent_dim: int = setting(32, "number of dimensions of z", minimum=1)
     model_settings: Mapping[str, Any] = setting(
-        dict, "another argument of the model with a value in YAML, such as --set hidden=[256,256]; can be repeated"
+        dict, "an argument of the model and its value in YAML, such as --set hidden=[256,256]; can be repeated"
     )
     limit: int | None = setting(None, "use only the first N training rows", minimum=1)
     valid: str = setting(
@@ -221,3 +227,15 @@ SETTINGS = {
     field.name: _described(field, get_type_hints(Configuration)[field.name])
     for field in dataclasses.fields(Configuration)
 }
+
+
+def _attribute(each: Setting) -> str:
+    """The line of a setting in the docstring of :class:`Configuration`."""
+    choices = f" One of {', '.join(map(repr, each.bounds['choices']))}." if "choices" in each.bounds else ""
+    return f"    {each.name}: {each.help[0].upper()}{each.help[1:]}.{choices}"
+
+
+if Configuration.__doc__ is not None:  # it is under python -OO
+    summary, sections = inspect.cleandoc(Configuration.__doc__).split("\n\n", 1)
+    lines = [summary, "", "Attributes:", *map(_attribute, SETTINGS.values()), "", sections]
+    Configuration.__doc__ = "\n".join(lines)

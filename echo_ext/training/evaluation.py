@@ -214,6 +214,11 @@ def evaluate(
         FileNotFoundError: There is no trained run, or the files of the data are missing.
         TypeError: Importance samples are requested for a model without a density q(z|x).
         ValueError: A file is damaged, a value is out of range, or the data do not have the shape that the model needs.
+
+    Example:
+        >>> found = echo_ext.training.evaluate("runs/echo")  # see the example of train
+        >>> len(found["latent_information"]), 0 <= found["knn_accuracy"] <= 1
+        (4, True)
     """
     _checks.whole("draws", draws, minimum=1)
     _checks.whole("importance_draws", 1 if importance_draws is None else importance_draws, minimum=1)

@@ -42,7 +42,16 @@ REFRESHED_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """A point in time ``at``, in seconds of :func:`time.monotonic`, which all processes of a machine share."""
+    """A point in time at which training stops, saved.
+
+    Attributes:
+        at: The time in seconds of ``time.monotonic``, a clock that all processes of a machine share.
+
+    Example:
+        >>> deadline = echo_ext.training.Deadline.after(3600)
+        >>> deadline.has_passed
+        False
+    """
 
     at: float
 
@@ -58,7 +67,17 @@ class Deadline:
 
 
 class TimeLimitReached(Exception):
-    """Training stopped at its deadline. A checkpoint is saved, from which resuming continues with the next step."""
+    """Training stopped at its deadline. A checkpoint is saved, from which resuming continues with the next step.
+
+    Example:
+        >>> from echo_ext.training import Configuration, Deadline, TimeLimitReached, train
+        >>> configuration = Configuration.of("echo", "digits", epochs=100_000)
+        >>> try:
+        ...     train(configuration, "runs/long", deadline=Deadline.after(1), show_progress=False)
+        ... except TimeLimitReached:
+        ...     print("train again with resume=True")
+        train again with resume=True
+    """
 
 
 def evaluation_batch_size(device: torch.device) -> int:

@@ -42,7 +42,18 @@ _RESULT = {
 
 
 class Run(NamedTuple):
-    """A model, the configuration that describes it, and the history of its epochs."""
+    """A trained model with its configuration and history, as :func:`load` returns it.
+
+    Attributes:
+        model: The model, in eval mode.
+        configuration: The settings of the run.
+        history: The losses of each finished epoch, by the names of the columns of ``metrics.csv``.
+
+    Example:
+        >>> model, configuration, history = echo_ext.training.load("runs/echo")  # see the example of train
+        >>> configuration.recipe, len(history)
+        ('echo', 1)
+    """
 
     model: Model
     configuration: Configuration
@@ -58,6 +69,11 @@ def load(path: str | os.PathLike[str]) -> Run:
     Raises:
         FileNotFoundError: There is no run, or no finished epoch.
         ValueError: A file is damaged, or belongs to another model.
+
+    Example:
+        >>> model = echo_ext.training.load("runs/echo").model  # see the example of train
+        >>> model.encode_mean(torch.rand(5, 1, 8, 8)).shape
+        torch.Size([5, 4])
     """
     directory = RunDirectory(path)
     configuration = directory.configuration()
@@ -104,12 +120,20 @@ class RunDirectory:
     The checkpoints load with ``torch.load(weights_only=True)``. They hold the weights of the model under "state_dict",
     and the settings that determine it. ``last.ckpt`` is that of the last finished epoch, with all that training needs
     to continue. ``best.ckpt``, which a run with a validation set has too, is that of the epoch with the lowest
-    validation loss (:func:`echo_ext.training.schedules.best_epoch`). With early stopping, it is the model of the run.
+    validation loss. With early stopping, it is the model of the run.
 
     Args:
         path: The folder.
         task: Name of the program that writes there. Each task has its own lock and its own temporary files, so that
             a run can be evaluated while it is being trained.
+
+    Attributes:
+        path: The folder.
+
+    Example:
+        >>> directory = echo_ext.training.RunDirectory("runs/echo")  # see the example of train
+        >>> directory.is_finished, directory.result()["epochs"]
+        (True, 1)
     """
 
     def __init__(self, path: str | os.PathLike[str], task: str = "run") -> None:
@@ -137,7 +161,10 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run is complete: ``result.json``, which is written last, is there and belongs to this run."""
+        """Whether the run is complete.
+
+        ``result.json``, which is written last, is then there and belongs to this run.
+        """
         try:
             self.result()
         except (FileNotFoundError, ValueError):
@@ -151,7 +178,12 @@ class RunDirectory:
         """Lock the folder for this process, and remove the temporary files of processes that were killed.
 
         The operating system releases the lock when the process ends, however it ends. Another owner has ``timeout``
-        seconds to finish. Errors are those of :func:`echo_ext.training.ownership.owned`.
+        seconds to finish.
+
+        Raises:
+            FileExistsError: Another process owns the folder.
+            PermissionError: The folder cannot be written to.
+            ValueError: The folder cannot be created, or its file system has no locks.
         """
         with ownership.owned(self.path, self._lock, timeout=timeout):
             for folder in self.path.glob(f"{self._part}*"):

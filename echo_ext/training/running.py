@@ -74,6 +74,13 @@ def train(
         OSError: A file cannot be written. The previous checkpoint is kept.
         TimeLimitReached: The deadline has passed. Resuming the run continues with the next step.
         ValueError: A value is out of range, the data or the ``initial_run`` do not fit, or the checkpoint is damaged.
+
+    Example:
+        >>> from echo_ext.training import Configuration, train
+        >>> configuration = Configuration.of("echo", "digits", latent_dim=4, epochs=1, limit=200)
+        >>> result = train(configuration, "runs/echo", show_progress=False)
+        >>> sorted(name for name, value in result.items() if isinstance(value, float))
+        ['beta', 'distortion', 'min_rate', 'neg_elbo', 'rate', 'seconds']
     """
     directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
     if deadline is not None and processes > 1:

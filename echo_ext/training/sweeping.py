@@ -111,6 +111,15 @@ def sweep(
         TypeError: A value has the wrong type.
         ValueError: There are no configurations, two have the same folder, a value is out of range, or ``trim`` leaves
             no seeds.
+
+    Example:
+        >>> from echo_ext.training import Configuration, sweep
+        >>> settings = {"latent_dim": 4, "epochs": 1, "limit": 200}
+        >>> configurations = [Configuration.of("echo", "digits", beta=beta, **settings) for beta in (0.5, 2.0)]
+        >>> sweep(configurations, "runs/sweep", show_progress=False).table[["recipe", "beta", "seeds"]]
+          recipe  beta  seeds
+        0   echo   0.5      1
+        1   echo   2.0      1
     """
     if not configurations:
         raise ValueError("configurations must contain at least one, got none")
