@@ -22,7 +22,7 @@ MODULES += [
     for package in ("causallearn", "tigramite")
     if importlib.util.find_spec(package) is not None
 ]
-NAMES = [(module, name) for module in MODULES for name in module.__all__ if name not in ("LatentModel", "Model")]
+NAMES = [(module, name) for module in MODULES for name in module.__all__]
 
 
 @pytest.fixture(scope="module")

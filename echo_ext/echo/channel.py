@@ -448,7 +448,7 @@ class EchoMatrixChannel(_BankedChannel):
 
     @property
     def num_scale_features(self) -> int:
-        """The number of values that describe A for one row: d (d + 1) / 2."""
+        """The number of values that describe A for one row, d (d + 1) / 2."""
         return self.dim * (self.dim + 1) // 2
 
     def forward(self, f_raw: Tensor, s_raw: Tensor) -> ChannelOutput:

@@ -30,8 +30,11 @@ class Autoencoder(LatentModel):
         encoder: Maps x ``(B, *data_shape)`` to the inputs of the channel: a tuple of tensors, or one tensor
             (B, 2 * latent_dim), whose halves they are.
         decoder: Maps z (B, latent_dim) to the parameters of the likelihood.
-        channel: :class:`echo_ext.EchoChannel`, :class:`~echo_ext.models.GaussianChannel`, or another of the form that
-            :mod:`echo_ext.models.channels` describes.
+        channel: Maps the outputs of the encoder to the distribution q(z|x), with ``rsample`` and ``log_prob``, the
+            batch (B,) and the event (latent_dim,), as :class:`~echo_ext.models.GaussianChannel` does. Or maps them to a
+            pair ``(z, rate)`` of a sample and its own rate in nats, as :class:`echo_ext.EchoChannel` does; then it has
+            the methods ``sample(n)``, for its marginal q(z), and, for :meth:`encode_mean`, ``mean`` of the first output
+            of the encoder, the code without noise.
         prior: The distribution p(z): a :class:`~echo_ext.models.Prior`, or any module with ``log_prob(z)`` and
             ``sample(n)``. None for a channel with a rate of its own.
         likelihood: Maps the output of the decoder to the distribution p(x|z), such as

@@ -31,6 +31,14 @@ class Model(nn.Module, abc.ABC):
     Attributes:
         warm_up_weight: A number from 0 to 1, by default 1. Training with a warm-up raises it from 0 to 1, and each
             model says which terms of its loss it multiplies.
+
+    Example:
+        >>> model = echo_ext.models.build("vae", (1, 8, 8), latent_dim=4)
+        >>> x = torch.rand(50, 1, 8, 8)
+        >>> sorted(model.loss(x))
+        ['distortion', 'loss', 'rate_bound']
+        >>> model.encode_mean(x).shape, model.reconstruct(x, draws=10).shape, model.sample(3).shape
+        (torch.Size([50, 4]), torch.Size([50, 1, 8, 8]), torch.Size([3, 1, 8, 8]))
     """
 
     def __init__(self, data_shape: Sequence[int]) -> None:
@@ -104,11 +112,29 @@ class Model(nn.Module, abc.ABC):
 
 
 class LatentModel(Model):
-    """A model made of parts; :class:`~echo_ext.models.Autoencoder` describes them.
+    """A model made of an encoder, a channel, a prior, a decoder and a likelihood. Subclasses define :meth:`loss`.
+
+    Args:
+        encoder, decoder, channel, prior, likelihood: As for :class:`~echo_ext.models.Autoencoder`.
 
     Attributes:
-        data_shape: Shape of one x; () as long as it is not known.
+        data_shape: Shape of one x; () as long as it is not known. The first batch, or :meth:`fit_parts`, sets it.
         latent_dim: Number of dimensions of z; 0 as long as the shape is not known.
+
+    Raises:
+        TypeError: A part is no module, or lacks a method; the error names it.
+        ValueError: A part has the wrong shape.
+
+    Example:
+        >>> from echo_ext.models import BernoulliLikelihood, GaussianChannel, LatentModel, StandardNormal, mlp
+        >>> class ImportanceWeighted(LatentModel):  # Burda et al. 2016
+        ...     def loss(self, x):
+        ...         log_weights = torch.stack([self.log_weight(x) for _ in range(5)])
+        ...         return {"loss": np.log(5) - log_weights.logsumexp(0).mean()}
+        >>> options = {"prior": StandardNormal(2), "likelihood": BernoulliLikelihood()}
+        >>> model = ImportanceWeighted(mlp(8, 16, 4), mlp(2, 16, 8), GaussianChannel(), **options)
+        >>> model.loss(torch.rand(50, 8))["loss"].shape, model.data_shape
+        (torch.Size([]), (8,))
     """
 
     prior: Prior | None
@@ -179,7 +205,7 @@ class LatentModel(Model):
         """``log p(x, z) - log q(z|x)`` at one sample of z for each x: (B,).
 
         With a ``defensive_weight`` z has the density of a mixture of q(z|x) and, with this weight, wider distributions,
-        which takes the place of q(z|x); see :func:`echo_ext.models.proposals.draw_defensively`.
+        which takes the place of q(z|x); see :func:`echo_ext.metrics.importance_estimate`.
         """
         assert self.prior is not None
         z, log_ratio = draw_defensively(self.posterior(x), self.prior, defensive_weight)

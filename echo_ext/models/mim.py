@@ -51,7 +51,7 @@ class MIM(LatentModel):
     """An encoder and a decoder, trained so that their joint distributions agree and x and z share information.
 
     Let P(x) be the data distribution, P(z) the reference prior and M_S = (q(z|x) P(x) + p(x|z) P(z)) / 2, from which
-    all samples come. The MIM loss is
+    all samples come. The MIM loss is ::
 
         L_MIM = -1/2 E_{M_S}[log p(x|z) + log p(z) + log q(z|x) + log q(x)]
 
@@ -62,7 +62,7 @@ class MIM(LatentModel):
     "a-mim".
 
     Without a ``data_marginal``, q(x) is the marginal of the decoder, estimated with one importance sample:
-    log q(x) = log p(x|z') + log p(z') - log q(z'|x) (section 4.2). For encoder samples z' is z itself, for decoder
+    ``log q(x) = log p(x|z') + log p(z') - log q(z'|x)`` (section 4.2). For encoder samples z' is z itself, for decoder
     samples it is a fresh sample of q(z|x).
 
     ``warm_up_weight`` multiplies the rate of "vae", the rate and the entropy of "vae-h", and the entropy of "mim-h"; in
@@ -75,18 +75,22 @@ class MIM(LatentModel):
         encoder, decoder, prior, likelihood, data_shape: As for :class:`~echo_ext.models.Autoencoder`.
         channel: A channel that returns q(z|x). For continuous x it and the likelihood need a minimum variance, because
             the MIM losses are unbounded below without one.
-        objective: One of :data:`OBJECTIVES`.
+        objective: "vae", "vae-h", "a-mim", "mim", "mim-h" or "cross-entropy", as above.
         data_marginal: An explicit q(x), a module with ``log_prob(x)`` and ``sample(n)``, which "cross-entropy"
             requires. The objectives of encoder samples only do not allow one: it would be independent of all their
             other terms (section 3.3).
         reference_prior: The fixed distribution P(z) that decoder samples start from. None means the prior, whose
             samples have no gradients to it.
         data_distribution: The known P(x), a module like data_marginal, for the anchored entropy of "mim-h".
-        joint_entropy: One of :data:`ENTROPIES`, what "vae-h" adds and "mim-h" subtracts. That of the "model" has its
-            full weight from the first epoch, also during a warm-up. Without a data_marginal both densities of encoder
-            samples are then equal, and at a warm-up weight of 1 the data have no gradient in "mim-h".
-        warm_up: One of :data:`WARM_UPS`, what the warm-up weight does in L_MIM and "a-mim". For 20 columns and
-            more than 12 latents, only "encoding" had clearly more information than a VAE (docs/results/mim-bottleneck).
+        joint_entropy: What "vae-h" adds and "mim-h" subtracts. "anchored": the entropy of P(x) q(z|x) and P(z) p(x|z),
+            which the samples come from, as the paper says. "model": the cross-entropy of the samples relative to
+            q(x) q(z|x) and p(z) p(x|z), as in the authors' code, which has its full weight from the first epoch, also
+            during a warm-up. Without a data_marginal both densities of encoder samples are then equal, and at a warm-up
+            weight of 1 the data have no gradient in "mim-h".
+        warm_up: What the warm-up weight multiplies in L_MIM and "a-mim". "decoding": log p(x|z) + log p(z), as the
+            paper says. "encoding": log q(z|x) + log q(x), and decoder samples join at weight 1, as in the authors'
+            code. For 20 columns and more than 12 latents, only "encoding" had clearly more information than a VAE
+            (docs/results/mim-bottleneck).
         reuses_latents: Whether decoder samples estimate log q(x) by log p(x|z) of the z that they come from (appendix
             D.1), and not with a fresh sample of q(z|x) (algorithm 2).
 
@@ -199,7 +203,7 @@ class MIM(LatentModel):
 
     @property
     def sampling_prior(self) -> Prior:
-        """P(z), which decoder samples start from: the reference prior, or the prior if there is none."""
+        """The distribution P(z) of decoder samples, which is the reference prior or, without one, the prior."""
         return self.prior if self.reference_prior is None else self.reference_prior
 
     def _importance_sample(self, x: Tensor, q: Distribution) -> Tensor:

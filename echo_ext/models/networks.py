@@ -67,13 +67,17 @@ def make_encoder(
     """Build a network from x ``(B, *data_shape)`` to (B, outputs).
 
     Args:
-        architecture: One of :data:`ARCHITECTURES`; the convolutions are those of Brekelmans et al. (2019, appendix E).
+        architecture: "conv28" for the convolutions of the Echo paper for images of 28 x 28, "conv64" for those of
+            Locatello et al. (2019) for images of 64 x 64, both as in Brekelmans et al. (2019, appendix E), or "mlp" for
+            fully connected layers and data of any shape.
         data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
         outputs: Width of the last layer, which is linear. The channels of this package need two outputs per latent.
         hidden: Widths of the hidden layers of an MLP. None means (512, 512).
-        activation: One of :data:`ACTIVATIONS`, applied after every layer except the last.
-        initialization: One of :data:`INITIALIZATIONS`. With "glorot" the biases are 0, so that an MLP with tanh is an
-            odd function of its input, and training on symmetric data may not leave that state.
+        activation: "elu", "leaky-relu" (with slope 0.2), "relu", "softplus", "swish" or "tanh", applied after every
+            layer except the last.
+        initialization: "glorot" for uniform weights of the variance ``2 / (fan_in + fan_out)`` and biases of 0 (Glorot
+            & Bengio 2010), or "torch" for those of PyTorch. With "glorot" an MLP with tanh is an odd function of its
+            input, and training on symmetric data may not leave that state.
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
@@ -120,13 +124,13 @@ def make_decoder(
     """Build a network from z (B, latent_dim) to ``(B, outputs * data_shape[0], *data_shape[1:])``.
 
     Args:
-        architecture: One of :data:`ARCHITECTURES`.
+        architecture: "conv28", "conv64" or "mlp", as in :func:`make_encoder`.
         data_shape: Shape of one x: (channels, height, width) for an image, (columns,) for a vector.
         latent_dim: Number of dimensions of z.
         outputs: Number of parameters that the likelihood has for each element of x.
         hidden: Widths of the hidden layers of an MLP, in the order of the encoder. None means (512, 512).
-        activation: One of :data:`ACTIVATIONS`, applied after every layer except the last, which is linear.
-        initialization: One of :data:`INITIALIZATIONS`.
+        activation: As in :func:`make_encoder`; the last layer is linear.
+        initialization: As in :func:`make_encoder`.
 
     Raises:
         ValueError: A name is unknown, or the architecture does not support this shape.
@@ -179,6 +183,10 @@ class Split(nn.Module):
 
 def mlp(*widths: int, activation: str = "relu", initialization: str = "glorot") -> nn.Sequential:
     """Build an MLP from the widths of its input, hidden layers and output; its last layer has no activation.
+
+    Args:
+        widths: The widths, at least two.
+        activation, initialization: As in :func:`make_encoder`.
 
     Example:
         >>> echo_ext.models.mlp(4, 32, 2, activation="tanh")(torch.zeros(5, 4)).shape

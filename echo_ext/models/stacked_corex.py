@@ -178,7 +178,7 @@ def rates(prior: Prior, q: Distribution, z: Tensor) -> list[Tensor]:
 class StackedCorEx(LatentModel):
     """Layers z_1, ..., z_L: z_1 explains the correlations of x, and each z_l those of z_(l-1) (Gao et al. 2019).
 
-    The loss is ``D + beta * (R_1 + ... + R_L)`` with ``D = -E log p(x|z_1)`` and the rates of the layers,
+    The loss is ``D + beta * (R_1 + ... + R_L)`` with ``D = -E log p(x|z_1)`` and the rates of the layers::
 
         R_l = E log q(z_l|z_(l-1)) - E log r(z_l|z_(l+1)),   R_L = E KL(q(z_L|z_(L-1)) | r(z_L)),
 
