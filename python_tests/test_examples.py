@@ -15,8 +15,8 @@ import echo_ext
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightning")
-MODULES = [echo_ext]
-MODULES += [getattr(echo_ext, name) for name in ("data", "distributed", "metrics", "models", "sklearn", "training")]
+SUBMODULES = ("data", "distributed", "metrics", "models", "reference", "sklearn", "training")
+MODULES = [echo_ext, *(getattr(echo_ext, name) for name in SUBMODULES)]
 MODULES += [
     importlib.import_module(f"echo_ext.{package}")
     for package in ("causallearn", "tigramite")

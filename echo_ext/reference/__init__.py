@@ -1,7 +1,7 @@
 """The definitions as the papers state them: the oracle of every test and the baseline of every benchmark.
 
-The functions of :mod:`echo_ext.reference.echo` are plain PyTorch. The information estimators have the same names as in
-``echo_ext`` and need SciPy; they are imported when they are first used.
+Those of Echo noise are plain PyTorch. The information estimators have the same names as in :mod:`echo_ext` and need
+SciPy; they are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -15,8 +15,17 @@ __all__ = ["echo_circle", "echo_matrix_circle", "echo_noise", "echo_sample", "ra
 def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | str | None = None) -> Tensor:
     """Draw a uniform random ordering of the other rows for each row, by sorting a B x B random matrix.
 
+    Args:
+        batch_size: The number of rows B.
+        num_terms: The number of rows in each ordering, at most B - 1.
+        device: The device of the result.
+
     Returns:
         The first ``num_terms`` of each ordering, int64 (batch_size, num_terms).
+
+    Example:
+        >>> echo_ext.reference.random_orderings(5, 4).sort(dim=1).values[0]  # row 0 has all other rows
+        tensor([1, 2, 3, 4])
     """
     keys = torch.rand(batch_size, batch_size, device=device)
     keys.fill_diagonal_(torch.inf)  # the row itself comes last and is cut off
@@ -24,7 +33,9 @@ def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | 
 
 
 def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Return ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``; autograd differentiates it.
+    """Make Echo noise by its definition, ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``.
+
+    Its gradients are those of autograd.
 
     Args:
         f, s: Floating-point tensors of one shape ``(B, *)``.
@@ -36,6 +47,12 @@ def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Ten
 
     Raises:
         ValueError: An index is not the number of a row.
+
+    Example:
+        >>> f, s = torch.randn(5, 2), 0.5 * torch.rand(5, 2)
+        >>> noise = echo_ext.reference.echo_noise(f, s, echo_ext.echo_indices(5, seed=0))
+        >>> torch.allclose(noise, echo_ext.echo_noise(f, s, seed=0), atol=1e-6)
+        True
     """
     bank_f, bank_s = (f, s) if bank is None else bank
     if indices.numel() > 0 and not 0 <= int(indices.min()) <= int(indices.max()) < len(bank_f):
@@ -52,7 +69,16 @@ def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Ten
 
 
 def echo_sample(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Return ``z = f + s * eps`` with the noise of :func:`echo_noise`, which has the same arguments and errors."""
+    """Pass a batch through the Echo channel, ``z = f + s * eps`` with the noise of :func:`echo_noise`.
+
+    The arguments and errors are those of :func:`echo_noise`.
+
+    Example:
+        >>> f, s = torch.randn(5, 2), 0.5 * torch.rand(5, 2)
+        >>> z = echo_ext.reference.echo_sample(f, s, echo_ext.echo_indices(5, seed=0))
+        >>> torch.allclose(z, echo_ext.echo_sample(f, s, seed=0), atol=1e-6)
+        True
+    """
     compute_dtype = torch.promote_types(f.dtype, torch.float32)
     wide_bank = None if bank is None else (bank[0].to(compute_dtype), bank[1].to(compute_dtype))
     noise = echo_noise(f.to(compute_dtype), s.to(compute_dtype), indices, bank=wide_bank)
@@ -71,6 +97,12 @@ def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
 
     Returns:
         z, ``(B, *)``, in the order of f.
+
+    Example:
+        >>> f, s = torch.randn(5, 2), 0.5 * torch.rand(5, 2)
+        >>> z = echo_ext.reference.echo_circle(f, s, echo_ext.distributed.ring_order([5], seed=0))
+        >>> torch.allclose(z, echo_ext.distributed.echo_sample(f, s, seed=0), atol=1e-6)
+        True
     """
     z, scale = torch.zeros_like(f[0]), torch.ones_like(f[0])
     for row in order.flip(0):
@@ -84,7 +116,23 @@ def echo_circle(f: Tensor, s: Tensor, order: Tensor) -> Tensor:
 
 
 def echo_matrix_circle(f: Tensor, S: Tensor, order: Tensor) -> Tensor:
-    """Return :func:`echo_circle` with matrices, the solution of ``z_p = f_p + S_p z_{p+1}``; f (B, d), S (B, d, d)."""
+    """Return the periodic ring with matrices, the solution of ``z_p = f_p + S_p z_{p+1}`` around a circle of all rows.
+
+    Args:
+        f: Floating-point tensor (B, d).
+        S: Matrices (B, d, d).
+        order: int64 (B,), the row at each position.
+
+    Returns:
+        z, (B, d), in the order of f.
+
+    Example:
+        >>> f, S = torch.randn(5, 2), torch.diag_embed(0.5 * torch.rand(5, 2))
+        >>> order = torch.randperm(5)
+        >>> z = echo_ext.reference.echo_matrix_circle(f, S, order)
+        >>> torch.allclose(z, echo_ext.reference.echo_circle(f, S.diagonal(dim1=1, dim2=2), order), atol=1e-6)
+        True
+    """
     z, scale = torch.zeros_like(f[0]), torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
     for row in order.flip(0):
         z, scale = f[row] + S[row] @ z, S[row] @ scale

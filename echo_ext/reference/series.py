@@ -1,4 +1,4 @@
-"""Information between time series by its definition: embeddings for the estimators of `echo_ext.reference`."""
+"""Information between time series by its definition: embeddings for the estimators of this package."""
 
 from __future__ import annotations
 
@@ -35,9 +35,15 @@ def transfer_entropy(
     nan_policy: str = "raise",
     transform: str | None = None,
 ) -> Any:
-    """Estimate the quantity of Schreiber 2000 by the methods of `conditional_mutual_information`.
+    """Estimate transfer entropy, with the arguments of :func:`echo_ext.transfer_entropy`.
 
-    With ``given`` it is the conditional transfer entropy of Lizier, Prokopenko and Zomaya 2008.
+    It is the quantity of Schreiber 2000 by the methods of :func:`conditional_mutual_information`. With ``given`` it is
+    the conditional transfer entropy of Lizier, Prokopenko and Zomaya 2008.
+
+    Example:
+        >>> x, y = np.random.default_rng(0).standard_normal((2, 100))
+        >>> abs(echo_ext.reference.transfer_entropy(x, y) - echo_ext.transfer_entropy(x, y)) < 1e-12
+        True
     """
     first = max(history, lag + source_history - 1, 0 if given is None else given_history)
     series = [_columns(each) for each in (source, target, given) if each is not None]
@@ -59,7 +65,16 @@ def transfer_entropy(
 
 
 def delayed_mutual_information(x: Any, y: Any, *, lags: Sequence[int], k: Any = 3, **options: Any) -> Any:
-    """Estimate the mutual information of x[t - lag] and y[t], at the times of one group for which both exist."""
+    """Estimate delayed mutual information, with the arguments of :func:`echo_ext.delayed_mutual_information`.
+
+    It is the mutual information of x[t - lag] and y[t], at the times of one group for which both exist.
+
+    Example:
+        >>> x, y = np.random.default_rng(0).standard_normal((2, 100))
+        >>> found = echo_ext.reference.delayed_mutual_information(x, y, lags=[0, 1])
+        >>> np.allclose(found, echo_ext.delayed_mutual_information(x, y, lags=[0, 1]))
+        True
+    """
     x, y = _columns(x), _columns(y)
     groups = options.pop("groups", None)
     estimates = []
