@@ -137,7 +137,7 @@ def ring_order(sizes: Sequence[int], seed: int) -> Tensor:
         seed: The seed that all ranks pass.
 
     Returns:
-        int64 (sum(sizes),): which row of the joined batch (the rows of rank 0 first) lies at each position. The row at
+        Which row of the joined batch (the rows of rank 0 first) lies at each position, int64 (sum(sizes),). The row at
         position p has the noise ``f_{p+1} + s_{p+1} * (f_{p+2} + ...)``.
 
     Example:

@@ -26,7 +26,7 @@ Sync: TypeAlias = bool | Literal["gather"]
 
 
 class ChannelOutput(NamedTuple):
-    """The output of a channel.
+    """The output of a channel: a sample of the latent for each row, and its rate.
 
     Attributes:
         z: The latent, ``(B, *)``.

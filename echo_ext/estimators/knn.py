@@ -61,8 +61,8 @@ def knn(
         exclude_within: The Theiler window, without queries: points at most so many rows apart are not neighbors.
 
     Returns:
-        Distances (..., M, k), ascending, and indices of the same shape, int64: of equally near points, the one with
-        the lower index comes first. Neither has a gradient.
+        Distances (..., M, k), ascending, and indices of the same shape, int64. Of equally near points, the one with the
+        lower index comes first. Neither has a gradient.
 
     Raises:
         TypeError: The points or queries are not numbers, or some are tensors and others arrays.

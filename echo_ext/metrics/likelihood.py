@@ -71,7 +71,7 @@ class RateDistortion:
 
     @property
     def neg_elbo(self) -> float:
-        """The bound on -log p(x): rate + distortion."""
+        """The bound on -log p(x), which is the sum of the rate and the distortion."""
         return self.rate + self.distortion
 
 
@@ -189,8 +189,8 @@ def importance_estimate(
         max_batch_size: The maximum number of draws of z at once, over all rows.
 
     Warns:
-        RuntimeWarning: More than 1 % of the rows have too few effective draws (:attr:`ImportanceEstimate.
-            unreliable_share`), so that their -log p(x) is overestimated.
+        RuntimeWarning: More than 1 % of the rows have too few effective draws, as
+            :attr:`ImportanceEstimate.unreliable_share` counts them, so that their -log p(x) is overestimated.
 
     Raises:
         TypeError: The model has no density q(z|x), as with Echo.

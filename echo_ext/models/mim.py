@@ -48,7 +48,7 @@ class _LogDensities(NamedTuple):
 
 
 class MIM(LatentModel):
-    """An encoder and a decoder, trained so that their joint distributions agree and x and z share information.
+    """The Mutual Information Machine, trained so that encoder and decoder agree, and x and z share information.
 
     Let P(x) be the data distribution, P(z) the reference prior and M_S = (q(z|x) P(x) + p(x|z) P(z)) / 2, from which
     all samples come. The MIM loss is ::

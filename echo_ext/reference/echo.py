@@ -33,9 +33,9 @@ def random_orderings(batch_size: int, num_terms: int, *, device: torch.device | 
 
 
 def echo_noise(f: Tensor, s: Tensor, indices: Tensor, *, bank: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Make Echo noise by its definition, ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``.
+    """Make Echo noise by its definition, with the gradients of autograd.
 
-    Its gradients are those of autograd.
+    It is ``eps_i = sum_l (s[j_0] ... s[j_{l-1}]) * f[j_l]`` with ``j = indices[i]``.
 
     Args:
         f, s: Floating-point tensors of one shape ``(B, *)``.

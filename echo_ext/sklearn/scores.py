@@ -64,8 +64,8 @@ def mutual_info_regression(
         n_jobs: The number of threads. None is 1, and -1 is all.
 
     Returns:
-        The estimates (n_features,), at least 0: those of Kraskov et al. 2004 for continuous features, and those of Ross
-        2014 for discrete ones.
+        The estimates (n_features,), which are at least 0. They are those of Kraskov et al. 2004 for continuous features
+        and those of Ross 2014 for discrete ones.
 
     Raises:
         ValueError, TypeError: As scikit-learn's function of this name raises them.
@@ -97,8 +97,8 @@ def mutual_info_classif(
         y: The class labels (n_samples,).
 
     Returns:
-        The estimates (n_features,), at least 0: those of Ross 2014 for continuous features, and the mutual information
-        of the empirical distribution for discrete ones.
+        The estimates (n_features,), which are at least 0. They are those of Ross 2014 for continuous features and the
+        mutual information of the empirical distribution for discrete ones.
 
     Raises:
         ValueError, TypeError: As scikit-learn's function of this name raises them.

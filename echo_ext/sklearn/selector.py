@@ -90,7 +90,8 @@ class MutualInformationSelector(SelectorMixin, BaseEstimator):  # type: ignore[m
         relevance_: I(x_j; y) of each feature (n_features,), at least 0.
         discrete_target_: Whether the target was taken as classes, which scikit-learn's ``type_of_target`` decides: it
             is if it has no fractions. Where whole numbers are a quantity, add noise, however little, to ``y``.
-        n_features_in_, feature_names_in_: As everywhere in scikit-learn.
+        n_features_in_: The number of features.
+        feature_names_in_: Their names, if X has any.
 
     Example:
         >>> import numpy as np

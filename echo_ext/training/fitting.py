@@ -42,7 +42,7 @@ REFRESHED_ROWS = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Deadline:
-    """A point in time at which training stops, saved.
+    """A point in time at which training saves a checkpoint and stops.
 
     Attributes:
         at: The time in seconds of ``time.monotonic``, a clock that all processes of a machine share.

@@ -79,7 +79,7 @@ def sweep(
     time_limit: float | None = None,
     trim: int = 0,
     evaluate: bool = False,
-    on_run: Callable[[str, dict[str, Any] | None], None] = lambda name, result: None,
+    on_run: Callable[[str, dict[str, Any] | None], None] | None = None,
     **options: Any,
 ) -> Sweep:
     """Train every configuration in a folder of its own; write its tables and ``rate_distortion.png``.
@@ -149,7 +149,8 @@ def sweep(
             failures[name] = f"{type(outcome).__name__}: {outcome}"
         else:
             found[name] = {**outcome, **_series(runs[name], settings)}
-        on_run(name, found.get(name))
+        if on_run is not None:
+            on_run(name, found.get(name))
     finished = {name: run for name, run in runs.items() if name in found}
     results = [found[name] for name in finished]
     table, equal_rate = _table(results, trim, settings), at_equal_rate(results, settings=settings)
