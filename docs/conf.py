@@ -1,10 +1,15 @@
 """Configuration of the documentation site: ``sphinx-build -W docs docs/_build``."""
 
+import contextlib
+import io
 import os
 import re
 from pathlib import Path
 
+from sphinx.util.inspect import signature, stringify_signature
+
 import echo_ext
+from echo_ext import cli
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/echo-ext/echo-ext"
@@ -25,6 +30,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "results/*/table.md"]  # tables are included by the pages next to them
 templates_path = ["_templates"]
+smartquotes = False  # names of options and flags are copied from here
 nitpicky = True  # a name that cannot be linked is a warning, and warnings fail the build
 nitpick_ignore_regex = [("py:.*", r"(torch|numpy|np|pandas|scipy|sklearn|lightning|argparse|collections|typing)\..*")]
 
@@ -35,10 +41,10 @@ nb_execution_mode = "off"  # the tests execute the notebooks; the site shows the
 autosummary_generate = True
 autodoc_mock_imports = ["causallearn", "tigramite"]  # imported by two adapters only
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # docstrings say more, in a line; overloads would fill a page
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_param = False  # else the description of "x, y" is printed twice
 
 # Links to other projects need a network, which the tests do without.
 if os.environ.get("READTHEDOCS") or os.environ.get("ECHO_EXT_DOCS_ONLINE"):
@@ -89,6 +95,32 @@ def link_to_repository(app, docname, source):
     source[0] = re.sub(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)", absolute, source[0])
 
 
+def skip_field(app, what, name, obj, skip, options):
+    """Leave out the fields of a named tuple among its members: its docstring describes them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def show_arguments(app, what, name, obj, options, shown, returned):
+    """Show the arguments of a class that inherits a mock, which accepts any."""
+    if what != "class" or shown != "(*args, **kwargs)":
+        return None
+    return stringify_signature(signature(obj.__init__, bound_method=True), show_annotation=False), None
+
+
+def append_help(app, docname, source):
+    """Append the help of every command to its page."""
+    if docname != "api/command_line":
+        return
+    os.environ["COLUMNS"] = "100"
+    for name in cli.COMMANDS:
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+            cli.main([name, "--help"])
+        source[0] += f"\n## echo-ext {name}\n\n```text\n{text.getvalue()}```\n"
+
+
 def setup(app):
-    """Connect the rewriting of links."""
+    """Connect what is computed for pages."""
     app.connect("source-read", link_to_repository)
+    app.connect("source-read", append_help)
+    app.connect("autodoc-skip-member", skip_field)
+    app.connect("autodoc-process-signature", show_arguments)
