@@ -45,6 +45,7 @@ if _TYPE_CHECKING:
     from echo_ext import distributed as distributed
     from echo_ext import metrics as metrics
     from echo_ext import models as models
+    from echo_ext import plots as plots
     from echo_ext import reference as reference
     from echo_ext import sklearn as sklearn
     from echo_ext import tigramite as tigramite
@@ -86,6 +87,7 @@ _SUBMODULES = (
     "distributed",
     "metrics",
     "models",
+    "plots",
     "reference",
     "sklearn",
     "tigramite",

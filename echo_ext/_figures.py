@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 
 import torch
 from matplotlib.axes import Axes
@@ -110,3 +111,52 @@ def style_axes(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.tick_params(colors=INK, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+
+
+def averaged(values: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
+    """Average over runs of consecutive epochs, so that at most ``points`` epochs and values remain."""
+    length = -(-len(values) // points)
+    runs = [range(start, min(start + length, len(values))) for start in range(0, len(values), length)]
+    return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
+
+
+def draw_curve(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    x_errors: Sequence[float] | None,
+    y_errors: Sequence[float],
+    color: str,
+    label: str,
+) -> None:
+    """Draw a curve with error bars; errors that are NaN have none."""
+    axes.errorbar(
+        x,
+        y,
+        xerr=None if x_errors is None else [_known(error) for error in x_errors],
+        yerr=[_known(error) for error in y_errors],
+        color=color,
+        marker="o",
+        markersize=4,
+        linewidth=1.5,
+        elinewidth=1,
+        capsize=2,
+        label=label,
+    )
+
+
+def _known(error: float) -> float:
+    return 0.0 if math.isnan(error) else error
+
+
+def limit_from_zero(axes: Axes, late_values: Sequence[float], floor: float | None) -> None:
+    if floor is not None:
+        axes.axhline(floor, color=INK, linewidth=1, linestyle=":")
+    axes.set_ylim(0, 1.06 * max(*late_values, floor or 0.0, 1e-3))
+
+
+def limit(axes: Axes, late_values: Sequence[float]) -> None:
+    """Set the limits to the values of late epochs, since the first values may be far outside of their range."""
+    margin = 0.06 * (max(late_values) - min(late_values)) or 1.0
+    axes.set_ylim(min(late_values) - margin, max(late_values) + margin)

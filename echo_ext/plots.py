@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +17,6 @@ from echo_ext.metrics.likelihood import RATE_WORDS
 from echo_ext.models import Model
 
 try:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
@@ -29,7 +27,11 @@ try:
         GRAY,
         INK,
         PALE,
+        averaged,
         colors_of,
+        draw_curve,
+        limit,
+        limit_from_zero,
         make_panels,
         scatter,
         set_title,
@@ -62,6 +64,10 @@ __all__ = [
 _Value = TypeVar("_Value")
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 # ---- Reconstructions and samples -------------------------------------------------------------------------------------
 
 
@@ -70,6 +76,11 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
 
     Images (n, channels, height, width) are shown in rows, with the data in the first row. For vectors (n, d) the first
     two columns are shown as points, with a line from each point to its reconstruction; for d = 1 there is a histogram.
+
+    Example:
+        >>> x = torch.rand(8, 1, 28, 28)
+        >>> figure = echo_ext.plots.reconstructions(x, {"echo": torch.rand_like(x), "vae": torch.rand_like(x)})
+        >>> figure.savefig("reconstructions.png")
     """
     if x.ndim != 4:
         figure, panels = make_panels(len(reconstructed))
@@ -87,7 +98,12 @@ def reconstructions(x: Tensor, reconstructed: Mapping[str, Tensor], *, label: st
 
 
 def rows(images: Mapping[str, Tensor]) -> Figure:
-    """Plot rows of images (n, channels, height, width) with their labels."""
+    """Plot rows of images (n, channels, height, width) with their labels.
+
+    Example:
+        >>> figure = echo_ext.plots.rows({"data": torch.rand(8, 1, 28, 28), "noise": torch.rand(8, 1, 28, 28)})
+        >>> figure.savefig("rows.png")
+    """
     columns = max(map(len, images.values()))
     figure = Figure(figsize=(1.1 + 0.62 * columns, 0.25 + 0.66 * len(images)), dpi=DPI, layout="constrained")
     show_rows(figure, images)
@@ -95,7 +111,13 @@ def rows(images: Mapping[str, Tensor]) -> Figure:
 
 
 def samples(drawn: Mapping[str, Tensor], *, columns: int = 8) -> Figure:
-    """Plot samples of each model side by side: images (n, channels, height, width), or vectors (n, d) as points."""
+    """Plot samples of each model side by side: images (n, channels, height, width), or vectors (n, d) as points.
+
+    Example:
+        >>> figure = echo_ext.plots.samples({"echo": torch.randn(100, 2), "vae": torch.randn(100, 2)})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['echo', 'vae']
+    """
     figure, panels = make_panels(len(drawn))
     for axes, (title, x) in zip(panels, drawn.items(), strict=True):
         if x.ndim == 4:
@@ -114,6 +136,15 @@ class History:
     """The values of each quantity after every epoch, and the final values for the test rows.
 
     The keys are the names of the quantities in results: "rate" or "rate_bound", "distortion", "neg_elbo" and so on.
+
+    Attributes:
+        training: The values of the training rows after each epoch.
+        validation: Those of the validation rows.
+        test: The final value of the test rows.
+
+    Example:
+        >>> history = echo_ext.plots.History(training={"rate": [9.0, 8.0]}, test={"rate": 8.1})
+        >>> figure = echo_ext.plots.curves({"echo": history})
     """
 
     training: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -130,6 +161,12 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
     Args:
         history: The history of each model.
         rate_floor: The minimum rate of the Echo latents, which is drawn as a line; None for no line.
+
+    Example:
+        >>> training = {"rate": [9.0, 8.0, 7.5], "distortion": [40.0, 30.0, 28.0]}
+        >>> figure = echo_ext.plots.curves({"echo": echo_ext.plots.History(training)}, rate_floor=5.7)
+        >>> [axes.get_title() for axes in figure.axes]
+        ['rate', 'distortion']
     """
     quantities = {_titled(name): None for each in history.values() for name in (*each.training, *each.validation)}
     figure = Figure(figsize=(3.2 * len(quantities), 3.4), dpi=DPI, layout="constrained")
@@ -142,7 +179,7 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
                 (each.validation, {"linewidth": 1.8}),
             ):
                 for values in _matching(series, title):
-                    epochs, means = _averaged(values)
+                    epochs, means = averaged(values)
                     marker = "o" if len(means) == 1 else ""  # a line through one point would be invisible
                     axes.plot(epochs, means, color=color, marker=marker, **style)
                     late_values += means[min(3, len(means) // 4) :]
@@ -153,9 +190,9 @@ def curves(history: Mapping[str, History], *, rate_floor: float | None = None) -
                 )
                 late_values.append(test)
         if title == "rate":
-            _limit_from_zero(axes, late_values, rate_floor)
+            limit_from_zero(axes, late_values, rate_floor)
         else:
-            _limit(axes, late_values)
+            limit(axes, late_values)
         style_axes(axes, title, "epoch", "nats per sample")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     handles = _legend_handles(history, rate_floor is not None)
@@ -177,6 +214,12 @@ def rate_distortion_curves(
             curves.
         min_rates: The minimum rates in nats of models that have one, such as those with Echo noise, by the names of the
             models; each is drawn as a dashed line.
+
+    Example:
+        >>> from echo_ext.metrics import RateDistortion
+        >>> measured = [RateDistortion(5.0, 40.0, "rate"), RateDistortion(9.0, 30.0, "rate")]  # at two betas
+        >>> figure = echo_ext.plots.rate_distortion_curves({"echo": measured}, min_rates={"echo": 2.9})
+        >>> figure.savefig("rate_distortion.png")
     """
     if reconstructed:
         columns = max(map(len, reconstructed.values()))
@@ -190,7 +233,7 @@ def rate_distortion_curves(
         axes = figure.subplots()
     for color, (name, points) in zip(colors_of(measured), measured.items(), strict=True):
         ordered = sorted(points, key=lambda point: point.rate)
-        _draw_curve(
+        draw_curve(
             axes,
             [point.rate for point in ordered],
             [point.distortion for point in ordered],
@@ -214,6 +257,10 @@ def embedding(points: Tensor, labels: Tensor | None = None, *, title: str = "") 
 
     Raises:
         ValueError: The points or the labels have another shape.
+
+    Example:
+        >>> points, labels = torch.randn(100, 2), torch.arange(100) % 10
+        >>> echo_ext.plots.embedding(points, labels, title="codes").savefig("embedding.png")
     """
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must have shape (N, 2), got {tuple(points.shape)}")
@@ -240,6 +287,9 @@ def marginal_activations(codes: Tensor, *, columns: int = 8) -> Figure:
     Raises:
         ModuleNotFoundError: SciPy is not installed.
         ValueError: The codes do not have a shape or values that :func:`echo_ext.metrics.marginal_statistics` accepts.
+
+    Example:
+        >>> echo_ext.plots.marginal_activations(torch.randn(1000, 4)).savefig("marginal_activations.png")
     """
     found = marginal_statistics(codes)
     columns = min(columns, codes.shape[1])
@@ -263,6 +313,12 @@ def rate_against_activation(rates: Tensor, norms: Tensor) -> Figure:
     """Plot the rate of each row (N,) against the norm of its f(x) (N,), and show their correlation.
 
     Both are results of :func:`echo_ext.metrics.rates_and_activations`.
+
+    Example:
+        >>> norms = torch.rand(100)
+        >>> figure = echo_ext.plots.rate_against_activation(2 * norms, norms)
+        >>> figure.axes[0].get_title()
+        'correlation 1.00'
     """
     figure = Figure(figsize=(4.2, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -287,7 +343,10 @@ def traversals(model: Model, codes: Tensor, values: Mapping[int, Tensor]) -> Fig
     Example:
         >>> model = echo_ext.models.build("vae", (1, 8, 8), latent_dim=4)
         >>> codes = model.encode_mean(torch.rand(3, 1, 8, 8))
-        >>> figure = echo_ext.plots.traversals(model, codes, {0: torch.linspace(-3, 3, 7), 2: torch.linspace(-3, 3, 7)})
+        >>> values = torch.linspace(-3, 3, 7)
+        >>> figure = echo_ext.plots.traversals(model, codes, {0: values, 2: values})
+        >>> [axes.get_title() for axes in figure.axes]
+        ['z_0', 'z_2']
     """
     if codes.ndim != 2 or not codes.numel():
         raise ValueError(f"codes must have shape (n, latent_dim), got {tuple(codes.shape)}")
@@ -314,6 +373,10 @@ def variances_against_information(variances: Mapping[str, Tensor], information: 
     Args:
         variances: The variance (d,) of each latent over the data, for each model.
         information: I(z_j; x) of each latent, as of :func:`echo_ext.metrics.latent_information`, (d,), in nats.
+
+    Example:
+        >>> figure = echo_ext.plots.variances_against_information({"vae": torch.rand(8)}, {"vae": torch.rand(8)})
+        >>> figure.savefig("variances.png")
     """
     figure, (left, right) = make_panels(2)
     for color, (name, variance) in zip(colors_of(variances), variances.items(), strict=True):
@@ -337,6 +400,12 @@ def factors_against_latents(codes: Tensor, factors: Tensor, names: Sequence[str]
 
     Raises:
         ValueError: The shapes do not fit.
+
+    Example:
+        >>> factors = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+        >>> codes = factors.flip(1) + 0.1 * torch.randn(12, 2)
+        >>> figure = echo_ext.plots.factors_against_latents(codes, factors, ["shape", "size"])
+        >>> figure.savefig("factors.png")
     """
     if codes.ndim != 2 or factors.shape != (len(codes), len(names)):
         wanted = f"({len(codes)}, {len(names)}), one column for each name"
@@ -368,6 +437,12 @@ def convergence(found: Mapping[str, Convergence[Any]], *, truths: Mapping[str, f
 
     Raises:
         ValueError: A result has a batch.
+
+    Example:
+        >>> x = np.random.default_rng(0).standard_normal((2, 500))
+        >>> found = echo_ext.mutual_information_convergence(x[0], x[0] + x[1], seed=0)
+        >>> figure = echo_ext.plots.convergence({"ksg1": found}, truths={"ksg1": 0.35})
+        >>> figure.savefig("convergence.png")
     """
     figure, panels = make_panels(len(found))
     for axes, (title, each) in zip(panels, found.items(), strict=True):
@@ -377,7 +452,7 @@ def convergence(found: Mapping[str, Convergence[Any]], *, truths: Mapping[str, f
         order = np.argsort(each.sizes)
         estimates, errors = (torch.as_tensor(values).double().cpu()[order] for values in each[2:])
         for index, (color, k) in enumerate(zip(colors_of(each.k), each.k, strict=True)):
-            _draw_curve(
+            draw_curve(
                 axes,
                 [each.sizes[i] for i in order],
                 to_numbers(estimates[:, index]),
@@ -398,61 +473,12 @@ def convergence(found: Mapping[str, Convergence[Any]], *, truths: Mapping[str, f
 # ---- Helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_curve(
-    axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    x_errors: Sequence[float] | None,
-    y_errors: Sequence[float],
-    color: str,
-    label: str,
-) -> None:
-    """Draw a curve with error bars; errors that are NaN have none."""
-    axes.errorbar(
-        x,
-        y,
-        xerr=None if x_errors is None else [_known(error) for error in x_errors],
-        yerr=[_known(error) for error in y_errors],
-        color=color,
-        marker="o",
-        markersize=4,
-        linewidth=1.5,
-        elinewidth=1,
-        capsize=2,
-        label=label,
-    )
-
-
-def _known(error: float) -> float:
-    return 0.0 if math.isnan(error) else error
-
-
 def _titled(quantity: str) -> str:
     return _TITLES.get(quantity, quantity.replace("_", " "))
 
 
 def _matching(series: Mapping[str, _Value], title: str) -> list[_Value]:
     return [values for name, values in series.items() if _titled(name) == title]
-
-
-def _averaged(values: Sequence[float], points: int = 100) -> tuple[list[float], list[float]]:
-    """Average over runs of consecutive epochs, so that at most ``points`` epochs and values remain."""
-    length = -(-len(values) // points)
-    runs = [range(start, min(start + length, len(values))) for start in range(0, len(values), length)]
-    return [fmean(run) + 1 for run in runs], [fmean(values[epoch] for epoch in run) for run in runs]
-
-
-def _limit_from_zero(axes: Axes, late_values: Sequence[float], floor: float | None) -> None:
-    if floor is not None:
-        axes.axhline(floor, color=INK, linewidth=1, linestyle=":")
-    axes.set_ylim(0, 1.06 * max(*late_values, floor or 0.0, 1e-3))
-
-
-def _limit(axes: Axes, late_values: Sequence[float]) -> None:
-    """Set the limits to the values of late epochs, since the first values may be far outside of their range."""
-    margin = 0.06 * (max(late_values) - min(late_values)) or 1.0
-    axes.set_ylim(min(late_values) - margin, max(late_values) + margin)
 
 
 def _legend_handles(history: Mapping[str, History], has_floor: bool) -> list[Line2D]:

@@ -16,6 +16,7 @@ SUBMODULES = (
     "distributed",
     "metrics",
     "models",
+    "plots",
     "reference",
     "sklearn",
     "tigramite",
@@ -23,6 +24,7 @@ SUBMODULES = (
 )
 NEEDED = {
     "causallearn": ("causallearn",),
+    "plots": ("matplotlib",),
     "sklearn": ("sklearn",),
     "tigramite": ("tigramite",),
     "training": ("lightning", "yaml"),
