@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -56,3 +57,20 @@ def test_every_public_name_has_an_example_that_holds(module, name):
     elif module is echo_ext.training and not Path("runs").exists():
         run_examples(module, "train")  # whose run the other examples use
     assert run_examples(module, name) > 0, f"{module.__name__}.{name} has no example"
+
+
+def test_every_public_name_has_a_page():
+    listed = set()
+    for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"):
+        module = ""
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if directive := re.match(r"\.\. currentmodule:: (.+)", line):
+                module = f"{directive[1]}."
+            elif entry := re.match(r" {3}([\w.]+)$", line):
+                listed.add(module + entry[1])
+    public = {
+        f"{module.__name__}.{name}"
+        for module, name in NAMES
+        if module is echo_ext or getattr(module, name) is not getattr(echo_ext, name, None)  # or exported there too
+    }
+    assert public <= listed, public - listed
