@@ -2,7 +2,7 @@
 
 This module needs scikit-learn. As there, continuous variables are scaled to unit variance, a little noise from
 ``random_state`` separates repeated values, and negative estimates of mutual information become 0. The functions of
-`echo_ext` itself do none of this.
+``echo_ext`` itself do none of this.
 """
 
 from echo_ext import _checks
