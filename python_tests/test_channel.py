@@ -264,6 +264,17 @@ def test_state_dict_round_trip():
     EchoChannel(num_terms=20, bank_size=50).load_state_dict(EchoChannel(num_terms=20, bank_size=50).state_dict())
 
 
+@pytest.mark.parametrize("bank_size", [30, 120])
+def test_bank_of_another_size_loads(bank_size):
+    channel = trained()  # with a bank of 50 rows
+    other = EchoChannel(num_terms=20, bank_size=bank_size)
+    other.load_state_dict(channel.state_dict())
+    assert torch.equal(other.bank_f, torch.cat([channel.bank_f] * 3)[:bank_size])
+    f_raw = torch.randn(30, channel.bank_f.shape[1])
+    other(f_raw, f_raw)
+    assert len(other.bank_f) == len(other.bank_s) == bank_size
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda channel: pickle.loads(pickle.dumps(channel))])
 def test_copies_are_equal_and_independent(clone):
     channel = trained()

@@ -152,9 +152,7 @@ class _BankedChannel(nn.Module):
     def _remember(self, f: Tensor, s: Tensor) -> None:
         """Put the newest rows first and drop the oldest."""
         if not self.has_bank:
-            repeats = -(-self.bank_size // f.shape[0])
-            self.bank_f = f.repeat(repeats, *[1] * (f.ndim - 1))[: self.bank_size].clone()
-            self.bank_s = s.repeat(repeats, *[1] * (s.ndim - 1))[: self.bank_size].clone()
+            self.bank_f, self.bank_s = _repeated(f, self.bank_size), _repeated(s, self.bank_size)
             return
         self._bank_like(f)
         self.bank_f.copy_(torch.cat([f.to(self.bank_f.dtype), self.bank_f])[: self.bank_size])
@@ -184,16 +182,23 @@ class _BankedChannel(nn.Module):
         gain, mine = state_dict.get(prefix + "gain"), self.gain_setting
         if gain is not None and mine != "auto" and gain.device.type != "meta" and gain != gain.new_tensor(mine):
             error_msgs.append(f"{prefix}gain must be {mine}, as in this channel, got {gain.item()}.")
-        # The saved bank decides the width; load it into buffers of its shape.
-        for name in ("bank_f", "bank_s"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != getattr(self, name).shape:
-                setattr(self, name, getattr(self, name).new_empty(saved.shape))
         settings = {prefix + name for name in self._saved_settings}
         buffers = {key: value for key, value in state_dict.items() if key not in settings}
+        # The saved bank decides the width, and this channel the number of rows; load it into buffers of its shape.
+        for name in ("bank_f", "bank_s"):
+            saved = buffers.get(prefix + name)
+            if saved is not None and saved.numel() > 0 and len(saved) != self.bank_size:
+                saved = buffers[prefix + name] = _repeated(saved, self.bank_size)
+            if saved is not None and saved.shape != getattr(self, name).shape:
+                setattr(self, name, getattr(self, name).new_empty(saved.shape))
         super()._load_from_state_dict(
             buffers, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    """The first rows, repeated if there are too few: (count, *), a copy."""
+    return rows.repeat(-(-count // len(rows)), *[1] * (rows.ndim - 1))[:count].clone()
 
 
 def gain_for_std(wanted: float, z: Tensor, ranks: Ranks | None = None) -> Tensor:
