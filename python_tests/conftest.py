@@ -36,6 +36,7 @@ def pytest_terminal_summary(terminalreporter):
 def fresh_randomness(request):
     """Every test its own random stream, the same whether it runs alone or with others."""
     torch.manual_seed(SEED + sum(map(ord, request.node.nodeid)))
+    torch.set_flush_denormal(False)  # what torch.compile of torch 2.4 loads sets the mode for the whole process
 
 
 def built_once(tmp_path_factory, *, sanitized):

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def run(program):
     """What a program prints in a fresh interpreter that imports the installed package, not the source folder."""
     command = [sys.executable, "-c", program]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
+
+
+def test_version_is_the_metadata_of_the_installed_package():
+    try:
+        installed = metadata.version("echo-ext")
+    except metadata.PackageNotFoundError:
+        pytest.skip("the package runs from its source tree")
+    assert echo_ext.__version__ == installed
 
 
 def test_optional_packages_are_left_for_later():
