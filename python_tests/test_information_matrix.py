@@ -112,10 +112,11 @@ def test_categories_and_groups():
 
 def pair_by_pair(x, y, given=None, **options):
     """Return the statistics and p-values of the tests of all pairs."""
-    found = [
-        [independence_test(x[..., [i]], y[..., [j]], given, **options)[:2] for j in range(y.shape[-1])]
-        for i in range(x.shape[-1])
-    ]
+
+    def test(i, j):
+        return [np.asarray(value) for value in independence_test(x[..., [i]], y[..., [j]], given, **options)[:2]]
+
+    found = [[test(i, j) for j in range(y.shape[-1])] for i in range(x.shape[-1])]
     return np.moveaxis(np.array(found, dtype=float), (0, 1, 2), (-2, -1, 0))
 
 

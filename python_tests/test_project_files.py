@@ -71,8 +71,8 @@ def test_versions_of_python_agree():
 
 def test_oldest_packages_are_the_minimum_and_have_a_job_with_the_oldest_python():
     minimum = dict(re.findall(r"([\w-]+)>=([\d.]+)", "\n".join(PROJECT["dependencies"])))
-    assert {name: re.sub(r"\.0$", "", version) for name, version in pins(OLDEST).items()} == minimum
-    assert "torch" in minimum
+    assert minimum.items() <= {name: re.sub(r"\.0$", "", version) for name, version in pins(OLDEST).items()}.items()
+    assert {"numpy", "torch"} <= minimum.keys()
     assert [given["python-version"] for given in installations() if given.get("constraints") == OLDEST] == [PYTHONS[0]]
 
 

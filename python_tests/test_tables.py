@@ -124,7 +124,11 @@ def test_ambiguous_files_are_refused(tmp_path, content, message):
         (b",\n1,2\n", "'0' must have finite values, got 1 missing or infinite ones, the first in line 1"),
         (b"x\n1\n\n3\n", "'0' must have finite values, got 1 missing or infinite ones, the first in line 3"),
         (b"x,y\n1_000,2\n", "'0' must be numeric, got '1_000' in line 2"),
-        (b"x,y\n1\x00,2\n", "'0' must be numeric|line contains NUL"),  # the latter from Python 3.10
+        pytest.param(
+            b"x,y\n1\x00,2\n",
+            "'0' must be numeric",
+            marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="the csv module of Python 3.10 refuses NUL"),
+        ),
         (b"x;y\n1,5;2,5\n", "'0' must be numeric, got '1,5' in line 2"),
         (b"x,y\n\n1,2\n\noops,3\n", "'0' must be numeric, got 'oops' in line 5"),
         (b"x,y\n9007199254740993,1\n", "integers that float64 can represent, got 9007199254740993 in line 2"),
