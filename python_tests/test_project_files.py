@@ -1,5 +1,6 @@
 """Files that say the same thing agree: metadata, versions, workflows, hooks, citation and changelog."""
 
+import fnmatch
 import importlib.util
 import re
 import sys
@@ -67,6 +68,19 @@ def test_versions_of_python_agree():
     assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + PYTHONS[0].replace(".", "")
     tested = {given["python-version"] for given in installations() if "--pre" not in given.get("pip-arguments", "")}
     assert {PYTHONS[0], PYTHONS[-1]} <= tested <= set(PYTHONS)
+
+
+def test_wheels_are_built_for_these_versions_of_python():
+    settings = PYPROJECT["tool"]["cibuildwheel"]
+    build, skip = (settings.get(key, default) for key, default in (("build", "*"), ("skip", "")))
+    build, skip = (patterns.split() if isinstance(patterns, str) else patterns for patterns in (build, skip))
+
+    def selected(name):
+        chosen, skipped = (any(fnmatch.fnmatch(name, each) for each in patterns) for patterns in (build, skip))
+        return chosen and not skipped
+
+    later = [f"3.{minor}" for minor in range(int(PYTHONS[0][2:]), 20)]  # requires-python leaves out the others
+    assert [version for version in later if selected(f"cp{version.replace('.', '')}-manylinux_x86_64")] == PYTHONS
 
 
 def test_oldest_packages_are_the_minimum_and_have_a_job_with_the_oldest_python():
