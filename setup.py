@@ -29,6 +29,8 @@ def wheel_nvcc():
 def build_environment():
     """The environment for CMake: a system nvcc wins over the wheel's, which needs to be told where its library is."""
     env = dict(os.environ)
+    if sys.platform == "win32":
+        env.setdefault("CXX", "clang++")  # CMake would find Visual C++ first, which cannot build the core
     if env.get("ECHO_EXT_CUDA") == "0" or env.get("CUDACXX") or shutil.which("nvcc"):
         return env
     nvcc = wheel_nvcc()
@@ -91,9 +93,9 @@ class CMakeBuild(build_ext):
         pybind11 = importlib.util.find_spec("pybind11").submodule_search_locations[0]
         configure = [
             "cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(tree),
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11}/share/cmake/pybind11",
-            f"-DECHO_EXT_OUTPUT_DIR={output}",
+            f"-DPython_EXECUTABLE={Path(sys.executable).as_posix()}",
+            f"-Dpybind11_DIR={Path(pybind11).as_posix()}/share/cmake/pybind11",
+            f"-DECHO_EXT_OUTPUT_DIR={output.as_posix()}",
             f"-DECHO_EXT_CUDA={env.get('ECHO_EXT_CUDA', '')}",
             f"-DECHO_EXT_CUDA_ARCHS={env.get('ECHO_EXT_CUDA_ARCHS', '')}",
             f"-DECHO_EXT_WERROR={env.get('ECHO_EXT_WERROR', '0')}",
@@ -107,7 +109,7 @@ class CMakeBuild(build_ext):
                 sys.exit(
                     f"echo-ext: '{' '.join(command[:2])}' failed with status {failure.returncode}; "
                     "its own message is above. "
-                    "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++); "
+                    "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++; on Windows: LLVM); "
                     "ECHO_EXT_CUDA=0 leaves the CUDA part out."
                 )
 

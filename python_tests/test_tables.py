@@ -17,6 +17,7 @@ from echo_ext.cli import main
 from echo_ext.cli.tables import read_table
 
 pandas = pytest.importorskip("pandas")
+PANDAS = tuple(map(int, pandas.__version__.split(".")[:2]))
 
 ROWS = [[1.5, 2.5], [-3.0, 4.0], [5.0, 6e-3]]
 
@@ -127,7 +128,10 @@ def test_ambiguous_files_are_refused(tmp_path, content, message):
         pytest.param(
             b"x,y\n1\x00,2\n",
             "'0' must be numeric",
-            marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="the csv module of Python 3.10 refuses NUL"),
+            marks=[
+                pytest.mark.skipif(sys.version_info < (3, 11), reason="the csv module of Python 3.10 refuses NUL"),
+                pytest.mark.skipif(PANDAS < (3, 1), reason="pandas before 3.1 reads the number before NUL"),
+            ],
         ),
         (b"x;y\n1,5;2,5\n", "'0' must be numeric, got '1,5' in line 2"),
         (b"x,y\n\n1,2\n\noops,3\n", "'0' must be numeric, got 'oops' in line 5"),
