@@ -12,7 +12,7 @@ import torch
 
 import echo_ext
 from echo_ext import _C, cli
-from echo_ext.cli import demo
+from echo_ext.cli import demo, machine
 
 # The working directory of child processes. At the root they would import the sources instead of the installed package.
 HERE = Path(__file__).parent
@@ -89,9 +89,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        ([], "the following arguments are required: command"),
-        (["dance"], "invalid choice: 'dance' (choose from"),
-        (["info", "--loud"], "unrecognized arguments: --loud"),
+        (["dance"], "there is no command 'dance'; the most similar are "),
+        (["sweeep", "--out", "o"], "echo-ext: error: there is no command 'sweeep'; the most similar are sweep"),
+        (["info", "--loud"], "echo-ext info: error: unrecognized arguments: --loud (see echo-ext info --help)"),
+        (["demo", "--epoch=5"], "unrecognized arguments: --epoch=5; did you mean --epochs?"),
         (["demo", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["demo", "--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["demo", "--beta", "-1"], "--beta must be a finite number of at least 0, got -1.0"),
@@ -170,7 +171,7 @@ def test_out_without_permission_is_refused_before_training(capsys, tmp_path, mon
     def refuse(*, dir):
         raise PermissionError(13, "Permission denied", dir)
 
-    monkeypatch.setattr(demo.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
     code, line = fail(capsys, "demo", "--out", str(tmp_path / "new"))
     assert code == 2
     assert f"--out must be writable, got {tmp_path / 'new'}: Permission denied" in line

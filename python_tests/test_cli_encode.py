@@ -166,12 +166,12 @@ def test_unusable_run_is_one_line(runs, capsys, words, spoil, complaint):
         (("encode", "no.npz", "--out", "codes.npz"), "data must be a name that echo-ext data lists, an .npz file"),
         (("encode", "wide.npz", "--out", "wide.npz"), "--out must be another file than the data, got wide.npz"),
         (("encode", "digits", "--out", "codes"), "--out must be a file name that ends with .npz, got codes"),
-        (("encode", "digits", "--out", "wide.npz/codes.npz"), "wide.npz must be a folder, but it is a file"),
+        (("encode", "digits", "--out", "wide.npz/codes.npz"), "must be a folder, got wide.npz, but wide.npz is a file"),
         (("encode", "digits", "--out", "c.npz", "--part", "tset"), "--part must be one of 'all', 'train', 'valid', 't"),
         (("encode", "digits", "--out", "c.npz", "--seed", "-1"), "--seed must be at least 0, got -1"),
         (("encode", "digits", "--out", "c.npz", "--device", "abacus"), "--device must be cpu, cuda or cuda:N"),
         (("sample", "-n", "0"), "-n must be at least 1, got 0"),
-        (("sample", "--out", "wide.npz"), "wide.npz must be a folder, but it is a file"),
+        (("sample", "--out", "wide.npz"), "must be a folder, got wide.npz, but wide.npz is a file"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_files(runs, capsys, words, complaint):

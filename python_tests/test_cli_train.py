@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from training_cases import without_progress
 
 from echo_ext import cli, metrics, models
 from echo_ext.cli.train import settings
@@ -270,13 +271,13 @@ def test_killed_and_terminated_run_resumes_bit_equal(tmp_path, one_thread):
             time.sleep(0.005)
         time.sleep(random.uniform(0, 0.1))
         run.send_signal(signum)
-        _, errors = run.communicate(timeout=100)
+        errors = without_progress(run.communicate(timeout=100)[1])
         assert run.returncode == code, errors
         run = start("train", "--resume", "--out", broken)
     assert errors.endswith(f"continue by: echo-ext train --resume --out {broken}\n")
     assert errors.count("\n") == 1
     assert cli.main([*echo, *settings, "--out", str(tmp_path / "alone")]) == 0
-    _, errors = run.communicate(timeout=100)
+    errors = without_progress(run.communicate(timeout=100)[1])
     assert (run.returncode, errors) == (0, "")
     left, right = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("alone", "broken"))
     assert left["epoch"] == right["epoch"] == 60

@@ -10,6 +10,7 @@ import math
 import struct
 import threading
 import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from data_cases import IDX, REAL, away_from_all_data, needs_real_files, write_id
 from data_cases import idx as idx_bytes
 
 from echo_ext import data
-from echo_ext.data import binary_mnist, dsprites, idx, omniglot
+from echo_ext.data import binary_mnist, catalog, dsprites, idx, omniglot
 from echo_ext.data._files import RemoteFile
 
 PARTS = {"train": 6, "valid": 3, "test": 2}
@@ -348,7 +349,7 @@ def test_download_with_another_checksum_is_not_kept(tmp_path, server, cache):
 
 def test_interrupted_download_leaves_no_files(server, cache):
     server.cut.append(f"/{IDX[0]}.gz")
-    with pytest.raises(FileNotFoundError, match=rf"{IDX[0]}.gz .* downloading http://127.* failed .*is available from"):
+    with pytest.raises(FileNotFoundError, match=rf"{IDX[0]}.gz .* downloading http://127.* failed .*by hand from"):
         data.load("mnist")
     assert list((cache / "mnist").iterdir()) == []
 
@@ -361,6 +362,45 @@ def test_server_without_the_file_is_reported(tmp_path, server, monkeypatch, prob
         address = "http://127.0.0.1:9/"  # the discard port, where no server listens
         monkeypatch.setitem(idx.FILES, "mnist", (RemoteFile("a.gz", f"{address}a.gz", "md5:0", ""),))
     with pytest.raises(FileNotFoundError, match=r"was not found in .* and downloading http://127.0.0.1.* failed"):
+        data.load("mnist")
+
+
+class Rendered(Exception):
+    pass
+
+
+@pytest.mark.parametrize("offline", [True, False])
+@pytest.mark.parametrize("name", [name for name, entry in catalog.CATALOG.items() if entry.page])
+def test_error_without_network_says_what_to_fetch_and_where_to_put_it(cache, monkeypatch, name, offline):
+    def render(path):
+        raise Rendered
+
+    monkeypatch.setattr(dsprites, "_render", render)
+    if not offline:
+        monkeypatch.delenv("ECHO_EXT_OFFLINE")
+        for variable in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(variable, "http://127.0.0.1:9")  # where no server listens
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises((FileNotFoundError, Rendered)) as error:
+            data.load(name)
+    message = str(caught[0].message if caught else error.value)
+    entry = catalog.CATALOG[name]
+    assert any(file in message for files in entry.files for file in files)
+    assert f" of {entry.folder} was not found in {cache / entry.folder}, and " in message
+    assert f"by hand from {entry.page} into {cache / entry.folder}, or into a folder that --data-dir" in message
+    if name != "celeba":
+        assert ("does not allow downloading http" if offline else "failed (ProxyError)") in message
+    assert "\n" not in message
+
+
+def test_unwritable_cache_is_named(server, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pooch.retrieve", refuse)
+    monkeypatch.setenv("ECHO_EXT_CACHE", "/nowhere")
+    with pytest.raises(FileNotFoundError, match="/nowhere/mnist is not writable; ECHO_EXT_CACHE can name another"):
         data.load("mnist")
 
 

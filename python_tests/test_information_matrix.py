@@ -198,6 +198,25 @@ def test_dependence_is_seen_and_progress_is_told():
         assert told[-1] == 39
 
 
+@pytest.mark.parametrize("columns", [2, 21])
+@pytest.mark.parametrize("case", ["complete", "missing", "given", "mixed"])
+def test_progress_without_tests_ends_at_the_number_of_pairs(columns, case):
+    x, y = fresh().standard_normal((2, 40, columns))
+    options = {"complete": {}, "missing": {"nan_policy": "omit"}, "given": {"given": x[:, 0] + y[:, 0]}}.get(case)
+    if case == "missing":
+        x[0, 1] = np.nan
+    if options is None:
+        options = {"method": "mixed", "discrete_x": [True, *[False] * (columns - 1)], "discrete_y": False}
+        x[:, 0] = x[:, 0] > 0
+    for other, count in ((y, columns**2), (None, columns * (columns + 1) // 2)):
+        told = []
+        if other is None:
+            options.pop("discrete_y", None)
+        mutual_information_matrix(x, other, progress=told.append, **options)
+        assert told == sorted(told)
+        assert told[-1] == count
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_false_discovery_control_is_that_of_scipy(symmetric):
     x, y, _ = some_columns(40, batch=(3,))

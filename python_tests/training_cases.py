@@ -118,6 +118,11 @@ def checkpoint(path, name="last.ckpt"):
     return torch.load(Path(path) / name, weights_only=True)
 
 
+def without_progress(errors):
+    """What a command prints on stderr, without the lines that a slow machine adds."""
+    return "".join(line for line in errors.splitlines(keepends=True) if "% [" not in line)
+
+
 def same(left, right):
     """Whether two results are equal bit for bit, except for the seconds."""
     if isinstance(left, torch.Tensor):

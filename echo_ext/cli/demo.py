@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 
 from echo_ext import _checks, _files
 from echo_ext._native import num_threads
-from echo_ext.cli.machine import add_data_dir, add_device, find_device
+from echo_ext._progress import progress
+from echo_ext.cli.machine import add_data_dir, add_device, check_writable, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.data import LabeledDataset
 from echo_ext.echo.channel import EchoChannel
@@ -24,9 +24,13 @@ from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import fit, initial_model, make_fabric, refresh
 from echo_ext.training.run_directory import RESULT_FILE, Run
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "train an Echo autoencoder and a Gaussian VAE of the same size, print a table and write figures"
+EXAMPLES = (
+    "echo-ext demo",
+    "echo-ext demo --data fashion-mnist --out fashion-demo",
+)
 MODELS = {"echo": "Echo", "vae": "VAE"}  # recipes, and their names in the table and the figures
 # Number of latents, width of the two layers, learning rate and epochs of both models, by data set.
 SIZES = {"digits": (8, 128, 3e-3, 600), "fashion-mnist": (10, 256, 2e-3, 8), "mnist": (10, 256, 2e-3, 8)}
@@ -53,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     configurations = {recipe: configure(recipe, **given) for recipe in MODELS}
     device = find_device(arguments.device)
     _checks.installed("lightning", "matplotlib", "tqdm", purpose="the demo", extra="demo")
-    _check_writable(arguments.out)
+    check_writable("out", arguments.out, FILES)
     parts = configurations["echo"].load_data(arguments.data_dir)
     # More threads do not speed up models this small, and sums must not depend on the number of cores.
     with num_threads(1):
@@ -88,31 +92,15 @@ def configure(recipe: str, data: str, **given: Any) -> Configuration:
     return Configuration.of(recipe, data, **settings | replaced)
 
 
-def _check_writable(out: Path) -> None:
-    """Refuse a folder that the results could not be written to, without creating anything."""
-    try:
-        nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-        if nearest.is_dir():
-            tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as refused:
-        raise ValueError(f"out must be writable, got {out}: {refused.strerror}") from refused
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"out must be a folder, got {out}, but {nearest} is a file")
-    if taken := [name for name in FILES if (out / name).is_dir()]:
-        raise FileExistsError(f"out must have no folder {taken[0]}, which is the name of a result, got {out}")
-
-
 def _train(
     configurations: Mapping[str, Configuration], parts: Mapping[str, LabeledDataset], device: torch.device
 ) -> dict[str, Run]:
     """Train the models with a progress bar for each; both have the same initial weights and batches."""
-    from tqdm.auto import tqdm
-
     fabric = make_fabric(device, configurations["echo"].precision)
     runs = {}
     for recipe, configuration in configurations.items():
         model = initial_model(configuration, parts["train"])
-        with tqdm(desc=MODELS[recipe], total=configuration.epochs, unit="epoch", disable=None) as bar:
+        with progress(MODELS[recipe], configuration.epochs, "epoch", leave=None) as bar:
 
             def show(row: Mapping[str, float], bar: Any = bar) -> None:
                 rate = row["valid_rate"] if "valid_rate" in row else row["valid_rate_bound"]

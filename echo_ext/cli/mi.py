@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from echo_ext import _checks
+from echo_ext._progress import progress
+from echo_ext.cli.machine import check_writable
 from echo_ext.cli.mi_results import Question, estimate_lags, estimate_matrix, estimate_pair
 from echo_ext.cli.tables import Table, join_tables, read_table
 from echo_ext.estimators.independence import NULL_DISTRIBUTIONS, SURROGATES
@@ -17,20 +20,47 @@ from echo_ext.estimators.ksg import METHODS, MULTIVARIATE_METHODS
 from echo_ext.estimators.options import TRANSFORMS
 from echo_ext.estimators.samples import NAN_POLICIES
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "estimate the mutual information between columns of CSV, NPY, NPZ or Parquet files by nearest neighbors"
+USAGE = "echo-ext mi FILE [FILE ...] (--x COLS --y COLS | --matrix) [options]"
+EXAMPLES = (
+    "echo-ext mi data.csv --x height --y weight,age",
+    "echo-ext mi data.csv --matrix --plot matrix.png",
+    "echo-ext mi data.csv --x smokes --y illness --given age --permutations 1000",
+    "echo-ext mi series.csv --x rain --y level --lag 48 --json",
+)
 WITHOUT_ORDER = ("mixed", "plug-in", "miller-madow")  # the methods for categories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    add = parser.add_argument
     what = "a .csv, .npy, .npz or .parquet file whose rows are samples; the columns of several stand side by side"
-    add("files", metavar="FILE", type=Path, nargs="+", help=what)
+    parser.add_argument("files", metavar="FILE", type=Path, nargs="+", help=what)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    _add_variables(parser.add_argument_group("variables").add_argument)
+    _add_estimator(parser.add_argument_group("estimator").add_argument)
+    _add_tests(parser.add_argument_group("test of independence").add_argument)
+    add = parser.add_argument_group("several estimates at once").add_argument
+    what = "estimate every pair of columns, or every pair of --x and --y if given"
+    add("--matrix", action="store_true", help=what)
+    add("--fdr", action="store_true", help="adjust the p-values of a matrix for its number of pairs")
+    add("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t | given at t) for lags from 0 to MAX")
+    add("--plot", type=Path, metavar="OUT.png", help="write a plot of the matrix or of the lags")
+
+
+def _add_variables(add: Callable[..., object]) -> None:
     add("--x", metavar="COLS", help="columns of the first variable: names or numbers from 0, separated by commas")
     add("--y", metavar="COLS", help="columns of the second variable")
     add("--given", metavar="COLS", help="columns of a variable to condition on")
+    add("--groups", metavar="COL", help="column that labels the trial or recording of each row, for time series")
+    what = "whether the first line of a CSV file contains names (default: inferred from its cells)"
+    add("--header", action=argparse.BooleanOptionalAction, help=what)
+    what = "refuse missing values, or leave out the rows of an estimate that have any"
+    add("--nan-policy", default="raise", choices=NAN_POLICIES, help=what)
+
+
+def _add_estimator(add: Callable[..., object]) -> None:
     what = "number of neighbors, or a fraction of the rows; more of them lower the variance but can increase the bias"
     add("--k", type=_read_k, default=3, help=what)
     what = "name of the estimator (default: mixed if a column holds words, which are categories, and ksg1 otherwise)"
@@ -40,21 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--transform", choices=[str(each or "none") for each in TRANSFORMS], help=what)
     what = "number of rows before and after a sample that are not its neighbors, for time series"
     add("--exclude-within", type=int, default=0, metavar="ROWS", help=what)
-    add("--groups", metavar="COL", help="column that labels the trial or recording of each row, for time series")
-    what = "refuse missing values, or leave out the rows of an estimate that have any"
-    add("--nan-policy", default="raise", choices=NAN_POLICIES, help=what)
-    _add_tests(parser)
-    add("--lag", type=int, metavar="MAX", help="scan I(x at t - lag; y at t | given at t) for lags from 0 to MAX")
-    what = "estimate every pair of columns, or every pair of --x and --y if given"
-    add("--matrix", action="store_true", help=what)
-    add("--plot", type=Path, metavar="OUT.png", help="write a plot of the matrix or of the lags")
-    what = "whether the first line of a CSV file contains names (default: inferred from its cells)"
-    add("--header", action=argparse.BooleanOptionalAction, help=what)
-    add("--json", action="store_true", help="print the result as JSON")
 
 
-def _add_tests(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_tests(add: Callable[..., object]) -> None:
     add("--permutations", type=int, default=0, metavar="N", help="test independence by N surrogates")
     what = "kind of surrogates (default: local with --given, otherwise shuffle)"
     add("--surrogate", choices=SURROGATES, help=what)
@@ -63,8 +81,7 @@ def _add_tests(parser: argparse.ArgumentParser) -> None:
     add("--null", default="empirical", choices=NULL_DISTRIBUTIONS, help=what)
     what = "stop once independence can no longer be rejected at this level"
     add("--early-stopping", type=float, metavar="ALPHA", help=what)
-    add("--fdr", action="store_true", help="adjust the p-values of a matrix for its number of pairs")
-    add("--seed", type=int, default=0, help="seed of the surrogates")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the surrogates")
 
 
 def _read_k(text: str) -> int | float:
@@ -77,7 +94,8 @@ def _read_k(text: str) -> int | float:
 def run(args: argparse.Namespace) -> None:
     """Estimate and print the mutual information."""
     _check_flags(args)
-    tables = [read_table(path, args.header if path.suffix.lower() == ".csv" else None) for path in args.files]
+    with progress(f"reading {', '.join(map(str, args.files))}", None):
+        tables = [read_table(path, args.header if path.suffix.lower() == ".csv" else None) for path in args.files]
     if args.header is not None and not any(path.suffix.lower() == ".csv" for path in args.files):
         raise ValueError(f"--header and --no-header need a CSV file, got {args.files[0]}")
     table = join_tables(tables)
@@ -129,7 +147,17 @@ def _check_flags(args: argparse.Namespace) -> None:
     if args.early_stopping is not None and args.null != "empirical":
         raise ValueError(f"--early-stopping needs --null empirical, got --null {args.null}")
     if args.plot:
-        _checks.installed("matplotlib", purpose="--plot", extra="mi")
+        _check_plot(args.plot)
+
+
+def _check_plot(path: Path) -> None:
+    _checks.installed("matplotlib", purpose="--plot", extra="mi")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().lstrip(".") not in formats:
+        raise ValueError(f"--plot must be a file that ends in one of .{', .'.join(formats)}, got {path}")
+    check_writable("--plot", path.parent, [path.name])
 
 
 def _read_question(args: argparse.Namespace, table: Table) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from echo_ext import estimators
+from echo_ext import _checks, estimators
+from echo_ext._progress import is_terminal, progress
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.tables import Column
 from echo_ext.estimators.embedding import Times
@@ -22,6 +24,8 @@ from echo_ext.estimators.embedding import Times
 __all__ = ["Question", "Result", "estimate_lags", "estimate_matrix", "estimate_pair"]
 
 SIGNIFICANT = 0.05  # the p-value up to which the heat map marks a pair
+MAX_TICKS = 60  # the number of names that fit at an axis of the heat map
+OF_NUMBERS = ("ksg1", "ksg2", "bi-ksg")  # by which the information of a column about itself is infinite
 PARTS = 10  # those from which a standard error is estimated
 
 
@@ -81,13 +85,26 @@ def estimate_pair(args: argparse.Namespace, question: Question) -> Result:
     found: dict[str, Any] = {}
     if args.permutations:
         found.update(_test(args, variables, keywords))
-    else:
-        found["estimate"] = estimator(*variables, **keywords)
     missing = np.any([np.isnan(each).any(-1) for each in variables], axis=0)
     found["rows"] = int((~missing).sum())
-    if (error := _standard_error(estimator, variables, found["rows"], args.seed, keywords)) is not None:
-        found["standard_error"] = error
+    with progress("estimate and its standard error", None):
+        if not args.permutations:
+            found = {"estimate": estimator(*variables, **keywords), **found}
+        if (error := _standard_error(estimator, variables, found["rows"], args.seed, keywords)) is not None:
+            found["standard_error"] = error
+    if shared := _shared_columns(question):
+        _checks.warn(
+            f"column {shared[0]!r} is in --x and in --y, so that their information is infinite; the estimate only "
+            "grows with the number of rows"
+        )
     return Result(found, lambda: print(_describe_pair(args, question, found)))
+
+
+def _shared_columns(question: Question) -> list[str]:
+    """The columns of numbers that x and y have in common, whose information the method takes as infinite."""
+    names = question.names
+    is_infinite = question.settings["method"] in OF_NUMBERS
+    return [name for name in names["x"] if name in names["y"]] if is_infinite else []
 
 
 def _test(args: argparse.Namespace, variables: Sequence[Column], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +115,9 @@ def _test(args: argparse.Namespace, variables: Sequence[Column], keywords: dict[
         "early_stopping": args.early_stopping,
     }
     independence_test: Any = estimators.independence_test
-    with _progress(args.permutations) as progress:
+    with progress("permutations", args.permutations, "permutation") as bar:
         test = independence_test(
-            *variables, n_resamples=args.permutations, seed=args.seed, progress=progress, **options, **keywords
+            *variables, n_resamples=args.permutations, seed=args.seed, progress=_report_to(bar), **options, **keywords
         )
     return {
         "estimate": test.statistic,
@@ -150,7 +167,11 @@ def estimate_lags(args: argparse.Namespace, question: Question) -> Result:
     if args.lag >= n:
         raise ValueError(f"--lag must be less than the number of rows, {n}, got {args.lag}")
     lags = range(args.lag + 1)
-    found = [_estimate_lag(question, lag) for lag in lags]
+    found = []
+    with progress("lags", len(lags), "lag") as bar:
+        for lag in lags:
+            found.append(_estimate_lag(question, lag))
+            bar.update()
     best = int(np.argmax(found))
     if args.plot:
         given = f" given {','.join(question.names['given'])}" if "given" in question.names else ""
@@ -160,7 +181,8 @@ def estimate_lags(args: argparse.Namespace, question: Question) -> Result:
             axes.set_xlabel(f"lag of {','.join(question.names['x'])} (rows)")
             axes.set_ylabel(f"mutual information with {','.join(question.names['y'])}{given} ({args.unit})")
     marks = ["<- largest" if lag == best else "" for lag in lags]
-    rows = [(f"{lag}", f"{value:.6f}", mark) for lag, value, mark in zip(lags, found, marks, strict=True)]
+    rows = [("lag", args.unit, "")]
+    rows += [(f"{lag}", f"{value:.6f}", mark) for lag, value, mark in zip(lags, found, marks, strict=True)]
     return Result({"lags": list(lags), "mi": found}, lambda: print_table(rows))
 
 
@@ -187,7 +209,9 @@ def estimate_matrix(args: argparse.Namespace, question: Question) -> Result:
     if not args.y:
         keywords.pop("discrete_y", None)
     values = question.values
-    with _progress(args.permutations) as progress:
+    num_pairs = len(rows) * len(columns) if args.y else len(rows) * (len(rows) + 1) // 2
+    steps, unit = (args.permutations, "permutation") if args.permutations else (num_pairs, "pair")
+    with progress(f"{unit}s", steps, unit) as bar:
         found: Any = estimators.mutual_information_matrix(
             values["x"],
             values["y"] if args.y else None,
@@ -195,7 +219,7 @@ def estimate_matrix(args: argparse.Namespace, question: Question) -> Result:
             n_resamples=args.permutations,
             fdr=args.fdr,
             seed=args.seed,
-            progress=progress,
+            progress=_report_to(bar),
             **keywords,
         )
     matrix, p = (found.statistic, found.pvalue) if args.permutations else (found, None)
@@ -203,11 +227,14 @@ def estimate_matrix(args: argparse.Namespace, question: Question) -> Result:
     if p is not None:
         known = [[None if np.isnan(value) else value for value in row] for row in p.tolist()]
         numbers.update({"p_values": known, "fdr": args.fdr, "permutations": args.permutations, "seed": args.seed})
+    # It grows with the number of rows, and would dominate the color scale.
+    own = np.array([[r == c for c in columns] for r in rows]) & (question.settings["method"] in OF_NUMBERS)
+    shown = np.where(own, np.nan, matrix)
     if args.plot:
-        _plot_matrix(args.plot, matrix, p, rows, columns, args.unit)
+        _plot_matrix(args.plot, shown, p, rows, columns, args.unit)
 
     def show() -> None:
-        _print_matrix(matrix, rows, columns)
+        _print_matrix(shown, rows, columns)
         if p is not None:
             adjusted = ", adjusted for the number of pairs" if args.fdr else ""
             print(f"\np-values ({args.permutations} permutations{adjusted}):")
@@ -222,28 +249,32 @@ def _print_matrix(matrix: npt.NDArray[Any], rows: list[str], columns: list[str])
         import pandas
     except ImportError:
         cells = zip(rows, matrix, strict=True)
-        print_table([("", *columns), *((name, *(f"{value:.4f}" for value in row)) for name, row in cells)])
+        texts = ((name, *("-" if np.isnan(value) else f"{value:.4f}" for value in row)) for name, row in cells)
+        print_table([("", *columns), *texts])
         return
-    print(pandas.DataFrame(matrix, rows, columns).to_string(float_format="{:.4f}".format, na_rep=""))
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None  # longer lines would be broken
+    table = pandas.DataFrame(matrix, rows, columns)
+    print(table.to_string(float_format="{:.4f}".format, na_rep="-", line_width=width))
 
 
 def _plot_matrix(
     path: Path,
-    matrix: npt.NDArray[Any],
+    shown: npt.NDArray[Any],
     p: npt.NDArray[Any] | None,
     rows: list[str],
     columns: list[str],
     unit: str,
 ) -> None:
     """Write a heat map in which small p-values have a star."""
-    # The information of a variable about itself grows with N and would dominate the color scale.
-    shown = np.where([[r == c for c in columns] for r in rows], np.nan, matrix)
     side = min(2.5 + 0.3 * max(len(rows), len(columns)), 20.0)
     with _figure(path, (side + 1, side)) as axes:
         image = axes.imshow(shown, cmap="viridis", vmin=0)
-        axes.set_xticks(range(len(columns)), columns, rotation=90)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.figure.colorbar(image, label=f"mutual information ({unit})")
+        for names, set_ticks, angle in ((columns, axes.set_xticks, 90), (rows, axes.set_yticks, 0)):
+            places = range(0, len(names), -(-len(names) // MAX_TICKS))
+            set_ticks(places, [names[place] for place in places], rotation=angle)
+        bar = axes.figure.colorbar(image, shrink=0.6, fraction=0.05)
+        bar.ax.tick_params(labelsize=5 + side)
+        bar.set_label(f"mutual information ({unit})", size=5 + side)
         if p is not None:
             axes.set_title(f"* p <= {SIGNIFICANT}", fontsize="small")
             for row, column in np.argwhere((p <= SIGNIFICANT) & ~np.isnan(shown)):
@@ -259,19 +290,13 @@ def _plot_matrix(
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=size, layout="constrained")
     yield figure.subplots()
     figure.savefig(path, dpi=150)
     print(f"wrote {path}", file=sys.stderr)
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object] | None]:
-    """Show a progress bar if stderr is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield None
-        return
-    with tqdm(desc="permutations", total=total, leave=False, disable=None) as bar:
-        yield lambda done: bar.update(done - bar.n)
+def _report_to(bar: Any) -> Callable[[int], object]:
+    """The ``progress`` of an estimator, which is called with the number of steps done, for a bar."""
+    return lambda done: bar.update(done - bar.n)

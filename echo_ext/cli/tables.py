@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import functools
 import itertools
 import re
@@ -74,10 +75,15 @@ class Table:
             if not columns and word.isdigit():
                 columns = self.names[int(word) :][:1]
             if not columns or not word:
-                shown = textwrap.shorten(", ".join(self.names), 200, placeholder=" ...")
-                raise ValueError(f"{self.path} has no column {word!r}; it has {shown}")
+                raise self._no_column(word)
             found += columns
         return found
+
+    def _no_column(self, word: str) -> ValueError:
+        near = difflib.get_close_matches(word, self.names, n=3)
+        names = textwrap.shorten(", ".join(map(repr, near or self.names)), 200, placeholder=" ...")
+        what = "the most similar are" if near else "it has"
+        return ValueError(f"{self.path} has no column {word!r}; {what} {names}; numbers from 0 choose a column too")
 
     def is_categorical(self, name: str) -> bool:
         """Whether a column holds words: every cell that is not missing has a letter, and none is a number."""

@@ -8,10 +8,9 @@ import functools
 import hashlib
 import math
 import os
-import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer
 
 from echo_ext._files import replacement
+from echo_ext._progress import progress
 
 StrPath = str | os.PathLike[str]
 Shape = tuple[int, ...]
@@ -107,25 +107,28 @@ class FileLocator:
         """The error for files that were not found and, for this reason, cannot be downloaded."""
         places = ", ".join(str(folder) for folder in self.folders if folder.is_dir()) or str(self.cache)
         return FileNotFoundError(
-            f"{wanted} of {self.name} was not found in {places}, and {reason}; it is available from {self.page}; "
-            "then pass its folder (--data-dir on the command line, root in Python) or set ECHO_EXT_DATA"
+            f"{wanted} of {self.name} was not found in {places}, and {reason}; download the files of {self.name} by "
+            f"hand from {self.page} into {self.cache}, or into a folder that --data-dir (root in Python) or the "
+            "environment variable ECHO_EXT_DATA names"
         )
 
 
 def _download(remote: RemoteFile, folder: Path) -> Path:
     """Download a file and check it before it gets its name; a ConnectionError says why it could not be downloaded."""
     if os.environ.get("ECHO_EXT_OFFLINE"):
-        raise ConnectionError("ECHO_EXT_OFFLINE does not allow downloading it")
+        raise ConnectionError(f"ECHO_EXT_OFFLINE does not allow downloading {remote.url}")
     try:
         import pooch
-        import tqdm  # noqa: F401
     except ModuleNotFoundError:
         raise ConnectionError("downloading it needs pooch: pip install 'echo-ext[train]'") from None
+    pooch.get_logger().setLevel("WARNING")  # its messages name checksums and temporary files
     try:
-        # pooch writes to a temporary name, checks the file, and renames it.
-        fetched = pooch.retrieve(
-            remote.url, remote.checksum, fname=remote.name, path=folder, progressbar=sys.stderr.isatty()
-        )
+        with progress(f"downloading {remote.name}", 1, "B") as bar:  # pooch sets the total
+            # It writes to a temporary name, checks the file, and renames it.
+            downloader = pooch.HTTPDownloader(progressbar=bar)
+            fetched = pooch.retrieve(remote.url, remote.checksum, remote.name, folder, downloader=downloader)
+    except PermissionError as problem:
+        raise ConnectionError(f"{folder} is not writable; ECHO_EXT_CACHE can name another folder") from problem
     except OSError as problem:  # also those of the requests library
         raise ConnectionError(f"downloading {remote.url} into {folder} failed ({type(problem).__name__})") from problem
     except ValueError as problem:  # pooch raises it for a wrong checksum
@@ -136,14 +139,12 @@ def _download(remote: RemoteFile, folder: Path) -> Path:
     return Path(fetched)
 
 
-def progress(steps: Sequence[T], what: str) -> Iterable[T]:
-    """Show a progress bar if stderr is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        return steps
-    bar: Iterable[T] = tqdm(steps, desc=what, disable=None)
-    return bar
+def watched(steps: Sequence[T], label: str, unit: str) -> Iterator[T]:
+    """Yield the steps of some work, with its progress."""
+    with progress(label, len(steps), unit) as bar:
+        for step in steps:
+            yield step
+            bar.update()
 
 
 def save_if_possible(path: Path, save: Callable[..., None], warning: str, **arrays: npt.NDArray[Any]) -> None:

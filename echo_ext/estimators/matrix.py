@@ -176,7 +176,8 @@ def mutual_information_matrix(
             condition, is NaN. Surrogates are made from the rows that are left.
         seed: The seed of the surrogates, which makes the p-values those of :func:`independence_test` with this seed,
             pair by pair. None draws one from PyTorch's generator.
-        progress: A function that is called from time to time with the number of surrogates done.
+        progress: A function that is called from time to time with the number of surrogates done, or without tests with
+            that of pairs done, of p * q, or of p * (p + 1) / 2 if y is None.
 
     Returns:
         (..., p, q), an array or a tensor as x is, with one more leading dimension if k is a sequence. Of a DataFrame x,

@@ -64,10 +64,11 @@ def estimate_and_test(samples: Samples, options: Options, settings: Settings) ->
         return _estimate_one_by_one(each, flags, options, settings)
     warn_of_ranked_ties(samples.names, samples.variables, options)
     x, y = each["x"].mT, each["y"].mT if "y" in each else None
+    of_pairs = settings.progress if settings.n == 0 else None
     if has_missing:
-        values, shares = pairs.estimate_without_missing(x, y, settings.method, options)
+        values, shares = pairs.estimate_without_missing(x, y, settings.method, options, of_pairs)
     else:
-        values, shares = pairs.estimate(x, y, each.get("given"), settings.method, options)
+        values, shares = pairs.estimate(x, y, each.get("given"), settings.method, options, of_pairs)
     pairs.warn_if_pairs_are_tied(shares, symmetric=y is None)
     return values, _permute(x, y, values[0], options, settings) if settings.n > 0 else None
 
@@ -127,8 +128,8 @@ def _estimate_one_by_one(
                 values[..., a, b], p[..., a, b] = _estimate_pair(pair, which, options, settings, tested)
             except ValueError as error:
                 raise ValueError(f"{error}, for columns {a} of x and {b} of {own}") from None
-            if settings.progress is not None and settings.n > 0:
-                settings.progress(settings.n * (done + 1) // len(places))
+            if settings.progress is not None:
+                settings.progress(settings.n * (done + 1) // len(places) if settings.n > 0 else done + 1)
     _warn_once(caught, len(places))
     if symmetric:
         values = values.triu() + values.triu(1).mT

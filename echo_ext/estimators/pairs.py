@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ from echo_ext.estimators.transforms import transform_columns
 
 __all__ = ["estimate", "estimate_surrogates", "estimate_without_missing", "transform_each", "warn_if_pairs_are_tied"]
 
+Progress: TypeAlias = Callable[[int], object] | None
+"""A function that is called with the number of pairs done."""
+
 # Numbers held on the CPU for the joint spaces of the pairs that are estimated together.
 BLOCK = 1 << 22
 # Blocks of a triangle: larger ones would spend on pairs below the diagonal more than they save.
@@ -26,7 +31,12 @@ BLOCKS_OF_TRIANGLE = 8
 
 
 def estimate(
-    columns_x: Tensor, columns_y: Tensor | None, given: Tensor | None, method: Method, options: Options
+    columns_x: Tensor,
+    columns_y: Tensor | None,
+    given: Tensor | None,
+    method: Method,
+    options: Options,
+    progress: Progress = None,
 ) -> tuple[Tensor, Tensor]:
     """Estimate all pairs of columns without missing values.
 
@@ -35,6 +45,7 @@ def estimate(
         given: Conditions (*batch, N, c), or None.
         method: The estimator.
         options: Of all rows.
+        progress: Called now and then.
 
     Returns:
         The estimates and the shares of tied samples, both (K, *batch, p, q) float64.
@@ -44,7 +55,7 @@ def estimate(
     given = None if given is None else transform_columns(given, options.transform)
     values = None if given is not None else _estimate_by_kernel(columns_x, columns_y, method, options)
     if values is None:
-        values, shares = _estimate_by_blocks(columns_x, columns_y, given, method, options)
+        values, shares = _estimate_by_blocks(columns_x, columns_y, given, method, options, progress=progress)
     elif _may_be_tied(columns_x, columns_y, min(options.ks)):  # the one kernel does not tell
         shares = _estimate_by_blocks(columns_x, columns_y, None, method, options)[1]
     else:
@@ -84,6 +95,7 @@ def _estimate_by_blocks(
     options: Options,
     *,
     triangle: bool = False,
+    progress: Progress = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what `estimate` does for transformed columns, some columns of x at a time.
 
@@ -111,11 +123,13 @@ def _estimate_by_blocks(
         values[:, begin:end, start:] = backend.mean(block)
         for share in of_block.tied_shares:
             shares[:, begin:end, start:] = share
+        if progress is not None:
+            progress(end * q - end * (end - 1) // 2 if triangle else end * q)
     return values.movedim((1, 2), (-2, -1)), shares.movedim((1, 2), (-2, -1))
 
 
 def estimate_without_missing(
-    columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options
+    columns_x: Tensor, columns_y: Tensor | None, method: Method, options: Options, progress: Progress = None
 ) -> tuple[Tensor, Tensor]:
     """Do what `estimate` does from the rows that neither column of a pair misses.
 
@@ -127,6 +141,7 @@ def estimate_without_missing(
     q, device = columns_y.shape[-2], columns_x.device
     found = columns_x.new_zeros((2, len(options.ks), math.prod(batch), p, q), dtype=torch.float64)
     items = zip(columns_x.reshape(-1, p, n), columns_y.reshape(-1, q, n), strict=True)
+    done = 0
     for item, (x, y) in enumerate(items):
         groups_x = _group_by_missing(x)
         groups_y = groups_x if symmetric else _group_by_missing(y)
@@ -144,6 +159,9 @@ def estimate_without_missing(
                 found[:, :, item, of_x.to(device).unsqueeze(-1), of_y.to(device)] = block
                 if symmetric:
                     found[:, :, item, of_y.to(device).unsqueeze(-1), of_x.to(device)] = block.mT
+                done += len(of_x) * (len(of_x) + 1) // 2 if symmetric and a == b else len(of_x) * len(of_y)
+                if progress is not None:
+                    progress(done // math.prod(batch))
     values, shares = found.reshape(2, len(options.ks), *batch, p, q)
     return values, shares
 

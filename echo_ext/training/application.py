@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks, _files, data
+from echo_ext._progress import progress
 from echo_ext.data import LabeledDataset, catalog, own
 from echo_ext.metrics._inputs import measure_rows
 from echo_ext.training.configuration import SETTINGS, Configuration
-from echo_ext.training.evaluation import SAMPLED_IMAGES, VECTORS, pixel_progress
+from echo_ext.training.evaluation import SAMPLED_IMAGES, VECTORS, pixel_progress, watched
 from echo_ext.training.fitting import evaluation_batch_size
 from echo_ext.training.ownership import explained
 from echo_ext.training.run_directory import load
@@ -84,7 +85,10 @@ def encode(
         return model.encode(x).float().cpu(), model.encode_mean(x).float().cpu()
 
     model, size = model.to(device), evaluation_batch_size(torch.device(device))
-    found = [[*measure_rows(model, each, size, both), each.labels] for each in sets]
+    found = []
+    for each in sets:
+        with watched(each, "rows encoded") as rows:
+            found.append([*measure_rows(model, rows, size, both), each.labels])
     codes = dict(zip(("z", "mean", "labels"), map(torch.cat, zip(*found, strict=True)), strict=True))
     if int(codes["labels"].min()) < 0:
         del codes["labels"]
@@ -147,8 +151,12 @@ def sample(
     torch.manual_seed(seed)
     model = model.to(device)
     size = evaluation_batch_size(torch.device(device))
-    with pixel_progress(model):
-        x = torch.cat([model.sample(min(size, n - start)).float().cpu() for start in range(0, n, size)])
+    parts = []
+    with progress("samples", n, "sample") as bar, pixel_progress(model):
+        for start in range(0, n, size):
+            parts.append(model.sample(min(size, n - start)).float().cpu())
+            bar.update(len(parts[-1]))
+    x = torch.cat(parts)
     shown = x[: SAMPLED_IMAGES if x.ndim == 4 else VECTORS]
     with explained(folder), _files.replacements(folder, SAMPLES_FILE, SAMPLES_FIGURE) as (file, figure):
         np.savez(file, x=x.numpy())

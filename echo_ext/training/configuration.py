@@ -57,7 +57,7 @@ class Configuration:
     model_settings: Mapping[str, Any] = setting(
         dict, "an argument of the model and its value in YAML, such as --set hidden=[256,256]; can be repeated"
     )
-    limit: int | None = setting(None, "use only the first N training rows", minimum=1)
+    limit: int | None = setting(None, "use only the first N training rows, but all validation and test rows", minimum=1)
     valid: str = setting(
         "split",
         "hold out the validation rows (split), or train on them too, as the papers do (none)",

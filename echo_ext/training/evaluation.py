@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.data import Dataset
 
 from echo_ext import _checks, metrics
+from echo_ext._progress import progress
 from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.data.mixtures import MIXTURES, Mixture
@@ -73,7 +74,31 @@ def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[
 def _measured(run: Run, test: LabeledDataset, draws: int) -> RateDistortion:
     torch.manual_seed(derive_seed(run.configuration.seed, Stream.MEASURE))
     batch_size = evaluation_batch_size(next(run.model.parameters()).device)
-    return metrics.rate_distortion(run.model, test, draws=draws, batch_size=batch_size)
+    with watched(test, "test rows") as rows:
+        return metrics.rate_distortion(run.model, rows, draws=draws, batch_size=batch_size)
+
+
+@contextlib.contextmanager
+def watched(data: LabeledDataset, label: str) -> Iterator[Dataset[Any]]:
+    """Yield the data set, with the progress of reading all its rows once."""
+    with progress(label, len(data), "row") as bar:
+        yield _Watched(data, bar)
+
+
+class _Watched(Dataset[Any]):
+    """A data set that reports the rows that are read to a bar."""
+
+    def __init__(self, data: LabeledDataset, bar: Any) -> None:
+        self._data = data
+        self._bar = bar
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._data[rows]
+        self._bar.update(len(rows))
+        return found
 
 
 def _minimum(run: Run) -> dict[str, float]:
@@ -133,12 +158,18 @@ def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
 
 @contextlib.contextmanager
 def pixel_progress(model: Model) -> Iterator[None]:
-    """Show a progress bar over the pixels while a model draws them one by one."""
-    from tqdm.auto import tqdm
+    """Show the progress over the pixels while a model draws them one by one."""
+
+    def watched_pixels(pixels: Iterable[int]) -> Iterator[int]:
+        places = list(pixels)
+        with progress("drawing", len(places), "pixel") as bar:
+            for pixel in places:
+                yield pixel
+                bar.update()
 
     networks = [module for module in model.modules() if isinstance(module, PixelCNN)]
     for network in networks:
-        network.wrap_pixels = functools.partial(tqdm, desc="drawing", unit="pixel", leave=False, disable=None)
+        network.wrap_pixels = watched_pixels
     try:
         yield
     finally:
@@ -234,7 +265,7 @@ def evaluate(
         needed = f"shape {model.data_shape} for the model in {directory}"
         raise ValueError(f"data {configuration.data!r} must have {needed}, got {shape}")
     measured = _measured(run, test, draws)
-    codes = encoded(model.encode_mean, test)
+    codes = encoded(model.encode_mean, test, "codes of test rows")
     x = test.values(slice(CODE_ROWS))
     posterior = _posterior(model, x)
     found = {
@@ -247,7 +278,8 @@ def evaluate(
     if importance_draws is not None:
         found |= _importance(model, test.select(slice(importance_rows)), importance_draws, 2 * batch_size)
     if isinstance(posterior, ChannelOutput) or gaussian_factors(posterior) is not None:
-        found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
+        with progress("information of latents", None):
+            found["latent_information"] = metrics.latent_information(model, x, method=information_method).tolist()
     if isinstance(model, StackedCorEx) or getattr(model, "aggregate", None) is not None:
         found |= _correlation_terms(model, x)
     if (noise := noise_total_correlation(model)) is not None:
@@ -256,12 +288,16 @@ def evaluate(
     if len(model.data_shape) == 1 and len(x) > NEIGHBORS:
         found |= _vector_measures(model, x)
     if isinstance(model, MIM) and configuration.data in MIXTURES:
-        found |= _joint_statistics(model, x[:JOINT_ROWS], MIXTURES[configuration.data])
+        with progress("joint statistics", None):
+            found |= _joint_statistics(model, x[:JOINT_ROWS], MIXTURES[configuration.data])
     if int(test.labels.min()) >= 0:
-        found |= _knn_accuracies(encoded(model.encode_mean, parts["train"]), parts["train"], codes, test)
+        of_train = encoded(model.encode_mean, parts["train"], "codes of training rows")
+        with progress("nearest-neighbor accuracies", None):
+            found |= _knn_accuracies(of_train, parts["train"], codes, test)
     if isinstance(test, DSprites):
         found |= _disentanglement(model, test, configuration.seed)
-    drawn = _code_figures(model, x, codes[: len(x)], test.labels, tsne=tsne)
+    with progress("figures", None):
+        drawn = _code_figures(model, x, codes[: len(x)], test.labels, tsne=tsne)
     with directory.owned(timeout=LOCK_TIMEOUT):
         directory.write_figures(drawn)
         directory.write_json(EVALUATION_FILE, found)
@@ -270,7 +306,8 @@ def evaluate(
 
 def _importance(model: Model, test: LabeledDataset, draws: int, max_batch_size: int) -> dict[str, Any]:
     """The importance-sampled -log p(x) of the test rows, and how far it can be trusted."""
-    estimate = metrics.importance_estimate(model, test, draws=draws, max_batch_size=max_batch_size)
+    with watched(test, "importance samples") as rows:
+        estimate = metrics.importance_estimate(model, rows, draws=draws, max_batch_size=max_batch_size)
     quartiles = torch.quantile(estimate.effective_draws, estimate.effective_draws.new_tensor([0, 0.25, 0.5, 0.75, 1]))
     return {
         "importance_nll": estimate.nll,
@@ -292,11 +329,12 @@ def _posterior(model: Model, x: Tensor) -> Distribution | ChannelOutput | None:
 
 
 @torch.no_grad()
-def encoded(encode: Callable[[Tensor], Tensor], data: LabeledDataset) -> Tensor:
+def encoded(encode: Callable[[Tensor], Tensor], data: LabeledDataset, label: str) -> Tensor:
     """What a method of a model, such as ``encode_mean``, gives for each row: (N, latent_dim)."""
     device = data.labels.device
     rows = torch.arange(len(data), device=device).split(evaluation_batch_size(device))
-    return torch.cat([encode(data.values(each)).float() for each in rows])
+    with watched(data, label) as read:
+        return torch.cat([encode(read[each][0]).float() for each in rows])
 
 
 def _correlation_terms(model: Model, x: Tensor) -> dict[str, Any]:
@@ -362,13 +400,14 @@ def _disentanglement(model: Model, test: DSprites, seed: int) -> dict[str, float
     grid = test.whole()
     order = torch.randperm(len(grid), generator=generator, device="cpu")
     sample = grid.select(order[:GRID_ROWS].to(test.labels.device))
-    codes = encoded(model.encode_mean, sample)
-    noisy = encoded(model.encode, sample.select(slice(CODE_ROWS)))
+    codes = encoded(model.encode_mean, sample, "codes of the grid")
+    noisy = encoded(model.encode, sample.select(slice(CODE_ROWS)), "samples of the grid's codes")
     seed = derive_seed(seed, Stream.MEASURE, 2)
-    return {
-        "mig": metrics.mig(codes[:CODE_ROWS], sample.factors[:CODE_ROWS]),
-        "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, noisy_codes=noisy, seed=seed),
-    }
+    with progress("MIG and FactorVAE score", None):
+        return {
+            "mig": metrics.mig(codes[:CODE_ROWS], sample.factors[:CODE_ROWS]),
+            "factor_vae_score": metrics.factor_vae_score(codes, sample.factors, noisy_codes=noisy, seed=seed),
+        }
 
 
 def _code_figures(model: Model, x: Tensor, codes: Tensor, labels: Tensor, *, tsne: bool) -> dict[str, Figure]:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from echo_ext._progress import progress, silenced
 from echo_ext.data import LabeledDataset
 from echo_ext.training import checkpoints, evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
 from echo_ext.training.processes import picklable, sigterm_interrupts
-from echo_ext.training.run_directory import RESULT_FILE, RunDirectory
+from echo_ext.training.run_directory import RESULT_FILE, Run, RunDirectory
 from echo_ext.training.schedules import epoch_rows
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def train(
         compile: Whether to compile the loss with ``torch.compile``.
         cuda_graph: Whether to record the step as a CUDA graph on a GPU, unless the step must wait for the device.
         tensorboard: Whether to log to ``out/tensorboard`` as well.
-        show_progress: Whether to show a progress bar if stderr is a terminal.
+        show_progress: Whether to show the progress on stderr: as a bar on a terminal, else as a line every minute.
         deadline: The time at which to save a checkpoint and stop, even in the middle of an epoch, but not before one
             second of training. An evaluation that has started is finished.
 
@@ -93,7 +94,7 @@ def train(
     # Several processes need Fabric first, because only one of them checks the folder and tells the others.
     fabric = make_fabric(torch.device(device), configuration.precision, loggers) if processes > 1 else None
     try:
-        with contextlib.ExitStack() as ownership:
+        with contextlib.ExitStack() as ownership, silenced(not show_progress):
             finished = _in_first_process(fabric, lambda: _claim(directory, configuration, resume, ownership))
             if finished is not None:
                 return finished
@@ -114,7 +115,8 @@ def train(
 
             with (
                 _interruptible(directory),
-                _progress_bar(configuration, parts, fabric, checkpoint, show_progress) as bar,
+                silenced(not fabric.is_global_zero),
+                _progress_bar(configuration, parts, fabric, checkpoint) as bar,
             ):
                 run = fit(
                     *(model, parts, configuration, fabric, directory),
@@ -123,30 +125,15 @@ def train(
                     cuda_graph=cuda_graph,
                     should_stop=should_stop,
                     on_step=bar.update,
-                    on_epoch=lambda row: bar.set_postfix_str(
-                        f"epoch {row['epoch']:.0f}, validation loss {row['valid_loss']:.2f} nats"
-                        if "valid_loss" in row
-                        else f"epoch {row['epoch']:.0f}, training loss {row['train_loss']:.2f} nats"
-                    ),
+                    on_epoch=lambda row: _show_epoch(bar, row, configuration.epochs),
                 )
             _leave_group()
             if not fabric.is_global_zero:
                 return {}
             if should_stop():
                 raise TimeLimitReached("the time limit was reached after training, before the model was evaluated")
-            checkpoint = directory.load_checkpoint(configuration)
-            if not checkpoint["finished"]:
-                refresh(model, parts["train"], configuration)
-                directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
-            best_epoch = {}
-            if ends_with_best:
-                checkpoint = directory.load_best(configuration, run.history)
-                checkpoints.load_weights(model, checkpoint)
-                best_epoch = {"best_epoch": checkpoint["epoch"]}
-            result = {**evaluation.measure(run, parts["test"]), **best_epoch}
-            evaluation.write_figures(run, parts["test"], result, directory)
-            directory.write_json(RESULT_FILE, result)  # written last, it marks the run as complete
-            return result
+            with _interruptible(directory, "all epochs are saved"):
+                return _finish(run, parts, directory)
     finally:
         _leave_group()
 
@@ -201,40 +188,62 @@ def _check_rows(parts: Mapping[str, LabeledDataset], configuration: Configuratio
             )
 
 
+def _finish(run: Run, parts: Mapping[str, LabeledDataset], directory: RunDirectory) -> dict[str, Any]:
+    """Save the model of a trained run, evaluate it and write its figures and its result, which is returned."""
+    model, configuration = run.model, run.configuration
+    checkpoint = directory.load_checkpoint(configuration)
+    if not checkpoint["finished"]:
+        refresh(model, parts["train"], configuration)
+        directory.save_checkpoint({**checkpoint, "finished": True, "state_dict": model.state_dict()})
+    best_epoch = {}
+    if configuration.patience is not None:
+        checkpoint = directory.load_best(configuration, run.history)
+        checkpoints.load_weights(model, checkpoint)
+        best_epoch = {"best_epoch": checkpoint["epoch"]}
+    result = {**evaluation.measure(run, parts["test"]), **best_epoch}
+    evaluation.write_figures(run, parts["test"], result, directory)
+    directory.write_json(RESULT_FILE, result)  # written last, it marks the run as complete
+    return result
+
+
 def _progress_bar(
     configuration: Configuration,
     parts: Mapping[str, LabeledDataset],
     fabric: Fabric,
     checkpoint: Mapping[str, Any] | None,
-    shown: bool,
-) -> Any:
-    """A bar over all steps of a run."""
-    from tqdm.auto import tqdm
-
-    rows, batch_size = len(parts["train"]), configuration.batch_size
+) -> contextlib.AbstractContextManager[Any]:
+    """A bar over all steps of a run, with the number of the epoch."""
+    rows, batch_size, epochs = len(parts["train"]), configuration.batch_size, configuration.epochs
     steps = len(epoch_rows(rows, batch_size, seed=0, epoch=0, world_size=fabric.world_size))
-    done = 0
+    epoch = done = 0
     if checkpoint is not None:
         unfinished = checkpoint.get("unfinished_epoch")
-        done = steps * checkpoint["epoch"] + (len(unfinished["costs"]["values"]) if unfinished else 0)
-    return tqdm(
-        desc=f"{configuration.recipe} on {configuration.data}",
-        total=steps * configuration.epochs,
-        initial=done,
-        unit="step",
-        leave=None,  # removes a bar that is nested in another
-        disable=None if shown and fabric.is_global_zero else True,  # None disables it if stderr is not a terminal
-    )
+        epoch = checkpoint["epoch"]
+        done = steps * epoch + (len(unfinished["costs"]["values"]) if unfinished else 0)
+    name = f"{configuration.recipe} on {configuration.data}"
+    return progress(_epoch_label(epoch, epochs), steps * epochs, "step", of=name, done=done, leave=None)
+
+
+def _epoch_label(finished: int, epochs: int) -> str:
+    return f"epoch {min(finished + 1, epochs)}/{epochs}"
+
+
+def _show_epoch(bar: Any, row: Mapping[str, float], epochs: int) -> None:
+    """Show the number of the next epoch, and the last loss."""
+    part = "validation" if "valid_loss" in row else "training"
+    loss = row["valid_loss" if "valid_loss" in row else "train_loss"]
+    bar.set_postfix_str(f"{part} loss {loss:.2f} nats", refresh=False)
+    bar.set_description_str(_epoch_label(int(row["epoch"]), epochs), refresh=False)
 
 
 @contextlib.contextmanager
-def _interruptible(directory: RunDirectory) -> Iterator[None]:
-    """Let SIGTERM stop training, as Ctrl-C does; errors that stop it say what is saved."""
+def _interruptible(directory: RunDirectory, saved: str = "the last finished epoch is saved") -> Iterator[None]:
+    """Let SIGTERM stop training, as Ctrl-C does; errors that stop it say what is ``saved``."""
     try:
         with sigterm_interrupts():
             yield
     except (KeyboardInterrupt, FloatingPointError) as stop:
-        kept = "the last finished epoch is saved" if directory.has_checkpoint else "no epoch was finished"
+        kept = saved if directory.has_checkpoint else "no epoch was finished"
         if isinstance(stop, FloatingPointError):
             raise FloatingPointError(f"{stop}; {kept}") from None
         raise KeyboardInterrupt(

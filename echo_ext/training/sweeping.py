@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from echo_ext import _checks
+from echo_ext._progress import progress, silenced
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model, PixelCNN
@@ -142,15 +143,18 @@ def sweep(
 
     found: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
-    for name, outcome in _outcomes(runs, out, jobs, deadline, {**options, "evaluate": evaluate}):
-        if isinstance(outcome, TimeLimitReached):
-            continue
-        if isinstance(outcome, Exception):
-            failures[name] = f"{type(outcome).__name__}: {outcome}"
-        else:
-            found[name] = {**outcome, **_series(runs[name], settings)}
-        if on_run is not None:
-            on_run(name, found.get(name))
+    is_shown = options.get("show_progress", True)
+    with silenced(not is_shown), progress("runs", len(runs), "run", leave=None) as bar:
+        for name, outcome in _outcomes(runs, out, jobs, deadline, {**options, "evaluate": evaluate}):
+            if isinstance(outcome, TimeLimitReached):
+                continue
+            if isinstance(outcome, Exception):
+                failures[name] = f"{type(outcome).__name__}: {outcome}"
+            else:
+                found[name] = {**outcome, **_series(runs[name], settings)}
+            bar.update()
+            if on_run is not None:
+                on_run(name, found.get(name))
     finished = {name: run for name, run in runs.items() if name in found}
     results = [found[name] for name in finished]
     table, equal_rate = _table(results, trim, settings), at_equal_rate(results, settings=settings)
@@ -243,12 +247,13 @@ def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]
     """Train a run, unless it is finished, and evaluate it if that is an option; return the measures of both."""
     training = {name: value for name, value in options.items() if name != "evaluate"}
     directory = RunDirectory(path)
-    if options["evaluate"] and directory.has_result:
-        directory.remove_leftovers()
-        result = directory.result()
-    else:
-        result = train(configuration, path, resume=directory.holds_run, **training)
-    return {**_evaluation(path, result, options), **result} if options["evaluate"] else result
+    with silenced(not options.get("show_progress", True)):  # in a process of its own too
+        if options["evaluate"] and directory.has_result:
+            directory.remove_leftovers()
+            result = directory.result()
+        else:
+            result = train(configuration, path, resume=directory.holds_run, **training)
+        return {**_evaluation(path, result, options), **result} if options["evaluate"] else result
 
 
 def _evaluation(path: Path, result: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
