@@ -7,9 +7,13 @@ import argparse
 from echo_ext.cli.machine import add_data_dir
 from echo_ext.data.catalog import CATALOG, Entry
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "list the data sets with their shapes, rows, sources, licenses, and files on this machine"
+EXAMPLES = (
+    "echo-ext data",
+    "echo-ext data --data-dir ~/datasets",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,17 @@ import argparse
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.cli.machine import add_data_dir, add_device, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_writable, find_device
 from echo_ext.cli.train import PACKAGES
 from echo_ext.training.configuration import SETTINGS
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "write the codes of data under the model of a run directory"
+EXAMPLES = (
+    "echo-ext encode runs/echo-digits-beta1-seed0 digits --part test --out codes.npz",
+    "echo-ext encode runs/echo-digits-beta1-seed0 mine.npz --out codes.npz",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Encode the rows and write the codes."""
     _checks.installed(*PACKAGES, purpose="encode")
+    check_writable("out", arguments.out.parent)
     from echo_ext import training
 
     options = {name: getattr(arguments, name) for name in ("part", "seed", "data_dir")}

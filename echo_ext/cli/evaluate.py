@@ -8,15 +8,19 @@ import warnings
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.cli.machine import add_data_dir, add_device, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_writable, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.train import PACKAGES
 from echo_ext.metrics.information import METHODS
 from echo_ext.metrics.likelihood import RATE_WORDS
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "evaluate the model of a run directory by all metrics that apply to it"
+EXAMPLES = (
+    "echo-ext evaluate runs/echo-digits-beta1-seed0",
+    "echo-ext evaluate runs/vae-digits-beta1-seed0 --importance-draws 1000 --tsne",
+)
 
 LABELS = {
     **RATE_WORDS,
@@ -60,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate the run and print the results."""
     _checks.installed(*PACKAGES, "sklearn", "scipy", purpose="evaluate")
+    check_writable("directory", arguments.directory)
     from echo_ext import training
     from echo_ext.training.run_directory import EVALUATION_FILE
 

@@ -13,9 +13,10 @@ from echo_ext._cuda import REBUILD, cuda_name, cuda_refusal, driver_version
 from echo_ext._versions import versions
 from echo_ext.cli.machine import torch_refusal
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "show versions, the build options of the native core, and whether this machine can run its CUDA kernels"
+EXAMPLES = ("echo-ext info",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,10 @@ import argparse
 
 from echo_ext import models
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "list the recipes for train, one per line"
+EXAMPLES = ("echo-ext recipes",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

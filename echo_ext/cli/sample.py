@@ -6,12 +6,16 @@ import argparse
 from pathlib import Path
 
 from echo_ext import _checks
-from echo_ext.cli.machine import add_device, find_device
+from echo_ext.cli.machine import add_device, check_writable, find_device
 from echo_ext.cli.train import PACKAGES
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "draw samples from the model of a run directory; write samples.npz and samples.png"
+EXAMPLES = (
+    "echo-ext sample runs/echo-digits-beta1-seed0",
+    "echo-ext sample runs/echo-digits-beta1-seed0 -n 1000 --out samples",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,5 +34,6 @@ def run(arguments: argparse.Namespace) -> None:
     from echo_ext import training
 
     out, device = arguments.out or arguments.directory, find_device(arguments.device)
+    check_writable("out", out)
     training.sample(arguments.directory, arguments.n, out, seed=arguments.seed, device=device)
     print(f"{arguments.n} samples; written to {out / 'samples.npz'} and {out / 'samples.png'}")

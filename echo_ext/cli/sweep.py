@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_ext import _checks
 from echo_ext.cli.evaluate import LABELS
+from echo_ext.cli.machine import check_writable
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, model_setting, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
@@ -20,20 +22,29 @@ from echo_ext.training.sweeping import series_label
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "train a grid of recipes, model settings, betas and seeds; print the table and plot the rate-distortion curves"
+USAGE = "echo-ext sweep --recipe NAME [NAME ...] --data NAME --out DIR [options]"
+EXAMPLES = (
+    "echo-ext sweep --recipe echo vae --data digits --beta 0.5,1,2 --seeds 0,1 --out sweep",
+    "echo-ext sweep --recipe vae --data digits --set hidden=[32],[128,128] --out widths --jobs 2",
+    "echo-ext sweep --recipe echo --data mnist --beta 1,2,4 --out night --time-limit 8h",
+)
 
 Value = TypeVar("Value")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command to a parser."""
-    add, text = parser.add_argument, "weights of the rate, separated by commas, such as 0.1,0.5,1,2"
-    add("--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them")
-    add("--data", required=True, metavar="NAME", help=SETTINGS["data"].help)
-    add("--beta", default="1", metavar="LIST", help=text)
-    add("--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2")
+    add, of_grid = parser.add_argument, parser.add_argument_group("grid", "Every combination is trained.").add_argument
+    text = "weights of the rate, separated by commas, such as 0.1,0.5,1,2"
+    of_grid(
+        "--recipe", nargs="+", required=True, metavar="NAME", help="one or more recipes; echo-ext recipes lists them"
+    )
+    of_grid("--data", required=True, metavar="NAME", help=SETTINGS["data"].help)
+    of_grid("--beta", default="1", metavar="LIST", help=text)
+    of_grid("--seeds", default="0", metavar="LIST", help="seeds, separated by commas, such as 0,1,2")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the table and all runs")
     add("--jobs", type=int, default=1, metavar="N", help="number of runs to train at a time on the device")
     text = "save all runs and stop after a time such as 90s, 9m or 1h30m; the same command continues them"
@@ -43,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--evaluate", action="store_true", help="evaluate each run too, and average these measures")
     text = "another argument of the model with one or more values in YAML, such as --set hidden=[256,256] or --set "
     text += "hidden=[5],[20], which trains with each; can be repeated"
-    add("--set", dest="model_settings", action="append", metavar="NAME=LIST", default=argparse.SUPPRESS, help=text)
+    of_grid("--set", dest="model_settings", action="append", metavar="NAME=LIST", default=argparse.SUPPRESS, help=text)
     add_settings(parser, without=("recipe", "data", "beta", "seed", "model_settings"))
 
 
@@ -54,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     time_limit = None if arguments.time_limit is None else _seconds(arguments.time_limit)
     packages = ("pandas", "sklearn", "scipy") if arguments.evaluate else ("pandas",)
     _checks.installed(*PACKAGES, *packages, purpose="sweep")
+    check_writable("out", arguments.out)
     from echo_ext import training
 
     given = settings(arguments, _axis)
@@ -131,7 +143,10 @@ def _seconds(text: str) -> float:
 
 
 def _report(name: str, result: dict[str, Any] | None) -> None:
-    print(f"{name}: " + (f"-ELBO {result['neg_elbo']:.2f}" if result else "failed"), flush=True)
+    from tqdm import tqdm
+
+    tqdm.write(f"{name}: " + (f"-ELBO {result['neg_elbo']:.2f}" if result else "failed"))  # above the bars
+    sys.stdout.flush()
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

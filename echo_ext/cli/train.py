@@ -9,18 +9,31 @@ from typing import Any
 
 from echo_ext import _checks
 from echo_ext._checks import brief
-from echo_ext.cli.machine import add_data_dir, add_device, find_device
+from echo_ext.cli.machine import add_data_dir, add_device, check_writable, find_device
 from echo_ext.cli.printing import print_table
 from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
 from echo_ext.training.configuration import SETTINGS, Configuration
 
-__all__ = ["HELP", "add_arguments", "add_settings", "model_setting", "options", "run", "settings"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "add_settings", "model_setting", "options", "run", "settings"]
 
 HELP = "train a recipe on a data set and write a folder with the model, its metrics and figures"
+USAGE = "echo-ext train --recipe NAME --data NAME [options]"
+EXAMPLES = (
+    "echo-ext train --recipe echo --data digits",
+    "echo-ext train --recipe vae --data fashion-mnist --beta 2 --epochs 20 --out runs/fashion",
+    "echo-ext train --recipe echo --data mine.npz --set hidden=[64,64] --device cuda",
+    "echo-ext train --resume --out runs/fashion",
+)
 
 PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
 OFF = "none"  # the word for None, which switches an optional setting off
 _METAVARS: dict[type, str] = {str: "NAME", int: "N", float: "X"}
+# The groups of settings in the help; those that are in none of the others belong to the last.
+_GROUPS = {"model": None, "data": None, "training": "Defaults are in parentheses; a recipe may have its own."}
+_GROUP_OF = {
+    **dict.fromkeys(("recipe", "beta", "latent_dim", "model_settings", "initial_run"), "model"),
+    **dict.fromkeys(("data", "limit", "valid", "binarization"), "data"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
     """Add a flag for each setting of a run, and those that say how and where it is trained."""
-    group = parser.add_argument_group("settings", "Defaults are in parentheses; a recipe may have its own.")
+    groups = {title: parser.add_argument_group(title, about) for title, about in _GROUPS.items()}
     for name, each in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         metavar = "DIR" if name == "initial_run" else _METAVARS.get(each.kind)
@@ -49,12 +62,14 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
             kind = {"action": argparse.BooleanOptionalAction}
         if name not in without:
             default = "" if each.default is None else f" (default: {each.default})"
+            group = groups[_GROUP_OF.get(name, "training")]
             group.add_argument(flag, dest=name, help=each.help + default, default=argparse.SUPPRESS, **kind)
-    add_data_dir(parser)
-    add_device(parser)
-    parser.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
+    machine = parser.add_argument_group("machine")
+    add_data_dir(machine)
+    add_device(machine)
+    machine.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     what = "on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph"
-    parser.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help=what)
+    machine.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help=what)
 
 
 def _optional(kind: type) -> Callable[[str], Any]:
@@ -76,6 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
     recipe, data, beta, seed = configuration.recipe, configuration.data, configuration.beta, configuration.seed
     name = Path(data).name.removesuffix(".npz")  # of one's own data, which are given by their path
     out = arguments.out or Path(f"runs/{recipe}-{name}-beta{beta:g}-seed{seed}")
+    was_finished = arguments.resume and training.RunDirectory(out).is_finished
+    if not was_finished:
+        check_writable("out", out)
     switches = {"resume": arguments.resume, "tensorboard": arguments.tensorboard}
     result = training.train(configuration, out, **switches, **options(arguments))
     if not result:  # not the first of several processes
@@ -85,7 +103,9 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{result['recipe']} on {result['data']}, {result['rows']['test']} test rows, nats per sample")
     print_table([(label, f"{result[name]:.3f}") for name, label in labels.items()])
     best = f", of which epoch {result['best_epoch']} is the best," if "best_epoch" in result else ""
-    print(f"after {result['epochs']} epochs{best} in {result['seconds']:.0f} s; written to {out}")
+    epochs = f"{result['epochs']} epoch{'' if result['epochs'] == 1 else 's'}{best}"
+    done = f"the run was finished before; nothing was changed in {out}" if was_finished else f"written to {out}"
+    print(f"after {epochs} in {result['seconds']:.0f} s; {done}")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
