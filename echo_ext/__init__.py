@@ -2,13 +2,25 @@
 
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
+from platform import machine as _machine
+from platform import python_version as _python_version
+from platform import system as _system
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-if _find_spec("echo_ext._C") is None:
+try:
+    if _find_spec("echo_ext._C") is None:
+        raise ImportError("there is none")
+    _import_module("torch")  # first, so that the core does not choose the C++ library that both use
+    _import_module("echo_ext._C")
+except ImportError as _problem:
+    if _problem.name == "torch":
+        raise
+    _here = f"Python {_python_version()} on {_system()} {_machine()}"
     raise ImportError(
-        f"echo_ext's native core is not in {__path__[0]}, where Python found it: if this is the source tree and "
-        "echo_ext is installed, run Python from another folder; CONTRIBUTING.md builds the core into the source tree"
-    )
+        f"echo_ext's native core is not in {__path__[0]}, or not for {_here} ({_problem}): if this is the source tree "
+        "and echo_ext is installed, run Python from another folder, or build it here by pip install -e .; otherwise "
+        "install echo-ext again with this Python"
+    ) from None
 
 from echo_ext.echo import (
     ChannelOutput,

@@ -1,15 +1,17 @@
 """Every error is one line that names the argument, its value and what is valid."""
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import echo_ext
-from echo_ext import reference
+from echo_ext import _C, reference
 
 F = torch.zeros(5, 3)
 BANK = (torch.zeros(4, 3), torch.zeros(4, 3))
@@ -120,9 +122,16 @@ def test_zero_width_is_valid():
     assert empty.grad.shape == (5, 0)
 
 
-def test_import_without_native_module_raises(tmp_path):
+@pytest.mark.parametrize("core", [None, b"of another platform"])
+def test_import_without_native_module_raises(tmp_path, core):
     (tmp_path / "echo_ext").mkdir()
     shutil.copy(echo_ext.__file__, tmp_path / "echo_ext")
-    done = subprocess.run([sys.executable, "-S", "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
+    if core is not None:
+        (tmp_path / "echo_ext" / Path(_C.__file__).name).write_bytes(core)
+    done = subprocess.run([sys.executable, "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert f"native core is not in {tmp_path / 'echo_ext'}" in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(
+        f"ImportError: echo_ext's native core is not in {tmp_path / 'echo_ext'}, or not for Python 3."
+    )
+    assert f" on {platform.system()} {platform.machine()} (" in line
