@@ -67,19 +67,20 @@ def resample(
     batch = broadcast(*(v.shape[:-2] for v in variables))
     aligned = [v.reshape((1,) * (len(batch) + 2 - v.ndim) + v.shape) for v in variables]
     statistic = _mean(formula([PointSet(v) for v in aligned], options))[0].expand(batch)
-    options = replace(options, tied_shares=[])  # only the ties of the statistic are worth a warning
-    null: list[Tensor] = []
+    # Allocated at once, since a small tensor of each block would prevent that the memory of the large ones is reused.
+    null = statistic.new_empty((n, *batch))
     reached = torch.zeros(batch, dtype=torch.int64, device=statistic.device)
     used = torch.zeros_like(reached)
     running = torch.ones_like(reached, dtype=torch.bool)
     for first, num in _blocks(aligned, batch, n, enough):
+        options = replace(options, tied_shares=[])  # only the ties of the statistic are worth a warning
         each = orders(first, num)
         found = backend_of(statistic).estimate_surrogates(aligned, each, options) if native else None
         if found is None:
             moved = _exchange(aligned[1], each)
             found = _mean(formula([PointSet(v) for v in (aligned[0], moved, *aligned[2:])], options))[0]
             found = found.expand(num, *batch)
-        null.append(found)
+        null[first : first + num] = found
         reaches = (found >= statistic - ROUNDING).to(torch.int64)
         if enough is None:
             reached, used = reached + reaches.sum(0), used + num
@@ -95,7 +96,7 @@ def resample(
         if enough is not None and not bool(running.any()):
             break
     most = int(used.max()) if used.numel() > 0 else n
-    return Resampled(statistic, torch.cat(null)[:most], reached, used)
+    return Resampled(statistic, null[:most], reached, used)
 
 
 def p_value(found: Resampled, null: NullDistribution, enough: int | None) -> Tensor:
