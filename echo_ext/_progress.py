@@ -73,7 +73,9 @@ def progress(
     about = of.replace("{", "{{").replace("}", "}}")
     if on_terminal:
         layout = f"{{desc}}{numbers} {{bar}} {about}" if unit else f"{{desc}}{numbers}"
-        bar = tqdm(**options, bar_format=layout, leave=leave, dynamic_ncols=True)
+        # Shown below, because an interrupt before it can be closed must not leave it there.
+        bar = tqdm(**options, bar_format=layout, leave=leave, dynamic_ncols=True, delay=1)
+        bar.delay = 0
     else:  # the bar only keeps the numbers, and never draws itself
         layout = f"{about}{', ' if of else ''}{{desc}}{numbers}"
         bar = tqdm(**options, bar_format=layout, file=io.StringIO(), mininterval=math.inf, delay=math.inf)
@@ -88,6 +90,8 @@ def progress(
 
     first, interval = (TICK, TICK) if on_terminal else (FIRST_LINE, LINE_INTERVAL)
     with contextlib.closing(bar):
+        if on_terminal:
+            bar.refresh()
         ticker = _Ticker(show, first, interval)
         try:
             yield bar
