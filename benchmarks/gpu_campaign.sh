@@ -4,7 +4,7 @@
 # Data sets are read from ECHO_EXT_DATA. Runs are kept in build/campaign, so that calls on one machine share them. What
 # another machine needs is packed into the output folder (--out, by default benchmarks/results/campaign) as an archive
 # of at most 60 MB; --archive FOLDER continues its runs.
-# Needs Python with torch, pybind11, lightning, matplotlib, pandas, tqdm and yaml; nvcc, cmake and ninja; and no network.
+# Needs Python with torch, pybind11, lightning_fabric, matplotlib, pandas, tqdm and yaml; nvcc, cmake and ninja; and no network.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}

@@ -12,7 +12,7 @@ from echo_ext import training
 from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, RunDirectory, checkpoints, running
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from echo_ext.models.recipes import FOLLOW_BATCH, RECIPES, find
 from echo_ext.training import Configuration, fitting, stepping
 from echo_ext.training.stepping import RecordedStep
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning_fabric")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -182,7 +182,7 @@ def test_missing_packages_are_named_with_their_extra(capsys, tmp_path, monkeypat
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     code, line = fail(capsys, "demo", "--out", str(tmp_path))
     assert code == 1
-    assert "the demo needs lightning and matplotlib and tqdm: pip install 'echo-ext[demo]'" in line
+    assert "the demo needs lightning_fabric and matplotlib and tqdm: pip install 'echo-ext[demo]'" in line
 
 
 def test_unexpected_error_is_one_line_and_exit_code_1(capsys, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from test_cli_train import fail
 
 from echo_ext import cli, data, training
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 QUICK = ("--limit", "200", "--epochs", "2", "--batch-size", "50", "--latent-dim", "3", "--set", "hidden=[8]")
@@ -185,4 +185,4 @@ def test_missing_packages_are_named_with_their_extra(runs, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     for words in (("encode", "run", "digits", "--out", "codes.npz"), ("sample", "run")):
         code, line = fail(capsys, *words)
-        assert (code, f"{words[0]} needs lightning and matplotlib" in line) == (1, True)
+        assert (code, f"{words[0]} needs lightning_fabric and matplotlib" in line) == (1, True)

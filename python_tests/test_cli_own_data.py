@@ -8,7 +8,7 @@ from test_cli_train import fail
 
 from echo_ext import cli, training
 
-for needed in ("lightning", "matplotlib", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "yaml"):
     pytest.importorskip(needed)
 Image = pytest.importorskip("PIL.Image")
 

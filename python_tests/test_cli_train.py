@@ -21,7 +21,7 @@ from echo_ext.metrics import likelihood
 from echo_ext.training.configuration import SETTINGS, Configuration
 from echo_ext.training.sweeping import Sweep
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 HERE = Path(__file__).parent
@@ -143,7 +143,7 @@ def test_missing_packages_of_train_are_named_with_their_extra(capsys, monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
     code, line = fail(capsys, *TRAIN)
     assert code == 1
-    assert "train needs lightning and matplotlib and tqdm and yaml: pip install 'echo-ext[train]'" in line
+    assert "train needs lightning_fabric and matplotlib and tqdm and yaml: pip install 'echo-ext[train]'" in line
 
 
 def test_run_is_reported_evaluated_and_protected(capsys):

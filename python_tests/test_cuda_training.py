@@ -13,7 +13,7 @@ from echo_ext.training.stepping import CudaRecorder
 
 pytestmark = pytest.mark.cuda
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 DEVICE = "cuda"

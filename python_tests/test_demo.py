@@ -15,7 +15,7 @@ from echo_ext.cli import demo
 from echo_ext.training import evaluation
 from echo_ext.training.fitting import fit, initial_model, make_fabric
 
-for needed in ("lightning", "matplotlib", "sklearn", "tqdm"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "tqdm"):
     pytest.importorskip(needed)
 
 SETTING = {"latent_dim": 4, "learning_rate": 3e-3, "epochs": 120, "model_settings": {"hidden": [64, 64]}}

@@ -12,7 +12,7 @@ from echo_ext import cli
 from echo_ext.cli.train import settings
 from echo_ext.training.configuration import Configuration
 
-for needed in ("lightning", "matplotlib", "pandas", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "pandas", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import echo_ext
 from echo_ext import cli, training
 from echo_ext.training import Configuration, RunDirectory
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 

@@ -12,7 +12,7 @@ from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, TimeLimitReached, running
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -189,7 +189,7 @@ def test_bad_arguments_raise():
 
 
 def test_evaluation_of_a_mixture_has_the_statistics(tmp_path, monkeypatch):
-    pytest.importorskip("lightning")
+    pytest.importorskip("lightning_fabric")
     from echo_ext import training
 
     monkeypatch.setattr(training.evaluation, "write_figures", lambda *_: None)

@@ -28,7 +28,7 @@ NEEDED = {
     "plots": ("matplotlib",),
     "sklearn": ("sklearn",),
     "tigramite": ("tigramite",),
-    "training": ("lightning", "yaml"),
+    "training": ("lightning_fabric", "yaml"),
 }
 
 
@@ -49,7 +49,15 @@ def test_version_is_the_metadata_of_the_installed_package():
 def test_optional_packages_are_left_for_later():
     loaded = run("import sys, echo_ext; print(*sys.modules)").split()
     assert "torch" in loaded
-    for name in ("matplotlib", "sklearn", "lightning", "scipy", "pandas", "echo_ext.models", "echo_ext.distributed"):
+    for name in (
+        "matplotlib",
+        "sklearn",
+        "lightning_fabric",
+        "scipy",
+        "pandas",
+        "echo_ext.models",
+        "echo_ext.training",
+    ):
         assert name not in loaded
 
 

@@ -15,7 +15,7 @@ from echo_ext.data.mixtures import MIXTURES
 from echo_ext.models import GaussianMixture, build
 from echo_ext.training import Configuration
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning_fabric")
 pytest.importorskip("matplotlib")
 pd = pytest.importorskip("pandas")
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"

@@ -142,7 +142,7 @@ def test_correlations_are_those_of_the_codes():
 
 
 def test_echo_figures_are_written_with_their_measures(monkeypatch, tmp_path):
-    pytest.importorskip("lightning")
+    pytest.importorskip("lightning_fabric")
     import echo_figures
     import experiment
 

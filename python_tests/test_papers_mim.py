@@ -13,7 +13,7 @@ from echo_ext.data import mixtures
 from echo_ext.data.mixtures import MIXTURES
 from echo_ext.training import load
 
-for needed in ("lightning", "matplotlib", "pandas", "sklearn"):
+for needed in ("lightning_fabric", "matplotlib", "pandas", "sklearn"):
     pytest.importorskip(needed)
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
 experiment, consistency_order, mim_bottleneck, mim_entropy, mim_images, mim_mixture, prior_expressiveness = map(

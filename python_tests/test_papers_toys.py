@@ -10,7 +10,7 @@ import pytest
 import torch
 from model_cases import diagonal
 
-pytest.importorskip("lightning")
+pytest.importorskip("lightning_fabric")
 pytest.importorskip("matplotlib")
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "papers"))
 

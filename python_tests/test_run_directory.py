@@ -18,7 +18,7 @@ from training_cases import checkpoint, same
 from echo_ext import _checks, _files, cli, training
 from echo_ext.training import Configuration, RunDirectory, checkpoints, ownership, parsing, running
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

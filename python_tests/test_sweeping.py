@@ -25,7 +25,7 @@ from echo_ext.training import Configuration, Deadline, RunDirectory, TimeLimitRe
 from echo_ext.training.processes import run_in_processes
 from echo_ext.training.sweeping import EQUAL_RATES, at_equal_rate, matched_by_rate, series_label
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from echo_ext.models.recipes import RECIPES
 from echo_ext.training import Configuration, RunDirectory, evaluation, fitting, running, sweeping
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -295,7 +295,7 @@ def test_run_directory_has_all_files(echo_run):
     assert (result["recipe"], result["data"], result["beta"], result["seed"]) == ("echo", "digits", 0.5, 2)
     assert result["neg_elbo"] == pytest.approx(result["rate"] + result["distortion"])
     assert result["epochs"] == 4
-    assert {"torch", "lightning", "echo-ext"} <= result["versions"].keys()
+    assert {"torch", "lightning-fabric", "echo-ext"} <= result["versions"].keys()
     assert next((path / "tensorboard").iterdir()).stat().st_size > 0
 
 

@@ -15,7 +15,7 @@ from echo_ext.models.recipes import RECIPES, find
 from echo_ext.training import Configuration, RunDirectory, checkpoints, running, schedules
 from echo_ext.training.schedules import Stream, derive_seed, epoch_rows
 
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

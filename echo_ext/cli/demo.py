@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     given = {name: getattr(arguments, name) for name in ("data", "beta", "seed", "epochs")}
     configurations = {recipe: configure(recipe, **given) for recipe in MODELS}
     device = find_device(arguments.device)
-    _checks.installed("lightning", "matplotlib", "tqdm", purpose="the demo", extra="demo")
+    _checks.installed("lightning_fabric", "matplotlib", "tqdm", purpose="the demo", extra="demo")
     check_writable("out", arguments.out, FILES)
     parts = configurations["echo"].load_data(arguments.data_dir)
     # More threads do not speed up models this small, and sums must not depend on the number of cores.

@@ -25,7 +25,7 @@ EXAMPLES = (
     "echo-ext train --resume --out runs/fashion",
 )
 
-PACKAGES = ("lightning", "matplotlib", "tqdm", "yaml")
+PACKAGES = ("lightning_fabric", "matplotlib", "tqdm", "yaml")
 OFF = "none"  # the word for None, which switches an optional setting off
 _METAVARS: dict[type, str] = {str: "NAME", int: "N", float: "X"}
 # The groups of settings in the help; those that are in none of the others belong to the last.

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +55,8 @@ LOCK_TIMEOUT = 60.0
 
 def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[str, Any]:
     """The content of ``result.json``: rate or rate bound, distortion and -ELBO of the test rows, and settings."""
+    import lightning_fabric
+
     configuration, history = run.configuration, run.history
     return {
         **{name: getattr(configuration, name) for name in ("recipe", "data", "beta", "seed")},
@@ -67,7 +68,7 @@ def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[
         "rows": {"test": len(test)},
         "epochs": len(history),
         "seconds": round(sum(row["seconds"] for row in history), 2),
-        "versions": {**versions(), "lightning": metadata.version("lightning")},
+        "versions": {**versions(), "lightning-fabric": lightning_fabric.__version__},  # type: ignore[attr-defined]
     }
 
 

@@ -31,7 +31,7 @@ from echo_ext.training.stepping import (
 )
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 __all__ = ["Deadline", "TimeLimitReached", "evaluation_batch_size", "fit", "initial_model", "make_fabric", "refresh"]
 
@@ -97,11 +97,11 @@ def make_fabric(device: torch.device, precision: str, loggers: Sequence[Any] = (
     """
     if precision == "16-mixed" and device.type == "cpu":
         raise ValueError("precision must be 'bf16-mixed' or '32-true' on the CPU, got '16-mixed', which needs a GPU")
-    _checks.installed("lightning", purpose="training")
-    from lightning.fabric import Fabric
+    _checks.installed("lightning_fabric", purpose="training")
+    from lightning_fabric import Fabric
 
     # The import sets the level to INFO. Lightning's messages about itself are not for the console, its warnings are.
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     fabric = Fabric(

@@ -20,7 +20,7 @@ from echo_ext.training.run_directory import RESULT_FILE, Run, RunDirectory
 from echo_ext.training.schedules import epoch_rows
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 __all__ = ["train"]
 
@@ -88,7 +88,7 @@ def train(
         raise ValueError("deadline must be None for several processes, which might stop after different steps")
     loggers = []
     if tensorboard:
-        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
         loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version=""))
     # Several processes need Fabric first, because only one of them checks the folder and tells the others.

@@ -20,7 +20,7 @@ from echo_ext.models import Model
 from echo_ext.training.configuration import Configuration
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 __all__ = ["EpochCosts", "Objective", "Stepper", "make_recorder", "prepare_optimizer", "set_learning_rate"]
 

@@ -88,7 +88,7 @@ class Commands:
 
 def serve():
     """Start and wait for commands until stdin is closed."""
-    import lightning.fabric  # noqa: F401
+    import lightning_fabric  # noqa: F401
     import matplotlib.figure  # noqa: F401
     import tqdm.auto  # noqa: F401
     import yaml  # noqa: F401

@@ -16,7 +16,7 @@ from echo_ext.training import RunDirectory
 
 if not hasattr(os, "fork"):
     pytest.skip("the processes of these tests are forked", allow_module_level=True)
-for needed in ("lightning", "matplotlib", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 from forking import Commands  # noqa: E402  # needs fork
