@@ -279,7 +279,9 @@ def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
 def echo_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "echo"
     torch.set_num_threads(1)
-    return path, training.train(Configuration.of("echo", "digits", beta=0.5, seed=2, **ECHO), path, tensorboard=True)
+    return path, training.train(
+        Configuration.of("echo", "digits", beta=0.5, seed=2, **ECHO), path, loggers=["tensorboard"]
+    )
 
 
 def test_run_directory_has_all_files(echo_run):

@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE-DATA-betaBETA-seedSEED)")
     add("--resume", action="store_true", help="continue the run in --out after its last finished epoch")
-    add("--tensorboard", action="store_true", help="log to DIR/tensorboard as well")
     add_settings(parser)
 
 
@@ -70,6 +69,8 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
     machine.add_argument("--compile", action="store_true", help="compile the loss with torch.compile")
     what = "on a GPU, launch the kernels of a step one by one instead of replaying a CUDA graph"
     machine.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help=what)
+    what = "where to log, separated by commas: csv (metrics.csv, always written), tensorboard, wandb"
+    machine.add_argument("--logger", dest="loggers", default="csv", metavar="LIST", help=what)
 
 
 def _optional(kind: type) -> Callable[[str], Any]:
@@ -94,8 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     was_finished = arguments.resume and training.RunDirectory(out).is_finished
     if not was_finished:
         check_writable("out", out)
-    switches = {"resume": arguments.resume, "tensorboard": arguments.tensorboard}
-    result = training.train(configuration, out, **switches, **options(arguments))
+    result = training.train(configuration, out, resume=arguments.resume, **options(arguments))
     if not result:  # not the first of several processes
         return
     rate = rate_name_in(result)
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of :func:`echo_ext.training.train` and ``sweep`` that say how and where they train."""
     given = {name: getattr(arguments, name) for name in ("data_dir", "compile", "cuda_graph")}
-    return {**given, "device": find_device(arguments.device)}
+    return {**given, "device": find_device(arguments.device), "loggers": arguments.loggers.split(",")}
 
 
 def model_setting(name: str, text: str) -> Any:

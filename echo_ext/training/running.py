@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from echo_ext import _checks
 from echo_ext._progress import progress, silenced
 from echo_ext.data import LabeledDataset
+from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.training import checkpoints, evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
@@ -22,7 +24,9 @@ from echo_ext.training.schedules import epoch_rows
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["train"]
+__all__ = ["LOGGERS", "check_loggers", "train"]
+
+LOGGERS = ("csv", "tensorboard", "wandb")
 
 # Every call trains at least this long, so that repeated calls with a short time limit finish the run.
 MINIMUM_SECONDS = 1.0
@@ -39,7 +43,7 @@ def train(
     device: torch.device | str = "cpu",
     compile: bool = False,
     cuda_graph: bool = True,
-    tensorboard: bool = False,
+    loggers: Sequence[str] = (),
     show_progress: bool = True,
     deadline: Deadline | None = None,
 ) -> dict[str, Any]:
@@ -62,7 +66,9 @@ def train(
         device: The device to train on.
         compile: Whether to compile the loss with ``torch.compile``.
         cuda_graph: Whether to record the step as a CUDA graph on a GPU, unless the step must wait for the device.
-        tensorboard: Whether to log to ``out/tensorboard`` as well.
+        loggers: Where to log the epochs and the measures of the test rows besides ``metrics.csv``: "tensorboard", to
+            ``out/tensorboard``, and "wandb", to Weights & Biases, in the project ``echo-ext`` or that of
+            ``WANDB_PROJECT``. "csv" is ``metrics.csv`` itself, which is always written.
         show_progress: Whether to show the progress on stderr: as a bar on a terminal, else as a line every minute.
         deadline: The time at which to save a checkpoint and stop, even in the middle of an epoch, but not before one
             second of training. An evaluation that has started is finished.
@@ -86,13 +92,9 @@ def train(
     directory, processes = RunDirectory(out), int(os.environ.get("WORLD_SIZE", 1))
     if deadline is not None and processes > 1:
         raise ValueError("deadline must be None for several processes, which might stop after different steps")
-    loggers = []
-    if tensorboard:
-        from lightning_fabric.loggers.tensorboard import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(directory.path, name="tensorboard", version=""))
+    made = _make_loggers(check_loggers(loggers), directory, configuration)
     # Several processes need Fabric first, because only one of them checks the folder and tells the others.
-    fabric = make_fabric(torch.device(device), configuration.precision, loggers) if processes > 1 else None
+    fabric = make_fabric(torch.device(device), configuration.precision, made) if processes > 1 else None
     try:
         with contextlib.ExitStack() as ownership, silenced(not show_progress):
             finished = _in_first_process(fabric, lambda: _claim(directory, configuration, resume, ownership))
@@ -101,13 +103,15 @@ def train(
             parts = configuration.load_data(data_dir)
             _check_rows(parts, configuration, processes)
             model = initial_model(configuration, parts["train"], processes)
-            fabric = fabric or make_fabric(torch.device(device), configuration.precision, loggers)
+            fabric = fabric or make_fabric(torch.device(device), configuration.precision, made)
             if not resume:
                 _in_first_process(fabric, lambda: ownership.enter_context(directory.begun(configuration)))
             checkpoint = directory.load_checkpoint(configuration) if resume and directory.has_checkpoint else None
             ends_with_best = configuration.patience is not None
             if ends_with_best and checkpoint and checkpoint["history"]:
                 directory.load_best(configuration, checkpoint["history"])  # fails now rather than after training
+            history = checkpoint["history"] if checkpoint else []
+            ownership.enter_context(_logging(made, history, resume))
             start = time.monotonic()
 
             def should_stop() -> bool:
@@ -133,9 +137,39 @@ def train(
             if should_stop():
                 raise TimeLimitReached("the time limit was reached after training, before the model was evaluated")
             with _interruptible(directory, "all epochs are saved"):
-                return _finish(run, parts, directory)
+                return _finish(run, parts, directory, fabric)
     finally:
         _leave_group()
+
+
+def check_loggers(names: Sequence[str]) -> list[str]:
+    """The names of the loggers besides ``metrics.csv``; raises an error for one that is unknown or not installed."""
+    for name in names:
+        _checks.choice("loggers", name, LOGGERS)
+    found = [name for name in names if name != "csv"]
+    for name in found:
+        _checks.installed(name, purpose=f"the logger {name!r}", install=name)
+    return found
+
+
+def _make_loggers(names: Sequence[str], directory: RunDirectory, configuration: Configuration) -> list[Any]:
+    if not names:
+        return []
+    _checks.installed("lightning_fabric", purpose="training")
+    from echo_ext.training.loggers import make_loggers
+
+    return make_loggers(names, directory.path, configuration)
+
+
+def _logging(
+    loggers: Sequence[Any], history: Sequence[Mapping[str, float]], resume: bool
+) -> contextlib.AbstractContextManager[None]:
+    """A context in which the loggers are started."""
+    if not loggers:
+        return contextlib.nullcontext()
+    from echo_ext.training.loggers import started
+
+    return started(loggers, history, resume=resume)
 
 
 def _claim(
@@ -188,8 +222,8 @@ def _check_rows(parts: Mapping[str, LabeledDataset], configuration: Configuratio
             )
 
 
-def _finish(run: Run, parts: Mapping[str, LabeledDataset], directory: RunDirectory) -> dict[str, Any]:
-    """Save the model of a trained run, evaluate it and write its figures and its result, which is returned."""
+def _finish(run: Run, parts: Mapping[str, LabeledDataset], directory: RunDirectory, fabric: Fabric) -> dict[str, Any]:
+    """Save the model of a trained run, evaluate it, log and write its figures and its result, which is returned."""
     model, configuration = run.model, run.configuration
     checkpoint = directory.load_checkpoint(configuration)
     if not checkpoint["finished"]:
@@ -201,6 +235,8 @@ def _finish(run: Run, parts: Mapping[str, LabeledDataset], directory: RunDirecto
         checkpoints.load_weights(model, checkpoint)
         best_epoch = {"best_epoch": checkpoint["epoch"]}
     result = {**evaluation.measure(run, parts["test"]), **best_epoch}
+    measures = (rate_name_in(result), "distortion", "neg_elbo")
+    fabric.log_dict({f"test_{name}": result[name] for name in measures}, step=int(run.history[-1]["step"]) + 1)
     evaluation.write_figures(run, parts["test"], result, directory)
     directory.write_json(RESULT_FILE, result)  # written last, it marks the run as complete
     return result

@@ -28,7 +28,7 @@ from echo_ext.training.evaluation import evenly_spaced
 from echo_ext.training.fitting import Deadline, TimeLimitReached
 from echo_ext.training.processes import run_in_processes, sigterm_interrupts
 from echo_ext.training.run_directory import EVALUATION_FILE, RunDirectory, load
-from echo_ext.training.running import train
+from echo_ext.training.running import check_loggers, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def sweep(
         evaluate: Whether to evaluate each run, as :func:`~echo_ext.training.evaluate` does, and to average these
             measures too. A run with an ``evaluation.json`` of all its epochs is not evaluated again.
         on_run: Called after each run with the name of its folder and its result, or None if it failed.
-        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph`` and ``show_progress`` of
+        options: ``data_dir``, ``device``, ``compile``, ``cuda_graph``, ``loggers`` and ``show_progress`` of
             :func:`~echo_ext.training.train`.
 
     Raises:
@@ -125,6 +125,7 @@ def sweep(
     if not configurations:
         raise ValueError("configurations must contain at least one, got none")
     _checks.whole("jobs", jobs, minimum=1)
+    check_loggers(options.get("loggers", ()))
     settings = _differing(configurations)
     _check_trim(configurations, settings, trim)
     deadline = None if time_limit is None else Deadline.after(time_limit)
