@@ -15,8 +15,8 @@ import pytest
 import torch
 from training_cases import checkpoint, same
 
-from echo_ext import _checks, _files, cli, training
-from echo_ext.training import Configuration, RunDirectory, checkpoints, ownership, parsing, running
+from echo_ext import _checks, _files, _parsing, cli, training
+from echo_ext.training import Configuration, RunDirectory, checkpoints, ownership, running
 
 for needed in ("lightning_fabric", "matplotlib", "sklearn", "yaml"):
     pytest.importorskip(needed)
@@ -418,10 +418,10 @@ def test_deeply_nested_flag_is_refused(capsys, tmp_path):
 
 
 def test_yaml_and_json_within_the_limits_are_read(tmp_path):
-    assert parsing.parse_yaml("a: [1, {b: 2.5}]") == {"a": [1, {"b": 2.5}]}
-    assert parsing.parse_yaml("") is None
+    assert _parsing.parse_yaml("a: [1, {b: 2.5}]") == {"a": [1, {"b": 2.5}]}
+    assert _parsing.parse_yaml("") is None
     (tmp_path / "file").write_text('{"a": [1, NaN]}')
-    assert str(parsing.read_json(tmp_path / "file")) == "{'a': [1, nan]}"
+    assert str(_parsing.read_json(tmp_path / "file")) == "{'a': [1, nan]}"
 
 
 def test_values_are_shortened_in_errors():

@@ -116,7 +116,7 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def model_setting(name: str, text: str) -> Any:
     """The value of ``--set NAME=TEXT``."""
-    from echo_ext.training.parsing import parse_yaml
+    from echo_ext._parsing import parse_yaml
 
     try:
         return parse_yaml(text)

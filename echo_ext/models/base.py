@@ -5,12 +5,14 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from typing_extensions import Self
 
 from echo_ext import _checks
 from echo_ext.echo.channel import ChannelOutput
@@ -19,7 +21,7 @@ from echo_ext.models.channels import noiseless
 from echo_ext.models.priors import Prior, as_prior, channel_inputs
 from echo_ext.models.proposals import draw_defensively
 
-__all__ = ["LatentModel", "Model", "eval_mode"]
+__all__ = ["LatentModel", "Model", "eval_mode", "load_weights"]
 
 
 class Model(nn.Module, abc.ABC):
@@ -31,6 +33,8 @@ class Model(nn.Module, abc.ABC):
     Attributes:
         warm_up_weight: A number from 0 to 1, by default 1. Training with a warm-up raises it from 0 to 1, and each
             model says which terms of its loss it multiplies.
+        built_by: The recipe, data_shape, latent_dim and model_settings of :func:`~echo_ext.models.build`, by which a
+            saved model is built again. None for a model that was not built by it.
 
     Example:
         >>> model = echo_ext.models.build("vae", (1, 8, 8), latent_dim=4)
@@ -40,6 +44,8 @@ class Model(nn.Module, abc.ABC):
         >>> model.encode_mean(x).shape, model.reconstruct(x, draws=10).shape, model.sample(3).shape
         (torch.Size([50, 4]), torch.Size([50, 1, 8, 8]), torch.Size([3, 1, 8, 8]))
     """
+
+    built_by: Mapping[str, Any] | None = None
 
     def __init__(self, data_shape: Sequence[int]) -> None:
         super().__init__()
@@ -109,6 +115,87 @@ class Model(nn.Module, abc.ABC):
                 taken |= set(map(id, part.parameters()))
         rest = [parameter for parameter in self.parameters() if id(parameter) not in taken]
         return [{"params": rest, "lr": learning_rate}, *groups]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save the model in a folder, from which :meth:`from_pretrained` loads it.
+
+        The folder gets ``model.safetensors`` with the weights, ``config.json`` with what
+        :func:`~echo_ext.models.build` was called with, and a model card, ``README.md``, unless it has one.
+
+        Args:
+            folder: The folder, which is created if necessary.
+
+        Raises:
+            ModuleNotFoundError: huggingface_hub or safetensors is not installed.
+            TypeError: A setting of the model cannot be written as JSON.
+            ValueError: The model has other parts than those of its recipe.
+        """
+        from echo_ext.models import pretrained
+
+        pretrained.shared(self).save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save the model in a repository of the Hugging Face Hub, which is created if necessary.
+
+        Args:
+            repo_id: The repository, such as "user/name".
+            options: Those of ``push_to_hub`` of :class:`huggingface_hub.ModelHubMixin`, such as ``private=True``,
+                ``token``, ``branch``, ``create_pr``, ``commit_message`` and ``ignore_patterns``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConnectionError: The Hub cannot be reached, or does not accept the files.
+            ModuleNotFoundError: huggingface_hub or safetensors is not installed.
+            PermissionError: There is no token, or it may not write to the repository.
+            TypeError, ValueError: As for :meth:`save_pretrained`, or the name is no name of a repository.
+        """
+        from echo_ext.models import pretrained
+
+        return pretrained.shared(self).push_to_hub(repo_id, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **parts: Any,
+    ) -> Self:
+        """Load a saved model, in eval mode and on the CPU, from a folder or from the Hugging Face Hub.
+
+        ``Model.from_pretrained`` builds the model of any recipe; the method of another class accepts only models of
+        this class. A model that was composed of parts, as in ``Autoencoder(encoder, decoder, channel)``, is loaded by
+        the method of its class with the same arguments, whose weights are replaced. Files of unknown origin are safe
+        to load: nothing in them is executed.
+
+        Args:
+            name: A folder that :meth:`save_pretrained` has written, or a repository, such as "user/name".
+            revision: A branch, a tag or a commit of the repository.
+            token: A token for a private repository. None means that of ``hf auth login`` or ``HF_TOKEN``.
+            cache_dir: The folder of downloaded files. None means that of huggingface_hub.
+            local_files_only: Whether to use only files that were downloaded before.
+            force_download: Whether to download files again.
+            parts: The arguments of the class, for a model that was not built by a recipe.
+
+        Raises:
+            ConnectionError: The Hub cannot be reached.
+            FileNotFoundError: There is no such folder or repository, or it has no saved model.
+            ModuleNotFoundError: huggingface_hub or safetensors is not installed.
+            PermissionError: The owner of the repository has to grant access to it.
+            TypeError: The model is of another class.
+            ValueError: A file is damaged, or does not fit the model.
+        """
+        from echo_ext.models import pretrained
+
+        download = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        flags = {"local_files_only": local_files_only, "force_download": force_download}
+        return pretrained.load(cls, name, parts, **download, **flags)
 
 
 class LatentModel(Model):
@@ -264,6 +351,32 @@ class LatentModel(Model):
                 f"{tuple(p.batch_shape)} and event {tuple(p.event_shape)}"
             )
         return z.shape[1]
+
+
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    assign: bool = False,
+    misfit: str = "the checkpoint does not fit the model of its configuration",
+) -> None:
+    """Load a state_dict into a model.
+
+    Args:
+        model: The model.
+        state_dict: The weights.
+        assign: Whether to use the tensors of the state_dict themselves, which a model on the meta device needs.
+        misfit: How the error begins.
+
+    Raises:
+        ValueError: The weights belong to another model; the message names the first difference.
+    """
+    try:
+        model.load_state_dict(state_dict, assign=assign)
+    except Exception as wrong:  # the message lists every difference, one per line
+        first = next((line.strip() for line in str(wrong).splitlines()[1:] if line.strip()), str(wrong))
+        shown = first if len(first) <= 200 else f"{first[:200]} ..."
+        raise ValueError(f"{misfit}: {shown}") from wrong
 
 
 @contextlib.contextmanager

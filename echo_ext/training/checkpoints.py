@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from echo_ext import __version__, _checks
+from echo_ext._parsing import NUMBER, check_structure
 from echo_ext.training.configuration import Configuration
-from echo_ext.training.parsing import NUMBER, check_structure
 
-__all__ = ["FORMAT", "dump", "load_weights", "model_identity", "read", "weights_only"]
+__all__ = ["FORMAT", "dump", "model_identity", "read", "weights_only"]
 
 FORMAT = 2  # of the content of a checkpoint; another format cannot be read
 
@@ -113,32 +113,6 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
     except ValueError as wrong:
         raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
     return checkpoint
-
-
-def load_weights(
-    model: nn.Module,
-    checkpoint: Mapping[str, Any],
-    *,
-    assign: bool = False,
-    misfit: str = "the checkpoint does not fit the model of its configuration",
-) -> None:
-    """Load the "state_dict" of a checkpoint into a model.
-
-    Args:
-        model: The model.
-        checkpoint: The checkpoint.
-        assign: Whether to use the tensors of the checkpoint themselves, which a model on the meta device needs.
-        misfit: How the error begins.
-
-    Raises:
-        ValueError: The checkpoint belongs to another model; the message names the first difference.
-    """
-    try:
-        model.load_state_dict(checkpoint["state_dict"], assign=assign)
-    except Exception as wrong:  # the message lists every difference, one per line
-        first = next((line.strip() for line in str(wrong).splitlines()[1:] if line.strip()), str(wrong))
-        shown = first if len(first) <= 200 else f"{first[:200]} ..."
-        raise ValueError(f"{misfit}: {shown}") from wrong
 
 
 def _has_valid_checksum(file: BinaryIO) -> bool:

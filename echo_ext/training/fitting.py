@@ -17,6 +17,7 @@ from torch import Tensor
 from echo_ext import __version__, _checks
 from echo_ext.data import LabeledDataset
 from echo_ext.models import Model
+from echo_ext.models.base import load_weights
 from echo_ext.training import checkpoints, schedules
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.run_directory import Run, RunDirectory, load_initial
@@ -177,7 +178,7 @@ def fit(
         torch.manual_seed(derive_seed(configuration.seed, Stream.WEIGHTS, 1))
         model.prepare(_sample_rows(train, configuration, max(1, PREPARED_VALUES // math.prod(train.data_shape))))
     else:
-        checkpoints.load_weights(model, checkpoint)
+        load_weights(model, checkpoint["state_dict"])
         with _restoring("precision"):
             fabric.strategy.precision.load_state_dict(checkpoint["precision"])
     recorder = make_recorder(fabric, configuration) if cuda_graph else None

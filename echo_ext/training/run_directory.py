@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from echo_ext import __version__, _files
+from echo_ext import __version__, _files, _parsing
 from echo_ext._files import PART
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model
-from echo_ext.training import checkpoints, ownership, parsing
+from echo_ext.models.base import load_weights
+from echo_ext.training import checkpoints, ownership
 from echo_ext.training.configuration import SETTINGS, Configuration
 from echo_ext.training.schedules import best_epoch
 
@@ -36,8 +37,8 @@ EVALUATION_FILE = "evaluation.json"
 
 # What readers need of a result, besides its rate or rate bound.
 _RESULT = {
-    **{"recipe": str, "data": str, "beta": parsing.NUMBER, "seed": int, "rows": {"test": int}},
-    **dict.fromkeys(("distortion", "neg_elbo", "epochs", "seconds"), parsing.NUMBER),
+    **{"recipe": str, "data": str, "beta": _parsing.NUMBER, "seed": int, "rows": {"test": int}},
+    **dict.fromkeys(("distortion", "neg_elbo", "epochs", "seconds"), _parsing.NUMBER),
 }
 
 
@@ -85,9 +86,9 @@ def load(path: str | os.PathLike[str]) -> Run:
         checkpoint = directory.load_best(configuration, history)
     shapes = checkpoint["data_shape"], checkpoint["batch_rows"]
     with torch.device("meta"):  # needs no memory, even if the files are hostile
-        checkpoints.load_weights(configuration.build(*shapes), checkpoint, assign=True)
+        load_weights(configuration.build(*shapes), checkpoint["state_dict"], assign=True)
     model = configuration.build(*shapes)
-    checkpoints.load_weights(model, checkpoint)
+    load_weights(model, checkpoint["state_dict"])
     return Run(model.eval(), configuration, history)
 
 
@@ -111,7 +112,7 @@ def load_initial(model: Model, configuration: Configuration) -> None:
         raise ValueError(f"initial_run must be a run on x of shape {model.data_shape}, got {found}")
     wanted = f"a run whose weights fit the model of recipe {configuration.recipe!r}"
     misfit = f"initial_run must be {wanted}, got recipe {recipe!r} in {path}"
-    checkpoints.load_weights(model, {"state_dict": initial.state_dict()}, misfit=misfit)
+    load_weights(model, initial.state_dict(), misfit=misfit)
 
 
 class RunDirectory:
@@ -257,7 +258,7 @@ class RunDirectory:
         if not file.is_file():
             raise FileNotFoundError(f"there is no run in {self}: it has no {CONFIGURATION_FILE}")
         try:
-            return Configuration.from_mapping(parsing.read_yaml(file))
+            return Configuration.from_mapping(_parsing.read_yaml(file))
         except (ValueError, TypeError) as wrong:
             raise ValueError(f"{file} is not the configuration of a run of echo-ext {__version__}: {wrong}") from wrong
 
@@ -301,9 +302,9 @@ class RunDirectory:
         if not file.is_file():
             raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT_FILE}")
         try:
-            content: Any = parsing.read_json(file)
-            parsing.check_structure("it", content, _RESULT)
-            parsing.check_structure("it", content, {rate_name_in(content): parsing.NUMBER})
+            content: Any = _parsing.read_json(file)
+            _parsing.check_structure("it", content, _RESULT)
+            _parsing.check_structure("it", content, {rate_name_in(content): _parsing.NUMBER})
             if difference := self.configuration().first_difference(content, ("recipe", "data", "beta", "seed")):
                 raise ValueError(f"it belongs to another run, with {difference}")
         except ValueError as wrong:

@@ -14,7 +14,8 @@ from echo_ext import _checks
 from echo_ext._progress import progress, silenced
 from echo_ext.data import LabeledDataset
 from echo_ext.metrics.likelihood import rate_name_in
-from echo_ext.training import checkpoints, evaluation
+from echo_ext.models.base import load_weights
+from echo_ext.training import evaluation
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.fitting import Deadline, TimeLimitReached, fit, initial_model, make_fabric, refresh
 from echo_ext.training.processes import picklable, sigterm_interrupts
@@ -232,7 +233,7 @@ def _finish(run: Run, parts: Mapping[str, LabeledDataset], directory: RunDirecto
     best_epoch = {}
     if configuration.patience is not None:
         checkpoint = directory.load_best(configuration, run.history)
-        checkpoints.load_weights(model, checkpoint)
+        load_weights(model, checkpoint["state_dict"])
         best_epoch = {"best_epoch": checkpoint["epoch"]}
     result = {**evaluation.measure(run, parts["test"]), **best_epoch}
     measures = (rate_name_in(result), "distortion", "neg_elbo")

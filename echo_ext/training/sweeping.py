@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from echo_ext import _checks
+from echo_ext import _checks, _parsing
 from echo_ext._progress import progress, silenced
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.likelihood import rate_name_in
 from echo_ext.models import Model, PixelCNN
-from echo_ext.training import parsing
 from echo_ext.training.configuration import Configuration
 from echo_ext.training.evaluation import evaluate as evaluate_run
 from echo_ext.training.evaluation import evenly_spaced
@@ -260,7 +259,7 @@ def _train_one(configuration: Configuration, path: Path, options: dict[str, Any]
 def _evaluation(path: Path, result: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``evaluation.json``, which is computed if there is none for all epochs of the run."""
     with contextlib.suppress(FileNotFoundError, ValueError):  # one that is damaged is written again
-        found: Any = parsing.read_json(path / EVALUATION_FILE)
+        found: Any = _parsing.read_json(path / EVALUATION_FILE)
         if isinstance(found, dict) and all(found.get(name) == result[name] for name in ("recipe", "data", "epochs")):
             return found
     deadline = options["deadline"]

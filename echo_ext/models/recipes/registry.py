@@ -86,7 +86,10 @@ def build(recipe: str, data_shape: Sequence[int], *, latent_dim: int = 32, **mod
         if name not in chosen.model_settings:
             raise _checks.unknown("setting", name, list(chosen.model_settings), owner=f"recipe {recipe!r}")
     latent_dim = _checks.whole("latent_dim", latent_dim, minimum=1)
-    return chosen.make(_checks.data_shape(data_shape), latent_dim, **{**chosen.model_settings, **model_settings})
+    shape, settings = _checks.data_shape(data_shape), {**chosen.model_settings, **model_settings}
+    model = chosen.make(shape, latent_dim, **settings)
+    model.built_by = {"recipe": recipe, "data_shape": shape, "latent_dim": latent_dim, "model_settings": settings}
+    return model
 
 
 def recipe(
