@@ -44,7 +44,7 @@ class Shared(ModelHubMixin):
             try:
                 return str(super().push_to_hub(repo_id, **options))
             except Exception as error:
-                raise _explanation(error, repo_id, "push") from error
+                raise _explanation(error, repo_id) from error
 
 
 def find(name: str | os.PathLike[str], *files: str, optional: bool = False, **options: Any) -> list[Path]:
@@ -68,19 +68,26 @@ def find(name: str | os.PathLike[str], *files: str, optional: bool = False, **op
             found.append(Path(hf_hub_download(os.fspath(name), file, **options)))
         except Exception as error:
             if not (optional and isinstance(error, hub_errors.EntryNotFoundError)):
-                raise _explanation(error, os.fspath(name), "download") from error
+                raise _explanation(error, os.fspath(name), file) from error
     return found
 
 
-def _explanation(error: BaseException, name: str, action: str) -> Exception:
-    """The error of one line that says what to do, in place of one of huggingface_hub, which has several lines."""
+def _explanation(error: BaseException, name: str, file: str | None = None) -> Exception:
+    """The error of one line that says what to do, in place of one of huggingface_hub, which has several lines.
+
+    Args:
+        error: The error of a download of a file, or of a push.
+        name: The repository.
+        file: The file. None means that the error is that of a push.
+    """
     home, log_in = constants.ENDPOINT, "log in by `hf auth login`"
+    action = "push" if file is None else "download"
     if isinstance(error.__cause__, hub_errors.HfHubHTTPError):
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, hub_errors.HFValidationError):
         argument, what = "name", "a folder with a saved model, or a repository"
-        if action == "push":
+        if file is None:
             argument, what = "repo_id", "a repository"
         return ValueError(f"{argument} must be {what} such as 'user/name', got {name!r}")
     if isinstance(error, hub_errors.GatedRepoError):
@@ -88,8 +95,8 @@ def _explanation(error: BaseException, name: str, action: str) -> Exception:
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return FileNotFoundError(f"{home}/{name} has no such revision")
     if isinstance(error, hub_errors.RemoteEntryNotFoundError):
-        return FileNotFoundError(f"{home}/{name} is not a model that echo-ext has saved: a file is missing there")
-    if action == "push" and status in (401, 403):
+        return FileNotFoundError(f"{home}/{name} has no {file}: it is nothing that echo-ext has saved")
+    if file is None and status in (401, 403):
         return PermissionError(f"your token must be allowed to write to {name} at {home}; {log_in} with one that is")
     if isinstance(error, hub_errors.RepositoryNotFoundError):
         return FileNotFoundError(f"there is no model {name!r} at {home}, or it is private: check the name, or {log_in}")
@@ -97,6 +104,6 @@ def _explanation(error: BaseException, name: str, action: str) -> Exception:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ConnectionError(f"{home} refused to {action} {name}: {reason}")
     advice = "try again with a network"
-    if action == "download":
+    if file is not None:
         advice += f", or copy the folder that `hf download {name} --local-dir DIR` writes elsewhere, and give its path"
     return ConnectionError(f"{home} cannot be reached to {action} {name}: {advice}")

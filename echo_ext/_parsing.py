@@ -8,7 +8,7 @@ from typing import Any
 
 from echo_ext import _checks
 
-__all__ = ["NUMBER", "check_structure", "parse_yaml", "read_json", "read_yaml"]
+__all__ = ["NUMBER", "check_structure", "parse_yaml", "read_json", "read_text", "read_yaml"]
 
 # A configuration is about one page of text, a result a few pages.
 YAML_BYTES, JSON_BYTES = 2**16, 2**20
@@ -40,7 +40,7 @@ def parse_yaml(text: str) -> object:
 
 def read_yaml(file: Path) -> object:
     """Parse a YAML file with the limits of :func:`parse_yaml`."""
-    return parse_yaml(_read(file, YAML_BYTES))
+    return parse_yaml(read_text(file, YAML_BYTES))
 
 
 def read_json(file: Path) -> object:
@@ -50,7 +50,7 @@ def read_json(file: Path) -> object:
         ValueError: The file is too large, nested too deeply, or not JSON.
     """
     try:
-        content: object = json.loads(_read(file, JSON_BYTES))
+        content: object = json.loads(read_text(file, JSON_BYTES))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return content
@@ -80,7 +80,8 @@ def check_structure(name: str, value: Any, schema: Any) -> None:
             check_structure(key, value[key], schema[key])
 
 
-def _read(file: Path, limit: int) -> str:
+def read_text(file: Path, limit: int) -> str:
+    """The text of a file; raises ValueError if it has more bytes than the limit, or is not UTF-8."""
     with file.open("rb") as opened:
         content = opened.read(limit + 1)
     if len(content) > limit:

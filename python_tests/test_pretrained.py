@@ -129,6 +129,7 @@ def test_files_of_a_saved_model(tmp_path):
     assert (config["data_shape"], config["latent_dim"]) == ([1, 8, 8], 3)
     assert config["model_settings"]["hidden"] == [16]
     assert config["model_settings"]["beta"] == 1.0  # a default, which may be another in a later version
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.library_name == "echo-ext"
     assert {"echo-ext", "echo"} <= set(card.data.tags)
@@ -327,7 +328,7 @@ def one_line(kind, message, call):
 def test_errors_of_downloads_are_one_line(hub):
     hub.repositories["user/empty"] = {}
     one_line(FileNotFoundError, "there is no model 'user/none' at http", lambda: Model.from_pretrained("user/none"))
-    one_line(FileNotFoundError, "a file is missing there", lambda: Model.from_pretrained("user/empty"))
+    one_line(FileNotFoundError, "user/empty has no config.json", lambda: Model.from_pretrained("user/empty"))
     one_line(FileNotFoundError, "no such revision", lambda: Model.from_pretrained("user/empty", revision="v9"))
     one_line(ValueError, "such as 'user/name', got './no/folder'", lambda: Model.from_pretrained("./no/folder"))
     hub.gated.add("user/empty")

@@ -23,7 +23,7 @@ from echo_ext.cli.completion import add_print_completion
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep", "encode", "sample")
+COMMANDS = ("info", "demo", "mi", "data", "recipes", "train", "evaluate", "sweep", "encode", "sample", "push", "pull")
 
 # Errors that the user can fix have exit code 2, all others 1.
 _BAD_INPUT = (ValueError, TypeError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)

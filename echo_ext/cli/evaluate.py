@@ -12,7 +12,7 @@ from echo_ext.cli.machine import add_data_dir, add_device, check_writable, find_
 from echo_ext.cli.printing import print_table
 from echo_ext.cli.train import PACKAGES
 from echo_ext.metrics.information import METHODS
-from echo_ext.metrics.likelihood import RATE_WORDS
+from echo_ext.training.evaluation import LABELS
 
 __all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
@@ -21,28 +21,6 @@ EXAMPLES = (
     "echo-ext evaluate runs/echo-digits-beta1-seed0",
     "echo-ext evaluate runs/vae-digits-beta1-seed0 --importance-draws 1000 --tsne",
 )
-
-LABELS = {
-    **RATE_WORDS,
-    "distortion": "distortion",
-    "neg_elbo": "-ELBO",
-    "importance_nll": "-log p(x) at most, importance",
-    "total_correlation_bound": "bound on TC(x)",
-    "noise_total_correlation": "noise TC, -1/2 log det corr",
-    "noise_log_det": "noise -log det corr (Echo paper)",
-    "knn_accuracy_k1": "1-NN accuracy",
-    "knn_accuracy_k3": "3-NN accuracy",
-    "knn_accuracy": "5-NN accuracy",
-    "knn_accuracy_k10": "10-NN accuracy",
-    "information_ksg": "I(x; z) by KSG",
-    "rmse": "RMSE per coordinate",
-    "joint_mim_loss": "L_MIM",
-    "joint_regularizer": "R_MIM = L_MIM - L_CE",
-    "joint_anchored_jsd": "JSD of the anchored joints",
-    "joint_learned_jsd": "JSD of the learned joints",
-    "mig": "MIG, 20 bins",
-    "factor_vae_score": "FactorVAE score",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

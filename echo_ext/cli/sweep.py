@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from echo_ext import _checks
-from echo_ext.cli.evaluate import LABELS
 from echo_ext.cli.machine import check_writable
 from echo_ext.cli.printing import print_table, with_error
 from echo_ext.cli.train import PACKAGES, add_settings, model_setting, options, settings
 from echo_ext.metrics.likelihood import RATE_WORDS
 from echo_ext.training.configuration import SETTINGS, Configuration
+from echo_ext.training.evaluation import LABELS
 from echo_ext.training.sweeping import series_label
 
 if TYPE_CHECKING:

@@ -68,6 +68,7 @@ def write(model: Model, folder: Path, **more: Any) -> None:
     config = {"library": "echo-ext", "version": __version__, "format": FORMAT, "class": type(model).__name__}
     save_model(model, str(folder / WEIGHTS_FILE))
     (folder / CONFIG_FILE).write_text(json.dumps({**config, **built, **more}, indent=2) + "\n")
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors keeps it from other users
 
 
 def load(kind: type[AnyModel], name: str | os.PathLike[str], parts: Mapping[str, Any], **options: Any) -> AnyModel:
@@ -151,7 +152,7 @@ def card_head(recipe: str | None, license: str | None = None) -> str:
     """The metadata at the beginning of a model card."""
     tags = ["echo-ext", "autoencoder", "information-theory", *([recipe] if recipe else [])]
     lines = ["library_name: echo-ext", *([f"license: {json.dumps(license)}"] if license else [])]
-    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
+    return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
 def _card(model: Model) -> str:
@@ -164,4 +165,4 @@ def _card(model: Model) -> str:
         call = 'Model.from_pretrained("user/name")'
     code = f"```python\nimport echo_ext\n\nmodel = echo_ext.models.{call}\n```"
     text = f"{about}, saved by [echo-ext]({HOME}) {__version__}.\n\n`pip install 'echo-ext[hub]'`\n\n{code}\n"
-    return f"{card_head(recipe)}\n# {recipe or kind}\n\n{text}"
+    return f"{card_head(recipe)}\n\n# {recipe or kind}\n\n{text}"

@@ -6,6 +6,7 @@ from echo_ext.training.evaluation import evaluate
 from echo_ext.training.fitting import Deadline, TimeLimitReached
 from echo_ext.training.run_directory import Run, RunDirectory, load
 from echo_ext.training.running import train
+from echo_ext.training.sharing import export, pull, push
 from echo_ext.training.sweeping import sweep
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "TimeLimitReached",
     "encode",
     "evaluate",
+    "export",
     "load",
+    "pull",
+    "push",
     "sample",
     "sweep",
     "train",

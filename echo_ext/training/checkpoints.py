@@ -22,7 +22,7 @@ from echo_ext import __version__, _checks
 from echo_ext._parsing import NUMBER, check_structure
 from echo_ext.training.configuration import Configuration
 
-__all__ = ["FORMAT", "dump", "model_identity", "read", "weights_only"]
+__all__ = ["FORMAT", "check_structure_for", "dump", "model_identity", "read", "weights_only"]
 
 FORMAT = 2  # of the content of a checkpoint; another format cannot be read
 
@@ -108,7 +108,7 @@ def read(file: Path, configuration: Configuration) -> dict[str, Any]:
     if difference := configuration.first_difference(checkpoint, MODEL_SETTINGS):
         raise ValueError(f"{file} is the checkpoint of a model with {difference}")
     try:
-        _check_structure(checkpoint, is_validated=configuration.valid != "none")
+        check_structure_for(checkpoint, configuration)
         _check_tensors(checkpoint, size)
     except ValueError as wrong:
         raise ValueError(f"{file} is not a checkpoint of echo-ext: {wrong}") from None
@@ -146,10 +146,10 @@ def _refuse_compression(file: BinaryIO) -> None:
             raise ValueError("its members overlap")
 
 
-def _check_structure(content: Mapping[str, Any], *, is_validated: bool) -> None:
+def check_structure_for(content: Mapping[str, Any], configuration: Configuration) -> None:
     """Raise a ValueError that names the first entry which training, evaluation or loading could not use."""
     check_structure("it", content, _SCHEMA)
-    if is_validated:
+    if configuration.valid != "none":
         check_structure("it", content, {"history": [{"valid_loss": NUMBER}]})
     if len(content["history"]) != content["epoch"]:
         raise ValueError(f"history has {len(content['history'])} epochs, not {_checks.brief(content['epoch'])}")

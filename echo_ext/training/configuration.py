@@ -20,7 +20,7 @@ from echo_ext.data.datasets import BINARIZATIONS
 from echo_ext.models.recipes import FOLLOW_BATCH, find
 from echo_ext.training.schedules import SCHEDULES, learning_rate_factor
 
-__all__ = ["SETTINGS", "Configuration", "Setting"]
+__all__ = ["SETTINGS", "Configuration", "Setting", "defaults"]
 
 VALIDATIONS = ("split", "none")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -115,10 +115,8 @@ class Configuration:
             data: One of :func:`echo_ext.data.names`, or the path of own data.
             given: Settings that replace the defaults. None switches off an optional one, such as ``patience``.
         """
-        chosen, shape = find(recipe), catalog.find(data).data_shape
-        defaults = {"beta": chosen.model_settings.get("beta", 1.0), "latent_dim": chosen.latent_dim}
         names = {"recipe": recipe, "data": catalog.identify(data)}
-        return cls.from_mapping({**names, **defaults, **chosen.settings_for(shape), **given})
+        return cls.from_mapping({**names, **defaults(recipe, catalog.find(data).data_shape), **given})
 
     @classmethod
     def from_mapping(cls, content: object) -> Configuration:
@@ -175,6 +173,13 @@ class Configuration:
             if not parts["train"].has_test_part:
                 parts["train"] = parts["train"].joined(parts["test"])
         return {**parts, "train": parts["train"].select(slice(self.limit))}
+
+
+def defaults(recipe: str, data_shape: Sequence[int]) -> dict[str, Any]:
+    """The settings of a recipe on data of this shape that differ from the defaults of :class:`Configuration`."""
+    chosen = find(recipe)
+    model = {"beta": chosen.model_settings.get("beta", 1.0), "latent_dim": chosen.latent_dim}
+    return {**model, **chosen.settings_for(data_shape)}
 
 
 class Setting(NamedTuple):

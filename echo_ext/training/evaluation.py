@@ -24,7 +24,7 @@ from echo_ext.estimators import mutual_information
 from echo_ext.metrics import RateDistortion
 from echo_ext.metrics.codes import MIN_NORMALITY_ROWS
 from echo_ext.metrics.information import METHODS, InformationMethod
-from echo_ext.metrics.likelihood import rate_name_in
+from echo_ext.metrics.likelihood import RATE_WORDS, rate_name_in
 from echo_ext.models import MIM, Model, PixelCNN, StackedCorEx
 from echo_ext.models.channels import gaussian_factors
 from echo_ext.training.fitting import evaluation_batch_size
@@ -36,7 +36,16 @@ if TYPE_CHECKING:
 
     from echo_ext import plots
 
-__all__ = ["TEST_DRAWS", "evaluate", "evenly_spaced", "figures", "measure", "noise_total_correlation", "write_figures"]
+__all__ = [
+    "LABELS",
+    "TEST_DRAWS",
+    "evaluate",
+    "evenly_spaced",
+    "figures",
+    "measure",
+    "noise_total_correlation",
+    "write_figures",
+]
 
 TEST_DRAWS = 4
 # Numbers of rows in the figures, where vectors are shown as scatter plots.
@@ -51,6 +60,28 @@ NOISE_SAMPLES = 100_000
 NEIGHBORS, OTHER_NEIGHBORS = 5, (1, 3, 10)
 # Seconds to wait while another evaluation of the same run writes its files.
 LOCK_TIMEOUT = 60.0
+# The measures that tables show, in this order.
+LABELS = {
+    **RATE_WORDS,
+    "distortion": "distortion",
+    "neg_elbo": "-ELBO",
+    "importance_nll": "-log p(x) at most, importance",
+    "total_correlation_bound": "bound on TC(x)",
+    "noise_total_correlation": "noise TC, -1/2 log det corr",
+    "noise_log_det": "noise -log det corr (Echo paper)",
+    "knn_accuracy_k1": "1-NN accuracy",
+    "knn_accuracy_k3": "3-NN accuracy",
+    "knn_accuracy": "5-NN accuracy",
+    "knn_accuracy_k10": "10-NN accuracy",
+    "information_ksg": "I(x; z) by KSG",
+    "rmse": "RMSE per coordinate",
+    "joint_mim_loss": "L_MIM",
+    "joint_regularizer": "R_MIM = L_MIM - L_CE",
+    "joint_anchored_jsd": "JSD of the anchored joints",
+    "joint_learned_jsd": "JSD of the learned joints",
+    "mig": "MIG, 20 bins",
+    "factor_vae_score": "FactorVAE score",
+}
 
 
 def measure(run: Run, test: LabeledDataset, *, draws: int = TEST_DRAWS) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from echo_ext.training.schedules import best_epoch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Run", "RunDirectory", "load", "load_initial"]
+__all__ = ["Run", "RunDirectory", "checked_result", "load", "load_initial"]
 
 CONFIGURATION_FILE = "config.yaml"
 CHECKPOINT_FILE = "last.ckpt"
@@ -90,6 +90,15 @@ def load(path: str | os.PathLike[str]) -> Run:
     model = configuration.build(*shapes)
     load_weights(model, checkpoint["state_dict"])
     return Run(model.eval(), configuration, history)
+
+
+def checked_result(content: Any, configuration: Configuration) -> dict[str, Any]:
+    """The content of ``result.json`` itself; raises ValueError if it lacks measures or belongs to another run."""
+    _parsing.check_structure("it", content, _RESULT)
+    _parsing.check_structure("it", content, {rate_name_in(content): _parsing.NUMBER})
+    if difference := configuration.first_difference(content, ("recipe", "data", "beta", "seed")):
+        raise ValueError(f"it belongs to another run, with {difference}")
+    return dict(content)
 
 
 def load_initial(model: Model, configuration: Configuration) -> None:
@@ -302,14 +311,9 @@ class RunDirectory:
         if not file.is_file():
             raise FileNotFoundError(f"the run in {self} is not finished: it has no {RESULT_FILE}")
         try:
-            content: Any = _parsing.read_json(file)
-            _parsing.check_structure("it", content, _RESULT)
-            _parsing.check_structure("it", content, {rate_name_in(content): _parsing.NUMBER})
-            if difference := self.configuration().first_difference(content, ("recipe", "data", "beta", "seed")):
-                raise ValueError(f"it belongs to another run, with {difference}")
+            return checked_result(_parsing.read_json(file), self.configuration())
         except ValueError as wrong:
             raise ValueError(f"{file} is damaged: {wrong}") from wrong
-        return dict(content)
 
     # ---- Writing -----------------------------------------------------------------------------------------------------
 
