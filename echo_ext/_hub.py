@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelHubMixin, constants, get_token, hf_hub_download
 from huggingface_hub import errors as hub_errors
+from huggingface_hub.utils import logging
 
 __all__ = ["Shared", "find"]
 
@@ -42,7 +44,8 @@ class Shared(ModelHubMixin):
             self._write(Path(folder))  # now, so that its errors are no errors of the Hub
             self._write = functools.partial(shutil.copytree, folder, dirs_exist_ok=True)
             try:
-                return str(super().push_to_hub(repo_id, **options))
+                with _quiet():
+                    return str(super().push_to_hub(repo_id, **options))
             except Exception as error:
                 raise _explanation(error, repo_id) from error
 
@@ -65,11 +68,23 @@ def find(name: str | os.PathLike[str], *files: str, optional: bool = False, **op
     found = []
     for file in files:
         try:
-            found.append(Path(hf_hub_download(os.fspath(name), file, **options)))
+            with _quiet():
+                found.append(Path(hf_hub_download(os.fspath(name), file, **options)))
         except Exception as error:
             if not (optional and isinstance(error, hub_errors.EntryNotFoundError)):
                 raise _explanation(error, os.fspath(name), file) from error
     return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the warnings of huggingface_hub about each attempt to reach the Hub, which may succeed after all."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _explanation(error: BaseException, name: str, file: str | None = None) -> Exception:
