@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sybil = pytest.importorskip("sybil")
-for needed in ("lightning", "matplotlib", "pandas", "sklearn", "yaml"):
+for needed in ("lightning_fabric", "matplotlib", "pandas", "sklearn", "yaml"):
     pytest.importorskip(needed)
 
 from sybil.document import Document  # noqa: E402
@@ -31,7 +31,10 @@ SAME = NUMBER | doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 TRAINING = {"--epochs": "1", "--limit": "200"}
 SHORT = {"train": TRAINING, "sweep": TRAINING | {"--beta": "1", "--seeds": "0"}, "demo": {"--epochs": "1"}}
 # Pages whose blocks need packages that the tests do not.
-NEEDS = {"docs/causal_discovery.md": ("tigramite", "causallearn")}
+NEEDS = {
+    "docs/causal_discovery.md": ("tigramite", "causallearn"),
+    "docs/sharing.md": ("huggingface_hub", "safetensors", "tensorboard"),
+}
 NOT_RUN = ("pip ", "git ", "pytest ", "torchrun ", "cmake ", "export ", "python ", "benchmarks/")
 
 

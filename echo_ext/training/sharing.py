@@ -73,6 +73,10 @@ def push(
         ModuleNotFoundError: huggingface_hub or safetensors is not installed.
         PermissionError: There is no token, or it may not write to the repository.
         ValueError: A file is damaged, or the name is no name of a repository.
+
+    Example:
+        >>> echo_ext.training.push("runs/echo", "user/name", private=True)  # doctest: +SKIP
+        'https://huggingface.co/user/name/commit/...'
     """
     pretrained.need_hub()
     from echo_ext._hub import Shared
@@ -97,6 +101,11 @@ def export(path: str | os.PathLike[str], folder: str | os.PathLike[str], *, lice
         FileNotFoundError: There is no finished run.
         ModuleNotFoundError: huggingface_hub or safetensors is not installed.
         ValueError: A file is damaged.
+
+    Example:
+        >>> echo_ext.training.export("runs/echo", "shared", license="mit")  # see the example of train
+        >>> type(echo_ext.models.Model.from_pretrained("shared")).__name__
+        'Autoencoder'
     """
     pretrained.need_hub()
     folder = Path(folder)
@@ -128,6 +137,12 @@ def pull(name: str | os.PathLike[str], out: str | os.PathLike[str], **options: A
         ModuleNotFoundError: huggingface_hub or safetensors is not installed.
         PermissionError: The owner of the repository has to grant access to it.
         ValueError: A file is damaged, or does not fit the others.
+
+    Example:
+        >>> echo_ext.training.export("runs/echo", "shared")  # see the example of train
+        >>> model, configuration, history = echo_ext.training.pull("shared", "runs/pulled")
+        >>> configuration.recipe, len(history)
+        ('echo', 1)
     """
     pretrained.need_hub()
     from echo_ext._hub import find
