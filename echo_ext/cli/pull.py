@@ -8,9 +8,13 @@ from pathlib import Path
 from echo_ext import _checks
 from echo_ext.cli.train import PACKAGES
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "download a run that push has uploaded, into a run directory for evaluate, encode and sample"
+EXAMPLES = (
+    "echo-ext pull user/name --out runs/pulled",
+    "echo-ext pull shared/echo --out runs/pulled",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 from echo_ext import _checks
 from echo_ext.cli.train import PACKAGES
 
-__all__ = ["HELP", "add_arguments", "run"]
+__all__ = ["EXAMPLES", "HELP", "add_arguments", "run"]
 
 HELP = "upload the model, the measures and the figures of a run directory, with a model card, to the Hugging Face Hub"
+EXAMPLES = (
+    "echo-ext push runs/echo --out shared/echo",
+    "echo-ext push runs/echo user/name --license mit --private",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
