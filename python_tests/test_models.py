@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from model_cases import log_normal
+from torch.torch_version import TorchVersion
 
 from echo_ext.models import (
     Autoencoder,
@@ -243,7 +244,16 @@ def test_losses_are_float32_under_autocast(name):
             torch.testing.assert_close(value, full[key], rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["echo", "iaf-vamp", "factor-vae"])
+NEEDS_NEWER_COMPILER = pytest.mark.skipif(
+    TorchVersion(torch.__version__) < "2.6",
+    reason="torch 2.4 cannot trace functional_call, nor the inverse of a transform",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["echo", *(pytest.param(name, marks=NEEDS_NEWER_COMPILER) for name in ("iaf-vamp", "factor-vae"))],
+)
 def test_a_step_compiles_to_one_graph(name):
     model, x = small(name), blobs(64)
     model.loss(x)  # fills the bank of Echo, whose width is unknown before

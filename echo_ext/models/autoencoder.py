@@ -103,7 +103,7 @@ class Autoencoder(LatentModel):
         for regularizer in self.regularizers:
             found = dict(regularizer(z))
             loss = loss + found.pop("penalty")
-            terms |= found
+            terms.update(found)  # not |=, which torch.compile of torch 2.6 cannot trace
         return {"loss": loss, **terms}
 
     def transmit(self, x: Tensor) -> ChannelOutput:
