@@ -55,6 +55,27 @@ def test_up_to_five_percent_do_not_matter(call, share):
         CALLS[call](with_ties(share))
 
 
+@pytest.mark.parametrize("call", ["ksg1", "distributed", "matrix", "total"])
+def test_the_warning_says_what_is_for_which_data(call):
+    text = (
+        r"use method='mixed' or 'miller-madow' for few distinct values \('mixed' too where only some values repeat\), "
+        "mutual_information_discrete for labels, and for rounded numbers and large counts add uniform noise as wide "
+        "as the grid$"
+    )
+    with pytest.warns(DegenerateDataWarning, match=text):
+        CALLS[call](with_ties(0.08))
+
+
+def test_noise_is_right_where_methods_for_ties_are_not():
+    rng = fresh()
+    counts = rng.poisson(100, (2, 2000))  # independent
+    with pytest.warns(DegenerateDataWarning, match="rounded numbers and large counts add uniform noise"):
+        assert echo_ext.mutual_information(*counts) > 2
+    assert echo_ext.mutual_information(*counts, method="mixed") > 0.5
+    assert echo_ext.mutual_information(*counts, method="miller-madow") > 0.25
+    assert abs(echo_ext.mutual_information(*(counts + rng.uniform(-0.5, 0.5, counts.shape)))) < 0.06
+
+
 def test_transfer_between_bits_warns():
     source, target = fresh().integers(0, 2, (2, N))
     with pytest.warns(DegenerateDataWarning, match="100 % of the samples"):
@@ -73,7 +94,8 @@ def test_methods_for_ties_do_not_warn():
 def test_discrete_x_next_to_labels_warns():
     rng = fresh()
     answers, labels = rng.integers(1, 6, N), rng.integers(0, 2, N)
-    with pytest.warns(DegenerateDataWarning, match="100 % of the samples .* method='mixed' and discrete_y=True"):
+    text = "100 % of the samples .* method='mixed' and discrete_y=True, and for rounded numbers .* add uniform noise"
+    with pytest.warns(DegenerateDataWarning, match=text):
         assert echo_ext.mutual_information_discrete(answers, labels) > 1  # more than the labels have
     mixed = echo_ext.mutual_information(answers, labels, method="mixed", discrete_y=True)
     assert mixed == pytest.approx(0, abs=0.05)

@@ -63,7 +63,11 @@ def _add_variables(add: Callable[..., object]) -> None:
 def _add_estimator(add: Callable[..., object]) -> None:
     what = "number of neighbors, or a fraction of the rows; more of them lower the variance but can increase the bias"
     add("--k", type=_read_k, default=3, help=what)
-    what = "name of the estimator (default: mixed if a column holds words, which are categories, and ksg1 otherwise)"
+    what = (
+        "name of the estimator (default: mixed if a column holds words, which are categories, and ksg1 otherwise); for "
+        "numbers, mixed and miller-madow need few distinct values that each occur often, and are far too large for "
+        "rounded numbers and large counts: add uniform noise as wide as the grid to those"
+    )
     add("--method", choices=METHODS, help=what)
     add("--unit", default="nats", choices=("nats", "bits"), help="unit of the result")
     what = "what is done to each column of numbers first (default: standardize next to categories, otherwise none)"

@@ -17,7 +17,7 @@ from echo_ext._types import Array, Estimate, Labels, NanPolicy, NumNeighbors, Te
 from echo_ext.estimators import gradients
 from echo_ext.estimators._backend import backend_of, digamma
 from echo_ext.estimators.cells import join_cells, number_cells
-from echo_ext.estimators.evaluation import evaluate, reduce_local_values
+from echo_ext.estimators.evaluation import ADD_NOISE, evaluate, reduce_local_values
 from echo_ext.estimators.labels import read_labels
 from echo_ext.estimators.neighbors import PointSet, count_neighbors_among
 from echo_ext.estimators.options import Options, read_options
@@ -91,8 +91,9 @@ def mutual_information_discrete(
     of each stratum, and the mean over the strata is weighted by the numbers of samples that are not left out: a stratum
     in which no label occurs twice has no weight.
 
-    x is continuous: where many of its values are equal, the estimate is too large. For such data there is
-    :func:`mutual_information` with ``method="mixed", discrete_y=True``.
+    x is continuous: where many of its values are equal, the estimate is too large. If x has few distinct values, use
+    :func:`mutual_information` with ``method="mixed", discrete_y=True``; to rounded numbers and large counts add uniform
+    noise as wide as the grid.
 
     Args:
         x: (..., N, d), or (N,) for one column, of any kind that :func:`mutual_information` reads.
@@ -151,7 +152,10 @@ def mutual_information_discrete(
         samples.are_arrays,
         merge_missing(samples.missing, *missing),
     )
-    remedy = "x is not continuous; use mutual_information with method='mixed' and discrete_y=True"
+    remedy = (
+        "x is not continuous; for few distinct values use mutual_information with method='mixed' and "
+        f"discrete_y=True, and {ADD_NOISE}"
+    )
     values = evaluate(_local_values_of_batch, samples, options, remedy=remedy)
     if not local:  # the mean over those that are not left out
         values = values.nanmean(-1, keepdim=True)

@@ -143,7 +143,9 @@ def independence_test(
     * "local" exchanges each row of y with one of the rows that are nearest in z, each used once as far as possible, so
       that y keeps its dependence on z (Runge 2018). It is the default with z.
     * "circular" rotates y by a random offset, which is larger than the window of ``exclude_within`` in both directions.
-      y keeps its autocorrelation.
+      y keeps its autocorrelation, but not its dependence on z. If y depends on z, use a small k: at the level of 5 %,
+      tests of the first and the last of three series in a chain, given the middle one, reject 2.5 % of the time with
+      k = 5, but 42 % with k = 0.1 ("local": 3 % and 3.5 %; 500 rows).
     * "block" permutes blocks of ``block_length`` consecutive rows of y. Choose blocks longer than the autocorrelation.
 
     Args:

@@ -24,7 +24,7 @@ from echo_ext._types import (
     Unit,
 )
 from echo_ext.estimators import gradients, local_values
-from echo_ext.estimators.evaluation import Formula, evaluate, reduce_local_values
+from echo_ext.estimators.evaluation import ADD_NOISE, Formula, evaluate, reduce_local_values
 from echo_ext.estimators.ksg1_gradient import ksg1_with_gradient
 from echo_ext.estimators.labels import read_categories
 from echo_ext.estimators.neighbors import PointSet
@@ -45,7 +45,10 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MULTIVARIATE_METHODS: tuple[MultivariateMethod, ...] = get_args(MultivariateMethod)
 
 # What to do about tied samples.
-USE_MIXED = "use method='mixed', or mutual_information_discrete for labels"
+USE_MIXED = (
+    "use method='mixed' or 'miller-madow' for few distinct values ('mixed' too where only some values repeat), "
+    f"mutual_information_discrete for labels, and {ADD_NOISE}"
+)
 
 
 @overload
@@ -117,10 +120,12 @@ def mutual_information(
       independent normal variables of 10 columns (3000 samples, k = 3).
     * "mixed": ``psi(k) + ln N - <psi(nx + 1) + psi(ny + 1)>``, for variables that are partly discrete. nx counts the
       samples that are strictly nearer. Where the k-th neighbor is at distance 0, the numbers of samples with equal
-      values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017).
+      values, the sample itself included, replace k, nx + 1 and ny + 1 (Gao, Kannan, Oh and Viswanath 2017). For many
+      values on a grid it is far too large: see :class:`DegenerateDataWarning`.
     * "plug-in": ``H(x) + H(y) - H(x, y)`` for discrete variables, with the entropies of the sample's frequencies as in
       :func:`entropy`: each distinct row of a variable is a symbol.
-    * "miller-madow": the same, with each entropy corrected by (number of symbols - 1) / (2N).
+    * "miller-madow": the same, with each entropy corrected by (number of symbols - 1) / (2N). Both need pairs of
+      symbols that occur often, and are too large otherwise.
 
     "plug-in" and "miller-madow" have no neighbors: ``k``, ``exclude_within`` and ``boundary_width`` do not change them,
     a sequence of k repeats the estimate, and ``transform`` must be None. Their variables may also be labels, as for
@@ -378,7 +383,8 @@ def total_correlation(
     * "ksg1": ``psi(k) + (m - 1) psi(N) - <sum_i psi(n_i + 1)>`` (Kraskov et al. 2004, eq. 23).
     * "ksg2": ``psi(k) - (m - 1) / k + (m - 1) psi(N) - <sum_i psi(n_i)>`` (eq. 24).
     * "mixed": ``psi(k) + (m - 1) ln N - <sum_i psi(n_i + 1)>``, for variables that are partly discrete, with the rule
-      of :func:`mutual_information` where the k-th neighbor is at distance 0; the two agree for m = 2.
+      of :func:`mutual_information` where the k-th neighbor is at distance 0, and its bias on a grid; the two agree for
+      m = 2.
     * "plug-in": ``sum_i H(x_i) - H(x)`` for discrete variables, with the entropies of the sample's frequencies as in
       :func:`entropy`; "miller-madow": the same with the corrected entropies.
 
