@@ -189,7 +189,7 @@ def test_mi_shows_progress(monkeypatch, capsys, words, label):
 
 
 def test_runs_show_progress_of_every_phase(monkeypatch, capsys, one_thread):
-    for needed in ("lightning", "matplotlib", "pandas", "sklearn", "yaml"):
+    for needed in ("lightning_fabric", "matplotlib", "pandas", "sklearn", "yaml"):
         pytest.importorskip(needed)
     quick = ["--recipe", "vae", "--data", "digits", "--epochs", "2", "--limit", "50", "--latent-dim", "2"]
     commands = {
@@ -274,7 +274,7 @@ def test_interrupt_at_the_terminal_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signal_after_the_last_epoch_says_how_to_continue(monkeypatch, capsys, signum):
-    pytest.importorskip("lightning")
+    pytest.importorskip("lightning_fabric")
     from echo_ext.training import evaluation
 
     words = ["train", "--recipe", "vae", "--data", "digits", "--epochs", "1", "--limit", "100", "--out", "run"]
