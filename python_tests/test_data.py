@@ -88,7 +88,7 @@ def test_missing_folder_and_missing_file_are_named(tmp_path):
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(
         FileNotFoundError,
-        match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*it is available from https://",
+        match=rf"t10k-labels-idx1-ubyte.gz .*of mnist.* in {re.escape(str(tmp_path))}.*by hand from https://",
     ):
         data.load("mnist", tmp_path)
 

@@ -97,7 +97,7 @@ def test_unwritable_cache_of_celeba_warns(tmp_path, monkeypatch):
 def test_missing_files_of_celeba_name_their_source(tmp_path, file):
     write_celeba(tmp_path / "celeba", packed=True)
     (tmp_path / "celeba" / file).unlink()
-    wanted = rf"{file} of celeba was not found in .*{tmp_path}.*no address.* available from https://mmlab.*--data-dir"
+    wanted = rf"{file} of celeba was not found in .*{tmp_path}.*no address.* by hand from https://mmlab.*--data-dir"
     with pytest.raises(FileNotFoundError, match=wanted):
         data.load("celeba", tmp_path)
 
