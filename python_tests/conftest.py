@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 
 import device_worker
 import emulated_device
@@ -12,6 +13,9 @@ from filelock import FileLock
 from echo_ext import _C, _cuda, _progress
 
 SEED = int(os.environ.setdefault("ECHO_EXT_TEST_SEED", str(secrets.randbits(31))))  # which worker processes inherit
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -128,7 +128,10 @@ def test_import_without_native_module_raises(tmp_path, core):
     shutil.copy(echo_ext.__file__, tmp_path / "echo_ext")
     if core is not None:
         (tmp_path / "echo_ext" / Path(_C.__file__).name).write_bytes(core)
-    done = subprocess.run([sys.executable, "-c", "import echo_ext"], cwd=tmp_path, capture_output=True, text=True)
+    # Without the finder of an installation in place, which would find the core of the installed package.
+    finders = "[each for each in sys.meta_path if 'editable' not in each.__module__]"
+    code = f"import sys; sys.meta_path = {finders}; import echo_ext"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert line.startswith(

@@ -52,7 +52,10 @@ def measure(model, parts, draws, rows):
         ELBO: metrics.rate_distortion(model, chosen, draws=1).neg_elbo,
     }
     if int(test.labels.min()) >= 0:
-        codes = encoded(model.encode_mean, train), train.labels, encoded(model.encode_mean, test), test.labels
+        codes = (
+            *(encoded(model.encode_mean, train, "codes of training rows"), train.labels),
+            *(encoded(model.encode_mean, test, "codes of test rows"), test.labels),
+        )
         found[ACCURACY] = metrics.knn_accuracy(*codes, k=min(NEIGHBORS, len(train)))
     return found
 
@@ -69,7 +72,7 @@ def draw(table, models, tests):
             torch.manual_seed(0)
             with pixel_progress(model):
                 reconstructed[loss], drawn[loss] = model.reconstruct(x), model.sample(SAMPLED)
-            codes = metrics.tsne(encoded(model.encode_mean, test.select(slice(EMBEDDED))))
+            codes = metrics.tsne(encoded(model.encode_mean, test.select(slice(EMBEDDED)), "codes to embed"))
             figure = plots.embedding(codes, known, title=f"{loss}, {architecture}, {data}")
             figures[f"embedding-{data}-{architecture}-{loss.lower()}.png"] = figure
         figures[f"reconstructions-{data}-{architecture}.png"] = plots.reconstructions(x, reconstructed)

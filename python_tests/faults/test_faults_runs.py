@@ -248,7 +248,9 @@ def test_read_only_folder_is_refused_in_one_line(commands, alone, tmp_path):
         calls = [["train", "--resume", "--out", out], [*TRAIN, *VARIANTS[0], "--out", out / "below"]]
         for ended in commands.run(*calls, obeys_modes=True):
             assert ended.code == 2, ended.errors
-            assert re.fullmatch(r"echo-ext train: error: \S+ is not writable: Permission denied\n", ended.errors)
+            assert re.fullmatch(
+                r"echo-ext train: error: --out must be writable, got \S+: Permission denied\n", ended.errors
+            )
         assert {file.name: file.stat().st_mtime_ns for file in out.iterdir()} == before
     finally:
         out.chmod(0o755)
