@@ -8,13 +8,15 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import Self
 
-__all__ = ["is_terminal", "progress", "silenced"]
+__all__ = ["is_terminal", "progress", "silenced", "tracked"]
+
+T = TypeVar("T")
 
 # Seconds until the first line in a log, and between two lines.
 FIRST_LINE, LINE_INTERVAL = 10.0, 60.0
@@ -99,6 +101,15 @@ def progress(
             ticker.end()
             if ticker.has_shown and not on_terminal and (is_outer if leave is None else leave):
                 print_line()
+
+
+def tracked(steps: Iterable[T], label: str, unit: str) -> Iterator[T]:
+    """Yield the steps of some work, with its progress."""
+    steps = list(steps)
+    with progress(label, len(steps), unit) as bar:
+        for step in steps:
+            yield step
+            bar.update()
 
 
 class _Ticker:

@@ -10,9 +10,9 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from echo_ext._progress import progress
 
 StrPath = str | os.PathLike[str]
 Shape = tuple[int, ...]
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +136,6 @@ def _download(remote: RemoteFile, folder: Path) -> Path:
             "differs; it was not kept"
         ) from problem
     return Path(fetched)
-
-
-def watched(steps: Sequence[T], label: str, unit: str) -> Iterator[T]:
-    """Yield the steps of some work, with its progress."""
-    with progress(label, len(steps), unit) as bar:
-        for step in steps:
-            yield step
-            bar.update()
 
 
 def save_if_possible(path: Path, save: Callable[..., None], warning: str, **arrays: npt.NDArray[Any]) -> None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from echo_ext._progress import tracked
 from echo_ext.data import images
-from echo_ext.data._files import FileLocator, InvalidFile, parsing, read_npz, save_if_possible, watched
+from echo_ext.data._files import FileLocator, InvalidFile, parsing, read_npz, save_if_possible
 from echo_ext.data.datasets import ImageDataset
 
 __all__ = ["ARCHIVE", "ATTRIBUTES", "FOLDER", "PAGE", "PARTITION", "load_celeba"]
@@ -86,7 +87,7 @@ def _prepare(locator: FileLocator, names: list[str], cached: Path) -> Levels:
     """Crop and resize all images and save them in the cache, if it is writable."""
     levels = np.empty((len(names), 3, SIDE, SIDE), np.uint8)
     with _source(locator, names[0]) as open_image:
-        for row, name in enumerate(watched(names, "reading CelebA", "image")):
+        for row, name in enumerate(tracked(names, "reading CelebA", "image")):
             with open_image(name) as file, images.opened(file, f"{name} of CelebA") as (image, shape):
                 if shape != _ALIGNED:
                     wanted, got = (f"RGB of {each[2]} x {each[1]} pixels" for each in (_ALIGNED, shape))

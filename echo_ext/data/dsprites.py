@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from echo_ext._progress import tracked
 from echo_ext.data import sprites
-from echo_ext.data._files import FileLocator, RemoteFile, parsing, read_header, read_npz, save_if_possible, watched
+from echo_ext.data._files import FileLocator, RemoteFile, parsing, read_header, read_npz, save_if_possible
 from echo_ext.data.datasets import LabeledDataset, RowIndex, split
 
 __all__ = [
@@ -153,7 +154,7 @@ def _bits(locator: FileLocator) -> Bits:
 def _render(path: Path) -> Bits:
     """Render all images and save them in the cache, if it is writable."""
     bits = np.empty((*FACTOR_SIZES, _BYTES), dtype=np.uint8)
-    for index in watched(list(np.ndindex(FACTOR_SIZES[:3])), "rendering dSprites", "shape"):
+    for index in tracked(np.ndindex(FACTOR_SIZES[:3]), "rendering dSprites", "shape"):
         bits[index] = sprites.render(*index)
     warning = "dSprites could not be saved and will be rendered again"
     save_if_possible(path, np.savez_compressed, warning, images_packed=bits)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.distributions import Distribution
 from torch.utils.data import Dataset
 
 from echo_ext import _checks, metrics
-from echo_ext._progress import progress
+from echo_ext._progress import progress, tracked
 from echo_ext._versions import versions
 from echo_ext.data import DSprites, LabeledDataset
 from echo_ext.data.mixtures import MIXTURES, Mixture
@@ -191,17 +192,9 @@ def evenly_spaced(data: LabeledDataset, rows: int) -> Tensor:
 @contextlib.contextmanager
 def pixel_progress(model: Model) -> Iterator[None]:
     """Show the progress over the pixels while a model draws them one by one."""
-
-    def watched_pixels(pixels: Iterable[int]) -> Iterator[int]:
-        places = list(pixels)
-        with progress("drawing", len(places), "pixel") as bar:
-            for pixel in places:
-                yield pixel
-                bar.update()
-
     networks = [module for module in model.modules() if isinstance(module, PixelCNN)]
     for network in networks:
-        network.wrap_pixels = watched_pixels
+        network.wrap_pixels = functools.partial(tracked, label="drawing", unit="pixel")
     try:
         yield
     finally:
