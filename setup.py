@@ -44,13 +44,13 @@ def build_environment():
 
 
 def fingerprint(module):
-    """What a build in place depends on: the sources, the options and the compilers that would be chosen."""
+    """A module and what it was built from: the sources, the options and the compilers that would be chosen."""
     options = [os.environ.get(f"ECHO_EXT_{name}", "") for name in ("CUDA", "CUDA_ARCHS", "WERROR")]
     compilers = [
         os.environ.get(name) or str(shutil.which(program)) for name, program in (("CXX", "c++"), ("CUDACXX", "nvcc"))
     ]
-    digest = hashlib.sha256(repr((module, options, compilers, wheel_nvcc() is None)).encode())
-    for path in sorted([ROOT / "CMakeLists.txt", *(ROOT / "csrc").rglob("*.*")]):
+    digest = hashlib.sha256(repr((module.name, options, compilers, wheel_nvcc() is None)).encode())
+    for path in [module, ROOT / "CMakeLists.txt", *sorted((ROOT / "csrc").rglob("*.*"))]:
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -74,12 +74,12 @@ class CMakeBuild(build_ext):
     def build_in_place(self, ext):
         """Build the module in the source tree, unless it is there: installing other extras builds nothing again."""
         module, tree = ROOT / self.get_ext_filename(ext.name), ROOT / "build" / "native"
-        built, current = tree / "fingerprint", fingerprint(module.name)
-        if not (module.exists() and built.exists() and built.read_text() == current):
+        built = tree / "fingerprint"
+        if not (module.exists() and built.exists() and built.read_text() == fingerprint(module)):
             built.unlink(missing_ok=True)
             (tree / "CMakeCache.txt").unlink(missing_ok=True)  # the build environment's paths change every time
             self.run_cmake(ROOT / "echo_ext", tree)
-            built.write_text(current)
+            built.write_text(fingerprint(module))
         # setuptools copies what lies in its build folder to the source tree, where the module is already.
         copied_from = Path(self.get_ext_fullpath(ext.name))
         copied_from.parent.mkdir(parents=True, exist_ok=True)
