@@ -57,6 +57,8 @@ class Commands:
         files as well.
         """
         errors = [str(self._folder / f"errors-{time.monotonic_ns()}-{index}") for index in range(len(calls))]
+        for file in errors:
+            Path(file).touch()  # a call may be killed before it opens its file
         words = [[str(word) for word in call] for call in calls]
         return list(zip(self._ask(do="start", calls=words, errors=errors, **limits), errors, strict=True))
 
@@ -72,9 +74,8 @@ class Commands:
         """Start all calls together and wait for them."""
         return self.wait(self.start(*calls, **limits))
 
-    def kill(self, call, after):
-        """Start a call and kill it after this many seconds; return its exit code and output."""
-        started = self.start(call)
+    def kill(self, started, after):
+        """Kill a started call after this many seconds; return its exit code and output."""
         time.sleep(after)
         os.kill(started[0][0], signal.SIGKILL)  # it has not been waited for, so the id cannot belong to another process
         (ended,) = self.wait(started)

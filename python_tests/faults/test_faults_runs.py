@@ -118,7 +118,8 @@ def test_killed_runs_resume_bit_equal_without_leftovers(commands, alone, tmp_pat
         out = tmp_path / str(runs)
         for _ in range(seeded.randint(1, 4)):
             resume = ["--resume"] if RunDirectory(out).holds_run else []
-            ended = commands.kill([*TRAIN, *VARIANTS[variant], "--out", out, *resume], seeded.uniform(0, seconds))
+            running = commands.start([*TRAIN, *VARIANTS[variant], "--out", out, *resume])
+            ended = commands.kill(running, after=seeded.uniform(0, seconds))
             assert ended.code in (0, -signal.SIGKILL), ended.errors
             assert_whole(out)
             left_over += any(out.glob(".part-*"))
@@ -156,8 +157,9 @@ def test_only_one_of_concurrent_resumes_starts(commands, alone, tmp_path, seeded
     folder, seconds = alone
     for race in range(races):
         out = tmp_path / str(race)
-        while not RunDirectory(out).holds_run:
-            commands.kill([*TRAIN, *VARIANTS[0], "--out", out], seeded.uniform(0.2, 0.4) * seconds)
+        running = commands.start([*TRAIN, *VARIANTS[0], "--out", out])
+        wait_for(out / "config.yaml")
+        commands.kill(running, after=seeded.uniform(0, 0.3) * seconds)
         ended = commands.run(*[["train", "--resume", "--out", out]] * 2)
         winner, loser = sorted(ended, key=lambda each: each.code)
         assert winner.code == 0
