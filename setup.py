@@ -14,6 +14,9 @@ from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
+if sys.version_info < (3, 10):  # noqa: UP036  # pip runs this before it compares requires-python
+    sys.exit(f"echo-ext needs Python 3.10 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}")
+
 ROOT = Path(__file__).parent.resolve()
 
 
@@ -107,10 +110,9 @@ class CMakeBuild(build_ext):
                 sys.exit("echo-ext: cmake was not found: install cmake and ninja, or let pip build in isolation")
             except subprocess.CalledProcessError as failure:
                 sys.exit(
-                    f"echo-ext: '{' '.join(command[:2])}' failed with status {failure.returncode}; "
-                    "its own message is above. "
-                    "A C++17 compiler is needed (g++ or clang++; on Debian: apt install g++; on Windows: LLVM); "
-                    "ECHO_EXT_CUDA=0 leaves the CUDA part out."
+                    f"echo-ext: the native core could not be built: cmake's message is above (status "
+                    f"{failure.returncode}). A C++17 compiler is needed (g++ 11 or clang 13 or newer; on Debian: apt "
+                    "install g++; on Windows: LLVM); ECHO_EXT_CUDA=0 leaves the CUDA part out."
                 )
 
 
