@@ -16,7 +16,7 @@ import echo_ext
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightning_fabric")
-SUBMODULES = ("data", "distributed", "metrics", "models", "plots", "reference", "sklearn", "training")
+SUBMODULES = ("data", "distributed", "estimators", "metrics", "models", "plots", "reference", "sklearn", "training")
 MODULES = [echo_ext, *(getattr(echo_ext, name) for name in SUBMODULES)]
 MODULES += [
     importlib.import_module(f"echo_ext.{package}")

@@ -34,6 +34,12 @@ class Convergence(NamedTuple, Generic[Values]):
         k: The numbers of neighbors, or fractions of the samples, K of them.
         estimates: (S, K, ...), an array if the samples were arrays, a tensor if they were tensors.
         standard_errors: Likewise.
+
+    Example:
+        >>> x, noise = np.random.default_rng(0).standard_normal((2, 1000))
+        >>> found = echo_ext.mutual_information_convergence(x, x + noise, k=[3, 10], seed=0)
+        >>> found.sizes, found.estimates.shape
+        ((125, 250, 500, 1000), (4, 2))
     """
 
     sizes: tuple[int, ...]
@@ -119,10 +125,10 @@ def mutual_information_convergence(
         seed: The seed of the partitions. None draws one from PyTorch's generator.
 
     Returns:
-        The named tuple ``(sizes, k, estimates, standard_errors)``. ``estimates[i, j]`` is the estimate from parts of
-        ``sizes[i]`` rows with ``k[j]`` neighbors: (S, K, ...), where ... is the batch. Arrays for arrays, tensors for
-        tensors, without gradients. The standard errors are NaN if no size has two parts.
-        :func:`echo_ext.plots.convergence` plots it.
+        :class:`~echo_ext.estimators.Convergence`, the named tuple ``(sizes, k, estimates, standard_errors)``.
+        ``estimates[i, j]`` is the estimate from parts of ``sizes[i]`` rows with ``k[j]`` neighbors: (S, K, ...), where
+        ... is the batch. Arrays for arrays, tensors for tensors, without gradients. The standard errors are NaN if no
+        size has two parts. :func:`echo_ext.plots.convergence` plots it.
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also sizes above N, or too small for k.

@@ -52,6 +52,12 @@ class IndependenceTest(NamedTuple, Generic[Value, Values]):
             tensors.
         pvalue: Its p-value, likewise.
         null_distribution: The estimates with surrogates, an array or a tensor (n, ...).
+
+    Example:
+        >>> x, y = np.random.default_rng(0).standard_normal((2, 200))
+        >>> found = echo_ext.independence_test(x, y, n_resamples=99, seed=0)
+        >>> found.pvalue > 0.05, found.null_distribution.shape
+        (True, (99,))
     """
 
     statistic: Value
@@ -177,9 +183,10 @@ def independence_test(
         progress: A function that is called from time to time with the number of surrogates done.
 
     Returns:
-        The named tuple ``(statistic, pvalue, null_distribution)``. Statistic and p-value are as
-        :func:`mutual_information` returns them; ``null_distribution`` holds the estimates with surrogates, (n, ...), in
-        which a batch with early stopping has those of its last test. Nothing has a gradient.
+        :class:`~echo_ext.estimators.IndependenceTest`, the named tuple ``(statistic, pvalue, null_distribution)``.
+        Statistic and p-value are as :func:`mutual_information` returns them; ``null_distribution`` holds the estimates
+        with surrogates, (n, ...), in which a batch with early stopping has those of its last test. Nothing has a
+        gradient.
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information`. Also a number of resamples, neighbors or rows that does

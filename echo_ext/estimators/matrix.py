@@ -42,6 +42,12 @@ class MatrixTest(NamedTuple, Generic[Value]):
     Attributes:
         statistic: The estimates: (..., p, q), an array, a tensor or a DataFrame, as the columns are.
         pvalue: Their p-values, likewise.
+
+    Example:
+        >>> x, noise = np.random.default_rng(0).standard_normal((2, 200))
+        >>> found = echo_ext.mutual_information_matrix(np.stack([x, x + noise], axis=1), n_resamples=99, seed=0)
+        >>> found.statistic.shape, found.pvalue[0, 1].round(2)
+        ((2, 2), np.float64(0.01))
     """
 
     statistic: Value
@@ -182,8 +188,8 @@ def mutual_information_matrix(
     Returns:
         (..., p, q), an array or a tensor as x is, with one more leading dimension if k is a sequence. Of a DataFrame x,
         with no y or a DataFrame, and one k it is a DataFrame with the labels of the columns. It has no gradient. With
-        ``n_resamples``, the named tuple ``(statistic, pvalue)`` of two such matrices. If y is None, the p-values are
-        symmetric, with NaN on the diagonal.
+        ``n_resamples``, :class:`~echo_ext.estimators.MatrixTest`, the named tuple ``(statistic, pvalue)`` of two such
+        matrices. If y is None, the p-values are symmetric, with NaN on the diagonal.
 
     Raises:
         TypeError, ValueError: As in :func:`mutual_information` and :func:`independence_test`.

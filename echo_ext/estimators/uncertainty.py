@@ -36,6 +36,12 @@ class UncertainEstimate(NamedTuple, Generic[Value]):
     Attributes:
         estimate: A float or an array (...) if the samples were arrays, a tensor (...) if they were tensors.
         standard_error: Likewise.
+
+    Example:
+        >>> x, noise = np.random.default_rng(0).standard_normal((2, 1000))
+        >>> found = echo_ext.with_standard_error(echo_ext.mutual_information, x, x + noise, seed=0)
+        >>> f"{found.estimate:.2f} +- {found.standard_error:.2f}"
+        '0.37 +- 0.03'
     """
 
     estimate: Value
@@ -92,7 +98,8 @@ def with_standard_error(
         options: The estimator's keywords, except ``local``; ``k`` is a single number.
 
     Returns:
-        The named tuple ``(estimate, standard_error)``, each in the form of the estimator's result, without gradients.
+        :class:`~echo_ext.estimators.UncertainEstimate`, the named tuple ``(estimate, standard_error)``, each in the
+        form of the estimator's result, without gradients.
 
     Raises:
         TypeError, ValueError: As the estimator does. Also another estimator, too few rows in a part, several k, or
