@@ -37,7 +37,6 @@ nitpick_ignore_regex = [
         "py:.*",
         r"(torch|numpy|np|pandas|scipy|sklearn|lightning_fabric|huggingface_hub|argparse|collections|typing)\..*",
     ),
-    ("py:class", r"echo_ext\.estimators\.\w+\.Values?"),  # type variables
 ]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -50,6 +49,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings say more, in a line; overloads would fill a page
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 napoleon_use_param = False  # else the description of "x, y" is printed twice
 
 # Links to other projects need a network, which the tests do without.
