@@ -79,7 +79,7 @@ def mutual_information_discrete(
     nan_policy: NanPolicy = "raise",
     transform: Transform | None = None,
 ) -> Estimate:
-    """Estimate the mutual information between x and discrete labels from nearest neighbors (Ross 2014, eq. 1).
+    """Estimate the mutual information between x and discrete labels from nearest neighbors (Ross 2014, equation 1).
 
     ``psi(N) + <psi(k_i)> - <psi(N_i)> - <psi(m_i + 1)>``, where N_i samples have the label of sample i,
     k_i = min(k, N_i - 1), and m_i other samples, of any label, are strictly nearer than the k_i-th neighbor of the same

@@ -103,9 +103,10 @@ def latent_information(
 
 
 def layer_terms(model: Model, x: Data, *, k: int = 3, batch_size: int = 1000) -> Tensor:
-    """Compute what each layer adds to the CorEx bound on TC(x) (Gao et al. 2019, eqs. 10, 14 and 17): (L,), nats.
+    """Compute what each layer adds to the CorEx bound on TC(x): (L,), in nats.
 
-    Their sum is the bound, ``sum_i H(x_i) - D - sum_l R_l <= TC(x)`` with the distortion D and the rates of the layers.
+    Their sum is the bound, ``sum_i H(x_i) - D - sum_l R_l <= TC(x)`` with the distortion D and the rates of the layers
+    (Gao et al. 2019, eqs. 10, 14 and 17).
     A VAE has one layer, and :class:`~echo_ext.models.StackedCorEx` any number, with the terms ::
 
         sum_i H(x_i) - D - I_1,   I_(l-1) - R_(l-1) - I_l for l > 1,

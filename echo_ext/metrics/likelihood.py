@@ -169,7 +169,7 @@ class ImportanceEstimate(NamedTuple):
 def importance_estimate(
     model: Model, x: Data, *, draws: int = 5000, defensive_weight: float = DEFENSIVE_WEIGHT, max_batch_size: int = 200
 ) -> ImportanceEstimate:
-    """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, eq. 8), with its effective draws.
+    """Estimate ``log p(x)`` of each row by importance sampling (Burda et al. 2016, equation 8).
 
     The estimate is ``log 1/K sum_k p(x, z_k) / m(z_k|x)`` with K draws of z from a proposal m. The mean inside the
     logarithm is unbiased, so the estimate is in expectation a lower bound, which rises to log p(x) as K grows. Memory
