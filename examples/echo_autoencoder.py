@@ -1,8 +1,12 @@
 """Train an autoencoder with Echo noise on the digits of scikit-learn, in plain PyTorch.
 
 The loss is rate + distortion in nats. The rate, -log|s|, is known from the encoder alone: there is no prior, and no KL
-divergence. The script prints both for the test rows, and writes a figure of reconstructions and of samples from the
-marginal q(z). It succeeds (exit status 0) if the -ELBO of the test rows ends below 27 nats.
+divergence.
+
+    python examples/echo_autoencoder.py
+
+The script prints the rate and the distortion of the test rows, and writes a figure of reconstructions and of samples
+from the marginal q(z). It succeeds (exit status 0) if the -ELBO of the test rows ends below 27 nats.
 """
 
 import argparse

@@ -2,9 +2,12 @@
 
 The model encodes a sequence with a GRU, adds noise, and decodes the whole sequence at once. `EchoNoise` takes the place
 of `Noise` with the same interface: an activation in, z and the information cost in nats out. The script trains both on
-the digits of scikit-learn, read as sequences of 8 rows of 8 pixels, and generates new sequences from each. It succeeds
-(exit status 0) if the loss of the model with Echo is at most one nat above that of the original. In this model the
-Gaussian stays ahead, by half a nat; gaussian_to_echo.py has networks with which both are equal.
+the digits of scikit-learn, read as sequences of 8 rows of 8 pixels, and generates new sequences from each.
+
+    python examples/echo_in_your_model.py
+
+In this model the Gaussian stays ahead, by half a nat; gaussian_to_echo.py has networks with which both are equal. The
+script succeeds (exit status 0) if the loss of the model with Echo is at most one nat above that of the original.
 """
 
 import argparse
