@@ -414,8 +414,10 @@ def unfinished(out):
     return [name for name in RUNS if not (out / name / "result.json").is_file()]
 
 
-@pytest.mark.parametrize(("interruptions", "epochs"), [(3, 30), pytest.param(10, 800, marks=pytest.mark.slow)])
-def test_stopped_and_killed_sweep_resumes_bit_equal(tmp_path, interruptions, epochs):
+@pytest.mark.parametrize(
+    ("interruptions", "epochs", "seconds"), [(3, 30, 5), pytest.param(10, 800, 12, marks=pytest.mark.slow)]
+)
+def test_stopped_and_killed_sweep_resumes_bit_equal(tmp_path, interruptions, epochs, seconds):
     out = tmp_path / "broken"
     grid = (*GRID, "--epochs", epochs)
     results, turns = {}, 0
@@ -428,7 +430,7 @@ def test_stopped_and_killed_sweep_resumes_bit_equal(tmp_path, interruptions, epo
         limit = ("--time-limit", f"{random.uniform(0.5, 3):.2f}s") if kind == "limit" else ()
         sweep = start(*grid, "--out", out, "--jobs", "2", *limit)
         if kind != "limit":
-            time.sleep(random.uniform(0, 12))
+            time.sleep(random.uniform(0, seconds))
             sweep.send_signal(kind)
         printed, errors = sweep.communicate(timeout=100)
         errors = without_progress(errors)
