@@ -29,7 +29,7 @@ def defined(points, transform):
     """Transform each column of (N, d) by the definition."""
     if transform == "standardize":
         return (points - points.mean(0)) / points.std(0)
-    ranks = stats.rankdata(points, "ordinal", axis=0) - 1
+    ranks = stats.rankdata(points, "ordinal", axis=0).astype(int) - 1  # SciPy 1.18 returns floats
     scores = stats.norm.ppf((ranks + 0.5) / len(points))
     # Differences that are equal by the symmetry of the distribution have to be equal after rounding, too.
     return (
