@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,14 @@ if sys.version_info < (3, 10):  # noqa: UP036  # pip runs this before it compare
     sys.exit(f"echo-ext needs Python 3.10 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}")
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def description():
+    """The README for PyPI, which cannot follow links into the repository."""
+    repository = "https://github.com/echo-ext/echo-ext"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = readme.replace("](docs/figures/", f"]({repository}/raw/main/docs/figures/")
+    return re.sub(r"\]\((?!https:)", f"]({repository}/blob/main/", readme)
 
 
 def wheel_nvcc():
@@ -117,6 +126,8 @@ class CMakeBuild(build_ext):
 
 
 setup(
+    long_description=description(),
+    long_description_content_type="text/markdown",
     ext_modules=[Extension("echo_ext._C", sources=[])],
     cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},
 )
