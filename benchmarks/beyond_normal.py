@@ -27,7 +27,7 @@ class Task:
 def normal_information(covariance, columns):
     """I(x; y) of jointly normal variables, of which x is the first columns."""
     parts = covariance[:columns, :columns], covariance[columns:, columns:], covariance
-    x, y, joint = (np.linalg.slogdet(each).logabsdet for each in parts)
+    x, y, joint = (np.linalg.slogdet(each)[1] for each in parts)
     return float(x + y - joint) / 2
 
 

@@ -22,6 +22,8 @@ NEEDED = {"causal_discovery": ("tigramite", "numba"), "causal_discovery_pc": ("c
 DISTRIBUTED = "distributed_mutual_information"
 GALLERY = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 SHOWN = dict(re.findall(r"examples/(\w+)\.py\n```\n\n```text\n(.*?)```", GALLERY, re.DOTALL))
+# torch 2.6 forgets a temporary folder of its own.
+WARNINGS = ("-W", "error", "-W", "ignore:Implicitly cleaning up:ResourceWarning")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 TIME = re.compile(NUMBER.pattern + r"(?= s\b| times)")
 
@@ -36,7 +38,7 @@ def test_script_succeeds(name, tmp_path):
     for package in NEEDED.get(name, ()):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{name}.py needs {package}")
-    done = run(tmp_path, "-W", "error", EXAMPLES / f"{name}.py")
+    done = run(tmp_path, *WARNINGS, EXAMPLES / f"{name}.py")
     assert not done.stderr
     if name != DISTRIBUTED:  # whose gallery shows two processes
         check_output(done.stdout, SHOWN[name])
@@ -54,7 +56,7 @@ def test_transfer_entropy_finds_the_lag_in_a_table(tmp_path):
     table = {"driver": driver, "driven": np.roll(driver, 2) + noise, "other": other}
     pandas.DataFrame(table).to_csv(tmp_path / "table.csv", index=False)
     options = ("--columns", "driver,driven", "--k", "5", "--window", "0")
-    done = run(tmp_path, "-W", "error", EXAMPLES / "transfer_entropy.py", "table.csv", *options)
+    done = run(tmp_path, *WARNINGS, EXAMPLES / "transfer_entropy.py", "table.csv", *options)
     _, forward, backward = done.stdout.splitlines()
     assert forward.startswith("driver -> driven ")
     assert forward.endswith("p = 0.010: yes, at lag 2")

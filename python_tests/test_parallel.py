@@ -54,7 +54,7 @@ INTERRUPTED = (
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(threads)
 echo_ext.mutual_information_matrix(wide[:99])  # imports parts of torch
-z = echo_ext.echo_sample(f, s, num_terms=3000)
+z = echo_ext.echo_sample(f, s, num_terms=9000)
 calls["gradient"] = lambda: torch.autograd.grad(z.sum(), s)
 for name, call in calls.items():
     sent = []
