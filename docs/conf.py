@@ -64,6 +64,9 @@ if os.environ.get("READTHEDOCS") or os.environ.get("ECHO_EXT_DOCS_ONLINE"):
 html_theme = "pydata_sphinx_theme"
 html_title = f"echo-ext {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_sidebars = {page: [] for page in ("install", "tour")}  # they have no other pages next to them
 html_theme_options = {
     "github_url": REPOSITORY,
     "header_links_before_dropdown": 7,
