@@ -33,10 +33,7 @@ templates_path = ["_templates"]
 smartquotes = False  # names of options and flags are copied from here
 nitpicky = True  # a name that cannot be linked is a warning, and warnings fail the build
 nitpick_ignore_regex = [
-    (
-        "py:.*",
-        r"(torch|numpy|np|pandas|scipy|sklearn|lightning_fabric|huggingface_hub|argparse|collections|typing)\..*",
-    ),
+    ("py:.*", r"(torch|numpy|np|pandas|scipy|sklearn|lightning_fabric|huggingface_hub|argparse|collections|typing)\..*")
 ]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
